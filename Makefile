@@ -1,0 +1,86 @@
+# The commands that people, .ci/run and the GitHub workflow share. Each sets up .venv by itself when it has to.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all style quality mlint dist check-dist clean
+
+# A python3.11 that is on the path but does not run (a version manager's shim) does not count.
+PYTHON ?= $(shell python3.11 -c pass 2>/dev/null && echo python3.11 || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# Always with the constraints: they choose the PyTorch build that the tests were run on.
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c $(CURDIR)/constraints.txt
+PYTEST_ARGS ?=
+
+# Rules of mlinter that assume the transformers tree: 028 wants the full licence text on top of every file,
+# 041 a note on which published checkpoint takes each branch on a config field.
+MLINTER_IGNORED := TRF028|TRF041
+
+START := $(shell date +%s)
+elapsed = $$(( ($$(date +%s) - $(START)) / 60 )) min $$(( ($$(date +%s) - $(START)) % 60 )) s
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+$(INSTALLED): setup.py constraints.txt src/uniwetok_hf/version.py
+	@$(PYTHON) -c 'import sys; sys.exit(f"Python 3.11 or newer is needed; $(PYTHON) is {sys.version.split()[0]}" if sys.version_info < (3, 11) else 0)'
+	@echo "Setting up $(VENV) (a few minutes the first time: PyTorch is large)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python $(PIP_INSTALL) --editable ".[dev]"
+	@touch $@
+
+demo: $(INSTALLED)  ## reconstruct, draw, edit and describe pictures into demo_output/
+	@$(BIN)/uniwetok demo --output demo_output
+	@echo "make demo took $(elapsed), set-up included."
+
+# In CI pytest's own closing line, which has the time too, must be the last one printed.
+define run_pytest
+	@echo "Set-up took $(elapsed)."
+	@status=0; HF_HUB_OFFLINE=1 $(BIN)/pytest $(1) $(PYTEST_ARGS) || status=$$?; \
+	$(if $(CI),,echo "make $@ took $(elapsed), set-up included.";) exit $$status
+endef
+
+test: $(INSTALLED)  ## run the tests, but for the slow ones
+	$(call run_pytest,-m "not slow")
+
+test-all: $(INSTALLED)  ## run all tests
+	$(call run_pytest)
+
+style: $(INSTALLED)  ## format the code and mend what ruff can mend
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+quality: $(INSTALLED) mlint  ## check the style; mlinter's findings are advice
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+mlint: $(INSTALLED)
+	@$(BIN)/mlinter --version
+	@{ COLUMNS=1000 $(BIN)/mlinter --no-progress --no-cache src/uniwetok_hf 2>&1 || true; } \
+		| grep -vE '$(MLINTER_IGNORED)|violation\(s\)' || echo "nothing to advise"
+
+dist: $(INSTALLED)  ## build the source distribution, and the wheel from it, into dist/
+	@rm -rf dist
+	@$(BIN)/python -m build --quiet --dependency-constraints-txt constraints.txt --outdir dist .
+	@ls -l dist
+
+# First bare, which shows that no extra is needed to import the package and to start its command; then with the demo.
+check-dist: dist  ## install the wheel in a clean environment and run the demo from it
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; wheel=$$(echo $(CURDIR)/dist/*.whl); \
+	$(BIN)/python -m venv "$$folder/venv"; cd "$$folder"; unset PYTHONPATH; export HF_HUB_OFFLINE=1; \
+	venv/bin/python $(PIP_INSTALL) "$$wheel"; \
+	venv/bin/python -c 'import uniwetok_hf as u; from pathlib import Path; root = Path(u.__file__).parent; \
+	needed = [root / "py.typed", root / "model_card.md", u.embedded_path("uniwetok-emoji") / "model_index.json"]; \
+	missing = [str(path) for path in needed if not path.is_file()]; \
+	assert "site-packages" in root.parts and not missing, (root, missing)'; \
+	venv/bin/uniwetok --help > /dev/null; \
+	venv/bin/python $(PIP_INSTALL) "$$wheel[demo]"; \
+	venv/bin/uniwetok demo --output demo_output; \
+	test -n "$$(ls demo_output)"
+	@echo "make check-dist took $(elapsed): the demo runs from the installed wheel."
+
+clean:  ## remove what the commands wrote, and .venv
+	rm -rf $(VENV) build dist demo_output src/*.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,84 @@
+"""Packaging of uniwetok-hf: what it needs and what goes into the wheel. Tool settings are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+
+ROOT = Path(__file__).parent
+
+
+def read_version() -> str:
+    """Return the version of the package without importing it (an import would need torch at build time)."""
+    source = (ROOT / "src" / "uniwetok_hf" / "version.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE)
+    if match is None:
+        raise RuntimeError('src/uniwetok_hf/version.py has no line of the form __version__ = "X.Y.Z"')
+    return match.group(1)
+
+
+# Each lower bound is the lowest version on which the tests were run. So far they were run on one set only, the one
+# in constraints.txt; a bound goes down when the tests pass on an older version, never on trust.
+CORE = [
+    "accelerate>=1.15.0",
+    "diffusers>=0.42.1",
+    "huggingface_hub>=2.4.0",
+    "jinja2>=3.1.6",  # chat template of the processor, model cards
+    "numpy>=2.4.6",
+    "pillow>=13.0.0",
+    "safetensors>=0.8.0",
+    "torch>=2.13.0",
+    "tqdm>=4.70.1",
+    "transformers>=5.23.0",
+]
+EXTRAS = {
+    "train": ["datasets>=5.2.0", "peft>=0.21.2", "pyyaml>=6.0.3", "resvg-py>=0.5.0"],
+    "eval": ["datasets>=5.2.0", "evaluate>=0.4.6", "scikit-image>=0.26.0"],
+    # Real photographs to reconstruct; they come inside the scikit-image wheel, so the demo downloads nothing.
+    "demo": ["scikit-image>=0.26.0"],
+}
+TEST_TOOLS = [
+    "build>=1.6.1",
+    "parameterized>=0.9.0",
+    "pytest>=9.2.0",
+    "pytest-xdist>=3.8.0",
+    "ruff>=0.17.6",
+    "transformers-mlinter>=0.1.5",
+]
+EXTRAS["dev"] = sorted({*TEST_TOOLS, *EXTRAS["train"], *EXTRAS["eval"], *EXTRAS["demo"]})
+
+setup(
+    name="uniwetok-hf",
+    version=read_version(),
+    description="UniWeTok: pictures as 128-bit binary codes, and one language model that reads and draws them",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The uniwetok-hf contributors",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords="image tokenizer, binary codes, multimodal, text-to-image, image editing, transformers, diffusers",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    # Listed here and nowhere else: with include_package_data the wheel would depend on MANIFEST.in as well.
+    include_package_data=False,
+    package_data={"uniwetok_hf": ["py.typed", "model_card.md", "embedded/**/*", "training/configs/*.yaml"]},
+    exclude_package_data={"": ["*.pyc"]},
+    zip_safe=False,
+    python_requires=">=3.11",
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["uniwetok = uniwetok_hf.cli.main:main"]},
+)

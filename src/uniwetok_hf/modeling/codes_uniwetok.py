@@ -1,0 +1,150 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""Binary codes as data: the sign quantizer, packing in bytes, and the file format of saved codes.
+
+A token is a vector of {-1, +1}. Nothing here knows a codebook: 2^128 codes need no table, the sign *is* the index.
+Bit j of byte k is channel 8k + j (least significant bit first), the order of the groups in the entropy loss (spec 2.1).
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+
+CODES_FORMAT = "uniwetok-codes"
+CODES_VERSION = 1
+
+
+class CodesFileError(ValueError):
+    """A file that is no file of codes, or codes that do not fit the model. The message says which."""
+
+
+def binarize(latents: torch.Tensor) -> torch.Tensor:
+    """+1 where `latents` > 0 and -1 elsewhere (exact zero is -1, spec 1.2); same shape and dtype, no gradient."""
+    return torch.where(latents > 0, 1.0, -1.0).to(latents.dtype)
+
+
+def pack_codes(codes: torch.Tensor) -> torch.Tensor:
+    """Packs codes [B, bits, h, w] of {-1, +1} to uint8 [B, h, w, bits / 8]: 16 bytes a token for 128 bits.
+
+    Raises:
+        ValueError: when `codes` is not 4-dimensional or its bits are no multiple of 8.
+    """
+    if codes.ndim != 4 or codes.shape[1] % 8:
+        raise ValueError(f"`codes` must be [B, bits, h, w] with bits a multiple of 8, got {tuple(codes.shape)}.")
+    bits = (codes > 0).movedim(1, -1).unflatten(-1, (-1, 8))  # [B, h, w, bytes, 8]
+    weights = 2 ** torch.arange(8, device=codes.device)
+    return (bits * weights).sum(-1).to(torch.uint8)
+
+
+def unpack_codes(packed: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Inverse of [`pack_codes`]: uint8 [B, h, w, bits / 8] to codes [B, bits, h, w] of {-1, +1} in `dtype`.
+
+    Raises:
+        ValueError: when `packed` is not uint8 or not 4-dimensional.
+    """
+    if packed.dtype != torch.uint8 or packed.ndim != 4:
+        raise ValueError(f"`packed` must be uint8 [B, h, w, bytes], got {packed.dtype} {tuple(packed.shape)}.")
+    bits = packed[..., None].bitwise_right_shift(torch.arange(8, device=packed.device).to(torch.uint8)) & 1
+    return (bits.flatten(-2).movedim(-1, 1).to(dtype) * 2 - 1).contiguous()  # [B, bits, h, w]
+
+
+@dataclass
+class SavedCodes:
+    """Codes read from a file: `codes`, one [bits, h, w] of {-1, +1} a picture; `original_sizes` and
+    `content_sizes`, (height, width) pairs in pixels as the image processor gave them; `metadata` of the file."""
+
+    codes: list[torch.Tensor]
+    original_sizes: list[tuple[int, int]] | None
+    content_sizes: list[tuple[int, int]] | None
+    metadata: dict
+
+    def check_fits(self, config) -> None:
+        """Raises [`CodesFileError`] unless a model of `config` can decode these codes."""
+        for field in ("num_bits", "stride"):
+            if self.metadata[field] != getattr(config, field):
+                raise CodesFileError(
+                    f"These codes were made with {field}={self.metadata[field]}, the model has "
+                    f"{field}={getattr(config, field)}; decode them with the checkpoint that encoded them"
+                    f" ({self.metadata.get('model') or 'its name was not saved'})."
+                )
+
+
+def save_codes(
+    path: str | os.PathLike,
+    codes: torch.Tensor | Sequence[torch.Tensor],
+    config,
+    original_sizes: Sequence[tuple[int, int]] | None = None,
+    content_sizes: Sequence[tuple[int, int]] | None = None,
+) -> Path:
+    """Saves codes as a `.safetensors` file with the sizes and what a model needs to decode them.
+
+    Args:
+        path: the file; it is written under a temporary name and then renamed.
+        codes: [B, bits, h, w], or a list of [bits, h, w] of any sizes, of {-1, +1}.
+        config: the [`UniWeTokConfig`] of the model that made them.
+        original_sizes, content_sizes: (height, width) pairs in pixels from the image processor, one a picture.
+
+    Raises:
+        ValueError: when the codes' bits are not the config's, or the sizes are not one a picture.
+    """
+    for name, sizes in (("original_sizes", original_sizes), ("content_sizes", content_sizes)):
+        if sizes is not None and len(sizes) != len(codes):
+            raise ValueError(f"`{name}` must hold one size a picture: {len(codes)} pictures, {len(sizes)} sizes.")
+    tensors = {}
+    for index, picture in enumerate(codes):
+        if picture.shape[0] != config.num_bits:
+            raise ValueError(f"`codes[{index}]` has {picture.shape[0]} bits, `config.num_bits` is {config.num_bits}.")
+        tensors[f"codes.{index:06d}"] = pack_codes(picture[None])[0].cpu().contiguous()
+    metadata = {
+        "format": CODES_FORMAT,
+        "version": CODES_VERSION,
+        "num_pictures": len(tensors),
+        "num_bits": config.num_bits,
+        "stride": config.stride,
+        "architecture": config.architecture,
+        "model": config._name_or_path or None,
+        "original_sizes": None if original_sizes is None else [[int(n) for n in size] for size in original_sizes],
+        "content_sizes": None if content_sizes is None else [[int(n) for n in size] for size in content_sizes],
+    }
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    save_file(tensors, temporary, metadata={"uniwetok": json.dumps(metadata)})
+    temporary.replace(path)
+    return path
+
+
+def load_codes(path: str | os.PathLike) -> SavedCodes:
+    """Reads a file of [`save_codes`].
+
+    Raises:
+        CodesFileError: when the file is no such file, is cut off, or is of a newer version.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {}).get("uniwetok", "null"))
+            if not isinstance(metadata, dict) or metadata.get("format") != CODES_FORMAT:
+                raise CodesFileError(f"{path} is a safetensors file but holds no UniWeTok codes.")
+            if metadata["version"] > CODES_VERSION:
+                raise CodesFileError(
+                    f"{path} is of format version {metadata['version']}, this package reads up to {CODES_VERSION}: "
+                    "update uniwetok-hf."
+                )
+            codes = [unpack_codes(file.get_tensor(name)[None])[0] for name in sorted(file.keys())]
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise CodesFileError(f"{path} is no file of codes, or it is cut off ({error}).") from error
+    except OSError as error:
+        raise CodesFileError(f"{path} can't be read ({error}).") from error
+    original_sizes, content_sizes = (
+        None if metadata[name] is None else [tuple(size) for size in metadata[name]]
+        for name in ("original_sizes", "content_sizes")
+    )
+    return SavedCodes(codes, original_sizes, content_sizes, metadata)
+
+
+__all__ = ["CodesFileError", "SavedCodes", "binarize", "load_codes", "pack_codes", "save_codes", "unpack_codes"]

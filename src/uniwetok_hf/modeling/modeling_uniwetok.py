@@ -1,0 +1,556 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""The UniWeTok image tokenizer (arXiv 2602.14178, section 3; figure 3).
+
+What is unusual, top to bottom:
+- A picture becomes one token per 32x32 pixels; a token is `num_bits` signs, and no codebook is stored.
+- The encoder is convolutions, then attention over all tokens with four learned registers; its output is squashed by
+  SigLu(x) = tanh(x / 2). (Equation 9 prints the opposite sign; the published weights need this one.)
+- The decoder reads Gaussian noise beside the codes, drawn anew for each call, and normalises every level with gains
+  and shifts computed from the spatial statistics of the codes: it is not local, so tiles can't be decoded apart.
+- Rotary positions squeeze any grid into the 8x8 of training, with different grids in the encoder and the decoder.
+- The same classes build the convolutional tokenizer of WeTok/BitDance (`config.architecture = "convolutional"`).
+
+Shapes: B pictures, C channels, H x W a feature map, h x w the token grid, D the hidden size.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
+
+from .codes_uniwetok import binarize
+from .configuration_uniwetok import UniWeTokConfig
+from .noise_uniwetok import Generators, draw_noise
+
+
+@dataclass
+class UniWeTokEncoderOutput(ModelOutput):
+    """`latents`, the continuous encoder output, and `codes`, its signs in {-1, +1}: both [B, bits, h, w], or lists of
+    [bits, h, w] when the pictures came as a list."""
+
+    latents: torch.FloatTensor | list[torch.FloatTensor] | None = None
+    codes: torch.FloatTensor | list[torch.FloatTensor] | None = None
+
+
+@dataclass
+class UniWeTokDecoderOutput(ModelOutput):
+    """`sample`, the decoded pictures [B, 3, H, W], unclamped around [-1, 1], or a list of [3, H, W]."""
+
+    sample: torch.FloatTensor | list[torch.FloatTensor] | None = None
+
+
+@dataclass
+class UniWeTokOutput(ModelOutput):
+    """`sample`, the reconstructions; `latents` and `codes` as in [`UniWeTokEncoderOutput`]. `hidden_states` and
+    `attentions` of the attention blocks, encoder first, on request."""
+
+    sample: torch.FloatTensor | list[torch.FloatTensor] | None = None
+    latents: torch.FloatTensor | list[torch.FloatTensor] | None = None
+    codes: torch.FloatTensor | list[torch.FloatTensor] | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+def depth_to_space(hidden_states: torch.Tensor) -> torch.Tensor:
+    """[B, 4C, H, W] to [B, C, 2H, 2W] in DCR order: channel (2a + b) C + c lands at offset (a, b) (spec 1.5).
+    `nn.PixelShuffle` would read 4c + 2a + b."""
+    batch, channels, height, width = hidden_states.shape
+    blocks = hidden_states.reshape(batch, 2, 2, channels // 4, height, width)  # [B, a, b, C, H, W]
+    return blocks.permute(0, 3, 4, 1, 5, 2).reshape(batch, channels // 4, 2 * height, 2 * width)
+
+
+def encoder_grid(length: int, device: torch.device) -> torch.Tensor:
+    """Token positions of an axis in the encoder: `length` points from 0.5 to 7.5, in float32. A single token sits at
+    0.5, where the published code divides zero by zero."""
+    return torch.linspace(0.5, 7.5, length, device=device, dtype=torch.float32)
+
+
+def decoder_grid(length: int, device: torch.device) -> torch.Tensor:
+    """Token positions of an axis in the decoder: (j + 0.5) 7.5 / (length - 0.5), in float32. A single token sits at
+    7.5. Equal to [`encoder_grid`] only for 8 tokens."""
+    return (torch.arange(length, device=device, dtype=torch.float32) + 0.5) * 7.5 / (length - 0.5)
+
+
+def rotary_tables(
+    x_positions: torch.Tensor, y_positions: torch.Tensor, num_registers: int, head_dim: int, theta: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines [registers + h*w, head_dim / 2] in float32 for a row-major grid of tokens (spec 1.4).
+
+    The first half of the angles turns with x + 1, the second with y + 1; registers are not turned.
+    """
+    frequencies = theta ** (-torch.arange(0, head_dim, 4, device=x_positions.device, dtype=torch.float32) / head_dim)
+    y, x = torch.meshgrid(y_positions + 1, x_positions + 1, indexing="ij")  # [h, w]
+    angles = torch.cat([x.reshape(-1, 1) * frequencies, y.reshape(-1, 1) * frequencies], dim=-1)
+    angles = F.pad(angles, (0, 0, num_registers, 0))
+    return angles.cos(), angles.sin()
+
+
+def apply_rotary(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turns adjacent channel pairs (2m, 2m + 1) of `states` [B, heads, N, head_dim] in float32; dtype is kept."""
+    even, odd = states.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).to(states.dtype)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out, [B, heads, N, head_dim] in, [B, N, heads, head_dim] and the weights out."""
+    weights = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class UniWeTokRMSNorm(nn.Module):
+    """Root-mean-square norm with a learned gain, computed in float32."""
+
+    def __init__(self, hidden_size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        scaled = hidden_states.float()
+        scaled = scaled * torch.rsqrt(scaled.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * scaled.to(hidden_states.dtype)
+
+
+class UniWeTokAttention(nn.Module):
+    """Bidirectional self-attention with 2-D rotary positions on queries and keys."""
+
+    def __init__(self, config: UniWeTokConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.num_key_value_groups = 1
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        input_shape = hidden_states.shape[:-1]  # [B, N]
+        head_shape = (*input_shape, -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(head_shape).transpose(1, 2)  # [B, heads, N, head_dim]
+        key = self.k_proj(hidden_states).view(head_shape).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
+        query = apply_rotary(query, *position_embeddings)
+        key = apply_rotary(key, *position_embeddings)
+
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attended, weights = attention_interface(
+            self, query, key, value, attention_mask=None, scaling=self.scaling, is_causal=False, **kwargs
+        )
+        return self.o_proj(attended.reshape(*input_shape, -1)), weights
+
+
+class UniWeTokMLP(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: UniWeTokConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+
+
+class UniWeTokLayer(GradientCheckpointingLayer):
+    """One pre-norm attention block."""
+
+    def __init__(self, config: UniWeTokConfig):
+        super().__init__()
+        self.input_layernorm = UniWeTokRMSNorm(config.hidden_size, config.norm_eps)
+        self.self_attn = UniWeTokAttention(config)
+        self.post_attention_layernorm = UniWeTokRMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = UniWeTokMLP(config)
+
+    def forward(
+        self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], **kwargs
+    ) -> torch.Tensor:
+        attended, _ = self.self_attn(self.input_layernorm(hidden_states), position_embeddings, **kwargs)
+        hidden_states = hidden_states + attended
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+
+class UniWeTokTransformer(nn.Module):
+    """The attention stage of one half: registers in front, `num_hidden_layers` blocks, registers dropped (spec 1.4).
+
+    `axis_grid` is [`encoder_grid`] or [`decoder_grid`].
+    """
+
+    def __init__(self, config: UniWeTokConfig, axis_grid: Callable[[int, torch.device], torch.Tensor]):
+        super().__init__()
+        self.config = config
+        self.axis_grid = axis_grid
+        # The published checkpoints hold registers even without attention blocks, so they always exist.
+        self.register_tokens = nn.Embedding(config.num_register_tokens, config.hidden_size)
+        self.layers = nn.ModuleList([UniWeTokLayer(config) for _ in range(config.num_hidden_layers)])
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        if len(self.layers) == 0:
+            return hidden_states
+        batch, _, height, width = hidden_states.shape
+        num_registers = self.config.num_register_tokens
+        head_dim = self.config.hidden_size // self.config.num_attention_heads
+        device = hidden_states.device
+        position_embeddings = rotary_tables(
+            self.axis_grid(width, device),
+            self.axis_grid(height, device),
+            num_registers,
+            head_dim,
+            self.config.rope_theta,
+        )
+        registers = self.register_tokens.weight.expand(batch, -1, -1)
+        tokens = hidden_states.flatten(2).transpose(1, 2)  # [B, h*w, D], row by row
+        tokens = torch.cat([registers.to(tokens.dtype), tokens], dim=1)
+        for layer in self.layers:
+            tokens = layer(tokens, position_embeddings, **kwargs)
+        return tokens[:, num_registers:].transpose(1, 2).unflatten(2, (height, width))  # [B, D, h, w]
+
+
+class UniWeTokResidualBlock(GradientCheckpointingLayer):
+    """Two 3x3 convolutions with GroupNorm and SiLU before each, and a skip (spec 1.1)."""
+
+    def __init__(self, config: UniWeTokConfig, in_channels: int, out_channels: int):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(config.num_norm_groups, in_channels, eps=config.norm_eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.norm2 = nn.GroupNorm(config.num_norm_groups, out_channels, eps=config.norm_eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.shortcut = None
+        if in_channels != out_channels:
+            self.shortcut = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        residual = hidden_states if self.shortcut is None else self.shortcut(hidden_states)
+        hidden_states = self.conv1(F.silu(self.norm1(hidden_states)))
+        return residual + self.conv2(F.silu(self.norm2(hidden_states)))
+
+
+class UniWeTokDownBlock(nn.Module):
+    """One level of the encoder. In the hybrid the strided convolution widens ("channel double", paper table 5), in
+    the convolutional tokenizer the first residual block does."""
+
+    def __init__(self, config: UniWeTokConfig, level: int):
+        super().__init__()
+        widths = config.level_channels
+        is_last = level == len(widths) - 1
+        if config.architecture == "hybrid":
+            in_channels = widths[level]
+            next_channels = widths[level] if is_last else widths[level + 1]
+        else:
+            in_channels = widths[level - 1] if level > 0 else config.base_channels
+            next_channels = widths[level]
+        self.blocks = nn.ModuleList(
+            [
+                UniWeTokResidualBlock(config, in_channels if index == 0 else widths[level], widths[level])
+                for index in range(config.num_res_blocks)
+            ]
+        )
+        self.downsample = None if is_last else nn.Conv2d(widths[level], next_channels, 3, stride=2, padding=1)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            hidden_states = block(hidden_states)
+        return hidden_states if self.downsample is None else self.downsample(hidden_states)
+
+
+class UniWeTokEncoder(nn.Module):
+    """Pictures [B, 3, H, W] to latents [B, bits, h, w] (spec 1.2)."""
+
+    def __init__(self, config: UniWeTokConfig):
+        super().__init__()
+        hidden_size = config.hidden_size
+        self.config = config
+        self.conv_in = nn.Conv2d(config.num_channels, config.base_channels, 3, padding=1, bias=False)
+        self.down_blocks = nn.ModuleList([UniWeTokDownBlock(config, i) for i in range(len(config.level_channels))])
+        if config.architecture == "hybrid":
+            self.transformer = UniWeTokTransformer(config, encoder_grid)
+        else:
+            self.mid_blocks = nn.ModuleList(
+                [UniWeTokResidualBlock(config, hidden_size, hidden_size) for _ in range(config.num_res_blocks)]
+            )
+        self.norm_out = nn.GroupNorm(config.num_norm_groups, hidden_size, eps=config.norm_eps)
+        self.conv_out = nn.Conv2d(hidden_size, config.num_bits, 1)
+
+    def forward(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
+        hidden_states = self.conv_in(pixel_values)
+        for block in self.down_blocks:
+            hidden_states = block(hidden_states)
+        if self.config.architecture == "hybrid":
+            hidden_states = self.norm_out(
+                self.transformer(hidden_states, **kwargs)
+            )  # no activation here, unlike below
+            return torch.tanh(self.conv_out(hidden_states) / 2)  # SigLu, equation 9 with the sign of the weights
+        for block in self.mid_blocks:
+            hidden_states = block(hidden_states)
+        return self.conv_out(F.silu(self.norm_out(hidden_states)))
+
+
+class UniWeTokAdaptiveGroupNorm(nn.Module):
+    """GroupNorm whose gain and shift come from the codes' standard deviation and mean over space (spec 1.5)."""
+
+    def __init__(self, config: UniWeTokConfig, channels: int):
+        super().__init__()
+        self.eps = config.norm_eps
+        self.norm = nn.GroupNorm(config.num_norm_groups, channels, eps=config.norm_eps, affine=False)
+        self.gain = nn.Linear(config.num_bits, channels)
+        self.shift = nn.Linear(config.num_bits, channels)
+
+    def forward(self, hidden_states: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        tokens = codes.flatten(2)  # [B, bits, h*w]
+        # The variance is the unbiased one; of a single token it is 0, where the published code gives NaN.
+        variance = tokens.var(-1) if tokens.shape[-1] > 1 else torch.zeros_like(tokens[..., 0])
+        gain = self.gain((variance + self.eps).sqrt())[:, :, None, None]
+        shift = self.shift(tokens.mean(-1))[:, :, None, None]
+        return gain * self.norm(hidden_states) + shift
+
+
+class UniWeTokUpBlock(nn.Module):
+    """One level of the decoder: adaptive norm, residual blocks, then twice the resolution but at full size."""
+
+    def __init__(self, config: UniWeTokConfig, level: int):
+        super().__init__()
+        widths = config.level_channels
+        in_channels = widths[min(level + 1, len(widths) - 1)]
+        self.adaptive_norm = UniWeTokAdaptiveGroupNorm(config, in_channels)
+        self.blocks = nn.ModuleList(
+            [
+                UniWeTokResidualBlock(config, in_channels if index == 0 else widths[level], widths[level])
+                for index in range(config.num_res_blocks)
+            ]
+        )
+        self.upsample = nn.Conv2d(widths[level], 4 * widths[level], 3, padding=1) if level > 0 else None
+
+    def forward(self, hidden_states: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.adaptive_norm(hidden_states, codes)
+        for block in self.blocks:
+            hidden_states = block(hidden_states)
+        return hidden_states if self.upsample is None else depth_to_space(self.upsample(hidden_states))
+
+
+class UniWeTokDecoder(nn.Module):
+    """Codes [B, bits, h, w] (and noise of that shape) to pictures [B, 3, H, W] (spec 1.3)."""
+
+    def __init__(self, config: UniWeTokConfig):
+        super().__init__()
+        hidden_size = config.hidden_size
+        self.config = config
+        in_channels = 2 * config.num_bits if config.decoder_noise else config.num_bits
+        self.conv_in = nn.Conv2d(in_channels, hidden_size, 3, padding=1)
+        if config.architecture == "hybrid":
+            self.transformer = UniWeTokTransformer(config, decoder_grid)
+        self.mid_blocks = nn.ModuleList(
+            [UniWeTokResidualBlock(config, hidden_size, hidden_size) for _ in range(config.num_res_blocks)]
+        )
+        # Index = level as in the encoder, so the decoder walks the list backwards.
+        self.up_blocks = nn.ModuleList([UniWeTokUpBlock(config, i) for i in range(len(config.level_channels))])
+        self.norm_out = nn.GroupNorm(config.num_norm_groups, config.level_channels[0], eps=config.norm_eps)
+        self.conv_out = nn.Conv2d(config.level_channels[0], config.num_channels, 3, padding=1)
+
+    def forward(self, codes: torch.Tensor, noise: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
+        hidden_states = self.conv_in(codes if noise is None else torch.cat([codes, noise], dim=1))
+        if self.config.architecture == "hybrid":
+            hidden_states = self.transformer(hidden_states, **kwargs)
+        for block in self.mid_blocks:
+            hidden_states = block(hidden_states)
+        for block in reversed(self.up_blocks):
+            hidden_states = block(hidden_states, codes)
+        return self.conv_out(F.silu(self.norm_out(hidden_states)))
+
+
+class UniWeTokPreTrainedModel(PreTrainedModel):
+    config: UniWeTokConfig
+    # Where the tokenizer lives inside a UniWeTokForCausalLM: `UniWeTokModel.from_pretrained(pipeline, subfolder="mllm")`
+    # strips this prefix and so loads the tokenizer alone.
+    base_model_prefix = "model.vision_model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["UniWeTokLayer", "UniWeTokResidualBlock"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": UniWeTokLayer, "attentions": UniWeTokAttention}
+    _keys_to_ignore_on_load_unexpected = [r"^model\.(projector|language_model)\.", r"^(lm_head|image_head)\."]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """Starting weights:
+
+        - convolutions and linear layers: uniform in +-1 / sqrt(fan in) (torch's own default), biases 0
+        - register tokens: normal, `initializer_range`
+        - norms: gain 1, shift 0; adaptive norm: gain and shift read nothing from the codes at first (gain 1, shift 0)
+        """
+        super()._init_weights(module)
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            init.kaiming_uniform_(module.weight, a=5**0.5)
+        elif isinstance(module, UniWeTokAdaptiveGroupNorm):
+            init.zeros_(module.gain.weight)
+            init.ones_(module.gain.bias)
+            init.zeros_(module.shift.weight)
+
+
+class UniWeTokModel(UniWeTokPreTrainedModel):
+    """The UniWeTok image tokenizer: pictures to binary codes and back.
+
+    Example:
+
+    ```python
+    >>> from uniwetok_hf import UniWeTokModel, UniWeTokImageProcessor
+    >>> inputs = UniWeTokImageProcessor.from_pretrained(path)(picture, return_tensors="pt")
+    >>> model = UniWeTokModel.from_pretrained(path)
+    >>> codes = model.encode(inputs.pixel_values).codes  # [1, 128, h, w] of {-1, +1}
+    >>> sample = model.decode(codes, generator=torch.Generator().manual_seed(0)).sample
+    ```
+    """
+
+    def __init__(self, config: UniWeTokConfig):
+        super().__init__(config)
+        self.encoder = UniWeTokEncoder(config)
+        self.decoder = UniWeTokDecoder(config)
+        self.post_init()
+
+    def quantize(self, latents: torch.Tensor) -> torch.Tensor:
+        """Signs of `latents` [B, bits, h, w] in {-1, +1}. In training the gradient passes straight through."""
+        codes = binarize(latents)
+        return codes + (latents - latents.detach()) if self.training else codes
+
+    @can_return_tuple
+    def encode(self, pixel_values: torch.Tensor | Sequence[torch.Tensor], **kwargs) -> UniWeTokEncoderOutput:
+        """Encodes pictures.
+
+        Args:
+            pixel_values: float [B, 3, H, W] in [-1, 1], or a list of [3, H, W] of any sizes. H and W are multiples of
+                `config.stride`; [`UniWeTokImageProcessor`] sees to that.
+
+        Raises:
+            ValueError: for another shape, or a side that is no multiple of the stride.
+        """
+        if not torch.is_tensor(pixel_values):
+            encode = _by_size(lambda batch: tuple(self.encode(batch, **kwargs).values()))
+            return UniWeTokEncoderOutput(*encode(pixel_values))
+        self._check_pixel_values(pixel_values)
+        latents = self.encoder(pixel_values, **kwargs)
+        return UniWeTokEncoderOutput(latents=latents, codes=self.quantize(latents))
+
+    @can_return_tuple
+    def decode(
+        self,
+        codes: torch.Tensor | Sequence[torch.Tensor],
+        generator: Generators = None,
+        noise: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        **kwargs,
+    ) -> UniWeTokDecoderOutput:
+        """Decodes codes.
+
+        Args:
+            codes: [B, bits, h, w] of {-1, +1}, or a list of [bits, h, w] of any sizes.
+            generator: source of the decoder's noise; one for all pictures in turn, or a list with one a picture.
+            noise: the noise itself, shaped like `codes`, instead of drawing it. Not used without `decoder_noise`.
+
+        Returns:
+            `sample`, [B, 3, h * stride, w * stride] or a list of [3, H, W]; unclamped.
+
+        Raises:
+            ValueError: when the codes are not of this model's bits, or `noise` is not shaped like them.
+        """
+        if not torch.is_tensor(codes):
+            if noise is None and self.config.decoder_noise:
+                noise = self._draw_noise_for_list(codes, generator)
+            decode = _by_size(lambda *batch: (self.decode(*batch[:1], None, *batch[1:], **kwargs).sample,))
+            return UniWeTokDecoderOutput(sample=decode(codes, *([] if noise is None else [noise]))[0])
+        self._check_codes(codes, noise)
+        if not self.config.decoder_noise:
+            noise = None
+        elif noise is None:
+            noise = draw_noise(codes.shape, generator, codes.device, codes.dtype)
+        return UniWeTokDecoderOutput(sample=self.decoder(codes, noise, **kwargs))
+
+    @capture_outputs
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | Sequence[torch.Tensor],
+        generator: Generators = None,
+        noise: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        **kwargs,
+    ) -> UniWeTokOutput:
+        """[`encode`] and [`decode`] in one: `sample`, `latents` and `codes`. In training, gradients reach the encoder
+        straight through the signs."""
+        encoded = self.encode(pixel_values, **kwargs)
+        decoded = self.decode(encoded.codes, generator=generator, noise=noise, **kwargs)
+        return UniWeTokOutput(sample=decoded.sample, latents=encoded.latents, codes=encoded.codes)
+
+    def _check_pixel_values(self, pixel_values: torch.Tensor):
+        stride, channels = self.config.stride, self.config.num_channels
+        height, width = pixel_values.shape[-2:]
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or height % stride or width % stride:
+            raise ValueError(
+                f"`pixel_values` must be [B, {channels}, H, W] with H and W multiples of {stride}, got "
+                f"{tuple(pixel_values.shape)}; UniWeTokImageProcessor pads, crops or resizes to such sizes."
+            )
+
+    def _check_codes(self, codes: torch.Tensor, noise: torch.Tensor | None):
+        if codes.ndim != 4 or codes.shape[1] != self.config.num_bits:
+            raise ValueError(f"`codes` must be [B, {self.config.num_bits}, h, w], got {tuple(codes.shape)}.")
+        if noise is not None and noise.shape != codes.shape:
+            raise ValueError(f"`noise` must be shaped like `codes` {tuple(codes.shape)}, got {tuple(noise.shape)}.")
+
+    def _draw_noise_for_list(self, codes: Sequence[torch.Tensor], generator: Generators) -> list[torch.Tensor]:
+        generators = generator if isinstance(generator, (list, tuple)) else [generator] * len(codes)
+        return [draw_noise(c.shape, g, c.device, c.dtype) for c, g in zip(codes, generators, strict=True)]
+
+
+def _by_size(function: Callable[..., tuple[torch.Tensor, ...]]) -> Callable[..., tuple[list[torch.Tensor], ...]]:
+    """Makes a function of batches work on lists of single pictures: those of one size go through it together."""
+
+    def on_lists(*lists: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], ...]:
+        groups: dict[torch.Size, list[int]] = {}
+        for index, picture in enumerate(lists[0]):
+            groups.setdefault(picture.shape, []).append(index)
+        results: dict[int, tuple[torch.Tensor, ...]] = {}
+        for members in groups.values():
+            outputs = function(*(torch.stack([single[i] for i in members]) for single in lists))
+            for position, index in enumerate(members):
+                results[index] = tuple(output[position] for output in outputs)
+        in_order = [results[index] for index in range(len(lists[0]))]
+        return tuple(list(values) for values in zip(*in_order, strict=True))
+
+    return on_lists
+
+
+__all__ = [
+    "UniWeTokDecoderOutput",
+    "UniWeTokEncoderOutput",
+    "UniWeTokModel",
+    "UniWeTokOutput",
+    "UniWeTokPreTrainedModel",
+]

@@ -1,0 +1,564 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""The unified language model: one causal LM that reads, draws and edits pictures (arXiv 2602.14178, section 3.4;
+spec 3.3).
+
+What is unusual:
+- a picture is `<|res_h|><|res_w|><|query_1|>...` and then one position per token, p x p tokens at a time ("patch");
+- attention is causal, but full inside a patch; the block [res_w, queries] predicts the first patch, a patch the next:
+  the token at position i is predicted at position i - P;
+- no image vocabulary: hidden states condition a diffusion head that draws the bits;
+- the same 2-D sinusoids are added to a token's embedding and to the hidden state that predicts it.
+
+Shapes: B rows of L positions, N pictures of n = h*w tokens, P = p*p tokens a patch, T image tokens in all.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModel, DynamicCache
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .codes_uniwetok import binarize
+from .configuration_uniwetok_mllm import UniWeTokMLLMConfig
+from .modeling_uniwetok import UniWeTokModel
+from .modeling_uniwetok_head import BinaryFlow, UniWeTokBinaryHead
+from .noise_uniwetok import Generators
+
+
+Pictures = torch.Tensor | Sequence[torch.Tensor]
+
+
+@dataclass
+class UniWeTokCausalLMOutput(ModelOutput):
+    """`loss` = text_loss_weight * `text_loss` + image_loss_weight * `image_loss`, all scalars, when labels are given;
+    `logits` [B, L, vocabulary]; `past_key_values`; `hidden_states` and `attentions` on request."""
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    text_loss: torch.FloatTensor | None = None
+    image_loss: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class UniWeTokDrawOutput(ModelOutput):
+    """`codes` [B, bits, h, w] of {-1, +1}, 0 where an interrupted run did not get; `conditions`, on request, what the
+    head was told at each step, one [rows, P, hidden size] a patch, conditional rows first."""
+
+    codes: torch.FloatTensor | None = None
+    conditions: tuple[torch.FloatTensor, ...] | None = None
+
+
+def codes_to_tokens(codes: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Codes [N, bits, h, w] to tokens [N, h*w, bits] in drawing order: patches row by row, and rows inside a patch."""
+    batch, bits, height, width = codes.shape
+    p = patch_size
+    patches = codes.reshape(batch, bits, height // p, p, width // p, p)
+    return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, height * width, bits)
+
+
+def tokens_to_codes(tokens: torch.Tensor, height: int, width: int, patch_size: int) -> torch.Tensor:
+    """Inverse of [`codes_to_tokens`]."""
+    batch, _, bits = tokens.shape
+    p = patch_size
+    patches = tokens.reshape(batch, height // p, width // p, p, p, bits)
+    return patches.permute(0, 5, 1, 3, 2, 4).reshape(batch, bits, height, width)
+
+
+def sinusoidal_positions(height: int, width: int, size: int, device: torch.device | None = None) -> torch.Tensor:
+    """2-D sinusoids [size, height, width] in float32: the first half of the channels tells the column, the second the
+    row; of each, first sines, then cosines of position * 10000^(-k / (size / 4)) (spec 3.3)."""
+    frequencies = 10000.0 ** (-torch.arange(size // 4, device=device, dtype=torch.float32) / (size // 4))
+
+    def axis(length: int) -> torch.Tensor:
+        angles = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=-1).T  # [size / 2, length]
+
+    columns = axis(width)[:, None, :].expand(-1, height, -1)
+    rows = axis(height)[:, :, None].expand(-1, -1, width)
+    return torch.cat([columns, rows])
+
+
+def left_pad_rows(
+    rows: Sequence[tuple[torch.Tensor, torch.Tensor]], pad_token_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stacks batches of (input_ids, attention_mask), each [B_i, L_i], to one batch as long as the longest."""
+    length = max(ids.shape[1] for ids, _ in rows)
+    padded_ids = [nn.functional.pad(ids, (length - ids.shape[1], 0), value=pad_token_id) for ids, _ in rows]
+    padded_masks = [nn.functional.pad(mask, (length - mask.shape[1], 0), value=0) for _, mask in rows]
+    return torch.cat(padded_ids), torch.cat(padded_masks)
+
+
+class UniWeTokProjector(nn.Module):
+    """Bits of a token to an embedding of the language model."""
+
+    def __init__(self, config: UniWeTokMLLMConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.vision_config.num_bits, config.text_config.hidden_size)
+        self.act = ACT2FN[config.projector_hidden_act]
+        self.fc2 = nn.Linear(config.text_config.hidden_size, config.text_config.hidden_size)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.act(self.fc1(tokens)))
+
+
+class UniWeTokMLLMPreTrainedModel(PreTrainedModel):
+    config: UniWeTokMLLMConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["UniWeTokLayer", "UniWeTokResidualBlock", "UniWeTokHeadLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+
+class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
+    """Image tokenizer, projector and language model, without heads."""
+
+    def __init__(self, config: UniWeTokMLLMConfig):
+        super().__init__(config)
+        self.vision_model = UniWeTokModel._from_config(config.vision_config)
+        self.projector = UniWeTokProjector(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def encode_pictures(self, pixel_values: Pictures, image_sizes: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """Codes, one [bits, h, w] a picture, of `pixel_values` [N, 3, H, W] or a list of [3, H, W]. `image_sizes` [N, 2]
+        says which top left part of each is the picture, in pixels, when they were padded to one size."""
+        if image_sizes is not None:
+            sizes = zip(pixel_values, image_sizes.tolist(), strict=True)
+            pixel_values = [picture[:, :height, :width] for picture, (height, width) in sizes]
+        with torch.no_grad():  # the tokenizer is frozen while the language model learns (spec 3.3)
+            return list(self.vision_model.encode(pixel_values).codes)
+
+    def positions(self, codes: Sequence[torch.Tensor]) -> torch.Tensor:
+        """2-D sinusoids [T, hidden size] of all tokens of the pictures, in drawing order."""
+        size, device = self.config.text_config.hidden_size, codes[0].device
+        tables = [sinusoidal_positions(*picture.shape[1:], size, device) for picture in codes]
+        return self.tokens(tables)
+
+    def tokens(self, pictures: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Maps [channels, h, w] to tokens [T, channels], picture by picture in drawing order."""
+        return torch.cat([codes_to_tokens(picture[None], self.config.patch_size)[0] for picture in pictures])
+
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: Pictures, image_sizes: torch.Tensor | None = None, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """Embeddings of pictures: `last_hidden_state` the tokens' bits [T, bits], `pooler_output` what the language model
+        reads in their place [T, hidden size]."""
+        codes = self.encode_pictures(pixel_values, image_sizes)
+        tokens, positions = self.tokens(codes), self.positions(codes)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=tokens, pooler_output=self.embed_image_tokens(tokens, positions)
+        )
+
+    def embed_image_tokens(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Image tokens [..., bits] and their sinusoids to embeddings [..., hidden size]."""
+        embeddings = self.projector(tokens.to(self.projector.fc1.weight.dtype))
+        return embeddings + positions.to(embeddings.dtype)
+
+    def image_mask(self, input_ids: torch.Tensor, num_tokens: int) -> torch.Tensor:
+        """[B, L], true at the placeholders of image tokens.
+
+        Raises:
+            ValueError: when there are not `num_tokens` of them.
+        """
+        mask = input_ids == self.config.image_token_id
+        if int(mask.sum()) != num_tokens:
+            raise ValueError(
+                f"`input_ids` holds {int(mask.sum())} image placeholders, the given pictures have {num_tokens} tokens."
+            )
+        return mask
+
+    def block_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Which patch each position belongs to, [B, L]; -1 for text.
+
+        The block that predicts a picture's first patch is its second size token and the queries. Any run of such
+        positions and placeholders is a multiple of P long, so that counting them along the row tells the patches apart.
+        """
+        config = self.config
+        after_start = torch.zeros_like(input_ids, dtype=torch.bool)
+        after_start[:, 2:] = input_ids[:, :-2] == config.vision_start_token_id
+        num_queries = config.tokens_per_patch - 1
+        is_query = (input_ids >= config.query_token_id) & (input_ids < config.query_token_id + num_queries)
+        in_picture = after_start | is_query | (input_ids == config.image_token_id)
+        return torch.where(in_picture, (in_picture.cumsum(1) - 1) // config.tokens_per_patch, -1)
+
+    def block_causal_mask(
+        self,
+        inputs_embeds: torch.Tensor,
+        block_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+        position_ids: torch.Tensor | None = None,
+    ):
+        """The mask, in the form that the attention implementation wants, in which the L new positions see the past, and
+        all of their own patch. `block_ids` is [B, L], `attention_mask` [B, past + L].
+
+        Raises:
+            ValueError: for flash attention, which knows only causal masks.
+        """
+        text_config = self.language_model.config
+        if "flash" in (text_config._attn_implementation or "") and "flex" not in text_config._attn_implementation:
+            raise ValueError(
+                f"`patch_size`={self.config.patch_size} needs attention that is full inside a patch; "
+                f"{text_config._attn_implementation} has only causal masks. Use sdpa, flex_attention or eager."
+            )
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        return create_causal_mask(
+            config=text_config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+            block_sequence_ids=nn.functional.pad(block_ids, (past, 0), value=-1),
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        pixel_values: Pictures | None = None,
+        image_sizes: torch.LongTensor | None = None,
+        codes: Pictures | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states [B, L, hidden size] of text and pictures; arguments as in [`UniWeTokForCausalLM.forward`]."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give either `input_ids` or `inputs_embeds`, not both.")
+        if pixel_values is not None and codes is not None:
+            raise ValueError("Give either `pixel_values` or `codes`, not both.")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if pixel_values is not None:
+            codes = self.encode_pictures(pixel_values, image_sizes)
+        if codes is not None and len(codes):
+            if input_ids is None:
+                raise ValueError("Pictures need `input_ids`: the placeholders say where they go.")
+            features = self.embed_image_tokens(self.tokens(codes), self.positions(codes)).to(inputs_embeds)
+            mask = self.image_mask(input_ids, len(features))
+            inputs_embeds = inputs_embeds.masked_scatter(mask[..., None], features)
+
+        has_patches = self.config.tokens_per_patch > 1 and inputs_embeds.shape[1] > 1
+        if has_patches and input_ids is not None and (attention_mask is None or attention_mask.ndim == 2):
+            attention_mask = self.block_causal_mask(
+                inputs_embeds, self.block_ids(input_ids), attention_mask, past_key_values, position_ids
+            )
+        return self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+
+class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, GenerationMixin):
+    """The unified model: writes text with `generate`, draws pictures with `generate_codes`, learns both in `forward`."""
+
+    output_modalities = ("image", "text")
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: UniWeTokMLLMConfig):
+        super().__init__(config)
+        self.model = UniWeTokMLLMModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.image_head = UniWeTokBinaryHead._from_config(config.head_config)
+        self.post_init()
+
+    @property
+    def vision_model(self) -> UniWeTokModel:
+        """The image tokenizer."""
+        return self.model.vision_model
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        pixel_values: Pictures | None = None,
+        image_sizes: torch.LongTensor | None = None,
+        codes: Pictures | None = None,
+        image_is_target: torch.BoolTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        generator: torch.Generator | None = None,
+        **kwargs,
+    ) -> UniWeTokCausalLMOutput:
+        """
+        Args:
+            input_ids: [B, L]; `<|image_pad|>` stands for each token of a picture, as [`UniWeTokProcessor`] writes it.
+            attention_mask: [B, L], 0 for padding.
+            position_ids, past_key_values, inputs_embeds, use_cache, logits_to_keep: as in any causal model.
+            pixel_values: pictures in the order of their placeholders, [N, 3, H, W] or a list of [3, H, W], in [-1, 1].
+            image_sizes: [N, 2] (height, width) of the pictures within padded `pixel_values`.
+            codes: instead of `pixel_values`, [N, bits, h, w] or a list of [bits, h, w] of {-1, +1}.
+            image_is_target: [N]; the image loss covers these pictures, the others are context only.
+            labels: [B, L], the text to be predicted, -100 elsewhere. Losses are computed only when they are given.
+            generator: source of bit flips, times and noise of the image loss.
+
+        Raises:
+            ValueError: when placeholders and pictures don't match.
+        """
+        if pixel_values is not None:
+            codes = self.model.encode_pictures(pixel_values, image_sizes)
+        has_targets = labels is not None and codes is not None and image_is_target is not None
+        targets = image_is_target.tolist() if has_targets else []
+        inputs = codes
+        if self.training and any(targets):
+            inputs = [self._flip_bits(c, generator) if t else c for c, t in zip(codes, targets, strict=True)]
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            codes=inputs,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+
+        loss = text_loss = image_loss = None
+        if labels is not None:
+            text_loss = self._text_loss(logits, labels, **kwargs)
+            loss = self.config.text_loss_weight * text_loss
+            if any(targets):
+                image_loss = self._image_loss(outputs.last_hidden_state, input_ids, codes, targets, generator)
+                loss = loss + self.config.image_loss_weight * image_loss
+        return UniWeTokCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            text_loss=text_loss,
+            image_loss=image_loss,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _text_loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch=None, **kwargs
+    ) -> torch.Tensor:
+        """Cross-entropy of the next token; 0, not NaN, for a batch that has no text to predict."""
+        if num_items_in_batch is None:
+            num_items_in_batch = (labels[:, 1:] != -100).sum().clamp_min(1)
+        vocab_size = self.config.text_config.vocab_size
+        return self.loss_function(logits, labels, vocab_size=vocab_size, num_items_in_batch=num_items_in_batch)
+
+    def _image_loss(
+        self,
+        hidden_states: torch.Tensor,
+        input_ids: torch.Tensor,
+        codes: Sequence[torch.Tensor],
+        targets: list[bool],
+        generator: torch.Generator | None,
+    ) -> torch.Tensor:
+        """Diffusion loss of the target pictures' tokens, each conditioned on the hidden state P positions before it."""
+        block = self.config.tokens_per_patch
+        is_target = torch.cat([torch.full(c.shape[1:], t).flatten() for c, t in zip(codes, targets, strict=True)])
+        places = self.model.image_mask(input_ids, len(is_target)).flatten().nonzero()[:, 0]  # [T] in B*L
+        places = places[is_target.to(places.device)]
+        pictures = [picture for picture, target in zip(codes, targets, strict=True) if target]
+        condition = hidden_states.flatten(0, 1)[places - block]
+        condition = condition + self.model.positions(pictures).to(condition.dtype)
+        return self.image_head.compute_loss(
+            self.model.tokens(pictures).unflatten(0, (-1, block)),  # [patches, P, bits]
+            condition.unflatten(0, (-1, block)),
+            generator=generator,
+            num_draws=self.config.num_diffusion_draws,
+        )
+
+    def _flip_bits(self, codes: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        """Flips each bit with a probability drawn for it between 0 and `bit_flip_probability` (spec 3.3)."""
+        device = codes.device if generator is None else generator.device
+        chance, draw = torch.rand((2, *codes.shape), generator=generator, device=device).to(codes.device)
+        return torch.where(draw < self.config.bit_flip_probability * chance, -codes, codes)
+
+    def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, codes=None, **kwargs):
+        """Pictures go in with the prompt only; afterwards they are in the cache."""
+        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        if codes is not None and (is_first_iteration or not kwargs.get("use_cache", True)):
+            inputs["codes"] = codes
+        return inputs
+
+    @torch.no_grad()
+    def generate_codes(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: Pictures | None = None,
+        image_sizes: torch.LongTensor | None = None,
+        codes: Pictures | None = None,
+        negative_input_ids: torch.LongTensor | None = None,
+        negative_attention_mask: torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
+        num_inference_steps: int = 50,
+        scheduler: BinaryFlow | None = None,
+        generator: Generators = None,
+        callback: Callable[[int, torch.Tensor], bool | None] | None = None,
+        output_conditions: bool = False,
+    ) -> UniWeTokDrawOutput:
+        """Draws one picture a row, patch by patch.
+
+        Args:
+            input_ids: [B, L] prompts, left-padded, each ending with the size tokens and queries of the picture to draw;
+                all rows draw one size.
+            attention_mask: [B, L], 0 for padding.
+            pixel_values, image_sizes, codes: pictures in the prompts, as in `forward`.
+            negative_input_ids, negative_attention_mask: the unconditional prompts [B, L'], or [1, L'] for all rows; they
+                hold no pictures. Needed for a `guidance_scale` over 1.
+            guidance_scale: weight w of classifier-free guidance; 1 or less is none.
+            num_inference_steps: diffusion steps of a patch; the head runs once more than that.
+            scheduler: sampler; by default a [`BinaryFlow`] with the head's shift. Its timesteps are set here.
+            generator: one for the batch, or a list with one a row, which makes a row independent of its batch.
+            callback: called after each patch with its index and the codes so far (0 where not drawn); a true result stops.
+            output_conditions: whether to return what the head was told.
+
+        Raises:
+            ValueError: when prompts don't end with a size, sizes differ or don't fit the patches, or guidance lacks
+                unconditional prompts.
+        """
+        height, width = self._drawing_size(input_ids)
+        rows = len(input_ids)
+        guided = guidance_scale > 1
+        prompts = [(input_ids, torch.ones_like(input_ids) if attention_mask is None else attention_mask)]
+        if guided:
+            if negative_input_ids is None:
+                raise ValueError("`guidance_scale` over 1 needs `negative_input_ids`, the prompts without their text.")
+            if negative_attention_mask is None:
+                negative_attention_mask = torch.ones_like(negative_input_ids)
+            prompts.append((negative_input_ids.expand(rows, -1), negative_attention_mask.expand(rows, -1)))
+        pad_token_id = self.config.text_config.pad_token_id or 0
+        input_ids, attention_mask = left_pad_rows(prompts, pad_token_id)
+        if pixel_values is not None:
+            codes = self.model.encode_pictures(pixel_values, image_sizes)
+
+        scheduler = scheduler or BinaryFlow(self.config.head_config.timestep_shift)
+        scheduler.set_timesteps(num_inference_steps)
+        bits, block = self.config.vision_config.num_bits, self.config.tokens_per_patch
+        canvas = torch.zeros(rows, bits, height, width, device=input_ids.device)
+        positions = self.model.positions([canvas[0]])  # [h*w, hidden size]
+        tokens = canvas.new_zeros(rows, height * width, bits)
+        conditions = []
+        reader = _PatchReader(self.model)
+        hidden_states = reader.read_prompt(input_ids, attention_mask, codes)
+        for step in range(height * width // block):
+            patch = slice(step * block, (step + 1) * block)
+            condition = hidden_states + positions[patch].to(hidden_states.dtype)
+            drawn = self.image_head.sample(condition, scheduler, guidance_scale, generator)
+            tokens[:, patch] = binarize(drawn)
+            if output_conditions:
+                conditions.append(condition)
+            if callback is not None and callback(step, tokens_to_codes(tokens, height, width, self.config.patch_size)):
+                break
+            if patch.stop < height * width:
+                embeddings = self.model.embed_image_tokens(tokens[:, patch], positions[patch])
+                hidden_states = reader.read_patch(torch.cat([embeddings, embeddings]) if guided else embeddings)
+        drawn_codes = tokens_to_codes(tokens, height, width, self.config.patch_size)
+        return UniWeTokDrawOutput(codes=drawn_codes, conditions=tuple(conditions) if output_conditions else None)
+
+    def _drawing_size(self, input_ids: torch.Tensor) -> tuple[int, int]:
+        """Height and width in tokens of the picture that the prompts begin."""
+        config = self.config
+        block = config.tokens_per_patch
+        sizes = input_ids[:, -block - 1 : input_ids.shape[1] - block + 1] - config.size_token_id + 1
+        if sizes.shape[1] < 2 or sizes.min() < 1 or sizes.max() > config.num_size_tokens:
+            raise ValueError(
+                "`input_ids` must end with <|vision_start|>, two size tokens and the queries of the picture to draw; "
+                "UniWeTokProcessor writes them when it is told `height` and `width`."
+            )
+        if (sizes != sizes[0]).any():
+            raise ValueError(
+                f"`input_ids` must draw one size in all rows, got (height, width) {sizes.tolist()} in tokens."
+            )
+        height, width = sizes[0].tolist()
+        if height % config.patch_size or width % config.patch_size:
+            raise ValueError(
+                f"A picture of {height} x {width} tokens can't be drawn in patches of {config.patch_size} x "
+                f"{config.patch_size}: sides must be multiples of {config.patch_size * config.vision_config.stride} pixels."
+            )
+        return height, width
+
+
+class _PatchReader:
+    """Feeds a prompt and then patch after patch to the language model, with a key-value cache, and returns the hidden
+    states of the last P positions, [rows, P, hidden size]."""
+
+    def __init__(self, model: UniWeTokMLLMModel):
+        self.model = model
+        self.block = model.config.tokens_per_patch
+        self.cache = DynamicCache(config=model.language_model.config)
+
+    def read_prompt(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, codes: Pictures | None
+    ) -> torch.Tensor:
+        self.attention_mask = attention_mask
+        outputs = self.model(
+            input_ids=input_ids,
+            codes=codes,
+            attention_mask=attention_mask,
+            position_ids=self._position_ids(input_ids.shape[1]),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return outputs.last_hidden_state[:, -self.block :]
+
+    def read_patch(self, embeddings: torch.Tensor) -> torch.Tensor:
+        self.attention_mask = attention_mask = nn.functional.pad(self.attention_mask, (0, self.block), value=1)
+        position_ids = self._position_ids(self.block)
+        if self.block > 1:
+            one_block = torch.zeros(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
+            attention_mask = self.model.block_causal_mask(
+                embeddings, one_block, attention_mask, self.cache, position_ids
+            )
+        outputs = self.model.language_model(
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return outputs.last_hidden_state
+
+    def _position_ids(self, length: int) -> torch.Tensor:
+        """Positions of the last `length` positions, counted from each row's first that is no padding."""
+        return (self.attention_mask.cumsum(1) - 1).clamp_min(0)[:, -length:]
+
+
+__all__ = [
+    "UniWeTokCausalLMOutput",
+    "UniWeTokDrawOutput",
+    "UniWeTokForCausalLM",
+    "UniWeTokMLLMModel",
+    "UniWeTokMLLMPreTrainedModel",
+    "UniWeTokProjector",
+    "codes_to_tokens",
+    "sinusoidal_positions",
+    "tokens_to_codes",
+]

@@ -1,0 +1,15 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers.utils import BaseOutput
+from PIL import Image
+
+
+@dataclass
+class UniWeTokPipelineOutput(BaseOutput):
+    """`images`: a list of PIL pictures, an array [B, H, W, 3] or a tensor [B, 3, H, W] in [0, 1], or codes [B, bits, h, w],
+    as `output_type` asks."""
+
+    images: list[Image.Image] | np.ndarray | torch.Tensor

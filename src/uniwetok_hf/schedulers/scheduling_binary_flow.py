@@ -1,0 +1,58 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""The sampler of the binary head with diffusers' interface.
+
+The formulas are in `modeling_uniwetok_head`; here are the config, saving, and `step`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+
+from ..modeling.modeling_uniwetok_head import BinaryFlow
+from ..modeling.noise_uniwetok import Generators
+
+
+@dataclass
+class BinaryFlowSchedulerOutput(BaseOutput):
+    """`prev_sample`, the sample at the next, less noisy time; after the last step, the prediction itself."""
+
+    prev_sample: torch.Tensor
+
+
+class BinaryFlowScheduler(BinaryFlow, SchedulerMixin, ConfigMixin):
+    """Euler-Maruyama sampler of the binary rectified flow (spec 3.2): noise at t = 0, bits at t = 1.
+
+    Args:
+        shift: s in t / (t + s (1 - t)), bends the grid of times; 1 is even.
+    """
+
+    order = 1
+
+    @register_to_config
+    def __init__(self, shift: float = 1.0):
+        super().__init__(shift)
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: torch.Tensor | float,
+        sample: torch.Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> BinaryFlowSchedulerOutput | tuple[torch.Tensor]:
+        """One step.
+
+        Args:
+            model_output: the head's predicted bits, [..., bits], guidance already mixed in.
+            timestep: one of `timesteps`.
+            sample: the noisy bits at that time.
+            generator: source of the step's noise; the last step draws none.
+        """
+        prev_sample = self.advance(model_output, timestep, sample, generator)
+        return BinaryFlowSchedulerOutput(prev_sample) if return_dict else (prev_sample,)
+
+
+__all__ = ["BinaryFlowScheduler", "BinaryFlowSchedulerOutput"]

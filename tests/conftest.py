@@ -1,0 +1,88 @@
+"""Fixtures of all tests. The models are the real classes at a tiny size, on `UNIWETOK_TEST_DEVICE` (default: cpu)."""
+
+import os
+
+
+# Read when transformers is imported: no test may reach the Hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from uniwetok_hf.modeling.configuration_uniwetok import UniWeTokConfig
+from uniwetok_hf.modeling.modeling_uniwetok import UniWeTokModel
+
+
+TINY = {
+    "num_bits": 16,
+    "base_channels": 8,
+    "channel_multipliers": [1, 1, 2],
+    "num_res_blocks": 1,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "num_norm_groups": 4,
+}
+
+
+@pytest.fixture
+def fixtures() -> Path:
+    """The folder of the files that tests read."""
+    return Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture
+def device() -> torch.device:
+    return torch.device(os.environ.get("UNIWETOK_TEST_DEVICE", "cpu"))
+
+
+@pytest.fixture
+def make_config() -> Callable[..., UniWeTokConfig]:
+    """`make_config(**fields)`: the tiny config, stride 4 and 16 bits, with other fields where given."""
+    return lambda **fields: UniWeTokConfig(**TINY | fields)
+
+
+@pytest.fixture
+def make_model(make_config, device) -> Callable[..., UniWeTokModel]:
+    """`make_model(seed=0, **fields)`: a tiny model in eval mode whose every parameter is random.
+
+    A new model would hide parameters: the adaptive norms start with zeros, the other norms with ones.
+    """
+
+    def make(seed: int = 0, **fields) -> UniWeTokModel:
+        generator = torch.Generator().manual_seed(seed)
+        model = UniWeTokModel(make_config(**fields)).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                values = torch.randn(parameter.shape, generator=generator)
+                if parameter.ndim > 1:
+                    parameter.copy_(values / parameter[0].numel() ** 0.5)
+                else:
+                    starts_at_one = name.endswith("weight") or name.endswith("gain.bias")
+                    parameter.copy_(starts_at_one + 0.1 * values)
+        return model.to(device)
+
+    return make
+
+
+@pytest.fixture
+def tiny_config(make_config) -> UniWeTokConfig:
+    return make_config()
+
+
+@pytest.fixture
+def tiny_model(make_model) -> UniWeTokModel:
+    return make_model()
+
+
+@pytest.fixture
+def make_pictures(device) -> Callable[..., torch.Tensor]:
+    """`make_pictures(*shape, seed=0)`: uniform values in [-1, 1]."""
+
+    def make(*shape: int, seed: int = 0) -> torch.Tensor:
+        return (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1).to(device)
+
+    return make
