@@ -1,6 +1,6 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""UniWeTok in the Hugging Face ecosystem: one image tokenizer of 128-bit tokens, one language model that reads, draws and
-edits pictures with them (arXiv 2602.14178).
+"""UniWeTok in the Hugging Face ecosystem: one image tokenizer of 128-bit tokens, one language model that reads, draws
+and edits pictures with them (arXiv 2602.14178).
 
 Importing registers the Auto classes. Pipelines and the scheduler are imported when first used: they need diffusers.
 """

@@ -30,21 +30,14 @@ def test_convolutional_has_no_attention(make_config):
 
 @pytest.mark.parametrize("architecture", ["hybrid", "convolutional"])
 def test_saved_and_loaded(make_config, tmp_path, architecture):
-    config = make_config(architecture=architecture, channel_multipliers=(1, 2, 2), rope_theta=100, decoder_noise=False)
+    fields = {"num_bits": 24, "bits_per_group": 4, "num_res_blocks": 3, "rope_theta": 100, "decoder_noise": False}
+    config = make_config(architecture=architecture, channel_multipliers=(1, 2, 2), **fields)
     config.save_pretrained(tmp_path)
     loaded = UniWeTokConfig.from_pretrained(tmp_path)
-    assert loaded.to_dict() == UniWeTokConfig.from_pretrained(tmp_path).to_dict()
-    for name in (
-        "architecture channel_multipliers num_bits base_channels num_res_blocks num_hidden_layers num_attention_heads "
-        "intermediate_size num_norm_groups rope_theta decoder_noise bits_per_group norm_eps num_register_tokens"
-    ).split():
-        assert getattr(loaded, name) == getattr(config, name), name
     assert loaded.channel_multipliers == [1, 2, 2]
-
-
-def test_unequal_configs_are_not_equal(make_config):
-    assert make_config().to_dict() == make_config().to_dict()
-    assert make_config().to_dict() != make_config(decoder_noise=False).to_dict()
+    assert loaded.num_hidden_layers == (2 if architecture == "hybrid" else 0)
+    assert {name: getattr(loaded, name) for name in fields} == fields
+    assert loaded.to_diff_dict() == config.to_diff_dict()
 
 
 @pytest.mark.parametrize(
@@ -75,9 +68,9 @@ def test_wrong_types_name_their_field(make_config, field, value):
         make_config(**{field: value})
 
 
-@pytest.mark.xfail(strict=True, reason="0 passes or ends in a ZeroDivisionError instead of a ValueError with the field")
 @pytest.mark.parametrize(
-    "field", ["num_bits", "bits_per_group", "base_channels", "num_norm_groups", "num_attention_heads", "num_res_blocks"]
+    "field",
+    ["num_bits", "bits_per_group", "base_channels", "num_norm_groups", "num_attention_heads", "num_res_blocks"],
 )
 def test_zero_names_its_field(make_config, field):
     with pytest.raises(ValueError, match=f"`{field}`"):

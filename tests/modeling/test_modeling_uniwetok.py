@@ -84,9 +84,8 @@ def test_one_token_axes_have_finite_gradients(make_model, make_pictures, archite
 
 def test_adaptive_norm_reads_unbiased_deviation_and_mean(make_config, codes):
     norm = UniWeTokAdaptiveGroupNorm(make_config(), 8).to(codes.device)
-    torch.nn.init.normal_(norm.shift.bias, generator=None if codes.device.type != "cpu" else seeded(1))
     hidden_states = torch.randn(2, 8, 4, 6, generator=seeded(2)).to(codes.device)
-    gain = norm.gain(codes.flatten(2).std(-1))[..., None, None]
+    gain = norm.gain((codes.flatten(2).std(-1) ** 2 + 1e-6).sqrt())[..., None, None]
     shift = norm.shift(codes.mean((2, 3)))[..., None, None]
     assert_near(norm(hidden_states, codes), gain * norm.norm(hidden_states) + shift)
 
@@ -113,7 +112,6 @@ def test_rms_norm():
         norm.weight.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     states = torch.tensor([[1.0, -1.0, 2.0, 0.0]])
     assert_near(norm(states), states / 2**0.5 * norm.weight, atol=1e-6)  # mean square 1.5, + 0.5
-    assert torch.equal(norm(states * 1e18).isfinite(), torch.ones(1, 4, dtype=torch.bool))
 
 
 # --- lists
@@ -172,7 +170,6 @@ def test_lists_have_gradients(make_model, mixed, architecture):
     assert model.encoder.conv_in.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.xfail(strict=True, reason="encode([]) gives None, decode([]) an IndexError")
 def test_empty_lists_are_refused(tiny_model):
     with pytest.raises(ValueError, match="`codes`"):
         tiny_model.decode([])
@@ -180,7 +177,6 @@ def test_empty_lists_are_refused(tiny_model):
         tiny_model.encode([])
 
 
-@pytest.mark.xfail(strict=True, reason="zip(), stack and index errors that name no argument")
 @pytest.mark.parametrize(
     "name, make",
     [
@@ -188,6 +184,7 @@ def test_empty_lists_are_refused(tiny_model):
         ("noise", lambda codes: [codes[0]]),
         ("noise", lambda codes: [codes[0], codes[1][:, :1]]),
     ],
+    ids=["three generators", "one noise", "another shape"],
 )
 def test_errors_of_lists_name_the_argument(tiny_model, codes, name, make):
     with pytest.raises(ValueError, match=f"`{name}`"):
@@ -275,16 +272,21 @@ def test_training_gives_the_same_values_as_evaluation(tiny_model, make_pictures)
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 4, 8, 8), (3, 8, 8), (2, 3, 8, 9), (2, 3, 6, 8), (1, 2, 3, 8, 8)])
+@torch.no_grad()
 def test_pixel_values_are_checked(tiny_model, shape):
     with pytest.raises(ValueError, match=r"`pixel_values` must be \[B, 3, H, W\] with H and W multiples of 4"):
         tiny_model.encode(torch.zeros(shape))
     with pytest.raises(ValueError, match="`pixel_values` must be"):
         tiny_model(torch.zeros(shape))
-    with pytest.raises(ValueError, match="`pixel_values` must be"):
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 9), (1, 3, 8, 8), (8, 8)])
+@torch.no_grad()
+def test_pixel_values_of_a_list_are_checked(tiny_model, shape):
+    with pytest.raises(ValueError, match=r"`pixel_values` must be \[B, 3, H, W\] with H and W multiples of 4"):
         tiny_model.encode([torch.zeros(3, 8, 8), torch.zeros(shape)])
 
 
-@pytest.mark.xfail(strict=True, reason="'not enough values to unpack' and errors of torch")
 @pytest.mark.parametrize("shape", [(8,), (), (2, 3, 0, 8), (0, 3, 8, 8)])
 def test_pixel_values_of_no_picture_are_checked(tiny_model, shape):
     with pytest.raises(ValueError, match="`pixel_values` must be"):
@@ -332,7 +334,6 @@ def test_tuples_instead_of_outputs(tiny_model, make_pictures, codes):
     assert isinstance(latents, list) and torch.equal(torch.stack(signs), expected.codes)
 
 
-@pytest.mark.xfail(strict=True, reason="forward and the lists read the tuple of the inner call by name")
 @torch.no_grad()
 def test_tuples_by_the_config(make_model, make_pictures):
     model, pictures = make_model(return_dict=False), make_pictures(2, 3, 8, 12)
@@ -364,11 +365,10 @@ def test_hidden_states_and_attentions(make_model, make_pictures):
 # --- attention implementations, precision, memory
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_attention_implementations_agree(make_model, make_pictures, implementation):
+def test_eager_and_sdpa_attention_agree(make_model, make_pictures):
     pictures = make_pictures(2, 3, 8, 20)
     gradients, outputs = [], []
-    for name in ("sdpa", implementation):
+    for name in ("sdpa", "eager"):
         model = make_model().train()
         model.set_attn_implementation(name)
         assert model.encoder.transformer.layers[0].self_attn.config._attn_implementation == name
@@ -472,20 +472,22 @@ def test_autocast_trains(tiny_model, make_pictures):
 
 def test_starting_weights(tiny_config):
     model = UniWeTokModel(tiny_config)
-    for module in model.modules():
-        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)) and module is not model:
+    for name, module in model.named_modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)) and "adaptive_norm" not in name:
             bound = module.weight[0].numel() ** -0.5
-            assert module.weight.abs().max() <= max(bound, 1.0 * module.weight.eq(0).all())
-        if isinstance(module, torch.nn.Conv2d):
-            assert 0.8 * bound < module.weight.abs().max()
-            assert module.bias is None or module.bias.eq(0).all()
+            assert 0.8 * bound < module.weight.abs().max() <= bound, name
+            assert module.bias is None or module.bias.eq(0).all(), name
+        elif isinstance(module, (torch.nn.GroupNorm, UniWeTokRMSNorm)) and module.weight is not None:
+            assert module.weight.eq(1).all(), name
+    registers = torch.cat([half.transformer.register_tokens.weight for half in (model.encoder, model.decoder)])
+    assert 0.5 * tiny_config.initializer_range < registers.std() < 1.5 * tiny_config.initializer_range
+
+
+def test_adaptive_norms_start_as_plain_norms(tiny_config):
+    for module in UniWeTokModel(tiny_config).modules():
         if isinstance(module, UniWeTokAdaptiveGroupNorm):
             assert module.gain.weight.eq(0).all() and module.gain.bias.eq(1).all()
             assert module.shift.weight.eq(0).all() and module.shift.bias.eq(0).all()
-        if isinstance(module, (torch.nn.GroupNorm, UniWeTokRMSNorm)) and module.weight is not None:
-            assert module.weight.eq(1).all()
-    registers = torch.cat([half.transformer.register_tokens.weight for half in (model.encoder, model.decoder)])
-    assert 0.5 * tiny_config.initializer_range < registers.std() < 1.5 * tiny_config.initializer_range
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -503,7 +505,9 @@ def test_saved_and_loaded(make_model, make_pictures, tmp_path, device, architect
         assert torch.equal(tensor, state[name].cpu()), name
     pictures = make_pictures(2, 3, 8, 12)
     expected = model(pictures, generator=seeded(0))
-    for value, wanted in zip(loaded.to(device)(pictures, generator=seeded(0)).values(), expected.values(), strict=True):
+    for value, wanted in zip(
+        loaded.to(device)(pictures, generator=seeded(0)).values(), expected.values(), strict=True
+    ):
         assert torch.equal(value, wanted)
 
 
@@ -527,22 +531,28 @@ def test_bfloat16_checkpoints(make_model, make_pictures, tmp_path, device):
     assert torch.equal(loaded(pictures, generator=seeded(0)).sample, expected.sample)
 
 
-def test_missing_weights_get_their_starting_values(tiny_model, tmp_path):
+MISSING = {
+    "encoder.transformer.register_tokens.weight": lambda weight: 0 < weight.abs().max() < 0.2,
+    "encoder.transformer.layers.1.input_layernorm.weight": lambda weight: weight.eq(1).all(),
+    "encoder.conv_out.bias": lambda weight: weight.eq(0).all(),
+    "decoder.up_blocks.0.adaptive_norm.gain.weight": lambda weight: weight.eq(0).all(),
+    "decoder.up_blocks.1.adaptive_norm.gain.bias": lambda weight: weight.eq(1).all(),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in MISSING],
+)
+def test_missing_weight_gets_its_starting_value(tiny_model, tmp_path, name):
     tiny_model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    removed = [
-        "encoder.transformer.register_tokens.weight",
-        "encoder.transformer.layers.1.input_layernorm.weight",
-        "decoder.up_blocks.0.adaptive_norm.gain.weight",
-    ]
-    for name in removed:
-        del tensors[name]
+    del tensors[name]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     loaded, report = UniWeTokModel.from_pretrained(tmp_path, output_loading_info=True)
-    assert sorted(report["missing_keys"]) == sorted(removed)
-    assert 0 < loaded.get_parameter(removed[0]).abs().max() < 1
-    assert loaded.get_parameter(removed[1]).eq(1).all()
-    assert loaded.get_parameter(removed[2]).eq(0).all()
+    assert list(report["missing_keys"]) == [name]
+    for key, parameter in loaded.named_parameters():
+        assert MISSING[name](parameter) if key == name else torch.equal(parameter, tensors[key]), key
 
 
 @torch.no_grad()
@@ -551,7 +561,9 @@ def test_loads_alone_from_inside_a_language_model(tiny_model, make_pictures, tmp
     folder = tmp_path / "mllm"
     folder.mkdir()
     tensors = {f"model.vision_model.{name}": tensor.cpu() for name, tensor in tiny_model.state_dict().items()}
-    tensors |= {f"{name}.weight": torch.ones(2) for name in ("model.projector.fc1", "model.language_model.norm", "lm_head")}
+    tensors |= {
+        f"{name}.weight": torch.ones(2) for name in ("model.projector.fc1", "model.language_model.norm", "lm_head")
+    }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = {"model_type": "uniwetok_mllm", "vision_config": tiny_model.config.to_dict()}
     (folder / "config.json").write_text(json.dumps(config))

@@ -143,7 +143,7 @@ def published_shapes(base, multipliers, blocks, bits, layers=None, ffn=None, noi
     return shapes | with_bias("decoder.norm_out", base) | with_bias("decoder.conv_out", 3, base, 3, 3)
 
 
-# name: config fields, the published file, its number of tensors, parameters of encoder and decoder (spec 1.8, 6.1, 6.2)
+# name: config fields, published tensors, their number, parameters of encoder and decoder (spec 1.8, 6.1, 6.2)
 PAPER = (128, [1, 1, 2, 2, 4, 8])
 PUBLISHED = {
     "paper": ({}, published_shapes(*PAPER, 2, 128, 16, 2816), 408, (265_729_664, 355_896_451)),

@@ -13,49 +13,39 @@ import torch
 
 Rules = tuple[tuple[str, tuple[str, ...]], ...]
 
-_RES = r"(norm1\.weight|norm1\.bias|norm2\.weight|norm2\.bias|conv1\.weight|conv2\.weight)"
 _HALF = r"(encoder|decoder)"
+_RES = r"(norm1\.weight|norm1\.bias|norm2\.weight|norm2\.bias|conv1\.weight|conv2\.weight)"
+_DOWN, _NATIVE_DOWN = r"encoder\.down\.(\d+)", r"encoder.down_blocks.\1"
+_UP, _NATIVE_UP = r"decoder\.up\.(\d+)", r"decoder.up_blocks.\1"
+_LAYER, _NATIVE_LAYER = rf"{_HALF}\.mid_attn_blocks\.(\d+)", r"\1.transformer.layers.\2"
 
 VISION_RULES: Rules = (
     (rf"{_HALF}\.(conv_in|norm_out|conv_out)\.(weight|bias)", (r"\1.\2.\3",)),
-    (rf"encoder\.down\.(\d+)\.block\.(\d+)\.{_RES}", (r"encoder.down_blocks.\1.blocks.\2.\3",)),
-    (r"encoder\.down\.(\d+)\.block\.(\d+)\.nin_shortcut\.weight", (r"encoder.down_blocks.\1.blocks.\2.shortcut.weight",)),
-    (r"encoder\.down\.(\d+)\.downsample\.(weight|bias)", (r"encoder.down_blocks.\1.downsample.\2",)),
+    (rf"{_DOWN}\.block\.(\d+)\.{_RES}", (rf"{_NATIVE_DOWN}.blocks.\2.\3",)),
+    (rf"{_DOWN}\.block\.(\d+)\.nin_shortcut\.weight", (rf"{_NATIVE_DOWN}.blocks.\2.shortcut.weight",)),
+    (rf"{_DOWN}\.downsample\.(weight|bias)", (rf"{_NATIVE_DOWN}.downsample.\2",)),
     (rf"{_HALF}\.mid_block\.(\d+)\.{_RES}", (r"\1.mid_blocks.\2.\3",)),
-    (rf"decoder\.up\.(\d+)\.block\.(\d+)\.{_RES}", (r"decoder.up_blocks.\1.blocks.\2.\3",)),
-    (r"decoder\.up\.(\d+)\.block\.(\d+)\.nin_shortcut\.weight", (r"decoder.up_blocks.\1.blocks.\2.shortcut.weight",)),
-    (r"decoder\.up\.(\d+)\.upsample\.conv1\.(weight|bias)", (r"decoder.up_blocks.\1.upsample.\2",)),
-    (r"decoder\.adaptive\.(\d+)\.gamma\.(weight|bias)", (r"decoder.up_blocks.\1.adaptive_norm.gain.\2",)),
-    (r"decoder\.adaptive\.(\d+)\.beta\.(weight|bias)", (r"decoder.up_blocks.\1.adaptive_norm.shift.\2",)),
+    (rf"{_UP}\.block\.(\d+)\.{_RES}", (rf"{_NATIVE_UP}.blocks.\2.\3",)),
+    (rf"{_UP}\.block\.(\d+)\.nin_shortcut\.weight", (rf"{_NATIVE_UP}.blocks.\2.shortcut.weight",)),
+    (rf"{_UP}\.upsample\.conv1\.(weight|bias)", (rf"{_NATIVE_UP}.upsample.\2",)),
+    (r"decoder\.adaptive\.(\d+)\.gamma\.(weight|bias)", (rf"{_NATIVE_UP}.adaptive_norm.gain.\2",)),
+    (r"decoder\.adaptive\.(\d+)\.beta\.(weight|bias)", (rf"{_NATIVE_UP}.adaptive_norm.shift.\2",)),
     (rf"{_HALF}\.register_token\.weight", (r"\1.transformer.register_tokens.weight",)),
     (
-        rf"{_HALF}\.mid_attn_blocks\.(\d+)\.attention\.wqkv\.weight",
-        tuple(rf"\1.transformer.layers.\2.self_attn.{part}_proj.weight" for part in "qkv"),
+        rf"{_LAYER}\.attention\.wqkv\.weight",
+        tuple(rf"{_NATIVE_LAYER}.self_attn.{part}_proj.weight" for part in "qkv"),
     ),
-    (rf"{_HALF}\.mid_attn_blocks\.(\d+)\.attention\.wo\.weight", (r"\1.transformer.layers.\2.self_attn.o_proj.weight",)),
+    (rf"{_LAYER}\.attention\.wo\.weight", (rf"{_NATIVE_LAYER}.self_attn.o_proj.weight",)),
     (
-        rf"{_HALF}\.mid_attn_blocks\.(\d+)\.feed_forward\.w1\.weight",
-        (r"\1.transformer.layers.\2.mlp.gate_proj.weight", r"\1.transformer.layers.\2.mlp.up_proj.weight"),
+        rf"{_LAYER}\.feed_forward\.w1\.weight",
+        (rf"{_NATIVE_LAYER}.mlp.gate_proj.weight", rf"{_NATIVE_LAYER}.mlp.up_proj.weight"),
     ),
-    (rf"{_HALF}\.mid_attn_blocks\.(\d+)\.feed_forward\.w2\.weight", (r"\1.transformer.layers.\2.mlp.down_proj.weight",)),
-    (rf"{_HALF}\.mid_attn_blocks\.(\d+)\.attention_norm\.weight", (r"\1.transformer.layers.\2.input_layernorm.weight",)),
-    (
-        rf"{_HALF}\.mid_attn_blocks\.(\d+)\.ffn_norm\.weight",
-        (r"\1.transformer.layers.\2.post_attention_layernorm.weight",),
-    ),
+    (rf"{_LAYER}\.feed_forward\.w2\.weight", (rf"{_NATIVE_LAYER}.mlp.down_proj.weight",)),
+    (rf"{_LAYER}\.attention_norm\.weight", (rf"{_NATIVE_LAYER}.input_layernorm.weight",)),
+    (rf"{_LAYER}\.ffn_norm\.weight", (rf"{_NATIVE_LAYER}.post_attention_layernorm.weight",)),
 )
 
-
-def to_native(name: str, tensor: torch.Tensor, rules: Rules) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields the native (name, tensor) pairs of one published tensor; nothing for a name that no rule knows."""
-    for pattern, targets in rules:
-        if match := re.fullmatch(pattern, name):
-            for target, part in zip(targets, tensor.chunk(len(targets)), strict=True):
-                yield match.expand(target), part
-            return
-
-
-HEAD_RULES: Rules = (
+_HEAD_RULES: Rules = (
     (r"net\.time_embed\.mlp\.0\.(weight|bias)", (r"time_embed.fc1.\1",)),
     (r"net\.time_embed\.mlp\.2\.(weight|bias)", (r"time_embed.fc2.\1",)),
     (r"net\.cond_embed\.(weight|bias)", (r"condition_proj.\1",)),
@@ -64,13 +54,64 @@ HEAD_RULES: Rules = (
     (r"net\.res_blocks\.(\d+)\.norm2\.(weight|bias)", (r"layers.\1.post_attention_layernorm.\2",)),
     (r"net\.res_blocks\.(\d+)\.attn\.wqkv\.(weight|bias)", tuple(rf"layers.\1.self_attn.{p}_proj.\2" for p in "qkv")),
     (r"net\.res_blocks\.(\d+)\.attn\.wo\.(weight|bias)", (r"layers.\1.self_attn.o_proj.\2",)),
-    (r"net\.res_blocks\.(\d+)\.w1\.(weight|bias)", (r"layers.\1.mlp.gate_proj.\2", r"layers.\1.mlp.up_proj.\2")),
-    (r"net\.res_blocks\.(\d+)\.w2\.(weight|bias)", (r"layers.\1.mlp.down_proj.\2",)),
     (r"net\.ada_ln_blocks\.(\d+)\.(weight|bias)", (r"modulations.\1.\2",)),
     (r"net\.final_layer\.ada_ln_modulation\.(weight|bias)", (r"modulation_out.\1",)),
     (r"net\.final_layer\.linear\.(weight|bias)", (r"proj_out.\1",)),
 )
 
-PLAIN_MLP_RULE: Rules = ((r"net\.res_blocks\.(\d+)\.w1\.(weight|bias)", (r"layers.\1.mlp.up_proj.\2",)),)
+# With a SwiGLU, `"use_swiglu": true`, and with the plain feed-forward, whose names differ.
+HEAD_RULES: Rules = (
+    *_HEAD_RULES,
+    (r"net\.res_blocks\.(\d+)\.w1\.(weight|bias)", (r"layers.\1.mlp.gate_proj.\2", r"layers.\1.mlp.up_proj.\2")),
+    (r"net\.res_blocks\.(\d+)\.w2\.(weight|bias)", (r"layers.\1.mlp.down_proj.\2",)),
+)
+PLAIN_HEAD_RULES: Rules = (
+    *_HEAD_RULES,
+    (r"net\.res_blocks\.(\d+)\.mlp\.0\.(weight|bias)", (r"layers.\1.mlp.up_proj.\2",)),
+    (r"net\.res_blocks\.(\d+)\.mlp\.2\.(weight|bias)", (r"layers.\1.mlp.down_proj.\2",)),
+)
 
 PROJECTOR_RULES: Rules = ((r"(fc1|fc2)\.(weight|bias)", (r"\1.\2",)),)
+
+
+def language_rules(base_model_prefix: str) -> Rules:
+    """Rules of a causal language model of transformers whose model without the head is called `base_model_prefix`."""
+    return (
+        (rf"{re.escape(base_model_prefix)}\.(.+)", (r"model.language_model.\1",)),
+        (r"(lm_head\.weight)", (r"\1",)),
+    )
+
+
+def native_names(name: str, rules: Rules) -> tuple[str, ...]:
+    """Native names of the equal parts of a published tensor; none for a name that no rule knows."""
+    for pattern, targets in rules:
+        if match := re.fullmatch(pattern, name):
+            return tuple(match.expand(target) for target in targets)
+    return ()
+
+
+def published_name(native: str, rules: Rules) -> str | None:
+    """The published name of the tensor that holds `native`: the rules read backwards. None when no rule gives it."""
+    for pattern, targets in rules:
+        pieces = re.split(r"\(([^()]*)\)", pattern)  # literal, group, literal, group, ..., literal
+        literals, groups = [piece.replace("\\", "") for piece in pieces[::2]], pieces[1::2]
+        for target in targets:
+            if match := re.fullmatch(_invert(target, groups), native):
+                values = [match[f"group{number}"] for number in range(1, len(groups) + 1)] + [""]
+                return "".join(literal + value for literal, value in zip(literals, values, strict=True))
+    return None
+
+
+def _invert(target: str, groups: list[str]) -> str:
+    """The pattern of what `target` expands to: each \\1 becomes the group that it stands for, by name."""
+    pattern = target.replace(".", r"\.")
+    for number, group in enumerate(groups, start=1):
+        pattern = pattern.replace(rf"\{number}", f"(?P<group{number}>{group})")
+    return pattern
+
+
+def to_native(name: str, tensor: torch.Tensor, rules: Rules) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields the native (name, tensor) pairs of one published tensor; nothing for a name that no rule knows."""
+    targets = native_names(name, rules)
+    if targets:
+        yield from zip(targets, tensor.chunk(len(targets)), strict=True)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 
 def embedded_path(name: str) -> Path:
-    """Folder of an embedded checkpoint, for `from_pretrained`. On a CPU load it with `dtype=torch.float32`: bfloat16 is
-    how it is stored, but slow to compute with.
+    """Folder of an embedded checkpoint, for `from_pretrained`. On a CPU load it with `dtype=torch.float32`: bfloat16
+    is how it is stored, but slow to compute with.
 
     Raises:
         ValueError: for a name that is not embedded; the message lists those that are.

@@ -2,7 +2,8 @@
 """Binary codes as data: the sign quantizer, packing in bytes, and the file format of saved codes.
 
 A token is a vector of {-1, +1}. Nothing here knows a codebook: 2^128 codes need no table, the sign *is* the index.
-Bit j of byte k is channel 8k + j (least significant bit first), the order of the groups in the entropy loss (spec 2.1).
+Bit j of byte k is channel 8k + j (least significant bit first), the order of the groups in the entropy loss (spec
+2.1).
 """
 
 import json
@@ -92,6 +93,7 @@ def save_codes(
 
     Raises:
         ValueError: when the codes' bits are not the config's, or the sizes are not one a picture.
+        OSError: when `path` can't be written.
     """
     for name, sizes in (("original_sizes", original_sizes), ("content_sizes", content_sizes)):
         if sizes is not None and len(sizes) != len(codes):
@@ -113,9 +115,14 @@ def save_codes(
         "content_sizes": None if content_sizes is None else [[int(n) for n in size] for size in content_sizes],
     }
     path = Path(path)
+    if path.is_dir() or not path.parent.is_dir():
+        raise OSError(f"`path` must be a file in a folder that exists, got {path}.")
     temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, metadata={"uniwetok": json.dumps(metadata)})
-    temporary.replace(path)
+    try:
+        save_file(tensors, temporary, metadata={"uniwetok": json.dumps(metadata)})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -136,14 +143,19 @@ def load_codes(path: str | os.PathLike) -> SavedCodes:
                     "update uniwetok-hf."
                 )
             codes = [unpack_codes(file.get_tensor(name)[None])[0] for name in sorted(file.keys())]
+            bits = {picture.shape[0] for picture in codes} or {metadata["num_bits"]}
+            if len(codes) != metadata["num_pictures"] or bits != {metadata["num_bits"]} or "stride" not in metadata:
+                raise CodesFileError(f"{path} does not hold what its metadata says.")
+            original_sizes, content_sizes = (
+                None if metadata[name] is None else [tuple(size) for size in metadata[name]]
+                for name in ("original_sizes", "content_sizes")
+            )
+    except KeyError as error:
+        raise CodesFileError(f"{path} lacks {error} in its metadata.") from error
     except (SafetensorError, json.JSONDecodeError) as error:
         raise CodesFileError(f"{path} is no file of codes, or it is cut off ({error}).") from error
     except OSError as error:
         raise CodesFileError(f"{path} can't be read ({error}).") from error
-    original_sizes, content_sizes = (
-        None if metadata[name] is None else [tuple(size) for size in metadata[name]]
-        for name in ("original_sizes", "content_sizes")
-    )
     return SavedCodes(codes, original_sizes, content_sizes, metadata)
 
 

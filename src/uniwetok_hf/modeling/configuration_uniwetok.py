@@ -64,6 +64,10 @@ class UniWeTokConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
+        counts = ("num_bits", "bits_per_group", "base_channels", "num_res_blocks", "num_attention_heads")
+        for name in (*counts, "num_norm_groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
         self.channel_multipliers = list(self.channel_multipliers)
         if len(self.channel_multipliers) < 2:
             raise ValueError(f"`channel_multipliers` needs two levels or more, got {self.channel_multipliers}.")
@@ -93,8 +97,8 @@ class UniWeTokConfig(PreTrainedConfig):
                 )
         if self.num_hidden_layers and self.hidden_size % (4 * self.num_attention_heads):
             raise ValueError(
-                f"`num_attention_heads`={self.num_attention_heads} must divide the hidden size {self.hidden_size} into "
-                "heads of a multiple of 4 channels (2-D rotary positions)."
+                f"`num_attention_heads`={self.num_attention_heads} must divide the hidden size {self.hidden_size} "
+                "into heads of a multiple of 4 channels (2-D rotary positions)."
             )
 
     @property

@@ -26,8 +26,8 @@ class UniWeTokHeadConfig(PreTrainedConfig):
         head_dim (`int`, defaults to 128): Channels of an attention head.
         intermediate_size (`int`, *optional*): Width of the feed-forward; 1.5 x `hidden_size` when not given.
         hidden_act (`str`, defaults to `"swiglu"`): Feed-forward, `"swiglu"` or `"silu"`.
-        squash_output (`bool`, defaults to `True`): Whether predictions pass 2 sigmoid(x) - 1 (the language models') or are
-            linear (the ImageNet models').
+        squash_output (`bool`, defaults to `True`): Whether predictions pass 2 sigmoid(x) - 1 (the language models') or
+            are linear (the ImageNet models').
         timestep_schedule (`str`, defaults to `"logit_normal"`): Law of t in training, `"logit_normal"` or `"uniform"`.
         timestep_mean, timestep_std (`float`, default to -0.8 and 0.8): Parameters of the logit-normal law.
         timestep_shift (`float`, defaults to 1.0): s in t / (t + s (1 - t)), in training and sampling.
@@ -92,10 +92,11 @@ class UniWeTokMLLMConfig(PreTrainedConfig):
         query_token_id (`int`): `<|query_1|>`, of which there are p x p - 1.
         projector_hidden_act (`str`, defaults to `"gelu_pytorch_tanh"`): Activation of the projector.
         text_loss_weight, image_loss_weight (`float`, default to 0.01 and 1.0): Parts of the loss.
-        bit_flip_probability (`float`, defaults to 0.1): In training, the largest probability with which a bit of a picture
-            to be drawn is flipped on input (targets stay clean).
+        bit_flip_probability (`float`, defaults to 0.1): In training, the largest probability with which a bit of a
+            picture to be drawn is flipped on input (targets stay clean).
         num_diffusion_draws (`int`, defaults to 1): In training, noise levels drawn for each token.
-        tie_word_embeddings (`bool`, defaults to `False`): Whether text output and input embeddings are one matrix.
+        tie_word_embeddings (`bool`, *optional*): Whether text output and input embeddings are one matrix; what the
+            text config says when not given.
 
     Raises:
         ValueError: when `patch_size` is less than 1 or the parts' sizes don't fit.
@@ -123,18 +124,19 @@ class UniWeTokMLLMConfig(PreTrainedConfig):
     image_loss_weight: float = 1.0
     bit_flip_probability: float = 0.1
     num_diffusion_draws: int = 1
-    tie_word_embeddings: bool = False
+    tie_word_embeddings: bool | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
         given = self.head_config is not None
         super().__post_init__(**kwargs)
+        if self.tie_word_embeddings is None:
+            self.tie_word_embeddings = self.text_config.tie_word_embeddings
         if self.patch_size < 1:
             raise ValueError(f"`patch_size` must be 1 or more, got {self.patch_size}.")
         if self.text_config.hidden_size % 4:
-            raise ValueError(
-                f"`text_config.hidden_size` must be a multiple of 4 (2-D sinusoids), got {self.text_config.hidden_size}."
-            )
+            size = self.text_config.hidden_size
+            raise ValueError(f"`text_config.hidden_size` must be a multiple of 4 (2-D sinusoids), got {size}.")
         wanted = {"num_bits": self.vision_config.num_bits, "condition_size": self.text_config.hidden_size}
         for name, value in wanted.items():
             if not given:

@@ -312,6 +312,15 @@ class UniWeTokEncoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(hidden_states)))
 
 
+class UniWeTokConstantLinear(nn.Linear):
+    """A linear layer that starts as a constant: weight 0, bias `start`. It is a class of its own because transformers
+    initialises out-of-tree models leaf by leaf, and a leaf knows only its class."""
+
+    def __init__(self, in_features: int, out_features: int, start: float = 0.0):
+        super().__init__(in_features, out_features)
+        self.start = start
+
+
 class UniWeTokAdaptiveGroupNorm(nn.Module):
     """GroupNorm whose gain and shift come from the codes' standard deviation and mean over space (spec 1.5)."""
 
@@ -319,8 +328,8 @@ class UniWeTokAdaptiveGroupNorm(nn.Module):
         super().__init__()
         self.eps = config.norm_eps
         self.norm = nn.GroupNorm(config.num_norm_groups, channels, eps=config.norm_eps, affine=False)
-        self.gain = nn.Linear(config.num_bits, channels)
-        self.shift = nn.Linear(config.num_bits, channels)
+        self.gain = UniWeTokConstantLinear(config.num_bits, channels, start=1.0)
+        self.shift = UniWeTokConstantLinear(config.num_bits, channels)
 
     def forward(self, hidden_states: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         tokens = codes.flatten(2)  # [B, bits, h*w]
@@ -386,8 +395,8 @@ class UniWeTokDecoder(nn.Module):
 
 class UniWeTokPreTrainedModel(PreTrainedModel):
     config: UniWeTokConfig
-    # Where the tokenizer lives inside a UniWeTokForCausalLM: `UniWeTokModel.from_pretrained(pipeline, subfolder="mllm")`
-    # strips this prefix and so loads the tokenizer alone.
+    # Where the tokenizer lives inside a UniWeTokForCausalLM: `UniWeTokModel.from_pretrained(pipeline,
+    # subfolder="mllm")` strips this prefix and so loads the tokenizer alone.
     base_model_prefix = "model.vision_model"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -410,12 +419,11 @@ class UniWeTokPreTrainedModel(PreTrainedModel):
         - norms: gain 1, shift 0; adaptive norm: gain and shift read nothing from the codes at first (gain 1, shift 0)
         """
         super()._init_weights(module)
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
+        if isinstance(module, UniWeTokConstantLinear):
+            init.zeros_(module.weight)
+            init.constant_(module.bias, module.start)
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
             init.kaiming_uniform_(module.weight, a=5**0.5)
-        elif isinstance(module, UniWeTokAdaptiveGroupNorm):
-            init.zeros_(module.gain.weight)
-            init.ones_(module.gain.bias)
-            init.zeros_(module.shift.weight)
 
 
 class UniWeTokModel(UniWeTokPreTrainedModel):
@@ -455,7 +463,9 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
             ValueError: for another shape, or a side that is no multiple of the stride.
         """
         if not torch.is_tensor(pixel_values):
-            encode = _by_size(lambda batch: tuple(self.encode(batch, **kwargs).values()))
+            if len(pixel_values) == 0:
+                raise ValueError("`pixel_values` is an empty list.")
+            encode = _by_size(lambda batch: self.encode(batch, return_dict=True, **kwargs).to_tuple())
             return UniWeTokEncoderOutput(*encode(pixel_values))
         self._check_pixel_values(pixel_values)
         latents = self.encoder(pixel_values, **kwargs)
@@ -483,10 +493,11 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
             ValueError: when the codes are not of this model's bits, or `noise` is not shaped like them.
         """
         if not torch.is_tensor(codes):
-            if noise is None and self.config.decoder_noise:
-                noise = self._draw_noise_for_list(codes, generator)
-            decode = _by_size(lambda *batch: (self.decode(*batch[:1], None, *batch[1:], **kwargs).sample,))
-            return UniWeTokDecoderOutput(sample=decode(codes, *([] if noise is None else [noise]))[0])
+            noise = self._noise_for_list(codes, generator, noise)
+            decode = _by_size(
+                lambda batch, noise: self.decode(batch, noise=noise, return_dict=True, **kwargs).to_tuple()
+            )
+            return UniWeTokDecoderOutput(sample=decode(codes, noise)[0])
         self._check_codes(codes, noise)
         if not self.config.decoder_noise:
             noise = None
@@ -495,7 +506,6 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
         return UniWeTokDecoderOutput(sample=self.decoder(codes, noise, **kwargs))
 
     @capture_outputs
-    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor | Sequence[torch.Tensor],
@@ -505,17 +515,17 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
     ) -> UniWeTokOutput:
         """[`encode`] and [`decode`] in one: `sample`, `latents` and `codes`. In training, gradients reach the encoder
         straight through the signs."""
-        encoded = self.encode(pixel_values, **kwargs)
-        decoded = self.decode(encoded.codes, generator=generator, noise=noise, **kwargs)
+        encoded = self.encode(pixel_values, return_dict=True, **kwargs)
+        decoded = self.decode(encoded.codes, generator=generator, noise=noise, return_dict=True, **kwargs)
         return UniWeTokOutput(sample=decoded.sample, latents=encoded.latents, codes=encoded.codes)
 
     def _check_pixel_values(self, pixel_values: torch.Tensor):
         stride, channels = self.config.stride, self.config.num_channels
-        height, width = pixel_values.shape[-2:]
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or height % stride or width % stride:
+        shape = pixel_values.shape
+        if len(shape) != 4 or 0 in shape or shape[1] != channels or shape[2] % stride or shape[3] % stride:
             raise ValueError(
                 f"`pixel_values` must be [B, {channels}, H, W] with H and W multiples of {stride}, got "
-                f"{tuple(pixel_values.shape)}; UniWeTokImageProcessor pads, crops or resizes to such sizes."
+                f"{tuple(shape)}; UniWeTokImageProcessor pads, crops or resizes to such sizes."
             )
 
     def _check_codes(self, codes: torch.Tensor, noise: torch.Tensor | None):
@@ -524,9 +534,21 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
         if noise is not None and noise.shape != codes.shape:
             raise ValueError(f"`noise` must be shaped like `codes` {tuple(codes.shape)}, got {tuple(noise.shape)}.")
 
-    def _draw_noise_for_list(self, codes: Sequence[torch.Tensor], generator: Generators) -> list[torch.Tensor]:
-        generators = generator if isinstance(generator, (list, tuple)) else [generator] * len(codes)
-        return [draw_noise(c.shape, g, c.device, c.dtype) for c, g in zip(codes, generators, strict=True)]
+    def _noise_for_list(
+        self, codes: Sequence[torch.Tensor], generator: Generators, noise: Sequence[torch.Tensor] | None
+    ) -> Sequence[torch.Tensor]:
+        if len(codes) == 0:
+            raise ValueError("`codes` is an empty list.")
+        if noise is None:
+            generators = generator if isinstance(generator, (list, tuple)) else [generator] * len(codes)
+            if len(generators) != len(codes):
+                raise ValueError(
+                    f"`generator` is a list of {len(generators)}, but `codes` holds {len(codes)} pictures."
+                )
+            noise = [draw_noise(c.shape, g, c.device, c.dtype) for c, g in zip(codes, generators, strict=True)]
+        if [n.shape for n in noise] != [c.shape for c in codes]:
+            raise ValueError("`noise` must hold one tensor a picture, shaped like its codes.")
+        return noise
 
 
 def _by_size(function: Callable[..., tuple[torch.Tensor, ...]]) -> Callable[..., tuple[list[torch.Tensor], ...]]:

@@ -1,8 +1,8 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """The binary diffusion head: how a language model predicts 128 bits at once (spec 3.1, 3.2).
 
-A token is drawn by a rectified flow from Gaussian noise (t = 0) to its bits in {-1, +1} (t = 1). The network is told the
-language model's hidden state and predicts the clean bits; the flow's velocity follows from that. What is unusual:
+A token is drawn by a rectified flow from Gaussian noise (t = 0) to its bits in {-1, +1} (t = 1). The network is told
+the language model's hidden state and predicts the clean bits; the flow's velocity follows from that. What is unusual:
 
 - all P tokens of a patch are drawn together and attend to each other, so one step can write many tokens;
 - the modulation of consecutive blocks is one shared linear layer;
@@ -23,7 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
 from .configuration_uniwetok_mllm import UniWeTokHeadConfig
-from .modeling_uniwetok import eager_attention_forward
+from .modeling_uniwetok import UniWeTokConstantLinear, eager_attention_forward
 from .noise_uniwetok import Generators, draw_noise
 
 
@@ -39,8 +39,8 @@ def shift_timesteps(timesteps: torch.Tensor, shift: float) -> torch.Tensor:
 def flow_timesteps(num_inference_steps: int, shift: float = 1.0) -> torch.Tensor:
     """The N + 1 ascending times of the sampler, from 0 to 0.95, float32.
 
-    With a shift the grid bends between the same two ends: the published code shifts the last time too, but keeps a fixed
-    last step of 0.05, which then no longer ends at t = 1.
+    With a shift the grid bends between the same two ends: the published code shifts the last time too, but keeps a
+    fixed last step of 0.05, which then no longer ends at t = 1.
     """
     return FINAL_TIMESTEP * shift_timesteps(torch.linspace(0, 1, num_inference_steps + 1), shift)
 
@@ -75,7 +75,8 @@ class BinaryFlow:
         self.timesteps = flow_timesteps(1, shift)
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
-        """Makes the N + 1 `timesteps` of `num_inference_steps` steps, kept on the CPU: only scalars are read from them.
+        """Makes the N + 1 `timesteps` of `num_inference_steps` steps, kept on the CPU: only scalars are read from
+        them.
 
         Raises:
             ValueError: for fewer than 1 step.
@@ -99,14 +100,18 @@ class BinaryFlow:
         return flow_step(model_output, sample, timestep, later[0], noise)
 
 
+class UniWeTokHeadTimeLinear(nn.Linear):
+    """Linear layer of the time embedding, with starting weights of its own."""
+
+
 class UniWeTokHeadTimeEmbedding(nn.Module):
     """Sinusoids of 1000 t, cosines first, then two linear layers."""
 
     def __init__(self, config: UniWeTokHeadConfig):
         super().__init__()
         self.size = config.timestep_embedding_size
-        self.fc1 = nn.Linear(self.size, config.hidden_size)
-        self.fc2 = nn.Linear(config.hidden_size, config.hidden_size)
+        self.fc1 = UniWeTokHeadTimeLinear(self.size, config.hidden_size)
+        self.fc2 = UniWeTokHeadTimeLinear(config.hidden_size, config.hidden_size)
 
     def forward(self, timesteps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         half = torch.arange(self.size // 2, device=timesteps.device, dtype=torch.float32)
@@ -183,7 +188,8 @@ class UniWeTokHeadLayer(GradientCheckpointingLayer):
 
 
 class UniWeTokBinaryHead(PreTrainedModel):
-    """Predicts the bits of the tokens of a patch from a noisy version of them and the language model's hidden states."""
+    """Predicts the bits of the tokens of a patch from a noisy version of them and the language model's hidden
+    states."""
 
     config: UniWeTokHeadConfig
     base_model_prefix = "image_head"
@@ -202,11 +208,14 @@ class UniWeTokBinaryHead(PreTrainedModel):
         self.time_embed = UniWeTokHeadTimeEmbedding(config)
         self.layers = nn.ModuleList([UniWeTokHeadLayer(config) for _ in range(config.num_hidden_layers)])
         self.modulations = nn.ModuleList(
-            [nn.Linear(config.hidden_size, 6 * config.hidden_size) for _ in range(config.num_modulation_layers)]
+            [
+                UniWeTokConstantLinear(config.hidden_size, 6 * config.hidden_size)
+                for _ in range(config.num_modulation_layers)
+            ]
         )
         self.norm_out = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, elementwise_affine=False)
-        self.modulation_out = nn.Linear(config.hidden_size, 2 * config.hidden_size)
-        self.proj_out = nn.Linear(config.hidden_size, config.num_bits)
+        self.modulation_out = UniWeTokConstantLinear(config.hidden_size, 2 * config.hidden_size)
+        self.proj_out = UniWeTokConstantLinear(config.hidden_size, config.num_bits)
         self.post_init()
 
     @torch.no_grad()
@@ -218,14 +227,12 @@ class UniWeTokBinaryHead(PreTrainedModel):
         - every modulation and the output: 0, so that the blocks start as the identity and predictions as 0
         """
         super()._init_weights(module)
-        if isinstance(module, nn.Linear):
+        if isinstance(module, UniWeTokConstantLinear):
+            init.zeros_(module.weight)
+        elif isinstance(module, UniWeTokHeadTimeLinear):
+            init.normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
-        elif isinstance(module, UniWeTokHeadTimeEmbedding):
-            init.normal_(module.fc1.weight, std=self.config.initializer_range)
-            init.normal_(module.fc2.weight, std=self.config.initializer_range)
-        elif isinstance(module, UniWeTokBinaryHead):
-            for linear in [*module.modulations, module.modulation_out, module.proj_out]:
-                init.zeros_(linear.weight)
 
     def forward(self, noisy_codes: torch.Tensor, timesteps: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """

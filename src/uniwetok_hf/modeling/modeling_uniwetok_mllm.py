@@ -21,7 +21,7 @@ from transformers import AutoModel, DynamicCache
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.utils import ModelOutput
@@ -137,8 +137,8 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
         self.post_init()
 
     def encode_pictures(self, pixel_values: Pictures, image_sizes: torch.Tensor | None = None) -> list[torch.Tensor]:
-        """Codes, one [bits, h, w] a picture, of `pixel_values` [N, 3, H, W] or a list of [3, H, W]. `image_sizes` [N, 2]
-        says which top left part of each is the picture, in pixels, when they were padded to one size."""
+        """Codes, one [bits, h, w] a picture, of `pixel_values` [N, 3, H, W] or a list of [3, H, W]. `image_sizes` [N,
+        2] says which top left part of each is the picture, in pixels, when they were padded to one size."""
         if image_sizes is not None:
             sizes = zip(pixel_values, image_sizes.tolist(), strict=True)
             pixel_values = [picture[:, :height, :width] for picture, (height, width) in sizes]
@@ -152,15 +152,23 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
         return self.tokens(tables)
 
     def tokens(self, pictures: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Maps [channels, h, w] to tokens [T, channels], picture by picture in drawing order."""
+        """Maps [channels, h, w] to tokens [T, channels], picture by picture in drawing order.
+
+        Raises:
+            ValueError: when a picture is not made of whole patches.
+        """
+        p = self.config.patch_size
+        for picture in pictures:
+            if picture.shape[1] % p or picture.shape[2] % p:
+                raise ValueError(f"`codes` of {tuple(picture.shape[1:])} tokens are not made of patches of {p} x {p}.")
         return torch.cat([codes_to_tokens(picture[None], self.config.patch_size)[0] for picture in pictures])
 
     @can_return_tuple
     def get_image_features(
         self, pixel_values: Pictures, image_sizes: torch.Tensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
-        """Embeddings of pictures: `last_hidden_state` the tokens' bits [T, bits], `pooler_output` what the language model
-        reads in their place [T, hidden size]."""
+        """Embeddings of pictures: `last_hidden_state` the tokens' bits [T, bits], `pooler_output` what the language
+        model reads in their place [T, hidden size]."""
         codes = self.encode_pictures(pixel_values, image_sizes)
         tokens, positions = self.tokens(codes), self.positions(codes)
         return BaseModelOutputWithPooling(
@@ -189,11 +197,13 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
         """Which patch each position belongs to, [B, L]; -1 for text.
 
         The block that predicts a picture's first patch is its second size token and the queries. Any run of such
-        positions and placeholders is a multiple of P long, so that counting them along the row tells the patches apart.
+        positions and placeholders is a multiple of P long, so that counting them along the row tells the patches
+        apart.
         """
         config = self.config
-        after_start = torch.zeros_like(input_ids, dtype=torch.bool)
-        after_start[:, 2:] = input_ids[:, :-2] == config.vision_start_token_id
+        is_size = (input_ids >= config.size_token_id) & (input_ids < config.size_token_id + config.num_size_tokens)
+        after_start = torch.zeros_like(is_size)
+        after_start[:, 2:] = (input_ids[:, :-2] == config.vision_start_token_id) & is_size[:, 1:-1] & is_size[:, 2:]
         num_queries = config.tokens_per_patch - 1
         is_query = (input_ids >= config.query_token_id) & (input_ids < config.query_token_id + num_queries)
         in_picture = after_start | is_query | (input_ids == config.image_token_id)
@@ -207,8 +217,8 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
         past_key_values: Cache | None,
         position_ids: torch.Tensor | None = None,
     ):
-        """The mask, in the form that the attention implementation wants, in which the L new positions see the past, and
-        all of their own patch. `block_ids` is [B, L], `attention_mask` [B, past + L].
+        """The mask, in the form that the attention implementation wants, in which the L new positions see the past,
+        and all of their own patch. `block_ids` is [B, L], `attention_mask` [B, past + L].
 
         Raises:
             ValueError: for flash attention, which knows only causal masks.
@@ -220,7 +230,7 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
                 f"{text_config._attn_implementation} has only causal masks. Use sdpa, flex_attention or eager."
             )
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        return create_causal_mask(
+        return create_masks_for_generate(  # one mask, or one for each kind of layer where there are several
             config=text_config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -260,7 +270,8 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
             inputs_embeds = inputs_embeds.masked_scatter(mask[..., None], features)
 
         has_patches = self.config.tokens_per_patch > 1 and inputs_embeds.shape[1] > 1
-        if has_patches and input_ids is not None and (attention_mask is None or attention_mask.ndim == 2):
+        is_plain = attention_mask is None or (torch.is_tensor(attention_mask) and attention_mask.ndim == 2)
+        if has_patches and input_ids is not None and is_plain:
             attention_mask = self.block_causal_mask(
                 inputs_embeds, self.block_ids(input_ids), attention_mask, past_key_values, position_ids
             )
@@ -275,7 +286,8 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
 
 
 class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, GenerationMixin):
-    """The unified model: writes text with `generate`, draws pictures with `generate_codes`, learns both in `forward`."""
+    """The unified model: writes text with `generate`, draws pictures with `generate_codes`, learns both in
+    `forward`."""
 
     output_modalities = ("image", "text")
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
@@ -330,6 +342,8 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, GenerationMixin):
             codes = self.model.encode_pictures(pixel_values, image_sizes)
         has_targets = labels is not None and codes is not None and image_is_target is not None
         targets = image_is_target.tolist() if has_targets else []
+        if has_targets and len(targets) != len(codes):
+            raise ValueError(f"`image_is_target` must say it of each of {len(codes)} pictures, got {len(targets)}.")
         inputs = codes
         if self.training and any(targets):
             inputs = [self._flip_bits(c, generator) if t else c for c, t in zip(codes, targets, strict=True)]
@@ -379,7 +393,8 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, GenerationMixin):
         targets: list[bool],
         generator: torch.Generator | None,
     ) -> torch.Tensor:
-        """Diffusion loss of the target pictures' tokens, each conditioned on the hidden state P positions before it."""
+        """Diffusion loss of the target pictures' tokens, each conditioned on the hidden state P positions before
+        it."""
         block = self.config.tokens_per_patch
         is_target = torch.cat([torch.full(c.shape[1:], t).flatten() for c, t in zip(codes, targets, strict=True)])
         places = self.model.image_mask(input_ids, len(is_target)).flatten().nonzero()[:, 0]  # [T] in B*L
@@ -399,6 +414,45 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, GenerationMixin):
         device = codes.device if generator is None else generator.device
         chance, draw = torch.rand((2, *codes.shape), generator=generator, device=device).to(codes.device)
         return torch.where(draw < self.config.bit_flip_probability * chance, -codes, codes)
+
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: Pictures, image_sizes: torch.Tensor | None = None, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """[`UniWeTokMLLMModel.get_image_features`]."""
+        return self.model.get_image_features(pixel_values, image_sizes, return_dict=True)
+
+    @staticmethod
+    def create_masks_for_generate(config, inputs_embeds, attention_mask=None, **kwargs):
+        """Leaves the padding mask as it is, also for static caches: `forward` makes the block-causal mask of it."""
+        return attention_mask
+
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
+        """For beams and several answers a row is repeated with all of its pictures; the library would repeat pictures
+        one by one, which mixes up rows of several."""
+        if expand_size > 1:
+            pictures = {name: model_kwargs.pop(name, None) for name in ("pixel_values", "image_sizes", "codes")}
+            model_kwargs.pop("image_is_target", None)
+            codes = pictures["codes"]
+            if pictures["pixel_values"] is not None:
+                codes = self.model.encode_pictures(pictures["pixel_values"], pictures["image_sizes"])
+            if codes is not None:
+                rows = self._pictures_of_rows(input_ids, codes)
+                model_kwargs["codes"] = [c for row in rows for _ in range(expand_size) for c in row]
+        return super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
+        )
+
+    def _pictures_of_rows(self, input_ids: torch.Tensor, codes: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
+        """Which pictures are in each row, told by the number of its placeholders."""
+        rows, remaining = [], list(codes)
+        for count in (input_ids == self.config.image_token_id).sum(1).tolist():
+            row = []
+            while count > 0 and remaining:
+                row.append(remaining.pop(0))
+                count -= row[-1].shape[1] * row[-1].shape[2]
+            rows.append(row)
+        return rows
 
     def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, codes=None, **kwargs):
         """Pictures go in with the prompt only; afterwards they are in the cache."""
@@ -427,17 +481,18 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, GenerationMixin):
         """Draws one picture a row, patch by patch.
 
         Args:
-            input_ids: [B, L] prompts, left-padded, each ending with the size tokens and queries of the picture to draw;
-                all rows draw one size.
+            input_ids: [B, L] prompts, left-padded, each ending with the size tokens and queries of the picture to
+                draw; all rows draw one size.
             attention_mask: [B, L], 0 for padding.
             pixel_values, image_sizes, codes: pictures in the prompts, as in `forward`.
-            negative_input_ids, negative_attention_mask: the unconditional prompts [B, L'], or [1, L'] for all rows; they
-                hold no pictures. Needed for a `guidance_scale` over 1.
+            negative_input_ids, negative_attention_mask: the unconditional prompts [B, L'], or [1, L'] for all rows;
+                they hold no pictures. Needed for a `guidance_scale` over 1.
             guidance_scale: weight w of classifier-free guidance; 1 or less is none.
             num_inference_steps: diffusion steps of a patch; the head runs once more than that.
             scheduler: sampler; by default a [`BinaryFlow`] with the head's shift. Its timesteps are set here.
             generator: one for the batch, or a list with one a row, which makes a row independent of its batch.
-            callback: called after each patch with its index and the codes so far (0 where not drawn); a true result stops.
+            callback: called after each patch with its index and the codes so far (0 where not drawn); a true result
+                stops.
             output_conditions: whether to return what the head was told.
 
         Raises:
@@ -498,10 +553,11 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, GenerationMixin):
                 f"`input_ids` must draw one size in all rows, got (height, width) {sizes.tolist()} in tokens."
             )
         height, width = sizes[0].tolist()
-        if height % config.patch_size or width % config.patch_size:
+        p = config.patch_size
+        if height % p or width % p:
             raise ValueError(
-                f"A picture of {height} x {width} tokens can't be drawn in patches of {config.patch_size} x "
-                f"{config.patch_size}: sides must be multiples of {config.patch_size * config.vision_config.stride} pixels."
+                f"A picture of {height} x {width} tokens can't be drawn in patches of {p} x {p}: sides must be "
+                f"multiples of {p * config.vision_config.stride} pixels."
             )
         return height, width
 

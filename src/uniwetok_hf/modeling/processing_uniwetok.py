@@ -1,13 +1,14 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """Text and pictures to the inputs of the unified model (spec 3.3).
 
-The prompt format lives here and nowhere else. It is not Qwen3's own chat template, which can insert thinking blocks and
-separators that the published models never saw:
+The prompt format lives here and nowhere else. It is not Qwen3's own chat template, which can insert thinking blocks
+and separators that the published models never saw:
 
     <|im_start|>user\\n{text}<|im_end|>\\n<|im_start|>assistant\\n<|vision_start|><|res_h|><|res_w|><|query_1|>...
 
-A picture is `<|vision_start|><|res_h|><|res_w|><|query_1|>...<|query_{P-1}|>`, one `<|image_pad|>` a token, `<|vision_end|>`.
-Pictures in an assistant's turn are what the model has to draw; pictures in other turns are what it reads.
+A picture is `<|vision_start|><|res_h|><|res_w|><|query_1|>...<|query_{P-1}|>`, one `<|image_pad|>` a token,
+`<|vision_end|>`. Pictures in an assistant's turn are what the model has to draw; pictures in other turns are what it
+reads.
 """
 
 import torch
@@ -99,17 +100,20 @@ class UniWeTokProcessor(ProcessorMixin):
         self,
         images: ImageInput | None = None,
         text: TextInput | list[TextInput] | None = None,
+        picture_sizes: list[tuple[int, int]] | None = None,
         **kwargs: Unpack[UniWeTokProcessorKwargs],
     ) -> BatchFeature:
         r"""
         Args:
             images: pictures in the order of their `<|image_pad|>` in the texts.
             text: prompts, as `apply_chat_template` writes them.
+            picture_sizes: instead of `images`, for pictures that the model is given as codes: their (height, width) in
+                pixels.
 
         Returns:
             `input_ids` and `attention_mask` [B, L], left-padded; with pictures `pixel_values` [N, 3, H, W] in [-1, 1],
-            `image_is_target` [N] (whether the picture is the assistant's), and `image_sizes` [N, 2] when sizes differ and
-            `pixel_values` were padded to the largest; with `return_labels` also `labels` [B, L].
+            `image_is_target` [N] (whether the picture is the assistant's), and `image_sizes` [N, 2] when sizes differ
+            and `pixel_values` were padded to the largest; with `return_labels` also `labels` [B, L].
 
         Raises:
             ValueError: without text, or when pictures and placeholders don't match.
@@ -117,11 +121,14 @@ class UniWeTokProcessor(ProcessorMixin):
         if text is None:
             raise ValueError("`text` is required: it says where the pictures go.")
         return_labels = kwargs.pop("return_labels", self.return_labels)
-        inputs = super().__call__(images=images, text=text, **kwargs)
+        if picture_sizes is not None:
+            inputs = self._text_around_codes(text, picture_sizes, **kwargs)
+        else:
+            inputs = super().__call__(images=images, text=text, **kwargs)
         rows = inputs["input_ids"]
         rows = rows.tolist() if torch.is_tensor(rows) else rows
         spoken = [self._assistant_positions(row) for row in rows]
-        if images is not None:
+        if images is not None or picture_sizes is not None:
             # A picture begins with <|vision_start|>; it is a target when that is the assistant's.
             begins = [(row, i) for row, ids in enumerate(rows) for i in self._picture_starts(ids)]
             inputs["image_is_target"] = torch.tensor([spoken[row][i] for row, i in begins])
@@ -150,14 +157,20 @@ class UniWeTokProcessor(ProcessorMixin):
     def drawing_inputs(
         self, prompt: list[str], height: int, width: int, images: list | None = None
     ) -> tuple[BatchFeature, BatchFeature]:
-        """Inputs of `generate_codes`: of the prompts, and of the one prompt without its text (and pictures) that guidance
-        is measured against.
+        """Inputs of `generate_codes`: of the prompts, and of the one prompt without its text (and pictures) that
+        guidance is measured against.
 
         Args:
             prompt: what to draw, one a picture, or how to change `images`.
             height, width: size of the pictures to draw, in pixels.
             images: pictures to edit, one a prompt.
+
+        Raises:
+            ValueError: for a size that the model can't draw, or a prompt with special tokens.
         """
+        special = [token for token in self.tokenizer.all_special_tokens if any(token in words for words in prompt)]
+        if special:
+            raise ValueError(f"`prompt` must not hold the special tokens {', '.join(special)}.")
         conversations = []
         for index, words in enumerate(prompt):
             content = [{"type": "text", "text": words}]
@@ -176,9 +189,19 @@ class UniWeTokProcessor(ProcessorMixin):
             height, width = image_inputs["image_sizes"][image_idx].tolist()
         else:
             height, width = image_inputs["pixel_values"][image_idx].shape[-2:]
-        return self.picture_tokens(height, width) + self.image_token * (
-            (height // self.stride) * (width // self.stride)
-        )
+        return self._placeholders(height, width)
+
+    def _placeholders(self, height: int, width: int) -> str:
+        num_tokens = (height // self.stride) * (width // self.stride)
+        return self.picture_tokens(height, width) + self.image_token * num_tokens
+
+    def _text_around_codes(self, text, picture_sizes: list[tuple[int, int]], **kwargs) -> BatchFeature:
+        texts = [text] if isinstance(text, str) else list(text)
+        if (count := sum(t.count(self.image_token) for t in texts)) != len(picture_sizes):
+            raise ValueError(f"`picture_sizes` has {len(picture_sizes)} sizes, `text` {count} {self.image_token}.")
+        texts, _ = self.get_text_with_replacements(texts, [self._placeholders(*size) for size in picture_sizes])
+        merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        return BatchFeature(self.tokenizer(texts, **merged["text_kwargs"]))
 
     @property
     def unused_input_names(self) -> list[str]:
@@ -217,7 +240,8 @@ class UniWeTokProcessor(ProcessorMixin):
         return self.tokenizer.convert_tokens_to_ids([*names, "<|vision_end|>"])
 
     def _picture_starts(self, ids: list[int]) -> list[int]:
-        """Positions of `<|vision_start|>` whose picture is given, not one that a prompt begins and leaves to be drawn."""
+        """Positions of `<|vision_start|>` whose picture is given, not one that a prompt begins and leaves to be
+        drawn."""
         length = 2 + self.patch_size**2  # <|vision_start|>, two sizes, queries
         return [
             i

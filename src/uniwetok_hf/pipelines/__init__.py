@@ -7,9 +7,9 @@ from .pipeline_uniwetok import UniWeTokPipeline
 from .pipeline_uniwetok_edit import UniWeTokEditPipeline
 
 
-# With this, `model_index.json` names our components `["uniwetok_hf", "UniWeTokForCausalLM"]`: they load by Hub id without
-# trusting remote code, and modules can move without breaking saved pipelines. The top level exposes the library base
-# classes that diffusers looks for beside them.
+# With this, `model_index.json` names our components `["uniwetok_hf", "UniWeTokForCausalLM"]`: they load by Hub id
+# without trusting remote code, and modules can move without breaking saved pipelines. The top level exposes the
+# library base classes that diffusers looks for beside them.
 pipeline_loading_utils.LOADABLE_CLASSES.setdefault("uniwetok_hf", {})
 
 __all__ = ["UniWeTokEditPipeline", "UniWeTokPipeline", "UniWeTokPipelineOutput"]

@@ -9,7 +9,7 @@ from PIL import Image
 
 @dataclass
 class UniWeTokPipelineOutput(BaseOutput):
-    """`images`: a list of PIL pictures, an array [B, H, W, 3] or a tensor [B, 3, H, W] in [0, 1], or codes [B, bits, h, w],
-    as `output_type` asks."""
+    """`images`: a list of PIL pictures, an array [B, H, W, 3] or a tensor [B, 3, H, W] in [0, 1], or codes [B, bits,
+    h, w], as `output_type` asks."""
 
     images: list[Image.Image] | np.ndarray | torch.Tensor

@@ -22,8 +22,9 @@ class UniWeTokPipeline(DiffusionPipeline):
         mllm ([`UniWeTokForCausalLM`]): the unified model; the image tokenizer is its `vision_model`.
         scheduler ([`BinaryFlowScheduler`]): sampler of the binary head.
         default_size (`int`, defaults to 1024): side in pixels of pictures whose `height` or `width` is not given.
-        default_num_inference_steps (`int`, defaults to 50), default_guidance_scale (`float`, defaults to 7.5): used when a
-            call gives none. All three are saved with the pipeline, since small models were tuned to other values.
+        default_num_inference_steps (`int`, defaults to 50), default_guidance_scale (`float`, defaults to 7.5): used
+            when a call gives none. All three are saved with the pipeline, since small models were tuned to other
+            values.
 
     Example:
 
@@ -127,15 +128,16 @@ class UniWeTokPipeline(DiffusionPipeline):
             generator: source of all randomness; a list with one a picture makes each independent of its batch.
             output_type: "pil", "np" ([B, H, W, 3] in [0, 1]), "pt" ([B, 3, H, W] in [0, 1]) or "latent" (codes).
             return_dict: whether to return a [`UniWeTokPipelineOutput`] or a tuple.
-            callback_on_step_end: called after each patch with the pipeline, the patch's index, the number of patches and
-                a dict with the `codes` so far [B, bits, h, w], 0 where not drawn yet.
+            callback_on_step_end: called after each patch with the pipeline, the patch's index, the number of patches
+                and a dict with the `codes` so far [B, bits, h, w], 0 where not drawn yet. What it returns is
+                not used.
             callback_on_step_end_tensor_inputs: what that dict holds.
 
         Raises:
             ValueError: for an argument out of range; the message names it.
         """
-        num_inference_steps = num_inference_steps or self.config.default_num_inference_steps
-        guidance_scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
+        num_inference_steps = _given(num_inference_steps, self.config.default_num_inference_steps)
+        guidance_scale = _given(guidance_scale, self.config.default_guidance_scale)
         prompts = self.check_inputs(
             prompt,
             num_inference_steps,
@@ -147,8 +149,8 @@ class UniWeTokPipeline(DiffusionPipeline):
         prompts = [words for words in prompts for _ in range(num_images_per_prompt)]
         codes = self.draw(
             prompts,
-            height or self.config.default_size,
-            width or self.config.default_size,
+            _given(height, self.config.default_size),
+            _given(width, self.config.default_size),
             None,
             num_inference_steps,
             guidance_scale,
@@ -209,6 +211,10 @@ class UniWeTokPipeline(DiffusionPipeline):
             return codes
         sample = self.mllm.vision_model.decode(codes.to(self.mllm.dtype), generator=generator).sample
         return self.processor.image_processor.postprocess(sample.float(), output_type=output_type)
+
+
+def _given(value, default):
+    return default if value is None else value
 
 
 __all__ = ["UniWeTokPipeline"]

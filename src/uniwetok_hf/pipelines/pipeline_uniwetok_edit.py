@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..modeling.noise_uniwetok import Generators
 from .pipeline_output import UniWeTokPipelineOutput
-from .pipeline_uniwetok import UniWeTokPipeline
+from .pipeline_uniwetok import UniWeTokPipeline, _given
 
 
 class UniWeTokEditPipeline(UniWeTokPipeline):
@@ -56,8 +56,8 @@ class UniWeTokEditPipeline(UniWeTokPipeline):
         Raises:
             ValueError: for an argument out of range; the message names it.
         """
-        num_inference_steps = num_inference_steps or self.config.default_num_inference_steps
-        guidance_scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
+        num_inference_steps = _given(num_inference_steps, self.config.default_num_inference_steps)
+        guidance_scale = _given(guidance_scale, self.config.default_guidance_scale)
         images = image if isinstance(image, list) else [image]
         if isinstance(prompt, str):
             prompt = [prompt] * len(images)
@@ -80,7 +80,7 @@ class UniWeTokEditPipeline(UniWeTokPipeline):
                     f"`image` holds pictures of different sizes {sorted(seen)}: give `height` and `width`."
                 )
             seen_height, seen_width = seen.pop()
-            height, width = height or seen_height, width or seen_width
+            height, width = _given(height, seen_height), _given(width, seen_width)
         codes = self.draw(
             [words for words in prompts for _ in range(num_images_per_prompt)],
             height,

@@ -1,5 +1,6 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""What both trainings share: reading a YAML config, the weight average, checkpoints that appear whole or not at all."""
+"""What both trainings share: reading a YAML config, the weight average, checkpoints that appear whole or not at
+all."""
 
 import contextlib
 import dataclasses
@@ -60,8 +61,8 @@ def _to_float(path, name: str, value: int | str) -> float:
 def endless_batches(dataset: Dataset, batch_size: int, seed: int, skip: int = 0) -> Iterator:
     """Collated batches of `dataset` for ever, each epoch in an order of its own; the first `skip` are left out.
 
-    Batch n is a function of `seed` and n alone (`dataset.generator`, which crops and flips, is reseeded for each), so a
-    resumed run reads on exactly where it stopped.
+    Batch n is a function of `seed` and n alone (`dataset.generator`, which crops and flips, is reseeded for each), so
+    a resumed run reads on exactly where it stopped.
     """
     per_epoch = len(dataset) // batch_size
     if per_epoch == 0:

@@ -37,9 +37,9 @@ class UniWeTokTrainingConfig:
     """One stage of training.
 
     Fields: `data`, a folder of `uniwetok data`; `output_dir`; `resolution`, side in pixels; `steps` of `batch_size`
-    pictures; `learning_rate` after `warmup_steps`, then a cosine to zero; `init_from`, a model to start from, or `model`,
-    the fields of a new UniWeTokConfig; weights of the loss terms; `crop_probability`, how often a picture is replaced by
-    a random crop of it; `max_grad_norm`; `ema_decay`; `seed`; `log_every` and `save_every` steps.
+    pictures; `learning_rate` after `warmup_steps`, then a cosine to zero; `init_from`, a model to start from, or
+    `model`, the fields of a new UniWeTokConfig; weights of the loss terms; `crop_probability`, how often a picture is
+    replaced by a random crop of it; `max_grad_norm`; `ema_decay`; `seed`; `log_every` and `save_every` steps.
     """
 
     data: str

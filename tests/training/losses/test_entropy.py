@@ -1,4 +1,3 @@
-import itertools
 import math
 
 import pytest
@@ -30,7 +29,7 @@ def random_latents(bits, scale, seed=0, groups=3):
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (0.3, 0.0), (0.0, 2.0)])
 def test_closed_form_is_the_enumeration(bits, scale, weights, device):
     values = random_latents(bits, scale)
-    latents = values.to(device).requires_grad_()
+    latents = values.to(device, copy=True).requires_grad_()
     result = entropy_loss(latents, bits, 0.01, *weights)
     result.loss.backward()
 
@@ -44,7 +43,7 @@ def test_closed_form_is_the_enumeration(bits, scale, weights, device):
         assert value.shape == () and value.dtype == torch.float32
         assert value.item() == pytest.approx(wanted.item(), rel=1e-5, abs=1e-6)
     largest = reference.grad.abs().max().item()
-    torch.testing.assert_close(latents.grad.double().cpu(), reference.grad, rtol=0, atol=1e-5 * largest)
+    torch.testing.assert_close(latents.grad.double().cpu(), reference.grad, rtol=0, atol=5e-5 * largest)
 
 
 def test_temperature_divides_the_latents():
@@ -144,9 +143,7 @@ def test_order_of_tokens_does_not_matter_but_bits_of_a_group_stay_together():
     assert abs(entropy_loss(mixed, 4).batch_entropy - batch) > 1e-4
 
 
-@pytest.mark.parametrize(
-    "shape, bits", itertools.chain([((2, 12, 3, 3), 8), ((2, 16, 9), 8)], [((16, 3, 3), 8), ((2, 4, 3, 3), 8)])
-)
-def test_wrong_shapes_are_refused(shape, bits):
+@pytest.mark.parametrize("shape", [(2, 12, 3, 3), (2, 4, 3, 3), (2, 16, 9), (16, 3, 3)])
+def test_wrong_shapes_are_refused(shape):
     with pytest.raises(ValueError, match="`latents` must be .* multiple of `bits_per_group`=8"):
-        entropy_loss(torch.zeros(shape), bits)
+        entropy_loss(torch.zeros(shape), 8)

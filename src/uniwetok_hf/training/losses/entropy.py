@@ -1,8 +1,8 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """Group-wise entropy of binary tokens (WeTok; arXiv 2602.14178, equation 3; spec 2.2), exact and without a codebook.
 
-A latent u picks among the 2^d' codes of its group with p(c) = softmax(2 u.c / tau). The codebook is the whole hypercube,
-so p factorises into bits, P(bit = +1) = sigmoid(4 u / tau), and
+A latent u picks among the 2^d' codes of its group with p(c) = softmax(2 u.c / tau). The codebook is the whole
+hypercube, so p factorises into bits, P(bit = +1) = sigmoid(4 u / tau), and
 
 - the *sample* entropy (how undecided a token is; to be minimised) is a sum of binary entropies: no enumeration;
 - the *batch* entropy (how evenly all codes are used; to be maximised) is that of one histogram over 2^d' codes, pooled
@@ -32,7 +32,8 @@ def sample_entropy(logits: torch.Tensor) -> torch.Tensor:
 
 
 def code_histogram(logits: torch.Tensor) -> torch.Tensor:
-    """Mean probability of every code, [2^d'], from bit logits [M, d']; entry r is the code whose bit j is r >> j & 1."""
+    """Mean probability of every code, [2^d'], from bit logits [M, d']; entry r is the code whose bit j is r >> j &
+    1."""
     half = logits.shape[1] // 2
     low, high = _joint_probabilities(logits[:, :half]), _joint_probabilities(logits[:, half:])
     return (high.T @ low).flatten() / len(logits)  # high bits are the slower index

@@ -1,0 +1,231 @@
+"""Finding, checking and loading the checkpoint that `--model` names: the embedded one, a folder, or a Hub id.
+
+Files are checked before they are loaded, since the libraries fill up what a half-written checkpoint lacks with random
+numbers, or say in many lines which file they did not find.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .common import CommandError, one_line, resolve_device, user_errors
+
+
+EMBEDDED = "uniwetok-emoji"
+PIPELINES = ("UniWeTokPipeline", "UniWeTokEditPipeline")
+KINDS = {
+    "pipeline": "a pipeline folder (model_index.json, mllm/, processor/, scheduler/)",
+    "mllm": "a language model without its processor (UniWeTokForCausalLM)",
+    "vision": "an image tokenizer (UniWeTokModel)",
+}
+# Files of the published checkpoints, which have to be converted first.
+PUBLISHED_FILES = ("ae_config.json", "ae.safetensors", "vision_head_config.json", "projector.safetensors")
+SMALL_FILES = ["*.json", "*.jinja", "*.txt"]
+LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder that holds a checkpoint of one of `KINDS`, and the name that the user knows it by."""
+
+    folder: Path
+    name: str
+    kind: str
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the weights are."""
+        return self.folder / "mllm" if self.kind == "pipeline" else self.folder
+
+
+def find_checkpoint(name: str | None, kinds: tuple[str, ...]) -> Checkpoint:
+    """The checkpoint called `name`, by default the embedded one.
+
+    Raises:
+        CommandError: when there is none, or it is of none of `kinds`.
+    """
+    if name is None or name == EMBEDDED:
+        from uniwetok_hf import embedded_path
+
+        with user_errors(prefix="the embedded checkpoint is not there: "):
+            checkpoint = Checkpoint(embedded_path(EMBEDDED), EMBEDDED, "pipeline")
+    elif Path(name).exists():
+        checkpoint = Checkpoint(Path(name), Path(name).resolve().name, _kind_of(Path(name), name))
+    elif re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        checkpoint = _fetch(name, kinds)
+    else:
+        raise CommandError(f"{name} is neither a folder nor a Hub id like org/name")
+    _check_kind(checkpoint, kinds, name or EMBEDDED)
+    return checkpoint
+
+
+def _check_kind(checkpoint: Checkpoint, kinds: tuple[str, ...], name: str) -> None:
+    if checkpoint.kind not in kinds:
+        wanted = " or ".join(KINDS[kind] for kind in kinds)
+        raise CommandError(f"{name} holds {KINDS[checkpoint.kind]}, but this command needs {wanted}")
+
+
+def _kind_of(folder: Path, name: str) -> str:
+    """Which of `KINDS` a folder holds, from its small files."""
+    if not folder.is_dir():
+        raise CommandError(f"{name} is a file; --model takes a folder or a Hub id (`uniwetok convert` makes folders)")
+    if (folder / "model_index.json").is_file():
+        found = _read_json(folder / "model_index.json").get("_class_name")
+        if found not in PIPELINES:
+            raise CommandError(f"{name} holds a pipeline of the class {found}, expected {PIPELINES[0]}")
+        return "pipeline"
+    if (folder / "config.json").is_file():
+        found = _read_json(folder / "config.json").get("model_type")
+        if found in ("uniwetok", "uniwetok_mllm"):
+            return "vision" if found == "uniwetok" else "mllm"
+    if any((folder / published).exists() for published in PUBLISHED_FILES):
+        raise CommandError(f"{name} is in the published layout: convert it first with `uniwetok convert {name} OUT`")
+    if (folder / "config.json").is_file():
+        raise CommandError(f"{name} holds a model of the type {found!r}, expected a UniWeTok pipeline or tokenizer")
+    raise CommandError(
+        f"{name} holds no checkpoint: expected model_index.json (a pipeline) or config.json (an image tokenizer), "
+        f"found {_listing(folder)}"
+    )
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir())
+    return "nothing" if not names else ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        contents = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CommandError(f"{path} is damaged or cut off ({one_line(error)})") from error
+    if not isinstance(contents, dict):
+        raise CommandError(f"{path} must hold a JSON object, found {type(contents).__name__}")
+    return contents
+
+
+def _fetch(name: str, kinds: tuple[str, ...]) -> Checkpoint:
+    """Fetches a checkpoint from the Hub or its cache: first the small files, which tell whether it is the right kind."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=SMALL_FILES))
+        checkpoint = Checkpoint(folder, name, _kind_of(folder, name))
+        _check_kind(checkpoint, kinds, name)
+        snapshot_download(name, allow_patterns=[*SMALL_FILES, "*.safetensors"])
+    except RepositoryNotFoundError as error:
+        raise CommandError(f"{name} is neither a folder here nor a public repository on the Hub") from error
+    except LocalEntryNotFoundError as error:
+        raise CommandError(
+            f"{name} is no folder here, and as a Hub id it is not in the cache and the Hub can't be reached"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise CommandError(f"{name} can't be fetched from the Hub: {one_line(error)}") from error
+    return checkpoint
+
+
+def check_weights(folder: Path) -> None:
+    """Opens every weight file of a model folder: a missing or a truncated one is told here.
+
+    Raises:
+        CommandError: naming the file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not (folder / "config.json").is_file():
+        raise CommandError(f"{folder} is no whole checkpoint: config.json is missing")
+    _read_json(folder / "config.json")
+    names, index = ["model.safetensors"], folder / "model.safetensors.index.json"
+    if index.is_file() and not (folder / names[0]).is_file():
+        with user_errors(KeyError, AttributeError, prefix=f"{index} is no index of weights: "):
+            names = sorted(set(_read_json(index)["weight_map"].values()))
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise CommandError(f"{folder} is no whole checkpoint: {', '.join(missing[:3])} is missing")
+    for name in names:
+        try:
+            with safe_open(folder / name, framework="pt"):
+                pass
+        except SafetensorError as error:
+            with open(folder / name, "rb") as file:
+                is_pointer = file.read(40).startswith(b"version https://git-lfs")
+            why = "a Git LFS pointer: run `git lfs pull`" if is_pointer else f"damaged or cut off ({one_line(error)})"
+            raise CommandError(f"{folder / name} is {why}") from error
+
+
+@contextlib.contextmanager
+def _loading(checkpoint: Checkpoint) -> Iterator[None]:
+    """Errors in one line, and quiet libraries; only a checkpoint of some size shows the bar of its weights."""
+    from transformers.utils import logging
+
+    had_bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    if checkpoint.name == EMBEDDED:
+        logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    except LOADING_ERRORS as error:
+        raise CommandError(f"{checkpoint.folder} can't be loaded: {one_line(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bar:
+            logging.enable_progress_bar()
+
+
+def _load_model(model_class: type, checkpoint: Checkpoint, device: str):
+    """A model in eval mode; in float32 on CPUs, where bfloat16 is slow, and as it is stored elsewhere."""
+    import torch
+
+    target = resolve_device(device)
+    check_weights(checkpoint.model_folder)
+    dtype = torch.float32 if target.type == "cpu" else "auto"
+    with _loading(checkpoint):
+        model, report = model_class.from_pretrained(
+            checkpoint.model_folder, dtype=dtype, output_loading_info=True, local_files_only=True
+        )
+    if lacking := sorted(report["missing_keys"]):
+        raise CommandError(
+            f"{checkpoint.model_folder} is no whole checkpoint: {len(lacking)} tensors are missing, the first is "
+            f"{lacking[0]}"
+        )
+    model.config._name_or_path = checkpoint.name  # what saved codes are marked with; a local path would say too much
+    return model.to(target).eval()
+
+
+def load_vision_model(name: str | None, device: str):
+    """The image tokenizer of any checkpoint, as a `UniWeTokModel`."""
+    from uniwetok_hf import UniWeTokModel
+
+    return _load_model(UniWeTokModel, find_checkpoint(name, ("pipeline", "vision", "mllm")), device)
+
+
+def _load_parts(checkpoint: Checkpoint, device: str):
+    from uniwetok_hf import UniWeTokForCausalLM, UniWeTokProcessor
+
+    mllm = _load_model(UniWeTokForCausalLM, checkpoint, device)
+    with _loading(checkpoint):
+        processor = UniWeTokProcessor.from_pretrained(checkpoint.folder / "processor", local_files_only=True)
+    return mllm, processor
+
+
+def load_language_model(name: str | None, device: str):
+    """The language model of a pipeline folder and its processor."""
+    return _load_parts(find_checkpoint(name, ("pipeline",)), device)
+
+
+def load_pipeline(name: str | None, device: str):
+    """The text-to-image pipeline of a pipeline folder, without bars of its own."""
+    from uniwetok_hf import BinaryFlowScheduler, UniWeTokPipeline
+
+    checkpoint = find_checkpoint(name, ("pipeline",))
+    mllm, processor = _load_parts(checkpoint, device)
+    with _loading(checkpoint):
+        settings = UniWeTokPipeline.load_config(checkpoint.folder)
+        scheduler = BinaryFlowScheduler.from_pretrained(checkpoint.folder / "scheduler", local_files_only=True)
+        defaults = {key: value for key, value in settings.items() if key.startswith("default_")}
+        pipeline = UniWeTokPipeline(processor, mllm, scheduler, **defaults)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

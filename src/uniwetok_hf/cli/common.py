@@ -1,0 +1,189 @@
+"""What the commands share: errors of one line, options, names of output files, and the progress bar."""
+
+import argparse
+import contextlib
+import math
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+
+# An --output with one of these endings is a file, anything else a folder.
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+LARGEST_SEED = 2**63 - 1
+
+
+class CommandError(Exception):
+    """Something that the user can put right: `main` prints it as one line and exits with 1."""
+
+
+def one_line(error: object, limit: int = 400) -> str:
+    """The text of an exception without line breaks, cut to `limit` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+@contextlib.contextmanager
+def user_errors(*kinds: type[Exception], prefix: str = "") -> Iterator[None]:
+    """Turns exceptions of `kinds` (`ValueError` when none is given), which say what is wrong with an argument, into a
+    [`CommandError`]. It goes around checks only, so that an error of our own keeps its traceback."""
+    try:
+        yield
+    except kinds or ValueError as error:
+        raise CommandError(prefix + one_line(error)) from error
+
+
+def warn(text: str) -> None:
+    """One line on stderr; the command goes on."""
+    print(f"uniwetok: warning: {text}", file=sys.stderr)
+
+
+def positive_int(text: str) -> int:
+    """Argparse type: a whole number of 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, got {text!r}")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """Argparse type: a whole number that a random generator takes."""
+    if not text.isdecimal() or int(text) > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"must be a whole number of 0 or more, got {text!r}")
+    return int(text)
+
+
+def finite_float(text: str) -> float:
+    """Argparse type: a number, but neither nan nor infinity."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}")
+    return value
+
+
+def add_command(commands, name: str, run, description: str, examples: Sequence[str]) -> argparse.ArgumentParser:
+    """A sub-command: `description` is two lines, the first of which stands in the list of commands."""
+    lines = [f"  uniwetok {name} {example}".rstrip() for example in examples]
+    parser = commands.add_parser(
+        name,
+        help=description.splitlines()[0],
+        description=description,
+        epilog="\n".join(["examples:", *lines]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_model_options(parser: argparse.ArgumentParser, what: str = "pipeline folder") -> None:
+    """`--model` and `--device`."""
+    parser.add_argument(
+        "--model", metavar="M", help=f"{what} or Hub id (default: uniwetok-emoji, which ships with the package)"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu (default, in float32), cuda, cuda:1, ... or mps")
+
+
+def add_seed_option(parser: argparse.ArgumentParser, what: str) -> None:
+    """`--seed`, default 0."""
+    parser.add_argument("--seed", type=seed, default=0, help=f"{what} (default: 0)")
+
+
+def slug(text: str, max_bytes: int = 100) -> str:
+    """`text` as a piece of a file name: letters and digits of any script, joined by single hyphens."""
+    words = re.sub(r"[\W_]+", "-", text.lower()).strip("-")
+    return words.encode()[:max_bytes].decode(errors="ignore").strip("-") or "picture"
+
+
+def unique(names: Sequence[str]) -> list[str]:
+    """`names` with -2, -3, ... behind those that came before."""
+    taken: set[str] = set()
+    result = []
+    for name in names:
+        candidate, count = name, 1
+        while candidate in taken:
+            count += 1
+            candidate = f"{name}-{count}"
+        taken.add(candidate)
+        result.append(candidate)
+    return result
+
+
+def output_paths(output: str | None, names: Sequence[str], inputs: Sequence[str] = ()) -> list[Path]:
+    """Paths of the pictures to be written: `output` itself when it is a picture file, else `names` (without suffix) as
+    PNG in the folder `output`, by default the current one.
+
+    Raises:
+        CommandError: when a file is to hold several pictures, or a picture that is read would be overwritten.
+    """
+    path = Path(output or ".")
+    if path.suffix.lower() in PICTURE_SUFFIXES and not path.is_dir():
+        if len(names) > 1:
+            raise CommandError(f"--output {path} is one file, but {len(names)} pictures are written: give a folder")
+        paths = [path]
+    else:
+        paths = [output_folder(path) / f"{name}.png" for name in unique(names)]
+    read = {Path(source).resolve() for source in inputs}
+    for target in paths:
+        if target.resolve() in read:
+            raise CommandError(f"--output {target} would overwrite the picture that is read")
+    return paths
+
+
+def output_folder(output: str | Path) -> Path:
+    """`output` as a folder that exists or can be made.
+
+    Raises:
+        CommandError: when it is a file.
+    """
+    path = Path(output)
+    if path.exists() and not path.is_dir():
+        raise CommandError(f"--output {path} is a file, not a folder")
+    return path
+
+
+def check_pictures(paths: Sequence[str]) -> None:
+    """Reads every picture once, so that a bad one is told before a model is loaded.
+
+    Raises:
+        CommandError: naming the first that can't be read.
+    """
+    from uniwetok_hf.data.images import read_image
+
+    with user_errors():
+        for path in paths:
+            read_image(path)
+
+
+def progress_bar(total: float, description: str):
+    """A bar on stderr, on terminals only."""
+    from tqdm.auto import tqdm
+
+    layout = "{desc}: {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left"
+    return tqdm(total=total, desc=description, bar_format=layout, leave=False, disable=None)
+
+
+def generator(seed: int):
+    """A random generator on the CPU: it gives the same pictures on every device."""
+    import torch
+
+    return torch.Generator().manual_seed(min(seed, LARGEST_SEED))
+
+
+def resolve_device(name: str):
+    """The torch device called `name`.
+
+    Raises:
+        CommandError: when there is no such device here.
+    """
+    import torch
+
+    with user_errors(RuntimeError, prefix=f"--device {name}: "):
+        device = torch.device(name)
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= counts.get(device.type, 0):
+        found = ", ".join(kind for kind, count in counts.items() if count)
+        raise CommandError(f"--device {name} is not there; this machine and this build of torch have {found}")
+    return device

@@ -1,0 +1,58 @@
+"""`uniwetok describe`: words about pictures, with the unified model."""
+
+import argparse
+
+from PIL import Image
+
+from .checkpoints import load_language_model
+from .common import CommandError, add_command, add_model_options, check_pictures, positive_int
+from .drawing import seen_size
+
+
+def add_commands(commands) -> None:
+    """Adds the sub-command."""
+    parser = add_command(
+        commands,
+        "describe",
+        run_describe,
+        "Answer a question about pictures.\nPrints one line a picture: its path and the answer.",
+        ["apple.png", 'pictures/*.png --question "which style is this?"'],
+    )
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="any picture that Pillow reads")
+    add_model_options(parser)
+    parser.add_argument("--question", metavar="TEXT", default="what is this?", help='default: "what is this?"')
+    parser.add_argument(
+        "--max-new-tokens", type=positive_int, metavar="N", default=40, help="longest answer in tokens (default: 40)"
+    )
+
+
+def run_describe(args: argparse.Namespace) -> None:
+    """`uniwetok describe`."""
+    from uniwetok_hf.data.images import read_image
+
+    if not args.question.strip():
+        raise CommandError("--question is empty")
+    check_pictures(args.pictures)
+    mllm, processor = load_language_model(args.model, args.device)
+    for path in args.pictures:
+        picture = read_image(path)
+        seen_size(processor, picture, path)
+        print(f"{path}: {answer(mllm, processor, picture, args.question, args.max_new_tokens)}", flush=True)
+
+
+def answer(mllm, processor, picture: Image.Image, question: str, max_new_tokens: int = 40) -> str:
+    """The model's most likely answer to `question` about `picture`, in one line."""
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    inputs = processor(images=[picture], text=[text])
+    inputs.pop("image_is_target")
+    inputs["pixel_values"] = inputs["pixel_values"].to(mllm.dtype)
+    output = mllm.generate(
+        **inputs.to(mllm.device),
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=processor.turn_end_token_id,
+        pad_token_id=processor.tokenizer.pad_token_id,
+    )
+    words = processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return " ".join(words.split())

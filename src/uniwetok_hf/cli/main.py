@@ -1,0 +1,101 @@
+"""Entry point of the `uniwetok` command.
+
+Exit codes: 0, 1 for bad input (one line on stderr) and for errors of our own (a traceback), 2 for a command line that
+can't be parsed, 130 when interrupted.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import metadata
+
+from . import demo, describing, drawing, making, pictures
+from .common import CommandError, one_line
+
+
+DESCRIPTION = """\
+Pictures as 128-bit binary codes, and one language model that draws, edits and describes them.
+Without --model, commands use uniwetok-emoji, a small model of emoji that ships with the package.
+"""
+EPILOG = """\
+start here:
+  uniwetok demo                                  everything at once, on pictures that ship with the package
+  uniwetok reconstruct photo.jpg                 a picture to codes and back
+  uniwetok generate "a noto emoji of red apple"  text to picture
+  uniwetok edit hand.png "make the skin tone dark"
+  uniwetok COMMAND --help                        what a command does, with examples
+"""
+
+
+class _Version(argparse.Action):
+    """Prints the version and those of what we build on: what a bug report needs."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        from uniwetok_hf.version import __version__
+
+        others = [f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "diffusers")]
+        print(f"uniwetok-hf {__version__} (Python {sys.version.split()[0]}, {', '.join(others)})")
+        parser.exit()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="uniwetok",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print versions and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for group in (demo, pictures, drawing, describing, making):
+        group.add_commands(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code. A command line that can't be parsed exits with 2, as argparse does."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter is no reason to stop
+    args = build_parser().parse_args(argv)
+    try:
+        args.run(args)
+        sys.stdout.flush()
+    except CommandError as error:
+        return _fail(str(error))
+    except BrokenPipeError:
+        # Whoever read our output has seen enough, as with `| head`. Nothing more can be written, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.filename is not None and error.strerror:
+            return _fail(f"{error.filename}: {error.strerror}")
+        return _report_unexpected(error)
+    except KeyboardInterrupt:
+        print("\nuniwetok: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return _report_unexpected(error)
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"uniwetok: error: {one_line(message)}", file=sys.stderr)
+    return 1
+
+
+def _report_unexpected(error: Exception) -> int:
+    traceback.print_exception(error)
+    print(
+        f"uniwetok: unexpected {type(error).__name__}: this may be a bug. Please report it with the lines above and the "
+        "output of `uniwetok --version`.",
+        file=sys.stderr,
+    )
+    return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,119 @@
+"""`uniwetok convert`, `data` and `train`: making checkpoints and what they are trained on."""
+
+import argparse
+from pathlib import Path
+
+from .common import CommandError, add_command, one_line, positive_int, user_errors
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+CONFIGS = Path(__file__).parent.parent / "training" / "configs"
+
+
+def add_commands(commands) -> None:
+    """Adds the three sub-commands."""
+    parser = add_command(
+        commands,
+        "convert",
+        run_convert,
+        "Turn a published checkpoint into a folder for from_pretrained.\n"
+        "SRC is a tokenizer file or folder (OUT: UniWeTokModel) or a text-to-image folder (OUT: UniWeTokPipeline).",
+        ["UniWeTok-1B uniwetok", "ae.ckpt uniwetok --num-attention-heads 16 --dtype bfloat16"],
+    )
+    parser.add_argument("src", metavar="SRC", help="published folder or file")
+    parser.add_argument("out", metavar="OUT", help="folder to be made")
+    parser.add_argument(
+        "--num-attention-heads", type=positive_int, metavar="N", help="where SRC has no config that says it"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, help="how weights are stored (default: as in SRC)")
+
+    parser = add_command(
+        commands,
+        "data",
+        run_data,
+        "Build a dataset: `emoji`, captioned pictures of three styles and edits between them.\n"
+        "Fetches the icons with npm unless --package-dir has them; needs the extra `train`.",
+        ["emoji data/emoji", "emoji data/emoji --size 64 --package-dir downloads"],
+    )
+    parser.add_argument("dataset", choices=("emoji",), help="which dataset")
+    parser.add_argument("out", metavar="OUT", help="folder to be made")
+    parser.add_argument("--size", type=positive_int, default=128, metavar="N", help="side in pixels (default: 128)")
+    parser.add_argument("--package-dir", metavar="DIR", help="folder with the .tgz files of `npm pack`")
+    parser.add_argument("--styles", nargs="+", metavar="STYLE", help='of noto, "fluent flat", fluent (default: all)')
+    parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first N concepts, for a quick try")
+
+    parser = add_command(
+        commands,
+        "train",
+        run_train,
+        "Train the image tokenizer or the language model, as a YAML file says.\n"
+        "An interrupted training goes on where it stopped; needs the extra `train`.",
+        [
+            "tokenizer --config emoji_uniwetok_64 --set steps=100",
+            "mllm --config my_mllm.yaml --set output_dir=runs/second --set seed=1",
+        ],
+    )
+    parser.add_argument("what", choices=("tokenizer", "mllm"), help="which of the two")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help=f"YAML file, or one that ships: {', '.join(_shipped())}"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], type=_assignment, metavar="FIELD=VALUE", help="change one field; repeat"
+    )
+
+
+def _shipped() -> list[str]:
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    """Argparse type: `field=value`."""
+    field, equals, value = text.partition("=")
+    if not equals or not field.isidentifier():
+        raise argparse.ArgumentTypeError(f"must be FIELD=VALUE, got {text!r}")
+    return field, value
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    """`uniwetok convert`."""
+    import torch
+
+    from uniwetok_hf import convert_checkpoint
+
+    dtype = None if args.dtype is None else getattr(torch, args.dtype)
+    with user_errors(ValueError, OSError):
+        out = convert_checkpoint(args.src, args.out, num_attention_heads=args.num_attention_heads, dtype=dtype)
+    print(out)
+
+
+def run_data(args: argparse.Namespace) -> None:
+    """`uniwetok data`."""
+    from uniwetok_hf.data import build_emoji_dataset
+
+    with user_errors(ValueError, OSError, ImportError, RuntimeError):
+        print(build_emoji_dataset(args.out, args.size, args.package_dir, args.styles, args.limit))
+
+
+def run_train(args: argparse.Namespace) -> None:
+    """`uniwetok train`."""
+    config = Path(args.config)
+    if not config.exists() and args.config in _shipped():
+        config = CONFIGS / f"{args.config}.yaml"
+    if not config.is_file():
+        raise CommandError(f"--config {args.config}: no such file; those that ship are {', '.join(_shipped())}")
+    try:
+        import yaml
+
+        if args.what == "tokenizer":
+            from uniwetok_hf.training.train_uniwetok import main as train
+        else:
+            from uniwetok_hf.training.train_mllm import main as train
+    except ImportError as error:
+        raise CommandError(f'training needs more: pip install "uniwetok-hf[train]" ({one_line(error)})') from error
+
+    overrides = {}
+    for field, value in args.set:
+        with user_errors(yaml.YAMLError, prefix=f"--set {field}={value}: "):
+            overrides[field] = yaml.safe_load(value)
+    with user_errors(ValueError, FileNotFoundError, FloatingPointError, UnicodeDecodeError, yaml.YAMLError):
+        print(train(str(config), **overrides))

@@ -1,0 +1,314 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""Configs of published models, from the JSON files beside them, from the tensors' names and shapes (spec 1.7, 1.8) and
+from the text tokenizer's vocabulary (spec 3.3)."""
+
+import math
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from ..modeling.configuration_uniwetok import UniWeTokConfig
+from ..modeling.configuration_uniwetok_mllm import UniWeTokHeadConfig, UniWeTokMLLMConfig
+from .layouts import Part, PublishedTextToImage
+from .sources import ConversionError
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# What the published code assumes where its JSON is silent.
+_PUBLISHED_NUM_HEADS = 16
+# Fields of `ddconfig` and what they are called here; each can be told from the tensors too, but for the heads.
+_VISION_FIELDS = {
+    "z_channels": "num_bits",
+    "in_channels": "num_channels",
+    "ch": "base_channels",
+    "ch_mult": "channel_multipliers",
+    "num_res_blocks": "num_res_blocks",
+    "attn_blocks": "num_hidden_layers",
+}
+_REQUIRED_HEAD_FIELDS = {
+    "ch_target": "num_bits",
+    "ch_cond": "condition_size",
+    "ch_latent": "hidden_size",
+    "depth_latent": "num_hidden_layers",
+    "depth_adanln": "num_modulation_layers",
+}
+
+
+def read_vision_config(vision: Part, shapes: Shapes, num_attention_heads: int | None = None) -> UniWeTokConfig:
+    """Config of an image tokenizer.
+
+    Args:
+        vision: the published tokenizer.
+        shapes: shapes of its tensors by published name.
+        num_attention_heads: heads, for a tokenizer whose JSON does not tell them.
+
+    Raises:
+        ConversionError: when the JSON and the tensors, or the JSON and `num_attention_heads`, disagree, or something
+            is told by neither.
+    """
+    told = infer_vision_fields(shapes)
+    stated = _stated_vision_fields(vision)
+    architecture = told["architecture"][0] if "architecture" in told else None
+    if architecture == "hybrid":
+        stated.pop("decoder_noise", None)  # its decoder always reads noise, whatever the JSON says
+    elif architecture is None and stated:  # foreign names: let the JSON alone decide, then all names are reported
+        stated.setdefault("num_hidden_layers", (0, "attn_blocks"))
+        stated["architecture"] = ("hybrid" if stated["num_hidden_layers"][0] else "convolutional", "attn_blocks")
+        stated.setdefault("decoder_noise", (True, "gan_decoder"))
+    for field, (value, source) in stated.items():
+        if field in told and told[field][0] != value:
+            raise ConversionError(
+                f"{vision.settings_label} and {vision.source.label} disagree: {source} is {value}, but "
+                f"{told[field][1]} says {told[field][0]}."
+            )
+    fields = {field: value for field, (value, _) in (stated | told).items()}
+    missing = [f"{field} ({tensors})" for field, tensors in _EVIDENCE.items() if field not in fields]
+    if missing:
+        raise ConversionError(
+            f"{vision.source.label} holds no published image tokenizer: neither a JSON file nor its tensors tell "
+            f"{', '.join(missing)}; it has {abbreviate(shapes)}."
+        )
+    if fields["architecture"] == "hybrid" and fields["num_hidden_layers"] > 0:
+        width = fields["base_channels"] * fields["channel_multipliers"][-1]
+        fields["num_attention_heads"] = _choose_num_heads(vision, num_attention_heads, width)
+    try:
+        return UniWeTokConfig(**fields)
+    except ValueError as error:
+        raise ConversionError(f"{vision.source.label} is no image tokenizer that can be built: {error}") from error
+
+
+# What tells each field.
+_EVIDENCE = {
+    "architecture": "encoder.mid_attn_blocks.* or encoder.mid_block.*",
+    "num_bits": "encoder.conv_out.weight",
+    "num_channels": "encoder.conv_in.weight",
+    "base_channels": "encoder.conv_in.weight",
+    "channel_multipliers": "encoder.down.*.block.0.norm2.weight",
+    "num_res_blocks": "encoder.down.*.block.*",
+    "num_hidden_layers": "encoder.mid_attn_blocks.*",
+    "decoder_noise": "decoder.conv_in.weight",
+}
+
+
+def infer_vision_fields(shapes: Shapes) -> dict[str, tuple[object, str]]:
+    """What names and shapes tell: fields of [`UniWeTokConfig`], each with its value and the tensors that tell it.
+
+    Fields whose tensors are missing are left out.
+    """
+    fields: dict[str, object] = {}
+    is_hybrid = any(re.match(r"encoder\.(mid_attn_blocks|register_token)\.", name) for name in shapes)
+    if is_hybrid or any(name.startswith("encoder.mid_block.") for name in shapes):
+        fields["architecture"] = "hybrid" if is_hybrid else "convolutional"
+        fields["num_hidden_layers"] = _count(shapes, r"(?:encoder|decoder)\.mid_attn_blocks\.(\d+)\.") or 0
+    if is_hybrid:
+        fields["decoder_noise"] = True
+    if num_res_blocks := _count(shapes, r"(?:encoder\.down|decoder\.up)\.\d+\.block\.(\d+)\."):
+        fields["num_res_blocks"] = num_res_blocks
+    if shape := _convolution(shapes, "encoder.conv_in.weight"):
+        fields["base_channels"], fields["num_channels"] = shape[:2]
+        widths = _level_widths(shapes)
+        if widths and all(width and width % shape[0] == 0 for width in widths):
+            fields["channel_multipliers"] = [width // shape[0] for width in widths]
+    if shape := _convolution(shapes, "encoder.conv_out.weight"):
+        fields["num_bits"] = shape[0]
+        decoder_shape = _convolution(shapes, "decoder.conv_in.weight")
+        if decoder_shape and not is_hybrid:
+            fields["decoder_noise"] = decoder_shape[1] == 2 * shape[0]
+    return {field: (value, _EVIDENCE[field]) for field, value in fields.items()}
+
+
+def _convolution(shapes: Shapes, name: str) -> tuple[int, ...] | None:
+    """Shape of the weight of a convolution, None when it is missing or no such shape."""
+    shape = shapes.get(name, ())
+    return shape if len(shape) == 4 and min(shape) > 0 else None
+
+
+def _count(names: Iterable[str], pattern: str) -> int | None:
+    """One more than the largest number in the names that start with `pattern`, whose group is the number."""
+    numbers = [int(match[1]) for name in names if (match := re.match(pattern, name))]
+    return max(numbers) + 1 if numbers else None
+
+
+def _level_widths(shapes: Shapes) -> list[int | None]:
+    """Channels of each level, None for a level none of whose norms is there."""
+    widths = []
+    for level in range(_count(shapes, r"(?:encoder\.down|decoder\.up)\.(\d+)\.") or 0):
+        pattern = re.compile(rf"(encoder\.down|decoder\.up)\.{level}\.block\.\d+\.norm2\.weight")
+        widths.append(next((shape[0] for name, shape in shapes.items() if pattern.fullmatch(name) and shape), None))
+    return widths
+
+
+def _stated_vision_fields(vision: Part) -> dict[str, tuple[object, str]]:
+    """What the JSON file states: fields of [`UniWeTokConfig`], each with its value and what states it."""
+    if vision.settings is None:
+        return {}
+    settings = vision.settings.get("ddconfig", vision.settings)
+    if not isinstance(settings, dict) or "z_channels" not in settings:
+        raise ConversionError(f"{vision.settings_label} has no ddconfig with z_channels, ch, ch_mult and so on.")
+    if settings.get("out_ch", 3) != settings.get("in_channels", 3):
+        raise ConversionError(f"{vision.settings_label}: out_ch {settings['out_ch']} differs from in_channels.")
+    fields = {ours: (settings[name], name) for name, ours in _VISION_FIELDS.items() if name in settings}
+    if "gan_decoder" in vision.settings:
+        fields["decoder_noise"] = (bool(vision.settings["gan_decoder"]), "gan_decoder")
+    return fields
+
+
+def _choose_num_heads(vision: Part, given: int | None, width: int) -> int:
+    settings = (vision.settings or {}).get("ddconfig", vision.settings or {})
+    stated = settings.get("n_heads")
+    if stated is not None and given is not None and stated != given:
+        raise ConversionError(
+            f"`num_attention_heads` is {given}, but {vision.settings_label} says n_heads is {stated}."
+        )
+    num_heads = stated or given or _PUBLISHED_NUM_HEADS
+    if not isinstance(num_heads, int) or width % (4 * num_heads):
+        raise ConversionError(
+            f"{num_heads} attention heads don't divide {width} channels into heads of a multiple of 4; pass "
+            f"`num_attention_heads`, which the tensors of {vision.source.label} don't tell."
+        )
+    if vision.settings is None and given is None:
+        warnings.warn(
+            f"No JSON tells the attention heads of {vision.source.label}: {num_heads} are assumed. Another number "
+            "loads just as well but computes something else; pass `num_attention_heads` if you know it.",
+            stacklevel=2,
+        )
+    return num_heads
+
+
+def read_head_config(head: Part) -> tuple[UniWeTokHeadConfig, int, int]:
+    """Config of the binary head, tokens of a patch, and noise levels drawn for a token in training.
+
+    Raises:
+        ConversionError: when the JSON lacks a field or they don't fit.
+    """
+    settings = head.settings
+    missing = [name for name in (*_REQUIRED_HEAD_FIELDS, "parallel_num") if name not in settings]
+    if missing:
+        raise ConversionError(f"{head.settings_label} lacks {', '.join(missing)}.")
+    fields = {ours: settings[name] for name, ours in _REQUIRED_HEAD_FIELDS.items()}
+    try:
+        config = UniWeTokHeadConfig(
+            **fields,
+            hidden_act="swiglu" if settings.get("use_swiglu", False) else "silu",
+            timestep_schedule=settings.get("time_schedule", "logit_normal"),
+            timestep_mean=float(settings.get("P_mean", 0.0)),
+            timestep_std=float(settings.get("P_std", 1.0)),
+            timestep_shift=float(settings.get("time_shift", 1.0)),
+        )
+        tokens_per_patch, num_draws = int(settings["parallel_num"]), int(settings.get("diff_batch_mul", 1))
+    except (ValueError, TypeError) as error:
+        raise ConversionError(f"{head.settings_label} can't be used: {error}") from error
+    return config, tokens_per_patch, num_draws
+
+
+def read_text_config(folder: Path) -> PreTrainedConfig:
+    """Config of the language model in `folder`.
+
+    Raises:
+        ConversionError: when transformers does not know it.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (ValueError, OSError) as error:
+        raise ConversionError(f"the language model's config.json can't be used: {error}") from error
+    config.name_or_path = ""  # would be saved
+    return config
+
+
+def read_special_tokens(vocabulary: Mapping[str, int], vocab_size: int, tokens_per_patch: int) -> dict[str, int]:
+    """Fields of [`UniWeTokMLLMConfig`] that say where the special tokens are, from the text tokenizer's vocabulary.
+
+    Raises:
+        ConversionError: when one is missing, size or query tokens are not in a row, or the model has no embedding for
+            one.
+    """
+    names = {
+        "image_token_id": "<|image_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+    }
+    missing = [name for name in names.values() if name not in vocabulary]
+    num_queries = tokens_per_patch - 1
+    ids = {kind: _ids_in_row(vocabulary, kind) for kind in ("res", "query")}
+    if not ids["res"]:
+        missing.append("<|res_1|>")
+    if len(ids["query"]) < num_queries:
+        missing.append(f"<|query_{len(ids['query']) + 1}|> to <|query_{num_queries}|>")
+    if missing:
+        raise ConversionError(f"the text tokenizer lacks {', '.join(missing)}.")
+    fields = {field: vocabulary[name] for field, name in names.items()}
+    fields |= {"size_token_id": ids["res"][0], "num_size_tokens": len(ids["res"])}
+    # With one token a patch there are no queries, and the id is never met.
+    fields["query_token_id"] = ids["query"][0] if ids["query"] else ids["res"][-1]
+    largest = max(ids["res"] + ids["query"] + [fields[field] for field in names])
+    if largest >= vocab_size:
+        raise ConversionError(
+            f"the text tokenizer has special tokens up to id {largest}, the model only {vocab_size} ids."
+        )
+    return fields
+
+
+def _ids_in_row(vocabulary: Mapping[str, int], kind: str) -> list[int]:
+    """Ids of `<|kind_1|>`, `<|kind_2|>`, ..., as many as there are."""
+    pattern = re.compile(rf"<\|{kind}_(\d+)\|>")
+    found = {int(match[1]): index for token, index in vocabulary.items() if (match := pattern.fullmatch(token))}
+    ids = [found[number] for number in sorted(found)]
+    numbers_in_row = sorted(found) == list(range(1, len(found) + 1))
+    if ids and not (numbers_in_row and ids == list(range(ids[0], ids[0] + len(ids)))):
+        raise ConversionError(
+            f"the text tokenizer's <|{kind}_n|> must run from 1 upwards with ids in a row, got {found}."
+        )
+    return ids
+
+
+def read_mllm_config(
+    published: PublishedTextToImage, vision_config: UniWeTokConfig, vocabulary: Mapping[str, int]
+) -> UniWeTokMLLMConfig:
+    """Config of a whole text-to-image model.
+
+    Raises:
+        ConversionError: when its parts don't fit each other.
+    """
+    text_config = read_text_config(published.language_folder)
+    head_config, tokens_per_patch, num_diffusion_draws = read_head_config(published.head)
+    patch_size = math.isqrt(max(0, tokens_per_patch))
+    if tokens_per_patch < 1 or patch_size**2 != tokens_per_patch:
+        raise ConversionError(f"{published.head.settings_label}: parallel_num {tokens_per_patch} is no square number.")
+    projector = published.projector.settings or {}
+    try:
+        return UniWeTokMLLMConfig(
+            text_config=text_config,
+            vision_config=vision_config,
+            head_config=head_config,
+            patch_size=patch_size,
+            projector_hidden_act=projector.get("hidden_act", "gelu_pytorch_tanh"),
+            num_diffusion_draws=num_diffusion_draws,
+            tie_word_embeddings=bool(text_config.tie_word_embeddings),
+            **read_special_tokens(vocabulary, text_config.vocab_size, tokens_per_patch),
+        )
+    except ConversionError:
+        raise
+    except ValueError as error:
+        raise ConversionError(f"the parts of the text-to-image model don't fit: {error}") from error
+
+
+def abbreviate(names: Iterable[str], limit: int = 10) -> str:
+    """The first names, and how many there are in all when that is more."""
+    names = list(names)
+    shown = ", ".join(names[:limit]) or "no tensors"
+    return shown if len(names) <= limit else f"{shown}, ... ({len(names)} in all)"
+
+
+__all__ = [
+    "abbreviate",
+    "infer_vision_fields",
+    "read_head_config",
+    "read_mllm_config",
+    "read_special_tokens",
+    "read_text_config",
+    "read_vision_config",
+]

@@ -1,0 +1,317 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""Published checkpoints to folders that `from_pretrained` loads."""
+
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoTokenizer, PreTrainedModel
+
+from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
+from ..modeling.modeling_uniwetok import UniWeTokModel
+from ..modeling.modeling_uniwetok_mllm import UniWeTokForCausalLM
+from .configs import abbreviate, read_mllm_config, read_vision_config
+from .keys import (
+    HEAD_RULES,
+    PLAIN_HEAD_RULES,
+    PROJECTOR_RULES,
+    VISION_RULES,
+    Rules,
+    language_rules,
+    native_names,
+    published_name,
+)
+from .layouts import Part, PublishedTextToImage, PublishedVision, find_published
+from .shards import OutputTensor, parse_size, write_shards
+from .sources import ConversionError, TensorInfo, TensorSource, published_tensors, row_chunks
+
+
+CHUNK_BYTES = 1 << 25  # what is in memory at a time
+
+
+@dataclass
+class Component:
+    """Tensors of one part, `names` telling the stored name of each published one, and their place in our model."""
+
+    source: TensorSource
+    names: Mapping[str, str]
+    rules: Rules
+    prefix: str = ""
+
+    def native_names(self, name: str) -> tuple[str, ...]:
+        return tuple(self.prefix + native for native in native_names(name, self.rules))
+
+    def published_name(self, native: str) -> str | None:
+        inside = native.startswith(self.prefix)
+        return published_name(native.removeprefix(self.prefix), self.rules) if inside else None
+
+
+def convert_checkpoint(
+    src: str | Path,
+    out: str | Path,
+    num_attention_heads: int | None = None,
+    dtype: str | torch.dtype | None = None,
+    max_shard_size: int | str = "5GB",
+    ignored_prefixes: Sequence[str] = (),
+) -> Path:
+    """Converts a published checkpoint (spec 1.6-1.10).
+
+    Tensors go from file to file in small pieces, so that any size fits in little memory. The result appears at once
+    when all is done, and nothing when something is wrong.
+
+    Args:
+        src: an image tokenizer, as a folder (`ae_config.json` and `ae.safetensors` or another single weight file) or a
+            single `.safetensors`, `.pt`, `.pth`, `.ckpt` or `.bin` file; or a text-to-image folder, in the authors'
+            layout or in the diffusers layout of the community.
+        out: folder to be made; may exist if it is empty. An image tokenizer becomes a folder for
+            `UniWeTokModel.from_pretrained`, a text-to-image model one for `UniWeTokPipeline.from_pretrained`.
+        num_attention_heads: attention heads of the image tokenizer, where no JSON tells them; by default 16, with a
+            warning.
+        dtype: dtype of the floating-point weights, as `"bfloat16"` or `torch.bfloat16`; by default as they are stored.
+        max_shard_size: largest size of a weight file, in bytes or like `"5GB"`.
+        ignored_prefixes: how the names of further tensors of a tokenizer's training checkpoint start that are to be
+            left out; its losses (`loss.`) always are.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ConversionError: when `src` is none of these, is damaged, or has missing, unknown or misshaped tensors (all are
+            named).
+        ValueError: for another bad argument.
+        FileExistsError: when there is something at `out`.
+    """
+    src, out = Path(src), Path(out)
+    dtype, shard_bytes = _check_dtype(dtype), parse_size(max_shard_size)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise FileExistsError(f"{out} exists already and is not empty.")
+    if num_attention_heads is not None and num_attention_heads < 1:
+        raise ValueError(f"`num_attention_heads` must be 1 or more, got {num_attention_heads}.")
+    try:
+        published = find_published(src)
+        convert = _convert_text_to_image if isinstance(published, PublishedTextToImage) else _convert_vision
+        with _new_folder(out) as folder:
+            convert(published, folder, num_attention_heads, dtype, shard_bytes, ignored_prefixes)
+    except ConversionError as error:
+        raise ConversionError(f"{src} can't be converted: {error}") from error
+    return out
+
+
+def _check_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if found not in (None, torch.float32, torch.float16, torch.bfloat16) or (dtype is not None and found is None):
+        raise ValueError(f"`dtype` must be float32, float16, bfloat16 or None, got {dtype!r}.")
+    return found
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that becomes `out` if all goes well and vanishes if not."""
+    out = out.resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}.part")
+    folder.mkdir()
+    try:
+        yield folder
+        if out.exists():
+            out.rmdir()  # empty, or this fails
+        folder.rename(out)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _convert_vision(
+    published: PublishedVision,
+    folder: Path,
+    num_attention_heads: int | None,
+    dtype: torch.dtype | None,
+    shard_bytes: int,
+    ignored_prefixes: Sequence[str],
+) -> None:
+    component, config = _read_vision(published.vision, num_attention_heads, ignored_prefixes)
+    with torch.device("meta"):
+        model = UniWeTokModel(config)
+    _write_model(folder, model, [component], dtype, shard_bytes)
+    UniWeTokImageProcessor(stride=config.stride).save_pretrained(folder)
+
+
+def _convert_text_to_image(
+    published: PublishedTextToImage,
+    folder: Path,
+    num_attention_heads: int | None,
+    dtype: torch.dtype | None,
+    shard_bytes: int,
+    ignored_prefixes: Sequence[str],
+) -> None:
+    # Here and not above, since diffusers takes a while to import.
+    from ..modeling.processing_uniwetok import UniWeTokProcessor
+    from ..pipelines import UniWeTokPipeline
+    from ..schedulers import BinaryFlowScheduler
+
+    vision, vision_config = _read_vision(published.vision, num_attention_heads, ignored_prefixes)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(published.text_folder)
+    except Exception as error:  # the tokenizers library raises bare ones
+        raise ConversionError(f"the text tokenizer can't be loaded: {error}") from error
+    config = read_mllm_config(published, vision_config, tokenizer.get_vocab())
+    with torch.device("meta"):
+        model = UniWeTokForCausalLM(config)
+    head_rules = HEAD_RULES if config.head_config.hidden_act == "swiglu" else PLAIN_HEAD_RULES
+    components = [
+        vision,
+        _component(published.head, head_rules, "image_head."),
+        _component(published.projector, PROJECTOR_RULES, "model.projector."),
+        _read_language(published.language, model),
+    ]
+    vision.prefix = "model.vision_model."
+    (folder / "mllm").mkdir()
+    _write_model(folder / "mllm", model, components, dtype, shard_bytes)
+    generation_config = published.language_folder / "generation_config.json"
+    if generation_config.is_file():
+        shutil.copyfile(generation_config, folder / "mllm" / generation_config.name)
+
+    stride, patch = vision_config.stride, vision_config.stride * config.patch_size
+    processor = UniWeTokProcessor(
+        UniWeTokImageProcessor(stride=patch), tokenizer, patch_size=config.patch_size, stride=stride
+    )
+    scheduler = BinaryFlowScheduler(shift=config.head_config.timestep_shift)
+    processor.save_pretrained(folder / "processor")
+    scheduler.save_pretrained(folder / "scheduler")
+    largest_size = config.num_size_tokens * stride // patch * patch
+    pipeline = UniWeTokPipeline(processor, model, scheduler, default_size=min(1024 // patch * patch, largest_size))
+    pipeline.save_config(folder)  # model_index.json alone: the model has no weights in memory
+
+
+def _component(part: Part, rules: Rules, prefix: str) -> Component:
+    return Component(part.source, {name: name for name in part.source.tensors}, rules, prefix)
+
+
+def _read_vision(part: Part, num_attention_heads: int | None, ignored_prefixes: Sequence[str]):
+    names = published_tensors(part.source.tensors, ignored_prefixes)
+    shapes = {name: part.source.tensors[stored].shape for name, stored in names.items()}
+    config = read_vision_config(part, shapes, num_attention_heads)
+    return Component(part.source, names, VISION_RULES), config
+
+
+def _read_language(part: Part, model: UniWeTokForCausalLM) -> Component:
+    """The language model's tensors. With tied embeddings the text head is left out.
+
+    Raises:
+        ConversionError: when the config ties the embeddings, but the file holds two different ones.
+    """
+    text_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config.text_config), None)
+    if text_class is None:
+        raise ConversionError(
+            f"{part.settings_label}: {model.config.text_config.model_type} is no causal language model."
+        )
+    component = _component(part, language_rules(text_class.base_model_prefix), "")
+    if model.config.tie_word_embeddings and "lm_head.weight" in component.names:
+        embeddings = component.published_name(UniWeTokForCausalLM._tied_weights_keys["lm_head.weight"])
+        if not _equal(part.source, "lm_head.weight", embeddings):
+            raise ConversionError(
+                f"{part.settings_label} ties the embeddings, but {part.source.label} has a lm_head.weight of its own."
+            )
+        component.names = {name: name for name in component.names if name != "lm_head.weight"}
+    return component
+
+
+def _equal(source: TensorSource, first: str, second: str) -> bool:
+    info = source.tensors[first]
+    if source.tensors.get(second) != info:
+        return False
+    chunks = row_chunks(info, 0, info.shape[0], CHUNK_BYTES)
+    return all(torch.equal(source.read(first, *rows), source.read(second, *rows)) for rows in chunks)
+
+
+def _write_model(
+    folder: Path,
+    model: PreTrainedModel,
+    components: Sequence[Component],
+    dtype: torch.dtype | None,
+    shard_bytes: int,
+) -> None:
+    """Writes weights and config of `model`, which lives on the meta device, with the tensors of `components`."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if getattr(model.config, "tie_word_embeddings", False):
+        for tied in UniWeTokForCausalLM._tied_weights_keys:
+            shapes.pop(tied)
+    if problems := [problem for component in components for problem in find_problems(component, shapes)]:
+        raise ConversionError("; ".join(problems) + ".")
+    tensors = [tensor for component in components for tensor in _output_tensors(component, dtype)]
+    if unmatched := sorted(set(shapes) - {tensor.name for tensor in tensors}):
+        raise ConversionError(f"no rule gives {abbreviate(unmatched)}.")
+    write_shards(folder, tensors, shard_bytes)
+
+    config = model.config
+    config.architectures = [type(model).__name__]
+    config.dtype = _main_dtype(tensors)
+    for name in config.sub_configs:
+        getattr(config, name).dtype = config.dtype
+    config.save_pretrained(folder)
+
+
+def find_problems(component: Component, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """What is wrong with the tensors of a part: those missing, unknown and misshaped, by their published names.
+
+    Args:
+        component: the part.
+        shapes: shape of each tensor of our model by native name.
+    """
+    unknown, misshaped, found = [], [], set()
+    for name, stored in component.names.items():
+        natives = component.native_names(name)
+        if not natives or any(native not in shapes for native in natives):
+            unknown.append(name)
+            continue
+        found.update(natives)
+        first, *others = shapes[natives[0]] or (None,)
+        expected = () if first is None else (sum(shapes[native][0] for native in natives), *others)
+        shape = component.source.tensors[stored].shape
+        if shape != expected:
+            misshaped.append(f"{name} is {list(shape)} instead of {list(expected)}")
+    absent = (component.published_name(native) for native in shapes if native not in found)
+    missing = list(dict.fromkeys(name for name in absent if name is not None))
+    label = component.source.label
+    problems = [f"{label} lacks {abbreviate(missing)}"] if missing else []
+    problems += [f"{label} has unknown tensors {abbreviate(unknown)}"] if unknown else []
+    problems += [f"{label} has misshaped tensors: {abbreviate(misshaped)}"] if misshaped else []
+    return problems
+
+
+def _output_tensors(component: Component, dtype: torch.dtype | None) -> Iterator[OutputTensor]:
+    """Our tensors of a part, in the order of its files; several are cut from one published tensor."""
+    for name, stored in component.names.items():
+        info = component.source.tensors[stored]
+        natives = component.native_names(name)
+        output_dtype = dtype if dtype is not None and info.dtype.is_floating_point else info.dtype
+        num_rows = info.shape[0] // len(natives) if info.shape else 1
+        for index, native in enumerate(natives):
+            shape = (num_rows, *info.shape[1:]) if info.shape else ()
+            start = index * num_rows
+            chunks = partial(_read_chunks, component.source, stored, info, start, start + num_rows, output_dtype)
+            yield OutputTensor(native, shape, output_dtype, chunks)
+
+
+def _read_chunks(
+    source: TensorSource, stored: str, info: TensorInfo, start: int, stop: int, dtype: torch.dtype
+) -> Iterator[torch.Tensor]:
+    for rows in row_chunks(info, start, stop, CHUNK_BYTES):
+        yield source.read(stored, *rows).to(dtype)
+
+
+def _main_dtype(tensors: Sequence[OutputTensor]) -> torch.dtype | None:
+    """The floating-point dtype of most bytes; what `from_pretrained` loads all weights in by default."""
+    sizes: dict[torch.dtype, int] = {}
+    for tensor in tensors:
+        if tensor.dtype.is_floating_point:
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.num_bytes
+    return max(sizes, key=sizes.get, default=None)
+
+
+__all__ = ["convert_checkpoint", "find_problems"]
