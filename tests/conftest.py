@@ -28,7 +28,7 @@ TINY = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def fixtures() -> Path:
     """The folder of the files that tests read."""
     return Path(__file__).parent / "fixtures"

@@ -19,7 +19,6 @@ from .common import (
     output_folder,
     output_paths,
     positive_int,
-    unique,
     user_errors,
     warn,
 )
@@ -110,9 +109,8 @@ def run_reconstruct(args: argparse.Namespace) -> None:
     model = load_vision_model(args.model, args.device)
     image_processor = make_image_processor(model.config, args)
     for path, target in zip(args.pictures, targets, strict=True):
-        print(f"{path}: ", end="", flush=True)
         result = reconstruct(model, image_processor, _read(path), args.seed, path)
-        print(describe_reconstruction(result))
+        print(f"{path}: {describe_reconstruction(result)}")
         print(f"  {_save(result.result, target)}")
         beside = target.with_stem(target.stem.removesuffix("-reconstruction") + "-side-by-side")
         print(f"  {_save(side_by_side(result.original, result.result), beside)}")
@@ -297,6 +295,3 @@ def _decode(model, codes, seed: int, name: str):
 def _count(codes) -> str:
     num_tokens = codes.shape[1] * codes.shape[2]
     return f"{num_tokens} tokens, {num_tokens * codes.shape[0] // 8} bytes"
-
-
-__all__ = ["add_commands", "describe_reconstruction", "quality", "reconstruct", "side_by_side", "unique"]

@@ -4,7 +4,7 @@
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoTokenizer, PreTrainedModel
 
+from ..modeling.configuration_uniwetok import UniWeTokConfig
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..modeling.modeling_uniwetok import UniWeTokModel
 from ..modeling.modeling_uniwetok_mllm import UniWeTokForCausalLM
@@ -39,7 +40,7 @@ class Component:
     """Tensors of one part, `names` telling the stored name of each published one, and their place in our model."""
 
     source: TensorSource
-    names: Mapping[str, str]
+    names: dict[str, str]
     rules: Rules
     prefix: str = ""
 
@@ -49,6 +50,16 @@ class Component:
     def published_name(self, native: str) -> str | None:
         inside = native.startswith(self.prefix)
         return published_name(native.removeprefix(self.prefix), self.rules) if inside else None
+
+
+@dataclass(frozen=True)
+class Options:
+    """Checked arguments of [`convert_checkpoint`]."""
+
+    num_attention_heads: int | None
+    dtype: torch.dtype | None
+    shard_bytes: int
+    ignored_prefixes: tuple[str, ...]
 
 
 def convert_checkpoint(
@@ -87,7 +98,7 @@ def convert_checkpoint(
         FileExistsError: when there is something at `out`.
     """
     src, out = Path(src), Path(out)
-    dtype, shard_bytes = _check_dtype(dtype), parse_size(max_shard_size)
+    options = Options(num_attention_heads, _check_dtype(dtype), parse_size(max_shard_size), tuple(ignored_prefixes))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise FileExistsError(f"{out} exists already and is not empty.")
     if num_attention_heads is not None and num_attention_heads < 1:
@@ -96,7 +107,7 @@ def convert_checkpoint(
         published = find_published(src)
         convert = _convert_text_to_image if isinstance(published, PublishedTextToImage) else _convert_vision
         with _new_folder(out) as folder:
-            convert(published, folder, num_attention_heads, dtype, shard_bytes, ignored_prefixes)
+            convert(published, folder, options)
     except ConversionError as error:
         raise ConversionError(f"{src} can't be converted: {error}") from error
     return out
@@ -113,6 +124,7 @@ def _check_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 def _new_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` that becomes `out` if all goes well and vanishes if not."""
     out = out.resolve()
+    new_parents = [parent for parent in out.parents if not parent.exists()]
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}.part")
     folder.mkdir()
@@ -123,38 +135,28 @@ def _new_folder(out: Path) -> Iterator[Path]:
         folder.rename(out)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # another process may use them by now
+            for parent in new_parents:
+                parent.rmdir()
         raise
 
 
-def _convert_vision(
-    published: PublishedVision,
-    folder: Path,
-    num_attention_heads: int | None,
-    dtype: torch.dtype | None,
-    shard_bytes: int,
-    ignored_prefixes: Sequence[str],
-) -> None:
-    component, config = _read_vision(published.vision, num_attention_heads, ignored_prefixes)
+def _convert_vision(published: PublishedVision, folder: Path, options: Options) -> None:
+    component, config = _read_vision(published.vision, options)
     with torch.device("meta"):
         model = UniWeTokModel(config)
-    _write_model(folder, model, [component], dtype, shard_bytes)
+    _write_model(folder, model, [component], options)
     UniWeTokImageProcessor(stride=config.stride).save_pretrained(folder)
 
 
-def _convert_text_to_image(
-    published: PublishedTextToImage,
-    folder: Path,
-    num_attention_heads: int | None,
-    dtype: torch.dtype | None,
-    shard_bytes: int,
-    ignored_prefixes: Sequence[str],
-) -> None:
+def _convert_text_to_image(published: PublishedTextToImage, folder: Path, options: Options) -> None:
     # Here and not above, since diffusers takes a while to import.
     from ..modeling.processing_uniwetok import UniWeTokProcessor
     from ..pipelines import UniWeTokPipeline
     from ..schedulers import BinaryFlowScheduler
 
-    vision, vision_config = _read_vision(published.vision, num_attention_heads, ignored_prefixes)
+    vision, vision_config = _read_vision(published.vision, options)
+    vision.prefix = "model.vision_model."
     try:
         tokenizer = AutoTokenizer.from_pretrained(published.text_folder)
     except Exception as error:  # the tokenizers library raises bare ones
@@ -162,6 +164,16 @@ def _convert_text_to_image(
     config = read_mllm_config(published, vision_config, tokenizer.get_vocab())
     with torch.device("meta"):
         model = UniWeTokForCausalLM(config)
+
+    stride, patch = vision_config.stride, vision_config.stride * config.patch_size
+    try:
+        processor = UniWeTokProcessor(UniWeTokImageProcessor(stride=patch), tokenizer, None, config.patch_size, stride)
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
+    scheduler = BinaryFlowScheduler(shift=config.head_config.timestep_shift)
+    default_size = min(1024, config.num_size_tokens * stride) // patch * patch
+    pipeline = UniWeTokPipeline(processor, model, scheduler, default_size=default_size)
+
     head_rules = HEAD_RULES if config.head_config.hidden_act == "swiglu" else PLAIN_HEAD_RULES
     components = [
         vision,
@@ -169,22 +181,13 @@ def _convert_text_to_image(
         _component(published.projector, PROJECTOR_RULES, "model.projector."),
         _read_language(published.language, model),
     ]
-    vision.prefix = "model.vision_model."
     (folder / "mllm").mkdir()
-    _write_model(folder / "mllm", model, components, dtype, shard_bytes)
+    _write_model(folder / "mllm", model, components, options)
     generation_config = published.language_folder / "generation_config.json"
     if generation_config.is_file():
         shutil.copyfile(generation_config, folder / "mllm" / generation_config.name)
-
-    stride, patch = vision_config.stride, vision_config.stride * config.patch_size
-    processor = UniWeTokProcessor(
-        UniWeTokImageProcessor(stride=patch), tokenizer, patch_size=config.patch_size, stride=stride
-    )
-    scheduler = BinaryFlowScheduler(shift=config.head_config.timestep_shift)
     processor.save_pretrained(folder / "processor")
     scheduler.save_pretrained(folder / "scheduler")
-    largest_size = config.num_size_tokens * stride // patch * patch
-    pipeline = UniWeTokPipeline(processor, model, scheduler, default_size=min(1024 // patch * patch, largest_size))
     pipeline.save_config(folder)  # model_index.json alone: the model has no weights in memory
 
 
@@ -192,10 +195,10 @@ def _component(part: Part, rules: Rules, prefix: str) -> Component:
     return Component(part.source, {name: name for name in part.source.tensors}, rules, prefix)
 
 
-def _read_vision(part: Part, num_attention_heads: int | None, ignored_prefixes: Sequence[str]):
-    names = published_tensors(part.source.tensors, ignored_prefixes)
+def _read_vision(part: Part, options: Options) -> tuple[Component, UniWeTokConfig]:
+    names = published_tensors(part.source.tensors, options.ignored_prefixes)
     shapes = {name: part.source.tensors[stored].shape for name, stored in names.items()}
-    config = read_vision_config(part, shapes, num_attention_heads)
+    config = read_vision_config(part, shapes, options.num_attention_heads)
     return Component(part.source, names, VISION_RULES), config
 
 
@@ -211,17 +214,19 @@ def _read_language(part: Part, model: UniWeTokForCausalLM) -> Component:
             f"{part.settings_label}: {model.config.text_config.model_type} is no causal language model."
         )
     component = _component(part, language_rules(text_class.base_model_prefix), "")
-    if model.config.tie_word_embeddings and "lm_head.weight" in component.names:
-        embeddings = component.published_name(UniWeTokForCausalLM._tied_weights_keys["lm_head.weight"])
-        if not _equal(part.source, "lm_head.weight", embeddings):
+    for tied, target in model.all_tied_weights_keys.items():
+        name, twin = component.published_name(tied), component.published_name(target)
+        if name not in component.names:
+            continue
+        if not _equal(part.source, name, twin):
             raise ConversionError(
-                f"{part.settings_label} ties the embeddings, but {part.source.label} has a lm_head.weight of its own."
+                f"{part.settings_label} ties {name} to {twin}, but {part.source.label} has two of them."
             )
-        component.names = {name: name for name in component.names if name != "lm_head.weight"}
+        del component.names[name]
     return component
 
 
-def _equal(source: TensorSource, first: str, second: str) -> bool:
+def _equal(source: TensorSource, first: str, second: str | None) -> bool:
     info = source.tensors[first]
     if source.tensors.get(second) != info:
         return False
@@ -229,24 +234,17 @@ def _equal(source: TensorSource, first: str, second: str) -> bool:
     return all(torch.equal(source.read(first, *rows), source.read(second, *rows)) for rows in chunks)
 
 
-def _write_model(
-    folder: Path,
-    model: PreTrainedModel,
-    components: Sequence[Component],
-    dtype: torch.dtype | None,
-    shard_bytes: int,
-) -> None:
+def _write_model(folder: Path, model: PreTrainedModel, components: Sequence[Component], options: Options) -> None:
     """Writes weights and config of `model`, which lives on the meta device, with the tensors of `components`."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if getattr(model.config, "tie_word_embeddings", False):
-        for tied in UniWeTokForCausalLM._tied_weights_keys:
-            shapes.pop(tied)
+    for tied in model.all_tied_weights_keys:
+        del shapes[tied]
     if problems := [problem for component in components for problem in find_problems(component, shapes)]:
         raise ConversionError("; ".join(problems) + ".")
-    tensors = [tensor for component in components for tensor in _output_tensors(component, dtype)]
+    tensors = [tensor for component in components for tensor in _output_tensors(component, options.dtype)]
     if unmatched := sorted(set(shapes) - {tensor.name for tensor in tensors}):
         raise ConversionError(f"no rule gives {abbreviate(unmatched)}.")
-    write_shards(folder, tensors, shard_bytes)
+    write_shards(folder, tensors, options.shard_bytes)
 
     config = model.config
     config.architectures = [type(model).__name__]

@@ -144,9 +144,10 @@ def open_tensors(file: Path, label: str) -> TensorSource:
         return PickleSource(file, label)
     if file.suffix == ".json":
         weight_map = read_json(file).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise ConversionError(f"{label} has no weight_map, as the index of sharded safetensors would.")
-        return SafetensorsSource([file.parent / shard for shard in sorted(set(weight_map.values()))], label)
+        names = weight_map.values() if isinstance(weight_map, dict) else []
+        if not names or not all(isinstance(name, str) and name == Path(name).name for name in names):
+            raise ConversionError(f"{label} has no weight_map to files beside it, as an index of shards would.")
+        return SafetensorsSource([file.parent / name for name in sorted(set(names))], label)
     return SafetensorsSource([file], label)
 
 

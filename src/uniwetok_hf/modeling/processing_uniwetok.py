@@ -125,12 +125,21 @@ class UniWeTokProcessor(ProcessorMixin):
             inputs = self._text_around_codes(text, picture_sizes, **kwargs)
         else:
             inputs = super().__call__(images=images, text=text, **kwargs)
+            if images is not None:
+                shape = tuple(inputs["pixel_values"].shape)
+                picture_sizes = inputs["image_sizes"].tolist() if "image_sizes" in inputs else [shape[-2:]] * shape[0]
         rows = inputs["input_ids"]
         rows = rows.tolist() if torch.is_tensor(rows) else rows
         spoken = [self._assistant_positions(row) for row in rows]
-        if images is not None or picture_sizes is not None:
+        if picture_sizes is not None:
             # A picture begins with <|vision_start|>; it is a target when that is the assistant's.
             begins = [(row, i) for row, ids in enumerate(rows) for i in self._picture_starts(ids)]
+            num_tokens = sum((height // self.stride) * (width // self.stride) for height, width in picture_sizes)
+            if len(begins) != len(picture_sizes) or sum(ids.count(self.image_token_id) for ids in rows) != num_tokens:
+                raise ValueError(
+                    "`text` must hold each picture whole: <|vision_start|>, its <|image_pad|>, <|vision_end|>, not cut "
+                    "off by truncation."
+                )
             inputs["image_is_target"] = torch.tensor([spoken[row][i] for row, i in begins])
         if return_labels:
             silent = {self.image_token_id, *self._size_and_query_ids()}
@@ -138,7 +147,7 @@ class UniWeTokProcessor(ProcessorMixin):
                 [token if said and token not in silent else -100 for token, said in zip(ids, says, strict=True)]
                 for ids, says in zip(rows, spoken, strict=True)
             ]
-            inputs["labels"] = torch.tensor(labels)
+            inputs["labels"] = torch.tensor(labels) if torch.is_tensor(inputs["input_ids"]) else labels
         return inputs
 
     def picture_tokens(self, height: int, width: int) -> str:

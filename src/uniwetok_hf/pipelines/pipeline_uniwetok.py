@@ -2,10 +2,12 @@
 """Text to image with the unified model: prompt -> codes, patch by patch -> picture (spec 3.3)."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
 
+from ..cards import model_card
 from ..modeling.modeling_uniwetok_mllm import UniWeTokForCausalLM
 from ..modeling.noise_uniwetok import Generators
 from ..modeling.processing_uniwetok import UniWeTokProcessor
@@ -211,6 +213,11 @@ class UniWeTokPipeline(DiffusionPipeline):
             return codes
         sample = self.mllm.vision_model.decode(codes.to(self.mllm.dtype), generator=generator).sample
         return self.processor.image_processor.postprocess(sample.float(), output_type=output_type)
+
+    def _upload_folder(self, working_dir, repo_id, *args, **kwargs):
+        """Pushes with our card in place of diffusers' generic one."""
+        model_card(self, repo_id).save(Path(working_dir) / "README.md")
+        return super()._upload_folder(working_dir, repo_id, *args, **kwargs)
 
 
 def _given(value, default):

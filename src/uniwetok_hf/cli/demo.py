@@ -1,0 +1,195 @@
+"""`uniwetok demo`: everything that the model does, as pictures to open. Needs no network and no extra."""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from . import sheets
+from .checkpoints import load_pipeline
+from .common import add_command, add_model_options, add_seed_option, output_folder, progress_bar
+from .describing import answer
+from .drawing import check_size, draw, seen_size
+from .pictures import quality, reconstruct
+
+
+PICTURES = Path(__file__).parent.parent / "embedded" / "pictures"
+TILE = 128
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")  # inside the scikit-image wheel
+PROMPTS = (
+    "a noto emoji of red apple",
+    "a fluent flat emoji of grinning face",
+    "a fluent emoji of dog face",
+    "a noto emoji of waving hand: dark skin tone",
+    "a fluent flat emoji of blue heart",
+    "a fluent emoji of rocket",
+    "a noto emoji of sunflower",
+    "a fluent flat emoji of thumbs up: light skin tone",
+)
+NUM_DRAWINGS = 4
+EDITS = (
+    ("noto-old-woman", "make the skin tone dark"),
+    ("fluent-flat-woman-guard", "change the skin tone to medium"),
+    ("noto-thumbs-down", "use dark skin"),
+    ("noto-pizza", "redraw in fluent flat style"),
+    ("fluent-flat-dolphin", "change the style to noto"),
+    ("fluent-teddy-bear", "redraw it in the noto style"),
+    ("fluent-flat-dress", "redraw in fluent style"),
+    ("fluent-flat-guitar", "make it blue"),
+)
+QUESTIONS = ("what is this?", "which style is this?")
+
+
+@dataclass
+class Shipped:
+    """A picture that ships with the package: the image, and what it shows in which style."""
+
+    image: Image.Image
+    label: str
+    style: str
+    name: str
+
+
+def add_commands(commands) -> None:
+    """Adds the sub-command."""
+    parser = add_command(
+        commands,
+        "demo",
+        run_demo,
+        "Reconstruct, draw, edit and describe pictures, and lay the results out to look at.\n"
+        "Uses pictures that ship with the package, and three photographs where scikit-image is installed.",
+        ["", "--output somewhere --seed 1"],
+    )
+    parser.add_argument("--output", metavar="DIR", default="demo_output", help="default: demo_output")
+    add_model_options(parser)
+    add_seed_option(parser, "seed of everything that is drawn")
+
+
+def run_demo(args: argparse.Namespace) -> None:
+    """`uniwetok demo`."""
+    from uniwetok_hf.data.images import save_image
+
+    folder = output_folder(args.output)
+    begin = time.monotonic()
+    pipeline = load_pipeline(args.model, args.device)
+    _report("loading the model", "", begin)
+    parts: dict[str, Callable] = {
+        "reconstructions": reconstructions,
+        "photographs": photographs,
+        "text_to_image": text_to_image,
+        "edits": edits,
+        "captions": captions,
+    }
+    sections = []
+    for name, make in parts.items():
+        start = time.monotonic()
+        section = make(pipeline, args.seed)
+        if section is None:
+            continue
+        sections.append(section)
+        _report(name.replace("_", " "), save_image(sheets.page([section]), folder / f"{name}.png"), start)
+    start = time.monotonic()
+    contact_sheet = sheets.page([sheets.columns(sections)])
+    _report("contact sheet", save_image(contact_sheet, folder / "contact_sheet.png"), start)
+    _report("all together", folder, begin)
+
+
+def _report(what: str, where: Path | str, start: float) -> None:
+    print(f"{what:<18} {time.monotonic() - start:6.1f} s  {where}".rstrip(), flush=True)
+
+
+def shipped_pictures() -> list[Shipped]:
+    """The pictures of `embedded/pictures`, in the order of its list."""
+    rows = json.loads((PICTURES / "pictures.json").read_text(encoding="utf-8"))
+    shipped = []
+    for row in rows:
+        with Image.open(PICTURES / row["file"]) as image:
+            shipped.append(Shipped(image.convert("RGB"), row["label"], row["style"], Path(row["file"]).stem))
+    return shipped
+
+
+def reconstructions(pipeline, seed: int) -> Image.Image:
+    """Pairs of emoji and what comes back from their codes."""
+    cells = []
+    for picture in shipped_pictures():
+        pair, figures = _pair(pipeline, picture.image, seed, TILE, picture.name)
+        name = sheets.text_block(f"{picture.label} ({picture.style})", width=pair.width, max_lines=1)
+        cells.append(sheets.below([pair, sheets.below([name, figures], gap=0)], gap=4))
+    note = "Left the original, right what comes back from its codes. None of these was trained on."
+    return sheets.section("Reconstruction", note, sheets.grid(cells, 4))
+
+
+def photographs(pipeline, seed: int) -> Image.Image | None:
+    """Pairs of photographs, or nothing without scikit-image."""
+    try:
+        from skimage import data
+    except ImportError:
+        return None
+    cells = []
+    for name in PHOTOGRAPHS:
+        pair, figures = _pair(pipeline, Image.fromarray(getattr(data, name)()), seed, 300, name)
+        cells.append(sheets.below([pair, figures], gap=4))
+    note = "Photographs of scikit-image at their own sizes, which no stage of the emoji model has seen."
+    return sheets.section("Any size", note, sheets.below(cells, gap=2 * sheets.GAP))
+
+
+def _pair(pipeline, picture: Image.Image, seed: int, height: int, name: str) -> tuple[Image.Image, Image.Image]:
+    """Original and reconstruction side by side, and the line of figures under them."""
+    from uniwetok_hf import UniWeTokImageProcessor
+
+    model = pipeline.mllm.vision_model
+    result = reconstruct(model, UniWeTokImageProcessor(stride=model.config.stride), picture, seed, name)
+    pair = sheets.beside([sheets.framed(image, height) for image in (result.original, result.result)], gap=4)
+    figures = f"{result.num_bytes} bytes, {quality(result)}"
+    return pair, sheets.text_block(figures, 13, pair.width, sheets.GREY, 1)
+
+
+def text_to_image(pipeline, seed: int) -> Image.Image:
+    """A row a prompt, a column a seed."""
+    size = pipeline.config.default_size
+    height, width = check_size(pipeline, size, size)
+    prompts = [prompt for prompt in PROMPTS for _ in range(NUM_DRAWINGS)]
+    seeds = [seed + i for _ in PROMPTS for i in range(NUM_DRAWINGS)]
+    tiles = [sheets.framed(drawn, TILE) for drawn in draw(pipeline, prompts, seeds, height=height, width=width)]
+    rows = []
+    for index, prompt in enumerate(PROMPTS):
+        drawn = tiles[index * NUM_DRAWINGS : (index + 1) * NUM_DRAWINGS]
+        rows.append(sheets.beside([sheets.text_block(prompt, 15, 150, max_lines=4), *drawn], middle=True))
+    note = f"Left the prompt, right what it draws with the seeds {seed} to {seed + NUM_DRAWINGS - 1}."
+    return sheets.section("Text to image", note, sheets.below(rows))
+
+
+def edits(pipeline, seed: int) -> Image.Image:
+    """Source, instruction, result."""
+    by_name = {picture.name: picture.image for picture in shipped_pictures()}
+    sources = [by_name[name] for name, _ in EDITS]
+    height, width, _ = seen_size(pipeline.processor, sources[0], EDITS[0][0])
+    instructions = [instruction for _, instruction in EDITS]
+    results = draw(pipeline, instructions, [seed] * len(EDITS), images=sources, height=height, width=width)
+    rows = []
+    for source, instruction, result in zip(sources, instructions, results, strict=True):
+        words = sheets.text_block(instruction, 15, 130, max_lines=4)
+        rows.append(sheets.beside([sheets.framed(source, TILE), words, sheets.framed(result, TILE)], middle=True))
+    note = "Left the source, none of which was trained on, then the instruction, then the result."
+    return sheets.section("Editing", note, sheets.grid(rows, 2, gap=2 * sheets.MARGIN))
+
+
+def captions(pipeline, seed: int) -> Image.Image:
+    """Pictures with the model's answers under them. Answers are the most likely ones: `seed` changes nothing."""
+    cells = []
+    pictures = shipped_pictures()
+    with progress_bar(len(pictures), "describing") as bar:
+        for picture in pictures:
+            said = [answer(pipeline.mllm, pipeline.processor, picture.image, question) for question in QUESTIONS]
+            lines = [
+                sheets.text_block(f"{said[0]} ({said[1]})", 14, TILE, max_lines=3, num_lines=3),
+                sheets.text_block(f"is: {picture.label} ({picture.style})", 12, TILE, sheets.GREY, 2, 2),
+            ]
+            cells.append(sheets.below([sheets.framed(picture.image, TILE), sheets.below(lines, gap=2)], gap=6))
+            bar.update()
+    note = 'Answers to "what is this?" and, in brackets, "which style is this?"; in grey what it is.'
+    return sheets.section("Description", note, sheets.grid(cells, 7))

@@ -1,0 +1,142 @@
+import json
+
+import pytest
+import torch
+
+from uniwetok_hf import BinaryFlowScheduler, UniWeTokBinaryHead, UniWeTokHeadConfig
+from uniwetok_hf.modeling.modeling_uniwetok_head import BinaryFlow, flow_step, flow_timesteps
+from uniwetok_hf.schedulers.scheduling_binary_flow import BinaryFlowSchedulerOutput
+
+
+SHAPE = (2, 4, 8)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def make_scheduler(steps: int = 5, shift: float = 1.0) -> BinaryFlowScheduler:
+    scheduler = BinaryFlowScheduler(shift=shift)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+@pytest.fixture
+def prediction() -> torch.Tensor:
+    return torch.tanh(torch.randn(SHAPE, generator=seeded(1)))
+
+
+@pytest.fixture
+def sample() -> torch.Tensor:
+    return torch.randn(SHAPE, generator=seeded(2))
+
+
+@pytest.mark.parametrize("shift", [0.5, 1.0, 4.0])
+def test_timesteps_ascend_to_095(shift):
+    timesteps = make_scheduler(7, shift).timesteps
+    assert len(timesteps) == 8
+    assert timesteps[0] == 0
+    assert (timesteps.diff() > 0).all()
+    assert timesteps[-1].item() == pytest.approx(0.95)
+    assert torch.equal(timesteps, flow_timesteps(7, shift))
+
+
+def test_device_argument_is_accepted():
+    scheduler = BinaryFlowScheduler()
+    scheduler.set_timesteps(3, device="cpu")
+    assert len(scheduler.timesteps) == 4
+
+
+def test_too_few_steps_are_refused():
+    with pytest.raises(ValueError, match="num_inference_steps"):
+        make_scheduler(0)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("index", [0, 2, 4])
+def test_step_is_flow_step(prediction, sample, index, shift):
+    scheduler = make_scheduler(5, shift)
+    now, later = scheduler.timesteps[index : index + 2]
+    stepped = scheduler.step(prediction, now, sample, generator=seeded(3)).prev_sample
+    noise = torch.randn(SHAPE, generator=seeded(3))
+    assert torch.equal(stepped, flow_step(prediction, sample, now, later, noise))
+    assert torch.equal(scheduler.step(prediction, now.item(), sample, generator=seeded(3)).prev_sample, stepped)
+
+
+def test_last_step_is_the_prediction_and_draws_nothing(prediction, sample):
+    scheduler, generator = make_scheduler(), seeded(3)
+    state = generator.get_state()
+    assert torch.equal(scheduler.step(prediction, scheduler.timesteps[-1], sample, generator).prev_sample, prediction)
+    assert torch.equal(generator.get_state(), state)
+
+
+def test_steps_keep_no_state(prediction, sample):
+    """Every patch walks the same timesteps again."""
+    scheduler = make_scheduler()
+    first, again = (
+        [scheduler.step(prediction, t, sample, seeded(0)).prev_sample for t in scheduler.timesteps] for _ in range(2)
+    )
+    for left, right in zip(first, again, strict=True):
+        assert torch.equal(left, right)
+
+
+def test_generator_is_the_only_source_of_noise(prediction, sample):
+    scheduler = make_scheduler()
+    torch_state = torch.get_rng_state()
+    first, again, other = (
+        scheduler.step(prediction, scheduler.timesteps[0], sample, seeded(s)).prev_sample for s in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), torch_state)
+
+
+def test_one_generator_a_row(prediction, sample):
+    scheduler = make_scheduler()
+    now = scheduler.timesteps[1]
+    both = scheduler.step(prediction, now, sample, [seeded(4), seeded(5)]).prev_sample
+    alone = scheduler.step(prediction[1:], now, sample[1:], [seeded(5)]).prev_sample
+    torch.testing.assert_close(both[1:], alone)
+
+
+def test_return_dict(prediction, sample):
+    scheduler = make_scheduler()
+    now = scheduler.timesteps[0]
+    output = scheduler.step(prediction, now, sample, seeded(0))
+    as_tuple = scheduler.step(prediction, now, sample, seeded(0), return_dict=False)
+    assert isinstance(output, BinaryFlowSchedulerOutput)
+    assert isinstance(as_tuple, tuple) and len(as_tuple) == 1
+    assert torch.equal(output.prev_sample, as_tuple[0])
+
+
+def test_saved_and_loaded(tmp_path):
+    BinaryFlowScheduler(shift=3.0).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "scheduler_config.json").read_text())
+    assert saved["_class_name"] == "BinaryFlowScheduler" and saved["shift"] == 3.0
+    loaded = BinaryFlowScheduler.from_pretrained(tmp_path)
+    loaded.set_timesteps(6)
+    assert torch.equal(loaded.timesteps, flow_timesteps(6, 3.0))
+
+
+def test_another_scheduler_from_the_config():
+    scheduler = BinaryFlowScheduler(shift=3.0)
+    assert BinaryFlowScheduler.from_config(scheduler.config).shift == 3.0
+    other = BinaryFlowScheduler.from_config(scheduler.config, shift=0.5)
+    other.set_timesteps(4)
+    assert other.config.shift == 0.5
+    assert torch.equal(other.timesteps, flow_timesteps(4, 0.5))
+
+
+@pytest.mark.parametrize("shift", [1.0, 2.0])
+def test_head_samples_the_same_with_either_sampler(shift):
+    config = UniWeTokHeadConfig(num_bits=8, condition_size=20, hidden_size=16, head_dim=8, num_hidden_layers=2)
+    head = UniWeTokBinaryHead(config).eval()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=seeded(parameter.numel())))
+    condition = torch.randn(4, 4, 20, generator=seeded(1))
+    plain = BinaryFlow(shift)
+    plain.set_timesteps(5)
+    with_plain = head.sample(condition, plain, 2.0, seeded(0))
+    assert with_plain.abs().max() > 0.05
+    assert torch.equal(with_plain, head.sample(condition, make_scheduler(5, shift), 2.0, seeded(0)))
