@@ -1,0 +1,55 @@
+"""Every block of the README runs, in order, in one place, as a reader would run them."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from uniwetok_hf.cli.main import main
+
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def workplace(fixtures, tmp_path_factory):
+    """What the README takes for granted: a photograph and published weights."""
+    folder = tmp_path_factory.mktemp("reader")
+    Image.linear_gradient("L").resize((100, 75)).convert("RGB").save(folder / "photo.jpg")
+    shutil.copytree(fixtures / "golden" / "t2i_4x", folder / "published" / "text-to-image")
+    return folder
+
+
+def test_python_blocks(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    names = {}
+    blocks = [code for language, code in BLOCKS if language == "python"]
+    assert len(blocks) == 5
+    for code in blocks:
+        exec(compile(code, "README.md", "exec"), names)
+    assert Image.open("reconstruction.png").size == (100, 75)
+    assert Image.open("apple.png").size == Image.open("edited.png").size == (128, 128)
+    assert capsys.readouterr().out.strip()
+
+
+COMMANDS = [
+    line
+    for language, code in BLOCKS
+    if language == "bash"
+    for line in code.splitlines()
+    if line.startswith("uniwetok ") and line != "uniwetok demo"  # the demo has tests of its own
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands(workplace, monkeypatch, command):
+    monkeypatch.chdir(workplace)
+    if not Path("apple.png").exists():
+        Image.new("RGB", (128, 128), "red").save("apple.png")
+    if "decode" in command and not Path("photo.safetensors").exists():
+        assert main(["encode", "photo.jpg", "--output", "photo.safetensors"]) == 0
+    assert main(shlex.split(command)[1:]) == 0
