@@ -16,6 +16,9 @@ from uniwetok_hf.modeling.configuration_uniwetok import UniWeTokConfig
 from uniwetok_hf.modeling.modeling_uniwetok import UniWeTokModel
 
 
+# Tiny models gain nothing from a second thread, and lose much when another program wants the same core.
+torch.set_num_threads(1)
+
 TINY = {
     "num_bits": 16,
     "base_channels": 8,

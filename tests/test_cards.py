@@ -28,7 +28,9 @@ def test_push_replaces_the_generic_card(tmp_path, monkeypatch):
     from diffusers import DiffusionPipeline
 
     pushed = []
-    monkeypatch.setattr(DiffusionPipeline, "_upload_folder", lambda self, folder, *args, **kwargs: pushed.append(folder))
+    monkeypatch.setattr(
+        DiffusionPipeline, "_upload_folder", lambda self, folder, *args, **kwargs: pushed.append(folder)
+    )
     build_tiny_pipeline()._upload_folder(tmp_path, "someone/tiny")
     assert pushed == [tmp_path] and "someone/tiny" in ModelCard.load(tmp_path / "README.md").text
 

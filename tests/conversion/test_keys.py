@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from tests.conversion.conftest import GOLDEN, to_published
+from tests.conversion.published import GOLDEN, to_published
 from uniwetok_hf.conversion.keys import (
     HEAD_RULES,
     PLAIN_HEAD_RULES,

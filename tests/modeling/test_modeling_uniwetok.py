@@ -252,6 +252,12 @@ def test_training_passes_gradients_straight_through(make_model, make_pictures, a
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
+def test_codes_in_training_are_exact_signs(tiny_model):
+    """latents + (codes - latents).detach() would be off by a rounding error for many latents."""
+    latents = torch.randn(1, BITS, 50, 50, generator=seeded(0)).requires_grad_()
+    assert torch.equal(tiny_model.train().quantize(latents), torch.where(latents > 0, 1.0, -1.0))
+
+
 def test_evaluation_stops_gradients_at_the_codes(tiny_model, make_pictures):
     output = tiny_model(make_pictures(2, 3, 8, 12), generator=seeded(0))
     assert not output.codes.requires_grad
@@ -540,10 +546,7 @@ MISSING = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name for name in MISSING],
-)
+@pytest.mark.parametrize("name", MISSING)
 def test_missing_weight_gets_its_starting_value(tiny_model, tmp_path, name):
     tiny_model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")

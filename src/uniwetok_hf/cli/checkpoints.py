@@ -7,6 +7,7 @@ numbers, or say in many lines which file they did not find.
 import contextlib
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ KINDS = {
 # Files of the published checkpoints, which have to be converted first.
 PUBLISHED_FILES = ("ae_config.json", "ae.safetensors", "vision_head_config.json", "projector.safetensors")
 SMALL_FILES = ["*.json", "*.jinja", "*.txt"]
+LARGE_CHECKPOINT = 2e9  # bytes
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError)
 
 
@@ -107,7 +109,7 @@ def _read_json(path: Path) -> dict:
 
 
 def _fetch(name: str, kinds: tuple[str, ...]) -> Checkpoint:
-    """Fetches a checkpoint from the Hub or its cache: first the small files, which tell whether it is the right kind."""
+    """Fetches a checkpoint from the Hub or its cache: first the small files, which tell what kind it is."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -158,11 +160,12 @@ def check_weights(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _loading(checkpoint: Checkpoint) -> Iterator[None]:
-    """Errors in one line, and quiet libraries; only a checkpoint of some size shows the bar of its weights."""
+    """Errors in one line, and quiet libraries; only a large checkpoint shows, on a terminal, a bar of its weights."""
     from transformers.utils import logging
 
     had_bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    if checkpoint.name == EMBEDDED:
+    size = sum(path.stat().st_size for path in checkpoint.model_folder.glob("*.safetensors"))
+    if size < LARGE_CHECKPOINT or not sys.stderr.isatty():
         logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:

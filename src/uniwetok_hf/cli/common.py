@@ -31,7 +31,7 @@ def user_errors(*kinds: type[Exception], prefix: str = "") -> Iterator[None]:
     try:
         yield
     except kinds or ValueError as error:
-        raise CommandError(prefix + one_line(error)) from error
+        raise CommandError(prefix + one_line(error, limit=2000)) from error
 
 
 def warn(text: str) -> None:

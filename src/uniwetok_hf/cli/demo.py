@@ -11,8 +11,8 @@ from PIL import Image
 
 from . import sheets
 from .checkpoints import load_pipeline
-from .common import add_command, add_model_options, add_seed_option, output_folder, progress_bar
-from .describing import answer
+from .common import add_command, add_model_options, add_seed_option, output_folder
+from .describing import answers
 from .drawing import check_size, draw, seen_size
 from .pictures import quality, reconstruct
 
@@ -30,7 +30,7 @@ PROMPTS = (
     "a noto emoji of sunflower",
     "a fluent flat emoji of thumbs up: light skin tone",
 )
-NUM_DRAWINGS = 4
+NUM_DRAWINGS = 5
 EDITS = (
     ("noto-old-woman", "make the skin tone dark"),
     ("fluent-flat-woman-guard", "change the skin tone to medium"),
@@ -180,16 +180,15 @@ def edits(pipeline, seed: int) -> Image.Image:
 
 def captions(pipeline, seed: int) -> Image.Image:
     """Pictures with the model's answers under them. Answers are the most likely ones: `seed` changes nothing."""
-    cells = []
     pictures = shipped_pictures()
-    with progress_bar(len(pictures), "describing") as bar:
-        for picture in pictures:
-            said = [answer(pipeline.mllm, pipeline.processor, picture.image, question) for question in QUESTIONS]
-            lines = [
-                sheets.text_block(f"{said[0]} ({said[1]})", 14, TILE, max_lines=3, num_lines=3),
-                sheets.text_block(f"is: {picture.label} ({picture.style})", 12, TILE, sheets.GREY, 2, 2),
-            ]
-            cells.append(sheets.below([sheets.framed(picture.image, TILE), sheets.below(lines, gap=2)], gap=6))
-            bar.update()
+    images = [picture.image for picture in pictures]
+    whats, styles = (answers(pipeline.mllm, pipeline.processor, images, question, 24) for question in QUESTIONS)
+    cells = []
+    for picture, what, style in zip(pictures, whats, styles, strict=True):
+        lines = [
+            sheets.text_block(f"{what} ({style})", 14, TILE, max_lines=3, num_lines=3),
+            sheets.text_block(f"is: {picture.label} ({picture.style})", 12, TILE, sheets.GREY, 2, 2),
+        ]
+        cells.append(sheets.below([sheets.framed(picture.image, TILE), sheets.below(lines, gap=2)], gap=6))
     note = 'Answers to "what is this?" and, in brackets, "which style is this?"; in grey what it is.'
     return sheets.section("Description", note, sheets.grid(cells, 7))

@@ -1,6 +1,7 @@
 """`uniwetok describe`: words about pictures, with the unified model."""
 
 import argparse
+from collections.abc import Sequence
 
 from PIL import Image
 
@@ -37,14 +38,15 @@ def run_describe(args: argparse.Namespace) -> None:
     for path in args.pictures:
         picture = read_image(path)
         seen_size(processor, picture, path)
-        print(f"{path}: {answer(mllm, processor, picture, args.question, args.max_new_tokens)}", flush=True)
+        (answer,) = answers(mllm, processor, [picture], args.question, args.max_new_tokens)
+        print(f"{path}: {answer}", flush=True)
 
 
-def answer(mllm, processor, picture: Image.Image, question: str, max_new_tokens: int = 40) -> str:
-    """The model's most likely answer to `question` about `picture`, in one line."""
+def answers(mllm, processor, pictures: Sequence[Image.Image], question: str, max_new_tokens: int = 40) -> list[str]:
+    """The model's most likely answer to `question` about each of `pictures`, in one line."""
     content = [{"type": "image"}, {"type": "text", "text": question}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    inputs = processor(images=[picture], text=[text])
+    inputs = processor(images=list(pictures), text=[text] * len(pictures))
     inputs.pop("image_is_target")
     inputs["pixel_values"] = inputs["pixel_values"].to(mllm.dtype)
     output = mllm.generate(
@@ -54,5 +56,5 @@ def answer(mllm, processor, picture: Image.Image, question: str, max_new_tokens:
         eos_token_id=processor.turn_end_token_id,
         pad_token_id=processor.tokenizer.pad_token_id,
     )
-    words = processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return " ".join(words.split())
+    written = output[:, inputs["input_ids"].shape[1] :]
+    return [" ".join(words.split()) for words in processor.tokenizer.batch_decode(written, skip_special_tokens=True)]

@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit code. A command line that can't be parsed exits with 2, as argparse does."""
+    """Runs one command and returns the exit code. A command line that can't be parsed exits with 2 by itself."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter is no reason to stop
@@ -83,15 +83,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str) -> int:
-    print(f"uniwetok: error: {one_line(message)}", file=sys.stderr)
+    print(f"uniwetok: error: {one_line(message, limit=3000)}", file=sys.stderr)
     return 1
 
 
 def _report_unexpected(error: Exception) -> int:
     traceback.print_exception(error)
     print(
-        f"uniwetok: unexpected {type(error).__name__}: this may be a bug. Please report it with the lines above and the "
-        "output of `uniwetok --version`.",
+        f"uniwetok: unexpected {type(error).__name__}: this may be a bug. Please report it with the lines above and "
+        "the output of `uniwetok --version`.",
         file=sys.stderr,
     )
     return 1

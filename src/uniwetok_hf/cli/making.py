@@ -1,9 +1,10 @@
 """`uniwetok convert`, `data` and `train`: making checkpoints and what they are trained on."""
 
 import argparse
+import warnings
 from pathlib import Path
 
-from .common import CommandError, add_command, one_line, positive_int, user_errors
+from .common import CommandError, add_command, one_line, positive_int, user_errors, warn
 
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -26,6 +27,13 @@ def add_commands(commands) -> None:
         "--num-attention-heads", type=positive_int, metavar="N", help="where SRC has no config that says it"
     )
     parser.add_argument("--dtype", choices=DTYPES, help="how weights are stored (default: as in SRC)")
+    parser.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="PREFIX",
+        help="leave out tensors of a training checkpoint whose names start so; repeat",
+    )
 
     parser = add_command(
         commands,
@@ -76,13 +84,17 @@ def _assignment(text: str) -> tuple[str, str]:
 
 def run_convert(args: argparse.Namespace) -> None:
     """`uniwetok convert`."""
-    import torch
-
     from uniwetok_hf import convert_checkpoint
 
-    dtype = None if args.dtype is None else getattr(torch, args.dtype)
-    with user_errors(ValueError, OSError):
-        out = convert_checkpoint(args.src, args.out, num_attention_heads=args.num_attention_heads, dtype=dtype)
+    with user_errors(ValueError, OSError), warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: warn(one_line(message))
+        out = convert_checkpoint(
+            args.src,
+            args.out,
+            num_attention_heads=args.num_attention_heads,
+            dtype=args.dtype,
+            ignored_prefixes=args.ignore,
+        )
     print(out)
 
 

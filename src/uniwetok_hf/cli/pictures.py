@@ -26,15 +26,15 @@ from .common import (
 
 GAP = 8  # pixels between the two halves of a side-by-side picture
 ANY_CHECKPOINT = "pipeline folder, image tokenizer folder"
-# Bytes of memory that a pixel takes for each channel at full resolution, measured in float32.
-BYTES_PER_PIXEL_AND_CHANNEL = 28
-MUCH_MEMORY = 4e9
+# Memory of a decoding, measured in float32: values that live at once per pixel, for each channel of the first two levels.
+VALUES_PER_PIXEL = (2.25, 4.25)
+MUCH_MEMORY = 2e9
 
 
 @dataclass
 class Reconstruction:
-    """`original` and `result` are of one size, the original's. `seen` and `drawn` are the same two at the size at which
-    the model works, without padding; equal to the first two unless the picture was scaled or cropped."""
+    """`original` and `result` have the size of the original. `seen` and `drawn` are the same two at the model's size,
+    without padding: equal to the first two unless the picture was scaled."""
 
     original: Image.Image
     result: Image.Image
@@ -77,7 +77,7 @@ def add_commands(commands) -> None:
         commands,
         "decode",
         run_decode,
-        "Turn saved codes back into pictures of their original sizes.\n"
+        "Turn saved codes back into pictures of their original sizes, as CODES-decoded.png.\n"
         "Needs the checkpoint that encoded them; codes that don't fit the model are refused.",
         ["codes.safetensors", "photos.safetensors --output photos --seed 1"],
     )
@@ -145,7 +145,7 @@ def run_decode(args: argparse.Namespace) -> None:
     with user_errors():
         saved = load_codes(args.codes)
     stem, count = Path(args.codes).stem, len(saved.codes)
-    names = [stem] if count == 1 else [f"{stem}-{index + 1:03d}" for index in range(count)]
+    names = [f"{stem}-decoded"] if count == 1 else [f"{stem}-decoded-{index + 1:03d}" for index in range(count)]
     targets = output_paths(args.output, names)
     model = load_vision_model(args.model, args.device)
     with user_errors(prefix=f"{args.codes}: "):
@@ -187,7 +187,6 @@ def make_image_processor(config, args: argparse.Namespace):
 def reconstruct(model, image_processor, picture: Image.Image, seed: int, name: str) -> Reconstruction:
     """Encodes and decodes one picture; `name` is what errors call it."""
     inputs = _prepare(image_processor, picture, name)
-    warn_when_large(model.config, inputs["pixel_values"].shape, name)
     codes = _encode(model, inputs, name)
     sample = _decode(model, codes, seed, name)
     sizes = inputs["original_sizes"], inputs["content_sizes"]
@@ -231,10 +230,11 @@ def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
     return both
 
 
-def warn_when_large(config, shape: tuple[int, ...], name: str) -> None:
-    """A warning before a picture that needs much memory, and time."""
+def warn_when_large(model, shape: tuple[int, ...], name: str) -> None:
+    """A warning before a picture [..., height, width] that needs much memory, and time."""
     height, width = shape[-2:]
-    needed = height * width * config.base_channels * BYTES_PER_PIXEL_AND_CHANNEL
+    values = sum(a * b for a, b in zip(VALUES_PER_PIXEL, model.config.level_channels, strict=False))
+    needed = height * width * values * model.dtype.itemsize
     if needed > MUCH_MEMORY:
         warn(
             f"{name}: {width}x{height} pixels take about {needed / 1e9:.0f} GB of memory and a while; "
@@ -268,9 +268,8 @@ def _memory_errors(name: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
-            if "can't allocate memory" not in str(error):
-                raise
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
+            raise
         raise CommandError(f"{name}: not enough memory for a picture of this size; try --longest-edge 1024") from error
 
 
@@ -278,6 +277,7 @@ def _encode(model, inputs, name: str):
     """Codes [bits, h, w] of one prepared picture."""
     import torch
 
+    warn_when_large(model, inputs["pixel_values"].shape, name)
     with torch.no_grad(), _memory_errors(name):
         return model.encode(inputs["pixel_values"].to(model.device, model.dtype)).codes[0]
 

@@ -8,7 +8,8 @@ import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from transformers import AutoConfig, PreTrainedConfig
+from huggingface_hub.errors import StrictDataclassError
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
 
 from ..modeling.configuration_uniwetok import UniWeTokConfig
 from ..modeling.configuration_uniwetok_mllm import UniWeTokHeadConfig, UniWeTokMLLMConfig
@@ -17,6 +18,7 @@ from .sources import ConversionError
 
 
 Shapes = Mapping[str, tuple[int, ...]]
+_ConfigErrors = (ValueError, TypeError, StrictDataclassError)
 
 # What the published code assumes where its JSON is silent.
 _PUBLISHED_NUM_HEADS = 16
@@ -77,8 +79,10 @@ def read_vision_config(vision: Part, shapes: Shapes, num_attention_heads: int | 
         fields["num_attention_heads"] = _choose_num_heads(vision, num_attention_heads, width)
     try:
         return UniWeTokConfig(**fields)
-    except ValueError as error:
-        raise ConversionError(f"{vision.source.label} is no image tokenizer that can be built: {error}") from error
+    except _ConfigErrors as error:
+        raise ConversionError(
+            f"{vision.source.label} is no image tokenizer that can be built: {_one_line(error)}"
+        ) from error
 
 
 # What tells each field.
@@ -200,8 +204,8 @@ def read_head_config(head: Part) -> tuple[UniWeTokHeadConfig, int, int]:
             timestep_shift=float(settings.get("time_shift", 1.0)),
         )
         tokens_per_patch, num_draws = int(settings["parallel_num"]), int(settings.get("diff_batch_mul", 1))
-    except (ValueError, TypeError) as error:
-        raise ConversionError(f"{head.settings_label} can't be used: {error}") from error
+    except _ConfigErrors as error:
+        raise ConversionError(f"{head.settings_label} can't be used: {_one_line(error)}") from error
     return config, tokens_per_patch, num_draws
 
 
@@ -209,12 +213,14 @@ def read_text_config(folder: Path) -> PreTrainedConfig:
     """Config of the language model in `folder`.
 
     Raises:
-        ConversionError: when transformers does not know it.
+        ConversionError: when transformers knows no causal language model with it.
     """
     try:
         config = AutoConfig.from_pretrained(folder)
-    except (ValueError, OSError) as error:
-        raise ConversionError(f"the language model's config.json can't be used: {error}") from error
+    except (*_ConfigErrors, OSError) as error:
+        raise ConversionError(f"the language model's config.json can't be used: {_one_line(error)}") from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ConversionError(f"the language model's config.json is of {config.model_type}, no causal language model.")
     config.name_or_path = ""  # would be saved
     return config
 
@@ -292,8 +298,12 @@ def read_mllm_config(
         )
     except ConversionError:
         raise
-    except ValueError as error:
-        raise ConversionError(f"the parts of the text-to-image model don't fit: {error}") from error
+    except _ConfigErrors as error:
+        raise ConversionError(f"the parts of the text-to-image model don't fit: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def abbreviate(names: Iterable[str], limit: int = 10) -> str:

@@ -162,8 +162,11 @@ def _convert_text_to_image(published: PublishedTextToImage, folder: Path, option
     except Exception as error:  # the tokenizers library raises bare ones
         raise ConversionError(f"the text tokenizer can't be loaded: {error}") from error
     config = read_mllm_config(published, vision_config, tokenizer.get_vocab())
-    with torch.device("meta"):
-        model = UniWeTokForCausalLM(config)
+    try:
+        with torch.device("meta"):
+            model = UniWeTokForCausalLM(config)
+    except AttributeError as error:  # tied embeddings under another name than embed_tokens
+        raise ConversionError(f"a {config.text_config.model_type} can't be the language model: {error}") from error
 
     stride, patch = vision_config.stride, vision_config.stride * config.patch_size
     try:
@@ -208,20 +211,14 @@ def _read_language(part: Part, model: UniWeTokForCausalLM) -> Component:
     Raises:
         ConversionError: when the config ties the embeddings, but the file holds two different ones.
     """
-    text_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config.text_config), None)
-    if text_class is None:
-        raise ConversionError(
-            f"{part.settings_label}: {model.config.text_config.model_type} is no causal language model."
-        )
+    text_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(model.config.text_config)]
     component = _component(part, language_rules(text_class.base_model_prefix), "")
     for tied, target in model.all_tied_weights_keys.items():
         name, twin = component.published_name(tied), component.published_name(target)
         if name not in component.names:
             continue
         if not _equal(part.source, name, twin):
-            raise ConversionError(
-                f"{part.settings_label} ties {name} to {twin}, but {part.source.label} has two of them."
-            )
+            raise ConversionError(f"{part.settings_label} ties {name} to {twin}, but {part.source.label} has both.")
         del component.names[name]
     return component
 

@@ -145,6 +145,20 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
         with torch.no_grad():  # the tokenizer is frozen while the language model learns (spec 3.3)
             return list(self.vision_model.encode(pixel_values).codes)
 
+    def read_pictures(
+        self, pixel_values: Pictures | None, image_sizes: torch.Tensor | None, codes: Pictures | None
+    ) -> Pictures | None:
+        """Codes of the pictures, whichever way they were given; None when there are none.
+
+        Raises:
+            ValueError: when they were given both ways.
+        """
+        if pixel_values is None:
+            return codes
+        if codes is not None:
+            raise ValueError("Give either `pixel_values` or `codes`, not both.")
+        return self.encode_pictures(pixel_values, image_sizes)
+
     def positions(self, codes: Sequence[torch.Tensor]) -> torch.Tensor:
         """2-D sinusoids [T, hidden size] of all tokens of the pictures, in drawing order."""
         size, device = self.config.text_config.hidden_size, codes[0].device
@@ -256,12 +270,9 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
         """Hidden states [B, L, hidden size] of text and pictures; arguments as in [`UniWeTokForCausalLM.forward`]."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either `input_ids` or `inputs_embeds`, not both.")
-        if pixel_values is not None and codes is not None:
-            raise ValueError("Give either `pixel_values` or `codes`, not both.")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        if pixel_values is not None:
-            codes = self.encode_pictures(pixel_values, image_sizes)
+        codes = self.read_pictures(pixel_values, image_sizes, codes)
         if codes is not None and len(codes):
             if input_ids is None:
                 raise ValueError("Pictures need `input_ids`: the placeholders say where they go.")
@@ -338,8 +349,7 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: when placeholders and pictures don't match.
         """
-        if pixel_values is not None:
-            codes = self.model.encode_pictures(pixel_values, image_sizes)
+        codes = self.model.read_pictures(pixel_values, image_sizes, codes)
         has_targets = labels is not None and codes is not None and image_is_target is not None
         targets = image_is_target.tolist() if has_targets else []
         if has_targets and len(targets) != len(codes):
@@ -431,11 +441,9 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, GenerationMixin):
         """For beams and several answers a row is repeated with all of its pictures; the library would repeat pictures
         one by one, which mixes up rows of several."""
         if expand_size > 1:
-            pictures = {name: model_kwargs.pop(name, None) for name in ("pixel_values", "image_sizes", "codes")}
             model_kwargs.pop("image_is_target", None)
-            codes = pictures["codes"]
-            if pictures["pixel_values"] is not None:
-                codes = self.model.encode_pictures(pictures["pixel_values"], pictures["image_sizes"])
+            pictures = [model_kwargs.pop(name, None) for name in ("pixel_values", "image_sizes", "codes")]
+            codes = self.model.read_pictures(*pictures)
             if codes is not None:
                 rows = self._pictures_of_rows(input_ids, codes)
                 model_kwargs["codes"] = [c for row in rows for _ in range(expand_size) for c in row]
@@ -456,6 +464,10 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, GenerationMixin):
 
     def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, codes=None, **kwargs):
         """Pictures go in with the prompt only; afterwards they are in the cache."""
+        if kwargs.pop("generator", None) is not None:
+            raise ValueError(
+                "`generator` can't seed text: transformers' `generate` draws from torch's global generator."
+            )
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
         if codes is not None and (is_first_iteration or not kwargs.get("use_cache", True)):
             inputs["codes"] = codes
@@ -511,8 +523,7 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, GenerationMixin):
             prompts.append((negative_input_ids.expand(rows, -1), negative_attention_mask.expand(rows, -1)))
         pad_token_id = self.config.text_config.pad_token_id or 0
         input_ids, attention_mask = left_pad_rows(prompts, pad_token_id)
-        if pixel_values is not None:
-            codes = self.model.encode_pictures(pixel_values, image_sizes)
+        codes = self.model.read_pictures(pixel_values, image_sizes, codes)
 
         scheduler = scheduler or BinaryFlow(self.config.head_config.timestep_shift)
         scheduler.set_timesteps(num_inference_steps)

@@ -137,8 +137,8 @@ class UniWeTokProcessor(ProcessorMixin):
             num_tokens = sum((height // self.stride) * (width // self.stride) for height, width in picture_sizes)
             if len(begins) != len(picture_sizes) or sum(ids.count(self.image_token_id) for ids in rows) != num_tokens:
                 raise ValueError(
-                    "`text` must hold each picture whole: <|vision_start|>, its <|image_pad|>, <|vision_end|>, not cut "
-                    "off by truncation."
+                    "`text` must hold each picture whole, not cut off by truncation: <|vision_start|>, its "
+                    "<|image_pad|>, <|vision_end|>."
                 )
             inputs["image_is_target"] = torch.tensor([spoken[row][i] for row, i in begins])
         if return_labels:
