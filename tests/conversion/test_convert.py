@@ -353,8 +353,8 @@ def test_bad_configs(copy_golden, out):
     assert_refused(folder, out, "the language model's config.json can't be used", "unheard_of")
     edit_json(folder / "config.json", model_type="t5")
     assert_refused(folder, out, "the language model's config.json is of t5, no causal language model")
-    (folder / "config.json").write_text('{"model_type": "gpt2", "n_embd": 128, "vocab_size": 281}')
-    assert_refused(folder, out, "a gpt2 can't be the language model")  # its tied embeddings have another name
+    (folder / "config.json").write_text('{"model_type": "gpt2", "n_embd": 128, "n_head": 4, "vocab_size": 281}')
+    assert_refused(folder, out, "this gpt2 can't be the language model")  # its tied embeddings have another name
 
 
 def test_bad_text_tokenizer(copy_golden, out):

@@ -1,79 +1,29 @@
-"""The unified model: layout, masks, cached generation against one forward over everything, losses, text generation."""
+"""The unified model: layout, masks, cached drawing against one forward over everything, writing, saving."""
 
 import copy
-import functools
 
 import pytest
 import torch
-from tiny_models import build_tiny_mllm, build_tiny_processor
+from tiny_mllm import (
+    BITS,
+    HIDDEN,
+    PATCH_SIZES,
+    build,
+    picture_text,
+    processor,
+    random_codes,
+    seeded,
+    shared,
+    size_text,
+    tokenize,
+    training_batch,
+)
 from torch.nn import functional as F
 from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig, Qwen3Config
 
 from uniwetok_hf import UniWeTokForCausalLM, UniWeTokMLLMModel, UniWeTokModel
 from uniwetok_hf.modeling.modeling_uniwetok_head import BinaryFlow
 from uniwetok_hf.modeling.modeling_uniwetok_mllm import codes_to_tokens, sinusoidal_positions, tokens_to_codes
-
-
-BITS, HIDDEN = 16, 32
-PATCHES = [1, 2, 4]
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def with_random_weights(model: UniWeTokForCausalLM, seed: int = 0) -> UniWeTokForCausalLM:
-    """Fills every parameter: a new head predicts 0, and new norms hide their weights."""
-    generator = seeded(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.add_(0.1 * noise) if parameter.ndim < 2 else parameter.copy_(noise / parameter[0].numel() ** 0.5)
-    model.generation_config.eos_token_id = None  # texts of a known length
-    return model.eval()
-
-
-def build(patch_size: int = 1, text_config=None, head: dict | None = None, **fields) -> UniWeTokForCausalLM:
-    """A new tiny model with random weights and other fields of the config."""
-    config = copy.deepcopy(build_tiny_mllm(patch_size).config)
-    for name, value in (head or {}).items():
-        setattr(config.head_config, name, value)
-    for name, value in fields.items():
-        setattr(config, name, value)
-    if text_config is not None:
-        config.text_config = text_config
-    return with_random_weights(UniWeTokForCausalLM(config))
-
-
-@functools.cache
-def shared(patch_size: int = 1, num_modulation_layers: int = 1) -> UniWeTokForCausalLM:
-    """One model for all tests that leave it as it is."""
-    return build(patch_size, head={"num_modulation_layers": num_modulation_layers})
-
-
-@functools.cache
-def processor(patch_size: int):
-    return build_tiny_processor(patch_size)
-
-
-def random_codes(patch_size: int, rows: int, columns: int, seed: int = 0) -> torch.Tensor:
-    """Codes [bits, h, w] of a picture of `rows` x `columns` patches."""
-    noise = torch.randn(BITS, rows * patch_size, columns * patch_size, generator=seeded(seed))
-    return torch.where(noise > 0, 1.0, -1.0)
-
-
-def size_text(codes: torch.Tensor, patch_size: int) -> str:
-    """`<|vision_start|>`, sizes and queries: the beginning of a picture."""
-    return "<|vision_start|>" + processor(patch_size).picture_tokens(*(32 * side for side in codes.shape[1:]))
-
-
-def picture_text(codes: torch.Tensor, patch_size: int) -> str:
-    return size_text(codes, patch_size) + "<|image_pad|>" * codes[0].numel() + "<|vision_end|>"
-
-
-def tokenize(*texts: str, patch_size: int = 1) -> dict[str, torch.Tensor]:
-    """Left-padded `input_ids` and `attention_mask` of texts with their placeholders already written out."""
-    return dict(processor(patch_size).tokenizer(list(texts), return_tensors="pt", padding=True))
 
 
 def last_positions(model: UniWeTokForCausalLM, ids: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
@@ -101,7 +51,7 @@ def test_drawing_order_is_patch_by_patch_and_row_by_row_inside():
     assert tokens[32:34] == [32, 33]
 
 
-@pytest.mark.parametrize("patch_size", PATCHES)
+@pytest.mark.parametrize("patch_size", PATCH_SIZES)
 def test_tokens_to_codes_is_the_inverse(patch_size):
     codes = torch.randn(3, BITS, 2 * patch_size, 3 * patch_size, generator=seeded(0))
     tokens = codes_to_tokens(codes, patch_size)
@@ -161,7 +111,7 @@ def test_mask_is_causal_and_full_inside_patches():
                 assert bool(mask[row, i, j]) == (bool(padding[row, j]) and (j <= i or one_patch)), (row, i, j)
 
 
-@pytest.mark.parametrize("patch_size", PATCHES)
+@pytest.mark.parametrize("patch_size", PATCH_SIZES)
 def test_hidden_states_depend_on_the_past_and_the_own_patch_only(patch_size):
     model = shared(patch_size)
     codes = random_codes(patch_size, 2, 2)
@@ -203,7 +153,7 @@ def draw(model: UniWeTokForCausalLM, inputs: dict, **options):
 
 
 @pytest.mark.parametrize("num_modulation_layers", [1, 2])
-@pytest.mark.parametrize("patch_size", PATCHES)
+@pytest.mark.parametrize("patch_size", PATCH_SIZES)
 def test_cached_drawing_equals_one_forward_over_everything(patch_size, num_modulation_layers):
     model = shared(patch_size, num_modulation_layers)
     empty = random_codes(patch_size, 2, 3)
@@ -227,7 +177,7 @@ def test_cached_drawing_equals_one_forward_over_everything(patch_size, num_modul
 
 
 @pytest.mark.parametrize("num_modulation_layers", [1, 2])
-@pytest.mark.parametrize("patch_size", PATCHES)
+@pytest.mark.parametrize("patch_size", PATCH_SIZES)
 def test_training_tells_the_head_the_same_as_drawing(patch_size, num_modulation_layers):
     model = copy.deepcopy(shared(patch_size, num_modulation_layers))
     prompt = "draw a cat" + size_text(random_codes(patch_size, 2, 2), patch_size)
@@ -239,7 +189,7 @@ def test_training_tells_the_head_the_same_as_drawing(patch_size, num_modulation_
     torch.testing.assert_close(told[0], torch.cat(output.conditions), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("patch_size", PATCHES)
+@pytest.mark.parametrize("patch_size", PATCH_SIZES)
 def test_cached_drawing_equals_drawing_without_a_cache(patch_size):
     model, generator = shared(patch_size), seeded(5)
     prompt = "a dog" + size_text(random_codes(patch_size, 1, 3), patch_size)
@@ -264,7 +214,7 @@ def make_sampler(steps: int) -> BinaryFlow:
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-@pytest.mark.parametrize("patch_size", PATCHES)
+@pytest.mark.parametrize("patch_size", PATCH_SIZES)
 def test_a_row_draws_the_same_in_a_batch_as_alone(patch_size, guidance_scale):
     """Prompts of different lengths, one of which shows a picture; one generator a row."""
     model = shared(patch_size)
@@ -420,197 +370,6 @@ def test_forward_errors():
         flash(ids, codes=[codes])
 
 
-# --- losses ---
-
-
-def training_batch(patch_size: int = 1) -> tuple[dict, list[torch.Tensor]]:
-    """Row 0: a picture as context, then one to draw; row 1: one to draw, of another size. Padded left."""
-    shape = ((1, 2), (2, 1), (1, 1))
-    codes = [random_codes(patch_size, *sides, seed=10 + index) for index, sides in enumerate(shape)]
-    given, first, second = (picture_text(picture, patch_size) for picture in codes)
-    inputs = tokenize(f"edit {given} to {first} done", f"draw {second}", patch_size=patch_size)
-    inputs["labels"] = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], -100)
-    inputs["image_is_target"] = torch.tensor([False, True, True])
-    return inputs, codes
-
-
-def image_loss_by_hand(model, inputs: dict, read: list, clean: list, generator: torch.Generator) -> torch.Tensor:
-    """The head's loss of the last two pictures when the language model reads `read` and should draw `clean`."""
-    block = model.config.tokens_per_patch
-    hidden = model.model(inputs["input_ids"], inputs["attention_mask"], codes=read).last_hidden_state
-    conditions, tokens = [], []
-    for row, picture in ((0, clean[1]), (1, clean[2])):
-        count = picture[0].numel()
-        places = (inputs["input_ids"][row] == model.config.image_token_id).nonzero()[-count:, 0]
-        table = codes_to_tokens(sinusoidal_positions(*picture.shape[1:], HIDDEN)[None], model.config.patch_size)[0]
-        conditions.append((hidden[row, places - block] + table).view(-1, block, HIDDEN))
-        tokens.append(codes_to_tokens(picture[None], model.config.patch_size)[0].view(-1, block, BITS))
-    draws = model.config.num_diffusion_draws
-    return model.image_head.compute_loss(torch.cat(tokens), torch.cat(conditions), generator, draws)
-
-
-@pytest.mark.parametrize("patch_size", PATCHES)
-def test_losses_by_hand(patch_size):
-    model, (inputs, codes) = shared(patch_size), training_batch(patch_size)
-    output = model(**inputs, codes=codes, generator=seeded(3))
-    predicted, labels = output.logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten()
-    torch.testing.assert_close(output.text_loss, F.cross_entropy(predicted, labels, ignore_index=-100))
-    wanted = image_loss_by_hand(model, inputs, codes, codes, seeded(3))
-    torch.testing.assert_close(output.image_loss, wanted)
-    torch.testing.assert_close(output.loss, 0.01 * output.text_loss + output.image_loss)
-
-
-def test_loss_weights_and_number_of_draws():
-    inputs, codes = training_batch()
-    model = build(1, text_loss_weight=0.5, image_loss_weight=0.25, num_diffusion_draws=3)
-    output = model(**inputs, codes=codes, generator=seeded(3))
-    torch.testing.assert_close(output.image_loss, image_loss_by_hand(model, inputs, codes, codes, seeded(3)))
-    torch.testing.assert_close(output.loss, 0.5 * output.text_loss + 0.25 * output.image_loss)
-
-
-def test_text_loss_is_normalised_by_the_items_of_the_whole_batch():
-    """What gradient accumulation passes, so that it equals one large batch."""
-    model, (inputs, codes) = shared(1), training_batch()
-    mean = model(**inputs, codes=codes, generator=seeded(3)).text_loss
-    count = (inputs["labels"][:, 1:] != -100).sum()
-    summed = model(**inputs, codes=codes, generator=seeded(3), num_items_in_batch=4 * count).text_loss
-    torch.testing.assert_close(summed, mean / 4)
-
-
-def test_without_text_labels_the_text_loss_is_zero():
-    model, (inputs, codes) = copy.deepcopy(shared(1)), training_batch()
-    inputs["labels"] = torch.full_like(inputs["labels"], -100)
-    output = model(**inputs, codes=codes, generator=seeded(3))
-    assert output.text_loss == 0
-    assert torch.equal(output.loss, output.image_loss)
-    output.loss.backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-
-
-def test_without_targets_there_is_no_image_loss():
-    model, (inputs, codes) = shared(1), training_batch()
-    for none in (torch.tensor([False] * 3), None):
-        output = model(**inputs | {"image_is_target": none}, codes=codes)
-        assert output.image_loss is None
-        torch.testing.assert_close(output.loss, 0.01 * output.text_loss)
-    inputs = tokenize("only words")
-    assert model(**inputs, labels=inputs["input_ids"]).image_loss is None
-
-
-def test_without_labels_there_is_no_loss():
-    model, (inputs, codes) = shared(1), training_batch()
-    output = model(**inputs | {"labels": None}, codes=codes)
-    assert output.loss is output.text_loss is output.image_loss is None
-    assert output.logits.shape == (*inputs["input_ids"].shape, model.config.text_config.vocab_size)
-
-
-@pytest.mark.parametrize("patch_size", [1, 2])
-def test_a_target_changes_what_context_only_reads(patch_size):
-    """The loss covers the targets alone: more context pictures change it only through the hidden states."""
-    model, (inputs, codes) = shared(patch_size), training_batch(patch_size)
-    other = [-codes[0], *codes[1:]]
-    losses = [model(**inputs, codes=c, generator=seeded(3)).image_loss for c in (codes, other)]
-    assert not torch.isclose(*losses)  # the context is read ...
-    wanted = image_loss_by_hand(model, inputs, other, codes, seeded(3))
-    torch.testing.assert_close(losses[1], wanted)  # ... and is no target
-
-
-def test_wrong_number_of_target_marks_is_refused():
-    inputs, codes = training_batch()
-    with pytest.raises(ValueError, match="image_is_target"):
-        shared(1)(**inputs | {"image_is_target": torch.tensor([True])}, codes=codes)
-
-
-# --- perturbation of what is to be drawn ---
-
-
-def tokens_read(model: UniWeTokForCausalLM, inputs: dict, codes: list, seed: int = 7) -> torch.Tensor:
-    """The bits [T, bits] that the language model gets to read in a call."""
-    read = []
-    handle = model.model.projector.register_forward_pre_hook(lambda module, args: read.append(args[0]))
-    model(**inputs, codes=codes, generator=seeded(seed))
-    handle.remove()
-    return read[0]
-
-
-def test_targets_are_flipped_on_input_and_context_is_not():
-    model, (inputs, codes) = build(2, bit_flip_probability=1.0).train(), training_batch(2)
-    clean = model.model.tokens(codes)
-    read = tokens_read(model, inputs, codes)
-    context = codes[0][0].numel()
-    assert torch.equal(read[:context], clean[:context])
-    assert not torch.equal(read[context:], clean[context:])
-    assert read.abs().unique().tolist() == [1.0]
-
-
-def test_flipped_targets_stay_clean_in_the_loss():
-    model, (inputs, codes) = build(2, bit_flip_probability=1.0).train(), training_batch(2)
-    output = model(**inputs, codes=codes, generator=seeded(7))
-    generator, read = seeded(7), [codes[0]]
-    for picture in codes[1:]:
-        chance, draw = torch.rand(2, *picture.shape, generator=generator)
-        read.append(torch.where(draw < chance, -picture, picture))
-    torch.testing.assert_close(output.image_loss, image_loss_by_hand(model, inputs, read, codes, generator))
-
-
-def test_pictures_that_are_only_read_are_never_perturbed():
-    model, (inputs, codes) = build(1, bit_flip_probability=1.0), training_batch()
-    inputs["image_is_target"] = torch.tensor([False] * 3)
-    with torch.no_grad():
-        logits = model(**inputs, codes=codes).logits
-        assert torch.equal(model.train()(**inputs, codes=codes).logits, logits)
-
-
-def test_nothing_is_perturbed_outside_training():
-    model, (inputs, codes) = build(1, bit_flip_probability=1.0), training_batch()
-    assert torch.equal(tokens_read(model, inputs, codes), model.model.tokens(codes))
-
-
-@pytest.mark.parametrize("largest, rate", [(0.1, 0.05), (1.0, 0.5), (0.0, 0.0)])
-def test_rate_of_flipped_bits(largest, rate):
-    """Each bit is flipped with p_max U, U uniform and drawn for it alone: p_max / 2 of them on average."""
-    model, codes = build(1, bit_flip_probability=largest).train(), random_codes(1, 16, 16)
-    inputs = tokenize(picture_text(codes, 1))
-    inputs |= {"labels": inputs["input_ids"], "image_is_target": torch.tensor([True])}
-    flipped = tokens_read(model, inputs, [codes]) != model.model.tokens([codes])
-    assert abs(flipped.float().mean() - rate) < 0.02
-
-
-# --- gradients ---
-
-
-@pytest.mark.parametrize("patch_size", [1, 2])
-def test_gradients_reach_everything_but_the_image_tokenizer(patch_size):
-    model, (inputs, _) = copy.deepcopy(shared(patch_size)).train(), training_batch(patch_size)
-    side = 32 * patch_size
-    pixels = [torch.rand(3, h * side, w * side, generator=seeded(h)) for h, w in ((1, 2), (2, 1), (1, 1))]
-    model(**inputs, pixel_values=pixels, generator=seeded(0)).loss.backward()
-    for name, parameter in model.named_parameters():
-        if name.startswith("model.vision_model"):
-            assert parameter.grad is None, name
-        elif patch_size > 1 or not any(part in name for part in ("self_attn.q_proj", "self_attn.k_proj")):
-            assert parameter.grad is not None, name
-            # A bias of the keys adds the same to all scores of a query: softmax doesn't see it.
-            assert name.endswith("k_proj.bias") or parameter.grad.abs().max() > 0, name
-
-
-@pytest.mark.parametrize("patch_size", [1, 2])
-def test_checkpointing_gives_equal_gradients(patch_size):
-    inputs, codes = training_batch(patch_size)
-    gradients = []
-    for checkpointing in (False, True):
-        model = copy.deepcopy(shared(patch_size)).train()
-        if checkpointing:
-            model.gradient_checkpointing_enable()
-            layers = [*model.model.language_model.layers, *model.image_head.layers]
-            assert all(layer.gradient_checkpointing for layer in layers)
-        model(**inputs, codes=codes, generator=seeded(0)).loss.backward()
-        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
-
-
 # --- pictures as pixels ---
 
 
@@ -723,11 +482,11 @@ def test_several_answers_to_a_row_of_several_pictures(as_codes):
     given = {"codes": list(codes)} if as_codes else {"pixel_values": pixels}
     inputs = tokenize(*texts) | given
     greedy = write(model, inputs)
-    one_beam_each = write(model, inputs, num_beams=2, num_beam_groups=None, max_new_tokens=1, num_return_sequences=2)
+    beams = write(model, inputs, count=1, num_beams=2, num_return_sequences=2)
     with torch.no_grad():
         best = model(**inputs).logits[:, -1].topk(2).indices
     assert torch.equal(greedy[:, 0], best[:, 0])
-    assert torch.equal(one_beam_each.view(2, 2), best)
+    assert torch.equal(beams.view(2, 2), best)
 
 
 # --- saving, tying, resizing ---

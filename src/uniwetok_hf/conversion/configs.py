@@ -81,7 +81,7 @@ def read_vision_config(vision: Part, shapes: Shapes, num_attention_heads: int | 
         return UniWeTokConfig(**fields)
     except _ConfigErrors as error:
         raise ConversionError(
-            f"{vision.source.label} is no image tokenizer that can be built: {_one_line(error)}"
+            f"{vision.source.label} is no image tokenizer that can be built: {one_line(error)}"
         ) from error
 
 
@@ -205,7 +205,7 @@ def read_head_config(head: Part) -> tuple[UniWeTokHeadConfig, int, int]:
         )
         tokens_per_patch, num_draws = int(settings["parallel_num"]), int(settings.get("diff_batch_mul", 1))
     except _ConfigErrors as error:
-        raise ConversionError(f"{head.settings_label} can't be used: {_one_line(error)}") from error
+        raise ConversionError(f"{head.settings_label} can't be used: {one_line(error)}") from error
     return config, tokens_per_patch, num_draws
 
 
@@ -218,7 +218,7 @@ def read_text_config(folder: Path) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(folder)
     except (*_ConfigErrors, OSError) as error:
-        raise ConversionError(f"the language model's config.json can't be used: {_one_line(error)}") from error
+        raise ConversionError(f"the language model's config.json can't be used: {one_line(error)}") from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ConversionError(f"the language model's config.json is of {config.model_type}, no causal language model.")
     config.name_or_path = ""  # would be saved
@@ -299,10 +299,11 @@ def read_mllm_config(
     except ConversionError:
         raise
     except _ConfigErrors as error:
-        raise ConversionError(f"the parts of the text-to-image model don't fit: {_one_line(error)}") from error
+        raise ConversionError(f"the parts of the text-to-image model don't fit: {one_line(error)}") from error
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The message of an error, for use in another."""
     return " ".join(str(error).split())
 
 
@@ -316,6 +317,7 @@ def abbreviate(names: Iterable[str], limit: int = 10) -> str:
 __all__ = [
     "abbreviate",
     "infer_vision_fields",
+    "one_line",
     "read_head_config",
     "read_mllm_config",
     "read_special_tokens",

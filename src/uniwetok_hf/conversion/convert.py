@@ -16,7 +16,7 @@ from ..modeling.configuration_uniwetok import UniWeTokConfig
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..modeling.modeling_uniwetok import UniWeTokModel
 from ..modeling.modeling_uniwetok_mllm import UniWeTokForCausalLM
-from .configs import abbreviate, read_mllm_config, read_vision_config
+from .configs import abbreviate, one_line, read_mllm_config, read_vision_config
 from .keys import (
     HEAD_RULES,
     PLAIN_HEAD_RULES,
@@ -160,13 +160,14 @@ def _convert_text_to_image(published: PublishedTextToImage, folder: Path, option
     try:
         tokenizer = AutoTokenizer.from_pretrained(published.text_folder)
     except Exception as error:  # the tokenizers library raises bare ones
-        raise ConversionError(f"the text tokenizer can't be loaded: {error}") from error
+        raise ConversionError(f"the text tokenizer can't be loaded: {one_line(error)}") from error
     config = read_mllm_config(published, vision_config, tokenizer.get_vocab())
     try:
         with torch.device("meta"):
             model = UniWeTokForCausalLM(config)
-    except AttributeError as error:  # tied embeddings under another name than embed_tokens
-        raise ConversionError(f"a {config.text_config.model_type} can't be the language model: {error}") from error
+    except Exception as error:  # each language model has its own, also for tied embeddings not called embed_tokens
+        model_type = config.text_config.model_type
+        raise ConversionError(f"this {model_type} can't be the language model: {one_line(error)}") from error
 
     stride, patch = vision_config.stride, vision_config.stride * config.patch_size
     try:
@@ -265,8 +266,9 @@ def find_problems(component: Component, shapes: Mapping[str, tuple[int, ...]]) -
             unknown.append(name)
             continue
         found.update(natives)
-        first, *others = shapes[natives[0]] or (None,)
-        expected = () if first is None else (sum(shapes[native][0] for native in natives), *others)
+        expected = shapes[natives[0]]
+        if len(natives) > 1:
+            expected = (sum(shapes[native][0] for native in natives), *expected[1:])
         shape = component.source.tensors[stored].shape
         if shape != expected:
             misshaped.append(f"{name} is {list(shape)} instead of {list(expected)}")

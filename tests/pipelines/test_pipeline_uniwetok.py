@@ -1,0 +1,349 @@
+"""The contract of a diffusers pipeline, on the text-to-image pipeline."""
+
+import copy
+import inspect
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from safetensors import safe_open
+from tiny_mllm import BITS, seeded, with_random_weights
+from tiny_models import build_tiny_pipeline
+
+from uniwetok_hf import (
+    BinaryFlowScheduler,
+    UniWeTokForCausalLM,
+    UniWeTokModel,
+    UniWeTokPipeline,
+    UniWeTokProcessor,
+)
+from uniwetok_hf.pipelines import UniWeTokPipelineOutput
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["single tokens", "patches"])
+def pipeline(request) -> UniWeTokPipeline:
+    """With random weights: a new head would draw the same codes for everything."""
+    pipeline = build_tiny_pipeline(request.param)
+    with_random_weights(pipeline.mllm)
+    return pipeline
+
+
+@pytest.fixture
+def side(pipeline) -> int:
+    """Pixels of a patch's side."""
+    return 32 * pipeline.processor.patch_size
+
+
+def draw(pipeline: UniWeTokPipeline, prompt="a cat", seed: int = 0, **options) -> torch.Tensor:
+    """Codes, unless told otherwise."""
+    options = {"output_type": "latent", "generator": seeded(seed)} | options
+    return pipeline(prompt, **options).images
+
+
+# --- what is drawn ---
+
+
+def test_codes_are_those_of_generate_codes(pipeline, side):
+    """The pipeline adds nothing to the model and the processor."""
+    inputs, negative = pipeline.processor.drawing_inputs(["a cat"], 2 * side, side)
+    wanted = pipeline.mllm.generate_codes(
+        inputs["input_ids"],
+        negative_input_ids=negative["input_ids"],
+        guidance_scale=3.0,
+        num_inference_steps=4,
+        generator=seeded(0),
+    ).codes
+    codes = draw(pipeline, height=2 * side, width=side, guidance_scale=3.0, num_inference_steps=4)
+    assert torch.equal(codes, wanted)
+
+
+def test_everything_that_is_asked_for_matters(pipeline, side):
+    size = {"height": 2 * side, "width": 2 * side}
+    codes = draw(pipeline, **size)
+    assert codes.abs().unique().tolist() == [1.0]
+    others = {"prompt": "a dog"}, {"seed": 1}, {"guidance_scale": 6.0}, {"num_inference_steps": 5}
+    for other in others:
+        assert not torch.equal(draw(pipeline, **size | other), codes), other
+
+
+def test_same_generator_same_picture(pipeline, side):
+    first, again = (pipeline("a cat", side, side, generator=seeded(3), output_type="pt").images for _ in range(2))
+    assert torch.equal(first, again)
+    torch.testing.assert_close(first, first.clamp(0, 1))
+    state = torch.get_rng_state()
+    pipeline("a cat", side, side, generator=seeded(3), output_type="pt")
+    assert torch.equal(torch.get_rng_state(), state)  # no other randomness
+
+
+def test_a_batch_equals_single_pictures(pipeline, side):
+    """Prompts of different lengths, one generator a picture, decoder noise included."""
+    prompts, size = ["a", "a much longer prompt", "two words"], {"height": 2 * side, "width": side}
+    generators = [seeded(s) for s in (5, 6, 7)]
+    codes = draw(pipeline, prompts, generator=generators, **size)
+    pictures = pipeline(prompts, generator=[seeded(s) for s in (5, 6, 7)], output_type="pt", **size).images
+    for row, prompt in enumerate(prompts):
+        assert torch.equal(draw(pipeline, prompt, seed=5 + row, **size)[0], codes[row])
+        alone = pipeline(prompt, generator=seeded(5 + row), output_type="pt", **size).images
+        torch.testing.assert_close(pictures[row], alone[0], atol=1e-4, rtol=0)
+
+
+def test_pictures_of_one_prompt_lie_side_by_side(pipeline, side):
+    size = {"height": side, "width": side}
+    generators = [seeded(s) for s in range(4)]
+    codes = draw(pipeline, ["a cat", "a dog"], num_images_per_prompt=2, generator=generators, **size)
+    assert codes.shape[0] == 4
+    for index, prompt in enumerate(["a cat", "a cat", "a dog", "a dog"]):
+        assert torch.equal(draw(pipeline, prompt, seed=index, **size)[0], codes[index])
+
+
+def test_defaults_come_from_the_config(pipeline):
+    default = pipeline("a cat", generator=seeded(0), output_type="latent").images
+    given = draw(pipeline, height=64, width=64, num_inference_steps=2, guidance_scale=2.0)
+    assert torch.equal(default, given)
+    half = draw(pipeline, height=128)
+    assert half.shape[2:] == (4, 2)
+
+
+def test_no_guidance_at_one_or_less(pipeline):
+    codes = draw(pipeline, guidance_scale=1.0)
+    assert not pipeline.do_classifier_free_guidance
+    assert torch.equal(draw(pipeline, guidance_scale=0.0), codes)
+    assert pipeline.guidance_scale == 0.0
+    draw(pipeline, guidance_scale=2.0)
+    assert pipeline.do_classifier_free_guidance
+
+
+def test_scheduler_can_be_swapped(pipeline):
+    even = draw(pipeline, height=128, width=128)
+    other = UniWeTokPipeline(**pipeline.components | {"scheduler": BinaryFlowScheduler(shift=8.0)})
+    other.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 2, "guidance_scale": 2.0, "height": 128, "width": 128}
+    assert not torch.equal(draw(other, **options), even)
+
+
+# --- what is returned ---
+
+
+def test_output_types(pipeline, side):
+    height, width, stride = 2 * side, side, 32
+
+    def images(output_type: str):
+        return pipeline(["a", "b"], height, width, generator=seeded(0), output_type=output_type).images
+
+    codes, tensor, array, pictures = (images(name) for name in ("latent", "pt", "np", "pil"))
+    assert codes.shape == (2, BITS, height // stride, width // stride)
+    assert tensor.shape == (2, 3, height, width) and tensor.dtype == torch.float32
+    assert 0 <= tensor.min() < 0.4 and 0.6 < tensor.max() <= 1
+    assert array.shape == (2, height, width, 3) and array.dtype == np.float32
+    np.testing.assert_array_equal(array, tensor.permute(0, 2, 3, 1).numpy())
+    assert all(isinstance(picture, Image.Image) and picture.size == (width, height) for picture in pictures)
+    as_bytes = np.stack([np.asarray(picture) for picture in pictures])
+    assert np.abs(as_bytes / 255 - array).max() <= 1 / 255 + 1e-6
+
+
+def test_pictures_are_the_decoded_codes(pipeline, side):
+    generator, again = seeded(0), seeded(0)
+    picture = pipeline("a cat", side, side, generator=generator, output_type="pt").images
+    codes = draw(pipeline, height=side, width=side, generator=again)  # leaves its generator before the decoder's noise
+    sample = pipeline.mllm.vision_model.decode(codes, generator=again).sample
+    torch.testing.assert_close(picture, (sample / 2 + 0.5).clamp(0, 1))
+
+
+def test_dict_and_tuple_are_the_same(pipeline, side):
+    as_dict, as_tuple = (
+        pipeline("a", side, side, generator=seeded(0), output_type="np", return_dict=flag) for flag in (True, False)
+    )
+    assert isinstance(as_dict, UniWeTokPipelineOutput)
+    assert isinstance(as_tuple, tuple) and len(as_tuple) == 1
+    np.testing.assert_array_equal(as_dict.images, as_tuple[0])
+
+
+def test_call_signature():
+    parameters = inspect.signature(UniWeTokPipeline.__call__).parameters
+    wanted = "prompt height width num_inference_steps guidance_scale num_images_per_prompt generator output_type "
+    wanted += "return_dict callback_on_step_end callback_on_step_end_tensor_inputs"
+    assert list(parameters)[1:] == wanted.split()
+    assert parameters["output_type"].default == "pil"
+    assert parameters["return_dict"].default is True
+    assert parameters["num_images_per_prompt"].default == 1
+
+
+# --- callbacks and progress ---
+
+
+def test_callback_gets_the_codes_so_far(pipeline, side):
+    calls = []
+
+    def callback(pipe, step, total, tensors):
+        calls.append((step, total, tensors["codes"].clone()))
+        assert pipe is pipeline and set(tensors) == {"codes"}
+        return tensors
+
+    whole = draw(pipeline, height=2 * side, width=side, callback_on_step_end=callback)
+    p = pipeline.processor.patch_size
+    assert [(step, total) for step, total, _ in calls] == [(0, 2), (1, 2)]
+    assert pipeline.num_timesteps == 2
+    first = calls[0][2]
+    assert torch.equal(first[:, :, :p], whole[:, :, :p])
+    assert (first[:, :, p:] == 0).all()
+    assert torch.equal(calls[1][2], whole)
+
+
+def test_callback_can_ask_for_nothing(pipeline, side):
+    seen = []
+    options = {"callback_on_step_end": lambda *args: seen.append(args[3]), "callback_on_step_end_tensor_inputs": []}
+    draw(pipeline, height=side, width=side, **options)
+    assert seen == [{}]
+
+
+def test_interrupt_stops_after_the_patch(pipeline, side):
+    def stop(pipe, step, total, tensors):
+        pipe._interrupt = step == 0
+        return tensors
+
+    p, size = pipeline.processor.patch_size, {"height": 2 * side, "width": side}
+    codes = draw(pipeline, callback_on_step_end=stop, **size)
+    assert pipeline.interrupt
+    assert torch.equal(codes[:, :, :p], draw(pipeline, **size)[:, :, :p])
+    assert (codes[:, :, p:] == 0).all()
+    assert not pipeline.interrupt  # the next call starts anew
+    pictures = pipeline("a", generator=seeded(0), callback_on_step_end=stop, **size).images
+    assert pictures[0].size == (side, 2 * side)
+
+
+def test_progress_bar_counts_patches_and_can_be_disabled(pipeline, side, capsys):
+    loud = UniWeTokPipeline(**pipeline.components)
+    options = {"height": 3 * side, "width": side, "num_inference_steps": 1, "guidance_scale": 1.0}
+    draw(loud, **options)
+    assert "3/3" in capsys.readouterr().err
+    loud.set_progress_bar_config(disable=True)
+    draw(loud, **options)
+    assert "3/3" not in capsys.readouterr().err
+
+
+# --- refused inputs ---
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": "  "}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ["a", ""]}, "prompt"),
+        ({"prompt": ["a", 3]}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"num_inference_steps": -1}, "num_inference_steps"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt"),
+        ({"output_type": "jpg"}, "output_type"),
+        ({"generator": [seeded(0)] * 3}, "generator"),
+        ({"prompt": ["a", "b"], "generator": [seeded(0)]}, "generator"),
+        ({"callback_on_step_end_tensor_inputs": ["latents"]}, "callback_on_step_end_tensor_inputs"),
+        ({"height": 100}, "height"),
+        ({"width": 100}, "width"),
+        ({"height": 0}, "height"),
+        ({"width": -64}, "width"),
+        ({"height": 32 * 18}, "height"),
+    ],
+)
+def test_wrong_arguments_are_named(pipeline, options, named):
+    with pytest.raises(ValueError, match=f"`{named}`"):
+        pipeline(**{"prompt": "a", "output_type": "latent"} | options)
+
+
+@pytest.mark.parametrize(
+    "token", ["<|im_end|>", "<|im_start|>", "<|vision_start|>", "<|image_pad|>", "<|query_1|>", "<|res_2|>"]
+)
+def test_prompts_with_special_tokens_are_refused(token):
+    """They would begin turns and pictures in the middle of the prompt."""
+    with pytest.raises(ValueError, match="prompt"):
+        build_tiny_pipeline(2)(f"draw {token} here", output_type="latent")
+
+
+# --- saving, types ---
+
+
+def test_saved_and_loaded(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    loaded = UniWeTokPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert {name: type(part) for name, part in loaded.components.items()} == {
+        "processor": UniWeTokProcessor,
+        "mllm": UniWeTokForCausalLM,
+        "scheduler": BinaryFlowScheduler,
+    }
+    for name in ("default_size", "default_num_inference_steps", "default_guidance_scale"):
+        assert loaded.config[name] == pipeline.config[name]
+    assert not loaded.mllm.training
+    before, after = (pipe("a cat", generator=seeded(0), output_type="pt").images for pipe in (pipeline, loaded))
+    assert torch.equal(before, after)
+
+
+def test_loaded_in_low_precision(pipeline, tmp_path):
+    copy.deepcopy(pipeline).to(torch.bfloat16).save_pretrained(tmp_path)
+    as_saved = UniWeTokPipeline.from_pretrained(tmp_path)
+    assert as_saved.mllm.dtype == torch.bfloat16
+    loaded = UniWeTokPipeline.from_pretrained(tmp_path, dtype=torch.float32)
+    loaded.set_progress_bar_config(disable=True)
+    assert loaded.mllm.dtype == torch.float32
+    rounded = copy.deepcopy(pipeline).to(torch.bfloat16).to(torch.float32)
+    assert torch.equal(draw(loaded, guidance_scale=2.0), draw(rounded, guidance_scale=2.0))
+
+
+def test_saved_folder(pipeline, tmp_path):
+    """What `model_index.json` names decides whether the pipeline loads by Hub id without trusting remote code."""
+    pipeline.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["_class_name"] == "UniWeTokPipeline"
+    assert index["processor"] == ["uniwetok_hf", "UniWeTokProcessor"]
+    assert index["mllm"] == ["uniwetok_hf", "UniWeTokForCausalLM"]
+    assert index["scheduler"] == ["uniwetok_hf", "BinaryFlowScheduler"]
+    assert {path.name for path in tmp_path.iterdir()} >= {"processor", "mllm", "scheduler"}
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.safetensors")] == [
+        "mllm/model.safetensors"
+    ]
+    assert not list(tmp_path.rglob("*.py")) and not list(tmp_path.rglob("*.bin"))
+
+
+def test_image_tokenizer_is_stored_once_and_loads_alone(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "mllm" / "model.safetensors", "pt") as weights:
+        stored = [name for name in weights.keys() if "vision_model" in name]  # noqa: SIM118, not a dict
+    own = pipeline.mllm.vision_model.state_dict()
+    assert sorted(stored) == sorted(f"model.vision_model.{name}" for name in own)
+    loaded, info = UniWeTokModel.from_pretrained(tmp_path, subfolder="mllm", output_loading_info=True)
+    assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert loaded.config.to_dict() == pipeline.mllm.config.vision_config.to_dict() | {
+        "_name_or_path": loaded.config._name_or_path,
+        "architectures": loaded.config.architectures,
+        "dtype": loaded.config.to_dict().get("dtype"),
+    }
+    assert all(torch.equal(own[name], tensor) for name, tensor in loaded.state_dict().items())
+
+
+def test_loading_needs_our_class(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    with pytest.raises((AttributeError, ValueError)):
+        DiffusionPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
+def test_runs_in_bfloat16(pipeline, side, output_type):
+    low = copy.deepcopy(pipeline).to(torch.bfloat16)
+    assert low.dtype == torch.bfloat16
+    images = low("a cat", side, side, generator=seeded(0), output_type=output_type).images
+    assert len(images) == 1
+    if output_type != "pil":
+        assert images.dtype in (torch.float32, np.float32) and np.isfinite(np.asarray(images)).all()
+
+
+def test_parts_are_named_and_the_offload_order_covers_the_models():
+    assert UniWeTokPipeline.model_cpu_offload_seq == "mllm"
+    expected, optional = UniWeTokPipeline._get_signature_keys(UniWeTokPipeline)
+    assert set(expected) >= {"processor", "mllm", "scheduler"}
+    assert optional == {"default_size", "default_num_inference_steps", "default_guidance_scale"}

@@ -1,0 +1,198 @@
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_mllm import BITS, seeded, with_random_weights
+from tiny_models import build_tiny_pipeline
+
+from uniwetok_hf import UniWeTokEditPipeline, UniWeTokPipeline
+from uniwetok_hf.pipelines import UniWeTokPipelineOutput
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["single tokens", "patches"])
+def pipeline(request) -> UniWeTokEditPipeline:
+    drawing = build_tiny_pipeline(request.param)
+    with_random_weights(drawing.mllm)
+    pipeline = UniWeTokEditPipeline.from_pipe(drawing)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
+def side(pipeline) -> int:
+    """Pixels of a patch's side."""
+    return 32 * pipeline.processor.patch_size
+
+
+def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def edit(pipeline: UniWeTokEditPipeline, image, prompt="make it green", seed: int = 0, **options) -> torch.Tensor:
+    """Codes, unless told otherwise."""
+    options = {"output_type": "latent", "generator": seeded(seed)} | options
+    return pipeline(image, prompt, **options).images
+
+
+def test_codes_are_those_of_generate_codes(pipeline, side):
+    source = picture(side, 2 * side)
+    inputs, negative = pipeline.processor.drawing_inputs(["make it green"], side, 2 * side, [source])
+    assert "pixel_values" not in negative
+    wanted = pipeline.mllm.generate_codes(
+        inputs["input_ids"],
+        pixel_values=inputs["pixel_values"],
+        negative_input_ids=negative["input_ids"],
+        guidance_scale=3.0,
+        num_inference_steps=4,
+        generator=seeded(0),
+    ).codes
+    assert torch.equal(edit(pipeline, source, guidance_scale=3.0, num_inference_steps=4), wanted)
+
+
+def test_source_and_instruction_matter(pipeline, side):
+    codes = edit(pipeline, picture(2 * side, 2 * side))
+    assert codes.abs().unique().tolist() == [1.0]
+    assert not torch.equal(edit(pipeline, picture(2 * side, 2 * side, seed=1)), codes)
+    assert not torch.equal(edit(pipeline, picture(2 * side, 2 * side), "make it red"), codes)
+    assert torch.equal(edit(pipeline, picture(2 * side, 2 * side)), codes)
+
+
+def test_size_is_the_sources_by_default(pipeline, side):
+    p = pipeline.processor.patch_size
+    assert edit(pipeline, picture(side, 2 * side)).shape == (1, BITS, p, 2 * p)
+    assert edit(pipeline, picture(side + 1, side - 1)).shape == (1, BITS, 2 * p, p)  # as the model sees it
+    assert edit(pipeline, picture(side, 2 * side), height=2 * side).shape == (1, BITS, 2 * p, 2 * p)
+    assert edit(pipeline, picture(side, 2 * side), width=side).shape == (1, BITS, p, p)
+    given = pipeline(picture(side, side), "x", height=2 * side, width=side, generator=seeded(0)).images[0]
+    assert given.size == (side, 2 * side)
+
+
+@pytest.mark.parametrize("sizes", [((1, 1), (1, 1)), ((1, 2), (2, 1))])
+def test_a_batch_equals_single_edits(pipeline, side, sizes):
+    """Sources of one size and of two, instructions of different lengths."""
+    sources = [picture(h * side, w * side, seed=index) for index, (h, w) in enumerate(sizes)]
+    prompts, size = ["green", "turn it upside down"], {"height": side, "width": side}
+    together = edit(pipeline, sources, prompts, generator=[seeded(0), seeded(1)], **size)
+    pictures = pipeline(sources, prompts, generator=[seeded(0), seeded(1)], output_type="pt", **size).images
+    for row in range(2):
+        assert torch.equal(edit(pipeline, sources[row], prompts[row], seed=row, **size)[0], together[row])
+        alone = pipeline(sources[row], prompts[row], generator=seeded(row), output_type="pt", **size).images
+        torch.testing.assert_close(pictures[row], alone[0], atol=1e-4, rtol=0)
+
+
+def test_one_instruction_for_many_pictures(pipeline, side):
+    sources = [picture(side, side, seed=index) for index in range(2)]
+    one, each = (
+        edit(pipeline, sources, prompt, generator=[seeded(0), seeded(1)]) for prompt in ("green", ["green", "green"])
+    )
+    assert torch.equal(one, each)
+    assert not torch.equal(one[0], one[1])
+
+
+def test_edits_of_one_picture_lie_side_by_side(pipeline, side):
+    sources = [picture(side, side, seed=index) for index in range(2)]
+    generators = [seeded(s) for s in range(4)]
+    codes = edit(pipeline, sources, ["green", "red"], num_images_per_prompt=2, generator=generators)
+    assert len(codes) == 4
+    for index in range(4):
+        source, prompt = sources[index // 2], ("green", "red")[index // 2]
+        assert torch.equal(edit(pipeline, source, prompt, seed=index)[0], codes[index])
+
+
+def test_guidance_strengthens_picture_and_words(pipeline, side):
+    source = picture(2 * side, 2 * side)
+    plain = edit(pipeline, source, guidance_scale=1.0)
+    assert not pipeline.do_classifier_free_guidance
+    assert not torch.equal(edit(pipeline, source, guidance_scale=6.0), plain)
+
+
+def test_output_types_and_tuple(pipeline, side):
+    arguments = (picture(side, 2 * side), "make it green")
+    output = pipeline(*arguments, generator=seeded(0), output_type="np")
+    assert isinstance(output, UniWeTokPipelineOutput)
+    assert output.images.shape == (1, side, 2 * side, 3)
+    tensor = pipeline(*arguments, generator=seeded(0), output_type="pt", return_dict=False)
+    assert isinstance(tensor, tuple)
+    np.testing.assert_array_equal(tensor[0].permute(0, 2, 3, 1).numpy(), output.images)
+    assert pipeline(*arguments, generator=seeded(0)).images[0].size == (2 * side, side)
+
+
+def test_callback_and_interrupt(pipeline, side):
+    seen = []
+
+    def stop(pipe, step, total, tensors):
+        seen.append((step, total, tensors["codes"].shape))
+        pipe._interrupt = True
+
+    p = pipeline.processor.patch_size
+    codes = edit(pipeline, picture(side, 2 * side), callback_on_step_end=stop)
+    assert seen == [(0, 2, codes.shape)]
+    assert (codes[..., :p] != 0).all() and (codes[..., p:] == 0).all()
+
+
+def test_runs_in_bfloat16(side, pipeline):
+    low = UniWeTokEditPipeline(**build_tiny_pipeline(pipeline.processor.patch_size).components).to(torch.bfloat16)
+    low.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 1, "guidance_scale": 2.0, "output_type": "pt"}
+    assert low(picture(side, side), "x", generator=seeded(0), **options).images.isfinite().all()
+
+
+def test_call_signature():
+    names = list(inspect.signature(UniWeTokEditPipeline.__call__).parameters)
+    assert names[1:3] == ["image", "prompt"]
+    assert names[3:] == list(inspect.signature(UniWeTokPipeline.__call__).parameters)[2:]
+
+
+def test_from_pipe_goes_both_ways_and_shares_the_parts(pipeline):
+    drawing = UniWeTokPipeline.from_pipe(pipeline)
+    back = UniWeTokEditPipeline.from_pipe(drawing)
+    assert type(drawing) is UniWeTokPipeline and type(back) is UniWeTokEditPipeline
+    assert drawing.mllm is pipeline.mllm is back.mllm
+    for name in ("default_size", "default_num_inference_steps", "default_guidance_scale"):
+        assert drawing.config[name] == pipeline.config[name] == back.config[name]
+    drawing.set_progress_bar_config(disable=True)
+    assert drawing("a cat", generator=seeded(0)).images[0].size == (64, 64)
+
+
+def test_either_class_loads_the_same_folder(pipeline, side, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    loaded = UniWeTokEditPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(edit(loaded, picture(side, side)), edit(pipeline, picture(side, side)))
+    drawing = UniWeTokPipeline.from_pretrained(tmp_path)
+    drawing.set_progress_bar_config(disable=True)
+    wanted = UniWeTokPipeline.from_pipe(pipeline)
+    wanted.set_progress_bar_config(disable=True)
+    drawn = [pipe("a cat", generator=seeded(0), output_type="latent").images for pipe in (drawing, wanted)]
+    assert torch.equal(*drawn)
+
+
+def test_pictures_of_different_sizes_need_a_size(pipeline, side):
+    sources = [picture(side, side), picture(side, 2 * side)]
+    with pytest.raises(ValueError, match="`image`.*`height` and `width`"):
+        edit(pipeline, sources)
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": "a <|image_pad|>"}, "prompt"),
+        ({"image": []}, "prompt|image"),
+        ({"image": None}, "image"),
+        ({"image": "no such file.png"}, "image"),
+        ({"height": 100}, "height"),
+        ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt"),
+        ({"output_type": "jpg"}, "output_type"),
+        ({"generator": [seeded(0)] * 2}, "generator"),
+        ({"callback_on_step_end_tensor_inputs": ["latents"]}, "callback_on_step_end_tensor_inputs"),
+    ],
+)
+def test_wrong_arguments_are_named(pipeline, options, named):
+    with pytest.raises(ValueError, match=named):
+        pipeline(**{"image": picture(64, 64), "prompt": "a", "output_type": "latent"} | options)
