@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all style quality mlint dist check-dist clean
+.PHONY: help demo test test-all style quality mlint dist check-dist train-embedded clean
 
 # A python3.11 that is on the path but does not run (a version manager's shim) does not count.
 PYTHON ?= $(shell python3.11 -c pass 2>/dev/null && echo python3.11 || echo python3)
@@ -82,6 +82,17 @@ check-dist: dist  ## install the wheel in a clean environment and run the demo f
 	venv/bin/uniwetok demo --output demo_output; \
 	test -n "$$(ls demo_output)"
 	@echo "make check-dist took $(elapsed): the demo runs from the installed wheel."
+
+CONFIGS := src/uniwetok_hf/training/configs
+
+train-embedded: $(INSTALLED)  ## train the embedded model anew into runs/ (about two hours on two cores; needs npm)
+	@$(BIN)/uniwetok data emoji data/emoji
+	@$(BIN)/uniwetok train tokenizer --config $(CONFIGS)/emoji_uniwetok_64.yaml
+	@$(BIN)/uniwetok train tokenizer --config $(CONFIGS)/emoji_uniwetok_128.yaml
+	@$(BIN)/uniwetok train mllm --config $(CONFIGS)/emoji_mllm.yaml
+	@$(BIN)/python -m uniwetok_hf.evaluation.reconstruction data/emoji --model runs/emoji_mllm/pipeline
+	@$(BIN)/python -m uniwetok_hf.evaluation.drawing data/emoji --model runs/emoji_mllm/pipeline
+	@echo "runs/emoji_mllm/pipeline is what src/uniwetok_hf/embedded/uniwetok-emoji holds. It took $(elapsed)."
 
 clean:  ## remove what the commands wrote, and .venv
 	rm -rf $(VENV) build dist demo_output src/*.egg-info .pytest_cache .ruff_cache

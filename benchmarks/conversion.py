@@ -1,12 +1,13 @@
 """Time and peak memory of converting a large text-to-image folder.
 
-Makes a folder in the published layout with random weights (about 3 GB in bfloat16 by default; the image tokenizer is the
+Makes a folder in the published layout with random weights (3.5 GB in bfloat16 by default; the image tokenizer is the
 paper's), converts it in a process of its own and watches that process. Nothing stays on the disk.
 
     python benchmarks/conversion.py [--layers 12] [--folder /where/there/is/room]
 
-Linux only: memory is read from /proc. "Anonymous" memory is what the process really holds. "Resident" memory also counts
-the pages of the source files that are mapped at that moment, which the system takes back whenever it needs them.
+Linux only: memory is read from /proc. "Anonymous" memory is what the process really holds. "Resident" memory also
+counts the pages of libraries and source files that are mapped at that moment, which the system takes back whenever it
+needs them.
 """
 
 import argparse
@@ -20,6 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+
+from transformers import Qwen3Config
 
 from uniwetok_hf import UniWeTokConfig, UniWeTokForCausalLM, UniWeTokHeadConfig, UniWeTokMLLMConfig
 from uniwetok_hf.conversion.keys import (
@@ -69,8 +72,6 @@ def write_published(file: Path, shapes: dict[str, tuple[int, ...]], rules: Rules
 
 def make_published_folder(folder: Path, num_layers: int) -> None:
     """A published text-to-image folder: a Qwen3 of width 2048, the paper's image tokenizer, a head of width 2048."""
-    from transformers import Qwen3Config
-
     text = Qwen3Config(
         vocab_size=60_000,
         hidden_size=2048,
@@ -152,7 +153,9 @@ def convert_and_watch(source: Path, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=12, help="layers of the language model, 0.1 GB each")
-    parser.add_argument("--folder", type=Path, default=None, help="where to put the files meanwhile; needs twice 3 GB")
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="where to put the files meanwhile; needs twice 3.5 GB"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         source = Path(folder) / "published"

@@ -1,5 +1,5 @@
-"""How far this package is from the published definitions: largest absolute differences to the golden vectors, on the CPU
-in float32. Prints the table of the README.
+"""How far this package is from the published definitions: largest absolute differences to the golden vectors, on the
+CPU in float32. Prints the table of the README.
 
     python benchmarks/parity.py
 """

@@ -56,6 +56,10 @@ def __getattr__(name: str):
     raise AttributeError(f"module 'uniwetok_hf' has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
 __all__ = [
     "BinaryFlowScheduler",
     "CodesFileError",

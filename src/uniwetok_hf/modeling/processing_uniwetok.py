@@ -177,8 +177,8 @@ class UniWeTokProcessor(ProcessorMixin):
         Raises:
             ValueError: for a size that the model can't draw, or a prompt with special tokens.
         """
-        special = [token for token in self.tokenizer.all_special_tokens if any(token in words for words in prompt)]
-        if special:
+        tokens = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        if special := [token for token in tokens if any(token in words for words in prompt)]:
             raise ValueError(f"`prompt` must not hold the special tokens {', '.join(special)}.")
         conversations = []
         for index, words in enumerate(prompt):

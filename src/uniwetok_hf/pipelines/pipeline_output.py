@@ -1,4 +1,6 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""What the pipelines return."""
+
 from dataclasses import dataclass
 
 import numpy as np

@@ -59,6 +59,8 @@ class UniWeTokEditPipeline(UniWeTokPipeline):
         num_inference_steps = _given(num_inference_steps, self.config.default_num_inference_steps)
         guidance_scale = _given(guidance_scale, self.config.default_guidance_scale)
         images = image if isinstance(image, list) else [image]
+        if not images or any(picture is None or isinstance(picture, str) for picture in images):
+            raise ValueError(f"`image` must be a picture or a list of pictures, got {image!r}.")
         if isinstance(prompt, str):
             prompt = [prompt] * len(images)
         prompts = self.check_inputs(

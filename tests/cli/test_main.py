@@ -1,0 +1,117 @@
+"""The command as a whole: help, exit codes, and errors that nobody foresaw."""
+
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from uniwetok_hf.cli import describing
+from uniwetok_hf.cli.main import build_parser, main
+
+
+COMMANDS = ("demo", "reconstruct", "encode", "decode", "generate", "edit", "describe", "convert", "data", "train")
+
+
+def help_of(capsys, *argv):
+    with pytest.raises(SystemExit) as stop:
+        main([*argv, "--help"])
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_lists_every_command(capsys):
+    text = help_of(capsys)
+    listed = [line.split()[0] for line in text.splitlines() if line.startswith("    ") and line[4] != " "]
+    assert listed == ["COMMAND", *COMMANDS] or listed == list(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_teaches(capsys, command):
+    text = help_of(capsys, command)
+    description = text.split("\n\n")[1].splitlines()
+    assert len(description) == 2
+    examples = text.split("examples:\n")[1].splitlines()
+    assert len(examples) == 2
+    for example in examples:
+        program, *argv = shlex.split(example)
+        assert program == "uniwetok"
+        assert build_parser().parse_args(argv).run.__name__ == f"run_{command}"
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "COMMAND"),
+        (["paint"], "paint"),
+        (["reconstruct"], "PICTURE"),
+        (["reconstruct", "a.png", "--size", "64", "--longest-edge", "64"], "not allowed with"),
+        (["reconstruct", "a.png", "--size", "-64"], "whole number of 1 or more"),
+        (["generate", "a", "--seed", "-1"], "whole number of 0 or more"),
+        (["generate", "a", "--seed", str(2**63)], "whole number of 0 or more"),
+        (["generate", "a", "--guidance-scale", "nan"], "must be a number"),
+        (["generate", "a", "--num-images", "0"], "whole number of 1 or more"),
+        (["train", "mllm", "--config", "a.yaml", "--set", "steps"], "FIELD=VALUE"),
+    ],
+)
+def test_usage_errors_exit_with_2(capsys, argv, words):
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith("uniwetok-hf ")
+
+
+def test_unexpected_error_shows_where_it_came_from(uniwetok, monkeypatch):
+    def stumble(args):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(describing, "run_describe", stumble)
+    result = uniwetok("describe", "a.png")
+    assert result.code == 1
+    assert result.err[0].startswith("Traceback")
+    assert "in stumble" in "\n".join(result.err)
+    assert "ZeroDivisionError" in result.err[-1] and "report" in result.err[-1]
+
+
+def test_interrupted_exits_with_130(uniwetok, monkeypatch):
+    def interrupt(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(describing, "run_describe", interrupt)
+    result = uniwetok("describe", "a.png")
+    assert (result.code, result.err[-1]) == (130, "uniwetok: interrupted")
+
+
+def test_output_that_cannot_be_written(fails, photo, vision_folder):
+    assert fails("reconstruct", photo, "--model", vision_folder, "--output", photo / "inside") == (
+        "photo.png/inside: Not a directory"
+    )
+
+
+def run_python(*argv):
+    return subprocess.run([sys.executable, *argv], capture_output=True, text=True, timeout=120)
+
+
+def test_process_exit_codes():
+    missing = run_python("-m", "uniwetok_hf", "reconstruct", "missing.png")
+    assert missing.returncode == 1
+    assert missing.stderr == "uniwetok: error: missing.png: no such file\n"
+    assert missing.stdout == ""
+
+
+def test_help_imports_nothing_that_the_package_does_not():
+    code = (
+        "import sys, uniwetok_hf; before = set(sys.modules)\n"
+        "from uniwetok_hf.cli.main import build_parser; build_parser()\n"
+        "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+        "print(sorted(new - set(sys.stdlib_module_names)))"
+    )
+    result = run_python("-c", code)
+    assert (result.returncode, result.stdout) == (0, "['uniwetok_hf']\n")
