@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-
 from transformers import Qwen3Config
 
 from uniwetok_hf import UniWeTokConfig, UniWeTokForCausalLM, UniWeTokHeadConfig, UniWeTokMLLMConfig
@@ -153,9 +152,7 @@ def convert_and_watch(source: Path, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=12, help="layers of the language model, 0.1 GB each")
-    parser.add_argument(
-        "--folder", type=Path, default=None, help="where to put the files meanwhile; needs twice 3.5 GB"
-    )
+    parser.add_argument("--folder", type=Path, default=None, help="where to put the files meanwhile: twice 3.5 GB")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         source = Path(folder) / "published"

@@ -52,7 +52,11 @@ def build_tiny_text_tokenizer(patch_size: int = 1) -> PreTrainedTokenizerFast:
 
 
 def build_tiny_mllm(patch_size: int = 1, seed: int = 0) -> UniWeTokForCausalLM:
-    """The unified model in eval mode: stride 32, 16 bits a token, patches of `patch_size` x `patch_size` tokens."""
+    """The unified model in eval mode: stride 32, 16 bits a token, patches of `patch_size` x `patch_size` tokens.
+
+    Every parameter is random. A new model hides some: norms start with ones, modulations with zeros, so that neither a
+    prompt nor the codes' statistics would change a picture.
+    """
     text_tokenizer = build_tiny_text_tokenizer(patch_size)
     vocabulary = text_tokenizer.get_vocab()
     text_config = Qwen3Config(
@@ -76,7 +80,14 @@ def build_tiny_mllm(patch_size: int = 1, seed: int = 0) -> UniWeTokForCausalLM:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return UniWeTokForCausalLM(config).eval()
+        mllm = UniWeTokForCausalLM(config).eval()
+        with torch.no_grad():
+            for parameter in mllm.parameters():
+                if parameter.ndim == 1:
+                    parameter.add_(torch.randn_like(parameter), alpha=0.1)
+                elif not parameter.any():
+                    parameter.normal_(std=parameter[0].numel() ** -0.5)
+        return mllm
 
 
 def build_tiny_processor(patch_size: int = 1) -> UniWeTokProcessor:

@@ -177,7 +177,12 @@ def test_half_written_checkpoints(fails, photo, pipeline_copy, damage, words):
 def test_pipelines_without_a_part(fails, pipeline_copy, part):
     shutil.rmtree(pipeline_copy / part)
     message = fails("generate", "a", "--model", "broken")
-    assert message.startswith("broken can't be loaded: ") and part in message
+    assert message == f"broken is no whole checkpoint: {part}/{part}_config.json is missing"
+
+
+def test_pipeline_without_a_text_vocabulary(fails, photo, pipeline_copy):
+    (pipeline_copy / "processor" / "tokenizer.json").unlink()
+    assert fails("describe", photo, "--model", "broken").startswith("broken can't be loaded: ")
 
 
 def test_wrong_kinds(fails, photo, fixtures, workplace, pipeline_folder, vision_folder):

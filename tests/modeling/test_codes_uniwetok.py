@@ -243,7 +243,9 @@ def test_failed_save_keeps_the_old_file(tmp_path, tiny_config, pictures):
     with pytest.raises(ValueError):
         save_codes(path, [random_codes(8, 1, 1)], tiny_config)
     assert path.read_bytes() == before
-    save_codes(path, pictures[:1], tiny_config)
+    with path.open("rb") as reader:  # who reads while another writes sees the old file whole
+        save_codes(path, pictures[:1], tiny_config)
+        assert reader.read() == before
     assert len(load_codes(path).codes) == 1
     assert list(tmp_path.iterdir()) == [path]
 

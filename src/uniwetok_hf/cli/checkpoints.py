@@ -137,16 +137,13 @@ def check_weights(folder: Path) -> None:
     """
     from safetensors import SafetensorError, safe_open
 
-    if not (folder / "config.json").is_file():
-        raise CommandError(f"{folder} is no whole checkpoint: config.json is missing")
+    _require(folder, "config.json")
     _read_json(folder / "config.json")
     names, index = ["model.safetensors"], folder / "model.safetensors.index.json"
     if index.is_file() and not (folder / names[0]).is_file():
         with user_errors(KeyError, AttributeError, prefix=f"{index} is no index of weights: "):
             names = sorted(set(_read_json(index)["weight_map"].values()))
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise CommandError(f"{folder} is no whole checkpoint: {', '.join(missing[:3])} is missing")
+    _require(folder, *names)
     for name in names:
         try:
             with safe_open(folder / name, framework="pt"):
@@ -156,6 +153,12 @@ def check_weights(folder: Path) -> None:
                 is_pointer = file.read(40).startswith(b"version https://git-lfs")
             why = "a Git LFS pointer: run `git lfs pull`" if is_pointer else f"damaged or cut off ({one_line(error)})"
             raise CommandError(f"{folder / name} is {why}") from error
+
+
+def _require(folder: Path, *files: str) -> None:
+    for name in files:
+        if not (folder / name).is_file():
+            raise CommandError(f"{folder} is no whole checkpoint: {name} is missing")
 
 
 @contextlib.contextmanager
@@ -208,6 +211,7 @@ def load_vision_model(name: str | None, device: str):
 def _load_parts(checkpoint: Checkpoint, device: str):
     from uniwetok_hf import UniWeTokForCausalLM, UniWeTokProcessor
 
+    _require(checkpoint.folder, "processor/processor_config.json")
     mllm = _load_model(UniWeTokForCausalLM, checkpoint, device)
     with _loading(checkpoint):
         processor = UniWeTokProcessor.from_pretrained(checkpoint.folder / "processor", local_files_only=True)
@@ -224,6 +228,7 @@ def load_pipeline(name: str | None, device: str):
     from uniwetok_hf import BinaryFlowScheduler, UniWeTokPipeline
 
     checkpoint = find_checkpoint(name, ("pipeline",))
+    _require(checkpoint.folder, "scheduler/scheduler_config.json")
     mllm, processor = _load_parts(checkpoint, device)
     with _loading(checkpoint):
         settings = UniWeTokPipeline.load_config(checkpoint.folder)

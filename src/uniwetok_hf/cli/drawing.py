@@ -156,8 +156,13 @@ def seen_size(processor, picture: Image.Image, name: str) -> tuple[int, int, tup
 def draw(
     pipeline, prompts: Sequence[str], seeds: Sequence[int], images: Sequence[Image.Image] | None = None, **options
 ) -> Iterator[Image.Image]:
-    """Draws one picture for each prompt and seed, or edits `images`, with one generator a picture, a few at a time.
-    `options` go to the pipeline; with `images`, `height` and `width` must be among them."""
+    """Draws one picture for each prompt and seed, or edits `images`, a few at a time, with one generator a picture.
+    `options` go to the pipeline; with `images`, `height` and `width` must be among them.
+
+    Codes are decoded one by one: in a batch the last bits of the pixels would depend on the others.
+    """
+    import torch
+
     from uniwetok_hf import UniWeTokEditPipeline
 
     if images is not None:
@@ -172,13 +177,18 @@ def draw(
                 bar.update(count / num_steps)
 
             sources = () if images is None else (list(images[part]),)
-            yield from pipeline(
+            generators = [generator(seed) for seed in seeds[part]]
+            codes = pipeline(
                 *sources,
                 prompt=list(prompts[part]),
-                generator=[generator(seed) for seed in seeds[part]],
+                generator=generators,
+                output_type="latent",
                 callback_on_step_end=on_patch,
                 **options,
             ).images
+            with torch.no_grad():
+                pictures = [pipeline.decode(codes[i : i + 1], [generators[i]], "pil")[0] for i in range(count)]
+            yield from pictures
 
 
 def _save_all(pictures: Iterator[Image.Image], targets: Sequence[Path]) -> None:

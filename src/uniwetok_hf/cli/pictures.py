@@ -150,9 +150,9 @@ def run_decode(args: argparse.Namespace) -> None:
     model = load_vision_model(args.model, args.device)
     with user_errors(prefix=f"{args.codes}: "):
         saved.check_fits(model.config)
-    maker = saved.metadata.get("model")
-    if maker and maker != model.config._name_or_path:
-        warn(f"{args.codes} was made by {maker}, and is decoded by {model.config._name_or_path}")
+    maker, name = saved.metadata.get("model"), model.config._name_or_path
+    if maker and Path(maker).name != Path(name).name:
+        warn(f"{args.codes} was made by {maker}, and is decoded by {name}")
     image_processor = UniWeTokImageProcessor(stride=model.config.stride)
     for index, (codes, target) in enumerate(zip(saved.codes, targets, strict=True)):
         sizes = [None if values is None else [values[index]] for values in (saved.original_sizes, saved.content_sizes)]

@@ -1,0 +1,134 @@
+"""`uniwetok generate` and `edit`, end to end."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from uniwetok_hf import UniWeTokEditPipeline, UniWeTokPipeline
+from uniwetok_hf.cli import drawing
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+def noise(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def pipeline(pipeline_folder):
+    pipeline = UniWeTokPipeline.from_pretrained(pipeline_folder, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_generate_is_the_pipeline(succeeds, pipeline_folder, pipeline):
+    assert succeeds("generate", "a Red apple!", "--model", pipeline_folder, "--seed", 7) == ["a-red-apple-7.png"]
+    expected = pipeline("a Red apple!", generator=[noise(7)]).images[0]
+    assert expected.size == (64, 64)
+    assert (pixels("a-red-apple-7.png") == np.asarray(expected)).all()
+
+
+def test_options_reach_the_pipeline(succeeds, pipeline_folder, pipeline):
+    options = ["--height", 32, "--width", 96, "--steps", 3, "--guidance-scale", 1.5, "--output", "out/apple.png"]
+    assert succeeds("generate", "apple", "--model", pipeline_folder, *options) == ["out/apple.png"]
+    expected = pipeline(
+        "apple", height=32, width=96, num_inference_steps=3, guidance_scale=1.5, generator=[noise(0)]
+    ).images[0]
+    assert (pixels("out/apple.png") == np.asarray(expected)).all()
+
+
+def test_a_picture_does_not_depend_on_its_batch(succeeds, pipeline_folder, monkeypatch):
+    model = ["--model", pipeline_folder]
+    # More pictures than are drawn at once, and prompts of different lengths.
+    together = succeeds(
+        "generate", "apple", "a longer prompt", "--num-images", 5, "--seed", 2, "--output", "all", *model
+    )
+    assert together == [f"all/{prompt}-{seed}.png" for prompt in ("apple", "a-longer-prompt") for seed in range(2, 7)]
+    for prompt, seed in (("apple", 2), ("apple", 6), ("a longer prompt", 4)):
+        (alone,) = succeeds("generate", prompt, "--seed", seed, "--output", "alone", *model)
+        assert (pixels(alone) == pixels(alone.replace("alone", "all"))).all()
+    assert (pixels("all/apple-2.png") != pixels("all/apple-3.png")).any()
+    assert (pixels("all/apple-4.png") != pixels("all/a-longer-prompt-4.png")).any()
+
+
+def test_prompts_that_differ_in_signs_only_do_not_share_a_file(succeeds, pipeline_folder):
+    lines = succeeds("generate", "apple", "apple!", "apple", "--model", pipeline_folder)
+    assert lines == ["apple-0.png", "apple-0-2.png"]
+
+
+def test_edit_is_the_pipeline(succeeds, make_picture, pipeline_folder, pipeline):
+    source = make_picture("hand.png", 60, 90)
+    lines = succeeds("edit", source, "make it blue", "--model", pipeline_folder, "--num-images", 2, "--seed", 4)
+    assert lines == ["hand-make-it-blue-4.png", "hand-make-it-blue-5.png"]
+    edit = UniWeTokEditPipeline.from_pipe(pipeline)
+    edit.set_progress_bar_config(disable=True)
+    for seed, name in zip((4, 5), lines, strict=True):
+        expected = edit(Image.open(source), "make it blue", generator=[noise(seed)]).images[0]
+        assert expected.size == (64, 96)
+        assert (pixels(name) == np.asarray(expected)[:90, :60]).all()  # without the padding
+
+
+def test_edit_of_a_given_size(succeeds, photo, pipeline_folder):
+    succeeds("edit", photo, "blue", "--model", pipeline_folder, "--height", 32, "--output", "small.png")
+    assert pixels("small.png").shape == (32, 128, 3)
+
+
+def test_edit_depends_on_picture_and_instruction(succeeds, make_picture, pipeline_folder):
+    for name, seed in (("a.png", 0), ("b.png", 1)):
+        make_picture(name, 64, 64, seed)
+    results = []
+    for name, instruction in (("a.png", "blue"), ("b.png", "blue"), ("a.png", "red")):
+        (path,) = succeeds("edit", name, instruction, "--model", pipeline_folder)
+        results.append(pixels(path))
+    assert (results[0] != results[1]).any() and (results[0] != results[2]).any()
+
+
+@pytest.mark.parametrize("command", [["generate", "apple"], ["edit", "photo.png", "blue"]])
+def test_sizes_that_the_model_cannot_draw(fails, photo, pipeline_folder, command):
+    words = "must be a multiple of 32 from 32 to 512 pixels, got"
+    model = ["--model", pipeline_folder]
+    assert f"`height` {words} 100" in fails(*command, "--height", 100, *model)
+    assert f"`width` {words} 544" in fails(*command, "--width", 544, *model)
+
+
+def test_source_that_the_model_cannot_read(fails, make_picture, pipeline_folder):
+    make_picture("huge.png", 600, 40)
+    message = fails("edit", "huge.png", "blue", "--model", pipeline_folder)
+    assert message.startswith("huge.png: `width` must be a multiple of 32 from 32 to 512 pixels, got 608")
+
+
+def test_bad_input(fails, photo, pipeline_folder):
+    model = ["--model", pipeline_folder]
+    assert fails("generate", "apple", " ", *model) == "PROMPT is empty"
+    assert fails("edit", photo, "", *model) == "INSTRUCTION is empty"
+    assert fails("edit", "missing.png", "blue", *model) == "missing.png: no such file"
+    assert "would overwrite" in fails("edit", photo, "blue", "--output", photo, *model)
+    assert "2 pictures" in fails("generate", "a", "--num-images", 2, "--output", "one.png", *model)
+    assert fails("generate", "a", "--device", "toaster", *model).startswith("--device toaster: ")
+
+
+def test_bugs_in_the_pipeline_keep_their_traceback(uniwetok, pipeline_folder, monkeypatch):
+    def stumble(self, codes, generator, output_type):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(UniWeTokPipeline, "decode", stumble)
+    result = uniwetok("generate", "apple", "--model", pipeline_folder)
+    assert result.code == 1 and "Traceback" in result.err[0] and "in stumble" in "\n".join(result.err)
+
+
+def test_pictures_are_saved_as_they_come(uniwetok, pipeline_folder, workplace, monkeypatch):
+    monkeypatch.setattr(drawing, "BATCH_SIZE", 1)
+    draw_first = UniWeTokPipeline.decode
+
+    def stop_at_second(self, codes, generator, output_type):
+        if (workplace / "apple-0.png").exists():
+            raise KeyboardInterrupt
+        return draw_first(self, codes, generator, output_type)
+
+    monkeypatch.setattr(UniWeTokPipeline, "decode", stop_at_second)
+    result = uniwetok("generate", "apple", "--num-images", 2, "--model", pipeline_folder)
+    assert (result.code, result.out) == (130, ["apple-0.png"])
+    assert [path.name for path in workplace.iterdir()] == ["apple-0.png"]
