@@ -1,15 +1,17 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """Time and peak memory of forward + backward of the entropy loss: our closed form against enumerating all 256 codes.
 
-    python benchmarks/quantizer.py
+    python benchmarks/quantizer.py [--threads 1]
 
 Every measurement runs in a process of its own. Its memory is the growth of the process's largest resident size over
 what it had with everything imported and warmed up, so it counts gradients and all intermediates, not PyTorch itself.
-Its time is the best of several runs.
+Its time is the best of several runs; on a machine that is busy with something else, measure with one thread: threads
+that wait for each other lose their turn to other work many times in one step.
 """
 
 import argparse
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -21,7 +23,7 @@ from pathlib import Path
 # Nothing here may import torch: on Linux a new process inherits the peak memory of the one that starts it.
 SIZES = [(8, 128, 8, 8), (32, 128, 16, 16), (8, 128, 32, 32)]
 FORMS = ("closed form", "enumeration")
-RUNS = 5
+RUNS = 10
 
 
 def enumerated_loss(latents, bits_per_group=8, temperature=0.01, eps=1e-5):
@@ -38,11 +40,14 @@ def enumerated_loss(latents, bits_per_group=8, temperature=0.01, eps=1e-5):
     return sample + (mean * torch.log(mean + eps)).sum()
 
 
-def measure(form: str, size: list[int]) -> dict:
+def measure(form: str, size: list[int], threads: int | None) -> dict:
     """Runs in the process of one measurement."""
     import torch
 
     from uniwetok_hf.training.losses.entropy import entropy_loss
+
+    if threads:
+        torch.set_num_threads(threads)
 
     def step(latents):
         latents.grad = None
@@ -67,8 +72,9 @@ def measure(form: str, size: list[int]) -> dict:
     return about | {"seconds": min(seconds), "memory": peak() - before, "loss": loss, "gradient": gradient}
 
 
-def measure_in_new_process(form: str, size: tuple[int, ...]) -> dict:
+def measure_in_new_process(form: str, size: tuple[int, ...], threads: int | None) -> dict:
     command = [sys.executable, __file__, "--form", form, "--size", *map(str, size)]
+    command += ["--threads", str(threads)] if threads else []
     completed = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(completed.stdout.splitlines()[-1])
 
@@ -77,15 +83,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--form", choices=FORMS, help="one measurement only, printed as JSON")
     parser.add_argument("--size", type=int, nargs=4, default=SIZES[0], metavar=("B", "BITS", "H", "W"))
+    parser.add_argument("--threads", type=int, help="CPU threads of PyTorch (default: its own choice)")
     arguments = parser.parse_args()
     if arguments.form:
-        print(json.dumps(measure(arguments.form, arguments.size)))
+        print(json.dumps(measure(arguments.form, arguments.size, arguments.threads)))
         return
 
     print("| latents [B, bits, h, w] | form | time | peak memory | loss | gradient norm |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
     for size in SIZES:
-        results = {form: measure_in_new_process(form, size) for form in FORMS}
+        results = {form: measure_in_new_process(form, size, arguments.threads) for form in FORMS}
         for form, result in results.items():
             cells = f"{1e3 * result['seconds']:.1f} ms | {result['memory']:.1f} MiB | {result['loss']:.6f}"
             print(f"| {list(size)} | {form} | {cells} | {result['gradient']:.6f} |", flush=True)
@@ -93,7 +100,8 @@ def main():
         time_ratio, memory_ratio = (theirs[name] / max(ours[name], 1e-9) for name in ("seconds", "memory"))
         print(f"| | ratio | {time_ratio:.1f}x | {memory_ratio:.1f}x | | |")
     system = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
-    print(f"\ntorch {ours['torch']}, {ours['threads']} CPU threads, {system}; float32, best of {RUNS} runs.")
+    threads = f"{ours['threads']} of {os.cpu_count()} CPU threads"
+    print(f"\ntorch {ours['torch']}, {threads}, {system}; float32, best of {RUNS} runs.")
 
 
 if __name__ == "__main__":

@@ -54,8 +54,8 @@ def build_tiny_text_tokenizer(patch_size: int = 1) -> PreTrainedTokenizerFast:
 def build_tiny_mllm(patch_size: int = 1, seed: int = 0) -> UniWeTokForCausalLM:
     """The unified model in eval mode: stride 32, 16 bits a token, patches of `patch_size` x `patch_size` tokens.
 
-    Every parameter is random. A new model hides some: norms start with ones, modulations with zeros, so that neither a
-    prompt nor the codes' statistics would change a picture.
+    Every parameter is random, and larger than in a new model, where modulations start with zeros and attention looks
+    at everything alike: neither a prompt nor the codes' statistics would change a picture.
     """
     text_tokenizer = build_tiny_text_tokenizer(patch_size)
     vocabulary = text_tokenizer.get_vocab()
@@ -78,16 +78,16 @@ def build_tiny_mllm(patch_size: int = 1, seed: int = 0) -> UniWeTokForCausalLM:
         num_size_tokens=NUM_SIZE_TOKENS,
         query_token_id=vocabulary.get("<|query_1|>", len(vocabulary)),
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        mllm = UniWeTokForCausalLM(config).eval()
-        with torch.no_grad():
-            for parameter in mllm.parameters():
-                if parameter.ndim == 1:
-                    parameter.add_(torch.randn_like(parameter), alpha=0.1)
-                elif not parameter.any():
-                    parameter.normal_(std=parameter[0].numel() ** -0.5)
-        return mllm
+    mllm = UniWeTokForCausalLM(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in mllm.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim > 1:
+                parameter.copy_(noise / parameter[0].numel() ** 0.5)
+            else:  # a bias, or the gain of a norm
+                parameter.copy_(("norm" in name and name.endswith("weight")) + 0.1 * noise)
+    return mllm
 
 
 def build_tiny_processor(patch_size: int = 1) -> UniWeTokProcessor:

@@ -96,6 +96,14 @@ def test_output_that_cannot_be_written(fails, photo, vision_folder):
     )
 
 
+def test_errors_show_where_they_come_from_on_request(uniwetok, monkeypatch):
+    monkeypatch.setenv("UNIWETOK_TRACEBACK", "1")
+    result = uniwetok("describe", "missing.png")
+    assert result.code == 1
+    assert result.err[0].startswith("Traceback") and "read_image" in "\n".join(result.err)
+    assert result.err[-1] == "uniwetok: error: missing.png: no such file"
+
+
 def run_python(*argv):
     return subprocess.run([sys.executable, *argv], capture_output=True, text=True, timeout=120)
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -210,8 +211,8 @@ def test_files_that_are_no_codes(fails, succeeds, photo, pipeline_folder, vision
     assert "no file of codes, or it is cut off" in fails("decode", photo)
     assert "can't be read" in fails("decode", "missing.safetensors")
     succeeds("encode", photo, "--model", vision_folder, "--output", "cut.safetensors")
-    whole = open("cut.safetensors", "rb").read()
-    open("cut.safetensors", "wb").write(whole[:-3])
+    cut = Path("cut.safetensors")
+    cut.write_bytes(cut.read_bytes()[:-3])
     assert "cut off" in fails("decode", "cut.safetensors")
 
 

@@ -117,6 +117,19 @@ def test_texts_are_padded_left(processor):
     assert "pixel_values" not in inputs and "labels" not in inputs
 
 
+def test_texts_are_padded_left_whatever_the_tokenizer_prefers(tmp_path):
+    """Text tokenizers pad on the right unless they say otherwise, which spoils what is written after it."""
+    text_tokenizer = build_tiny_text_tokenizer()
+    text_tokenizer.padding_side = "right"
+    processor = UniWeTokProcessor(UniWeTokImageProcessor(stride=32), text_tokenizer)
+    processor.save_pretrained(tmp_path)
+    for each in (processor, AutoProcessor.from_pretrained(tmp_path)):
+        assert each(text=["a", "bcd"])["attention_mask"].tolist() == [[0, 0, 1], [1, 1, 1]]
+        inputs, _ = each.drawing_inputs(["a", "bcd"], 64, 64)
+        assert inputs["attention_mask"][:, 0].tolist() == [0, 1]
+    assert processor(text=["a", "bcd"], padding_side="right")["attention_mask"].tolist() == [[1, 0, 0], [1, 1, 1]]
+
+
 def test_pictures_of_one_size_are_a_batch_in_minus_one_to_one(processor):
     side = 32 * processor.patch_size
     inputs = processor(text=[GIVEN + "x", GIVEN], images=[picture(side, side, "white"), picture(side, side, "black")])
@@ -193,6 +206,27 @@ def test_pictures_of_the_assistant_are_targets(processor):
     assert "labels" not in inputs
 
 
+def test_sizes_stand_for_pictures_that_come_as_codes(processor):
+    side = 32 * processor.patch_size
+    conversation = conversation_of_many_turns(side)
+    texts = [processor.apply_chat_template(conversation), processor.apply_chat_template(conversation[2:])]
+    sizes = [(side, 2 * side), (side, side), (side, side)]
+    with_pictures = processor(text=texts, images=[picture(*size) for size in sizes], return_labels=True)
+    with_sizes = processor(text=texts, picture_sizes=sizes, return_labels=True)
+    assert set(with_pictures) - set(with_sizes) == {"pixel_values", "image_sizes"}
+    for name in with_sizes:
+        assert torch.equal(with_sizes[name], with_pictures[name]), name
+    with pytest.raises(ValueError, match="picture_sizes"):
+        processor(text=texts, picture_sizes=sizes[:2])
+
+
+def test_rows_may_stay_lists(processor):
+    inputs = processor(text=["x", "<|im_start|>assistant\ny"], padding=False, return_tensors=None, return_labels=True)
+    assert [len(row) for row in inputs["labels"]] == [len(row) for row in inputs["input_ids"]]
+    assert inputs["labels"][0] == [-100]
+    assert inputs["labels"][1][-2:] == [-100, inputs["input_ids"][1][-1]]
+
+
 def test_a_picture_left_to_be_drawn_is_not_counted(processor):
     """Its `<|vision_start|>` ends the prompt; `image_is_target` is about the pictures that are given."""
     side = 32 * processor.patch_size
@@ -224,6 +258,12 @@ def test_text_is_required(processor):
 def test_pictures_and_placeholders_must_match(processor, text, count):
     with pytest.raises(ValueError, match="image"):
         processor(text=text, images=[picture(64, 64)] * count or None)
+
+
+@pytest.mark.parametrize("text, options", [("<|image_pad|>", {}), (GIVEN, {"truncation": True, "max_length": 3})])
+def test_pictures_must_be_whole(processor, text, options):
+    with pytest.raises(ValueError, match="image|text"):
+        processor(text=text, images=picture(64, 64), **options)
 
 
 @pytest.mark.parametrize("side", [0, -64, 33, 32 * NUM_SIZE_TOKENS + 64])

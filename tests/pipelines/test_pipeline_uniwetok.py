@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
-from tiny_mllm import BITS, seeded, with_random_weights
+from tiny_mllm import BITS, seeded
 from tiny_models import build_tiny_pipeline
 
 from uniwetok_hf import (
@@ -25,10 +25,7 @@ from uniwetok_hf.pipelines import UniWeTokPipelineOutput
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["single tokens", "patches"])
 def pipeline(request) -> UniWeTokPipeline:
-    """With random weights: a new head would draw the same codes for everything."""
-    pipeline = build_tiny_pipeline(request.param)
-    with_random_weights(pipeline.mllm)
-    return pipeline
+    return build_tiny_pipeline(request.param)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_mllm import BITS, seeded, with_random_weights
+from tiny_mllm import BITS, seeded
 from tiny_models import build_tiny_pipeline
 
 from uniwetok_hf import UniWeTokEditPipeline, UniWeTokPipeline
@@ -13,9 +13,7 @@ from uniwetok_hf.pipelines import UniWeTokPipelineOutput
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["single tokens", "patches"])
 def pipeline(request) -> UniWeTokEditPipeline:
-    drawing = build_tiny_pipeline(request.param)
-    with_random_weights(drawing.mllm)
-    pipeline = UniWeTokEditPipeline.from_pipe(drawing)
+    pipeline = UniWeTokEditPipeline.from_pipe(build_tiny_pipeline(request.param))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

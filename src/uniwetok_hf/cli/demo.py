@@ -119,7 +119,7 @@ def reconstructions(pipeline, seed: int) -> Image.Image:
         pair, figures = _pair(pipeline, picture.image, seed, TILE, picture.name)
         name = sheets.text_block(f"{picture.label} ({picture.style})", width=pair.width, max_lines=1)
         cells.append(sheets.below([pair, sheets.below([name, figures], gap=0)], gap=4))
-    note = "Left the original, right what comes back from its codes. None of these was trained on."
+    note = "Left the original, right what comes back from its codes. uniwetok-emoji was trained on none of these."
     return sheets.section("Reconstruction", note, sheets.grid(cells, 4))
 
 
@@ -133,7 +133,7 @@ def photographs(pipeline, seed: int) -> Image.Image | None:
     for name in PHOTOGRAPHS:
         pair, figures = _pair(pipeline, Image.fromarray(getattr(data, name)()), seed, 300, name)
         cells.append(sheets.below([pair, figures], gap=4))
-    note = "Photographs of scikit-image at their own sizes, which no stage of the emoji model has seen."
+    note = "Photographs from scikit-image at their own sizes. uniwetok-emoji was trained on no photographs."
     return sheets.section("Any size", note, sheets.below(cells, gap=2 * sheets.GAP))
 
 
@@ -174,7 +174,7 @@ def edits(pipeline, seed: int) -> Image.Image:
     for source, instruction, result in zip(sources, instructions, results, strict=True):
         words = sheets.text_block(instruction, 15, 130, max_lines=4)
         rows.append(sheets.beside([sheets.framed(source, TILE), words, sheets.framed(result, TILE)], middle=True))
-    note = "Left the source, none of which was trained on, then the instruction, then the result."
+    note = "Left the source, then the instruction, then the result. uniwetok-emoji was trained on none of the sources."
     return sheets.section("Editing", note, sheets.grid(rows, 2, gap=2 * sheets.MARGIN))
 
 

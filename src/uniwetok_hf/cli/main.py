@@ -26,6 +26,8 @@ start here:
   uniwetok generate "a noto emoji of red apple"  text to picture
   uniwetok edit hand.png "make the skin tone dark"
   uniwetok COMMAND --help                        what a command does, with examples
+
+With UNIWETOK_TRACEBACK=1 in the environment, errors also show where they come from.
 """
 
 
@@ -65,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.run(args)
         sys.stdout.flush()
     except CommandError as error:
+        if os.environ.get("UNIWETOK_TRACEBACK"):
+            traceback.print_exception(error)
         return _fail(str(error))
     except BrokenPipeError:
         # Whoever read our output has seen enough, as with `| head`. Nothing more can be written, not even at exit.

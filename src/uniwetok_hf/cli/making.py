@@ -2,6 +2,7 @@
 
 import argparse
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 from .common import CommandError, add_command, one_line, positive_int, user_errors, warn
@@ -113,19 +114,18 @@ def run_train(args: argparse.Namespace) -> None:
         config = CONFIGS / f"{args.config}.yaml"
     if not config.is_file():
         raise CommandError(f"--config {args.config}: no such file; those that ship are {', '.join(_shipped())}")
-    try:
-        import yaml
+    if lacking := [name for name in ("datasets", "yaml") if find_spec(name) is None]:
+        raise CommandError(f'training needs {" and ".join(lacking)}: pip install "uniwetok-hf[train]"')
+    import yaml
 
-        if args.what == "tokenizer":
-            from uniwetok_hf.training.train_uniwetok import main as train
-        else:
-            from uniwetok_hf.training.train_mllm import main as train
-    except ImportError as error:
-        raise CommandError(f'training needs more: pip install "uniwetok-hf[train]" ({one_line(error)})') from error
+    if args.what == "tokenizer":
+        from uniwetok_hf.training.train_uniwetok import main as train
+    else:
+        from uniwetok_hf.training.train_mllm import main as train
 
     overrides = {}
     for field, value in args.set:
         with user_errors(yaml.YAMLError, prefix=f"--set {field}={value}: "):
             overrides[field] = yaml.safe_load(value)
-    with user_errors(ValueError, FileNotFoundError, FloatingPointError, UnicodeDecodeError, yaml.YAMLError):
+    with user_errors(ValueError, OSError, FloatingPointError, yaml.YAMLError):
         print(train(str(config), **overrides))

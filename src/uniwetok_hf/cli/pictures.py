@@ -26,7 +26,7 @@ from .common import (
 
 GAP = 8  # pixels between the two halves of a side-by-side picture
 ANY_CHECKPOINT = "pipeline folder, image tokenizer folder"
-# Memory of a decoding, measured in float32: values that live at once per pixel, for each channel of the first two levels.
+# Memory of a decoding, as measured: values that live at once per pixel, for each channel of the first two levels.
 VALUES_PER_PIXEL = (2.25, 4.25)
 MUCH_MEMORY = 2e9
 

@@ -67,10 +67,10 @@ class SavedCodes:
 
     def check_fits(self, config) -> None:
         """Raises [`CodesFileError`] unless a model of `config` can decode these codes."""
-        for field in ("num_bits", "stride"):
-            if self.metadata[field] != getattr(config, field):
+        for field in ("num_bits", "stride", "architecture"):
+            if self.metadata.get(field) != getattr(config, field):
                 raise CodesFileError(
-                    f"These codes were made with {field}={self.metadata[field]}, the model has "
+                    f"These codes were made with {field}={self.metadata.get(field)}, the model has "
                     f"{field}={getattr(config, field)}; decode them with the checkpoint that encoded them"
                     f" ({self.metadata.get('model') or 'its name was not saved'})."
                 )
@@ -110,7 +110,7 @@ def save_codes(
         "num_bits": config.num_bits,
         "stride": config.stride,
         "architecture": config.architecture,
-        "model": config._name_or_path or None,
+        "model": _model_name(config._name_or_path),
         "original_sizes": None if original_sizes is None else [[int(n) for n in size] for size in original_sizes],
         "content_sizes": None if content_sizes is None else [[int(n) for n in size] for size in content_sizes],
     }
@@ -124,6 +124,11 @@ def save_codes(
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def _model_name(name_or_path: str) -> str | None:
+    """The name to find a model by: a Hub id as it is, of a local folder only its own name."""
+    return (Path(name_or_path).name if os.path.exists(name_or_path) else name_or_path) or None
 
 
 def load_codes(path: str | os.PathLike) -> SavedCodes:

@@ -94,6 +94,8 @@ class UniWeTokProcessor(ProcessorMixin):
             vocabulary[name] for name in names[:4]
         )
         self.num_size_tokens = sum(name.startswith("<|res_") for name in vocabulary)
+        # What is written comes after the text. Many vocabularies say "right", which would win over the default above.
+        tokenizer.padding_side = "left"
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
 
     def __call__(

@@ -1,0 +1,214 @@
+"""`uniwetok convert`, `data` and `train`, end to end."""
+
+import functools
+import hashlib
+import io
+import json
+import shutil
+import tarfile
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from datasets import load_from_disk
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import uniwetok_hf.data
+from uniwetok_hf.data.emoji_packages import PACKAGES
+from uniwetok_hf.training.train_uniwetok import UniWeTokTrainingConfig
+
+
+@pytest.fixture
+def golden(fixtures):
+    return fixtures / "golden"
+
+
+def dtypes(path):
+    with safe_open(path, framework="pt") as file:
+        return {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+
+
+def test_converted_image_tokenizer_reconstructs(succeeds, photo, golden):
+    assert succeeds("convert", golden / "tokenizer_uniwetok", "converted", "--dtype", "bfloat16") == ["converted"]
+    assert dtypes("converted/model.safetensors") == {"BF16"}
+    (line, *_) = succeeds("reconstruct", photo, "--model", "converted")
+    assert line.startswith("photo.png: 100x70 pixels, ")
+
+
+def test_converted_text_to_image_folder_draws(succeeds, golden):
+    assert succeeds("convert", golden / "t2i_4x", "converted") == ["converted"]
+    options = ["--model", "converted", "--height", 64, "--width", 128, "--steps", 2]
+    assert succeeds("generate", "apple", *options) == ["apple-0.png"]
+    assert Image.open("apple-0.png").size == (128, 64)
+
+
+def test_number_of_heads_is_asked_for_in_one_line(uniwetok, succeeds, golden, workplace):
+    weights = golden / "tokenizer_uniwetok" / "ae.safetensors"
+    heads = json.loads((golden / "tokenizer_uniwetok" / "ae_config.json").read_text())["ddconfig"]["n_heads"]
+    shutil.copyfile(weights, workplace / "alone.safetensors")
+    succeeds("convert", "alone.safetensors", "told", "--num-attention-heads", heads)
+    assert json.loads((workplace / "told" / "config.json").read_text())["num_attention_heads"] == heads
+    result = uniwetok("convert", "alone.safetensors", "guessed")
+    assert len(result.err) == 1 and "num_attention_heads" in result.err[0].replace("-", "_")
+    assert result.err[0].startswith("uniwetok: " + ("warning: " if result.code == 0 else "error: "))
+
+
+def test_tensors_of_a_training_can_be_ignored(fails, succeeds, golden, workplace):
+    shutil.copytree(golden / "tokenizer_uniwetok", workplace / "training")
+    weights = workplace / "training" / "ae.safetensors"
+    save_file(load_file(weights) | {"teacher.weight": torch.zeros(1)}, weights)
+    assert "teacher.weight" in fails("convert", "training", "out")
+    succeeds("convert", "training", "out", "--ignore", "teacher.", "--ignore", "prior.")
+
+
+def test_conversions_that_fail(fails, golden, workplace, photo, pipeline_folder):
+    assert "no such file or folder" in fails("convert", "missing", "out")
+    assert "no weight file" in fails("convert", photo, "out")
+    assert "converted pipeline already" in fails("convert", pipeline_folder, "out")
+    assert "exists already" in fails("convert", golden / "tokenizer_uniwetok", ".")
+    shutil.copytree(golden / "tokenizer_uniwetok", workplace / "cut")
+    weights = workplace / "cut" / "ae.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-50])
+    assert "truncated" in fails("convert", "cut", "out")
+    assert not (workplace / "out").exists()
+
+
+@pytest.fixture
+def packages(workplace, monkeypatch):
+    """A folder with packages of two emoji in three styles, which the command takes for the pinned ones."""
+    folder = workplace / "packages"
+    folder.mkdir()
+    names = {"2764": "red heart", "1F355": "pizza"}
+    labels = [
+        {"hexcode": code, "label": label, "tags": [], "group": 0, "subgroup": 0, "type": 1}
+        for code, label in names.items()
+    ]
+    groups = {"groups": {"0": "things"}, "subgroups": {"0": "all"}}
+    contents = {"labels": {"en/data.json": labels, "meta/groups.json": groups}}
+    for index, style in enumerate(("noto", "fluent flat", "fluent")):
+        icons = {
+            label.replace(" ", "-"): {"body": f'<path fill="#f{index}0" d="M0 0h{16 + 4 * number}v32h-16z"/>'}
+            for number, label in enumerate(names.values())
+        }
+        chars = {code.lower(): label.replace(" ", "-") for code, label in names.items()}
+        sheet = {"prefix": "tiny", "width": 32, "height": 32, "icons": icons}
+        contents[style] = {"icons.json": sheet, "chars.json": chars}
+    table = {}
+    for key, files in contents.items():
+        path = folder / PACKAGES[key].file_name
+        with tarfile.open(path, "w:gz") as archive:
+            for name, content in files.items():
+                data = json.dumps(content).encode()
+                info = tarfile.TarInfo(f"package/{name}")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+        table[key] = replace(PACKAGES[key], sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    build = functools.partial(uniwetok_hf.data.build_emoji_dataset, packages=table)
+    monkeypatch.setattr(uniwetok_hf.data, "build_emoji_dataset", build)
+    return folder
+
+
+def test_data_emoji(uniwetok, packages):
+    result = uniwetok(
+        "data", "emoji", "out", "--size", 32, "--package-dir", packages, "--styles", "noto", "fluent flat"
+    )
+    assert (result.code, result.out) == (0, ["out"])
+    rows = [row for split in load_from_disk("out/pictures").values() for row in split]
+    assert sorted((row["label"], row["style"]) for row in rows) == [
+        (label, style) for label in ("pizza", "red heart") for style in ("fluent flat", "noto")
+    ]
+    assert {row["image"].size for row in rows} == {(32, 32)}
+    result = uniwetok("data", "emoji", "few", "--size", 32, "--package-dir", packages, "--limit", 1)
+    assert result.code == 0
+    assert {row["label"] for split in load_from_disk("few/pictures").values() for row in split} == {"red heart"}
+
+
+def test_data_that_cannot_be_built(fails, photo, packages):
+    here = ["--package-dir", packages]
+    assert "sketch" in fails("data", "emoji", "out", "--styles", "sketch", *here)
+    assert "photo.png" in fails("data", "emoji", photo, "--size", 32, *here)
+    (packages / PACKAGES["noto"].file_name).write_bytes(b"")
+    assert PACKAGES["noto"].file_name in fails("data", "emoji", "out", "--size", 32, *here)
+    (packages / PACKAGES["noto"].file_name).unlink()
+    assert PACKAGES["noto"].file_name in fails("data", "emoji", "out", "--size", 32, *here)
+
+
+TRAINING = {
+    "output_dir": "run",
+    "resolution": 32,
+    "steps": 1,
+    "batch_size": 2,
+    "warmup_steps": 1,
+    "log_every": 1,
+    "save_every": 1,
+}
+VISION = {
+    "model": {
+        "base_channels": 8,
+        "channel_multipliers": [1, 1, 2],
+        "num_res_blocks": 1,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_norm_groups": 4,
+        "num_bits": 8,
+    }
+}
+LANGUAGE = {
+    "vision_model": "vision/model",
+    "vocab_size": 260,
+    "num_size_tokens": 8,
+    "text_model": {
+        "model_type": "qwen3",
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "intermediate_size": 16,
+    },
+    "head": {"hidden_size": 16, "num_hidden_layers": 1, "num_modulation_layers": 1, "head_dim": 16},
+}
+
+
+def write_config(path, *fields, **more):
+    path.write_text(yaml.safe_dump(functools.reduce(dict.__or__, fields) | more))
+    return path
+
+
+def test_train_both_and_use_them(uniwetok, succeeds, photo, fixtures, workplace):
+    data = str(fixtures / "emoji")
+    vision = write_config(workplace / "vision.yaml", TRAINING, VISION, data=data)
+    options = ["--set", "output_dir=vision", "--set", "learning_rate=1e-3"]
+    result = uniwetok("train", "tokenizer", "--config", vision, *options)
+    assert (result.code, result.out[-1]) == (0, "vision/model")
+    (line, *_) = succeeds("reconstruct", photo, "--model", "vision/model")
+    assert line.startswith("photo.png: 100x70 pixels, 450 tokens, 450 bytes")
+
+    language = write_config(workplace / "mllm.yaml", TRAINING, LANGUAGE, data=data)
+    result = uniwetok("train", "mllm", "--config", language, "--set", "num_inference_steps=1")
+    assert (result.code, result.out[-1]) == (0, "run/pipeline")
+    succeeds("generate", "heart", "--model", "run/pipeline", "--output", "heart.png")
+    assert Image.open("heart.png").size == (32, 32)
+
+
+def test_trainings_that_cannot_be(fails, photo, fixtures, workplace):
+    config = write_config(workplace / "vision.yaml", TRAINING, VISION, data="nowhere")
+    assert "missing.yaml: no such file; those that ship are emoji_mllm" in fails(
+        "train", "mllm", "--config", "missing.yaml"
+    )
+    assert "unknown field colour" in fails("train", "tokenizer", "--config", config, "--set", "colour=red")
+    assert "`steps` must be int, got 'many'" in fails("train", "tokenizer", "--config", config, "--set", "steps=many")
+    assert "nowhere" in fails("train", "tokenizer", "--config", config)
+    assert "--set steps=[: " in fails("train", "tokenizer", "--config", config, "--set", "steps=[")
+    (workplace / "broken.yaml").write_text("steps: [1")
+    assert "broken.yaml" in fails("train", "tokenizer", "--config", "broken.yaml")
+    assert fails("train", "tokenizer", "--config", photo)
+
+
+def test_configs_that_ship_are_known_by_name(fails):
+    fields = UniWeTokTrainingConfig.__dataclass_fields__
+    message = fails("train", "tokenizer", "--config", "emoji_uniwetok_64", "--set", "colour=red")
+    assert "unknown field colour" in message and all(field in message for field in fields)
