@@ -117,6 +117,13 @@ def test_texts_are_padded_left(processor):
     assert "pixel_values" not in inputs and "labels" not in inputs
 
 
+def test_pictures_come_one_way_only(processor):
+    with pytest.raises(ValueError, match="`images` or `picture_sizes`"):
+        processor(
+            text="<|vision_start|><|image_pad|><|vision_end|>", images=[picture(32, 32)], picture_sizes=[(32, 32)]
+        )
+
+
 def test_texts_are_padded_left_whatever_the_tokenizer_prefers(tmp_path):
     """Text tokenizers pad on the right unless they say otherwise, which spoils what is written after it."""
     text_tokenizer = build_tiny_text_tokenizer()

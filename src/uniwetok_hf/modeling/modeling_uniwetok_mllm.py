@@ -27,6 +27,7 @@ from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from .card_uniwetok import UniWeTokCardMixin
 from .codes_uniwetok import binarize
 from .configuration_uniwetok_mllm import UniWeTokMLLMConfig
 from .modeling_uniwetok import UniWeTokModel
@@ -113,7 +114,7 @@ class UniWeTokProjector(nn.Module):
         return self.fc2(self.act(self.fc1(tokens)))
 
 
-class UniWeTokMLLMPreTrainedModel(PreTrainedModel):
+class UniWeTokMLLMPreTrainedModel(UniWeTokCardMixin, PreTrainedModel):
     config: UniWeTokMLLMConfig
     base_model_prefix = "model"
     input_modalities = ("image", "text")

@@ -122,6 +122,8 @@ class UniWeTokProcessor(ProcessorMixin):
         """
         if text is None:
             raise ValueError("`text` is required: it says where the pictures go.")
+        if images is not None and picture_sizes is not None:
+            raise ValueError("Give either `images` or `picture_sizes`, not both.")
         return_labels = kwargs.pop("return_labels", self.return_labels)
         if picture_sizes is not None:
             inputs = self._text_around_codes(text, picture_sizes, **kwargs)
