@@ -75,3 +75,14 @@ def test_wrong_types_name_their_field(make_config, field, value):
 def test_zero_names_its_field(make_config, field):
     with pytest.raises(ValueError, match=f"`{field}`"):
         make_config(**{field: 0})
+
+
+@pytest.mark.parametrize("field, value", [("num_hidden_layers", -1), ("num_register_tokens", -1)])
+def test_negative_counts_name_their_field(make_config, field, value):
+    with pytest.raises(ValueError, match=f"`{field}` must not be negative, got -1"):
+        make_config(**{field: value})
+
+
+def test_multipliers_are_positive(make_config):
+    with pytest.raises(ValueError, match=r"`channel_multipliers` must be 1 or more each, got \[1, 0, 2\]"):
+        make_config(channel_multipliers=[1, 0, 2])

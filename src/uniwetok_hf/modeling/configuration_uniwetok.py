@@ -68,7 +68,12 @@ class UniWeTokConfig(PreTrainedConfig):
         for name in (*counts, "num_norm_groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
+        for name in ("num_hidden_layers", "num_register_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
         self.channel_multipliers = list(self.channel_multipliers)
+        if any(multiplier < 1 for multiplier in self.channel_multipliers):
+            raise ValueError(f"`channel_multipliers` must be 1 or more each, got {self.channel_multipliers}.")
         if len(self.channel_multipliers) < 2:
             raise ValueError(f"`channel_multipliers` needs two levels or more, got {self.channel_multipliers}.")
         if self.architecture == "convolutional":
