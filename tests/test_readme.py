@@ -32,7 +32,7 @@ def test_python_blocks(workplace, monkeypatch, capsys):
     for code in blocks:
         exec(compile(code, "README.md", "exec"), names)
     assert Image.open("reconstruction.png").size == (100, 75)
-    assert Image.open("apple.png").size == Image.open("edited.png").size == (128, 128)
+    assert Image.open("heart.png").size == Image.open("edited.png").size == (128, 128)
     assert capsys.readouterr().out.strip()
 
 
@@ -48,8 +48,8 @@ COMMANDS = [
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands(workplace, monkeypatch, command):
     monkeypatch.chdir(workplace)
-    if not Path("apple.png").exists():
-        Image.new("RGB", (128, 128), "red").save("apple.png")
+    if not Path("heart.png").exists():
+        Image.new("RGB", (128, 128), "red").save("heart.png")
     if "decode" in command and not Path("photo.safetensors").exists():
         assert main(["encode", "photo.jpg", "--output", "photo.safetensors"]) == 0
     assert main(shlex.split(command)[1:]) == 0

@@ -228,3 +228,27 @@ def test_config_lacking_a_field(tmp_path):
     path.write_text("resolution: 32\nlearning_rate: 1e-3\n")
     with pytest.raises(ValueError, match="missing field batch_size, data, output_dir, steps"):
         read_config(train_uniwetok.UniWeTokTrainingConfig, path)
+
+
+def test_a_finished_training_is_not_replaced(data, trained_vision, tmp_path):
+    path = write(tmp_path, VISION, data=data, output_dir=str(trained_vision.parent))
+    before = (trained_vision / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="`output_dir` .* holds the model of a finished training"):
+        train_uniwetok.main(path)
+    assert (trained_vision / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("module, fields", [(train_uniwetok, VISION), (train_mllm, LANGUAGE)])
+def test_missing_data_says_how_to_build_it(tmp_path, module, fields):
+    more = {"vision_model": "x"} if module is train_mllm else {}
+    path = write(tmp_path, fields, data=str(tmp_path / "no"), output_dir=str(tmp_path / "run"), **more)
+    with pytest.raises(ValueError, match="`uniwetok data emoji"):
+        module.main(path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_shorter_than_the_log_interval_leaves_figures_and_a_checkpoint(data, tmp_path):
+    fields = {**VISION, "steps": 2, "log_every": 50, "save_every": 500}
+    train_uniwetok.main(write(tmp_path, fields, data=data, output_dir=str(tmp_path / "run")))
+    assert [line[0] for line in losses(tmp_path / "run", "step")] == [2]
+    assert (tmp_path / "run" / "checkpoint" / "progress.json").exists()

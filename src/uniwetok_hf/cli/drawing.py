@@ -34,7 +34,7 @@ def add_commands(commands) -> None:
         run_generate,
         "Draw pictures from text.\n"
         "Picture i of a prompt is drawn with seed + i and saved as PROMPT-SEED.png, whatever else is drawn with it.",
-        ['"a noto emoji of red apple"', '"a fluent flat emoji of rocket" "a noto emoji of cat face" --num-images 4'],
+        ['"a fluent flat emoji of blue heart"', '"a noto emoji of rocket" "a noto emoji of cat face" --num-images 4'],
     )
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to draw")
     _add_drawing_options(parser)

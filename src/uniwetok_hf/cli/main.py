@@ -23,7 +23,7 @@ EPILOG = """\
 start here:
   uniwetok demo                                  everything at once, on pictures that ship with the package
   uniwetok reconstruct photo.jpg                 a picture to codes and back
-  uniwetok generate "a noto emoji of red apple"  text to picture
+  uniwetok generate "a fluent flat emoji of blue heart"  text to picture
   uniwetok edit hand.png "make the skin tone dark"
   uniwetok COMMAND --help                        what a command does, with examples
 

@@ -109,6 +109,21 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int) -> None:
     shutil.rmtree(previous, ignore_errors=True)
 
 
+def make_output_folder(path: str | os.PathLike, result: str) -> Path:
+    """The folder of a run, made if it is not there.
+
+    Raises:
+        ValueError: when a training was finished there, so that its `result` is not replaced unasked.
+    """
+    folder = Path(path)
+    if (folder / result).exists():
+        raise ValueError(
+            f"`output_dir` {folder} holds the {result} of a finished training: name another, or remove it."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def load_checkpoint(accelerator: Accelerator, folder: Path) -> int:
     """Loads the last checkpoint of `folder` and returns its step, or 0 when there is none."""
     for name in ("checkpoint", "checkpoint.old"):  # the second only when a run was killed between two renames

@@ -20,6 +20,8 @@ class PictureDataset(Dataset):
     def __init__(self, folder: str | os.PathLike, split: str, resolution: int, crop_probability: float = 0.0):
         from datasets import load_from_disk
 
+        if not (Path(folder) / "pictures").is_dir():
+            raise ValueError(f"`data`: {folder} holds no pictures; `uniwetok data emoji {folder}` builds a set.")
         pictures = load_from_disk(str(Path(folder) / "pictures"))
         if split not in pictures:
             raise ValueError(f"`split` must be one of {', '.join(pictures)}, got {split!r}.")

@@ -94,6 +94,10 @@ class EmojiTasks:
         from datasets import load_from_disk
 
         folder = Path(folder)
+        if not (folder / "pictures").is_dir() or not (folder / "edits").is_dir():
+            raise ValueError(
+                f"`data`: {folder} holds no pictures and edits; `uniwetok data emoji {folder}` builds them."
+            )
         self.pictures = load_from_disk(str(folder / "pictures"))["train"]
         self.rows = self.pictures.remove_columns("image").to_list()
         self.edits = load_from_disk(str(folder / "edits"))["train"].to_list()

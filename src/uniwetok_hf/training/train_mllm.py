@@ -25,7 +25,14 @@ from ..modeling.modeling_uniwetok_mllm import UniWeTokForCausalLM
 from ..modeling.processing_uniwetok import UniWeTokProcessor
 from ..pipelines import UniWeTokPipeline
 from ..schedulers import BinaryFlowScheduler
-from .common import averaged_weights, load_checkpoint, read_config, save_checkpoint, seeded_weights
+from .common import (
+    averaged_weights,
+    load_checkpoint,
+    make_output_folder,
+    read_config,
+    save_checkpoint,
+    seeded_weights,
+)
 from .pictures import PictureDataset, picture_grid
 from .tasks import EmojiTasks, Sample
 
@@ -146,9 +153,8 @@ def train(config: MLLMTrainingConfig) -> Path:
         FloatingPointError: at a loss that is not finite; the last checkpoint is kept.
     """
     accelerator = Accelerator()
-    folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     tasks = EmojiTasks(config.data, config.tasks, config.text_dropout)
+    folder = make_output_folder(config.output_dir, "pipeline")
     pipe = build(config, tasks)
     processor, mllm = pipe.processor, pipe.mllm
     mllm.vision_model.to(accelerator.device).eval()

@@ -23,6 +23,7 @@ from .common import (
     averaged_weights,
     endless_batches,
     load_checkpoint,
+    make_output_folder,
     read_config,
     save_checkpoint,
     save_final,
@@ -69,8 +70,10 @@ def train(config: UniWeTokTrainingConfig) -> Path:
         FloatingPointError: at a loss that is not finite; the last checkpoint is kept.
     """
     accelerator = Accelerator()
-    folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    # Data: every epoch has its own order, every picture its own crop and flip, both from seeds.
+    pictures = PictureDataset(config.data, "train", config.resolution, config.crop_probability)
+    held_out = PictureDataset(config.data, "validation", config.resolution)
+    folder = make_output_folder(config.output_dir, "model")
 
     # Model, optimizer, average.
     if config.init_from:
@@ -83,9 +86,6 @@ def train(config: UniWeTokTrainingConfig) -> Path:
     scheduler = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.steps)
     ema = EMAModel(model.parameters(), decay=config.ema_decay)
 
-    pictures = PictureDataset(config.data, "train", config.resolution, config.crop_probability)
-    held_out = PictureDataset(config.data, "validation", config.resolution)
-
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     accelerator.register_for_checkpointing(ema)
     ema.to(accelerator.device)
@@ -94,7 +94,7 @@ def train(config: UniWeTokTrainingConfig) -> Path:
     generator = torch.Generator(accelerator.device)  # of the decoder's noise
 
     bar = tqdm(total=config.steps, initial=start, desc=f"tokenizer {config.resolution}px", mininterval=10)
-    clock = time.monotonic()
+    clock, logged = time.monotonic(), start
     for step in range(start, config.steps):
         pixel_values = next(batches)["pixel_values"].to(accelerator.device, memory_format=torch.channels_last)
         output = model(pixel_values, generator=generator.manual_seed(hash((config.seed, step))))
@@ -115,7 +115,8 @@ def train(config: UniWeTokTrainingConfig) -> Path:
         ema.step(model.parameters())
         bar.update()
 
-        if (step + 1) % config.log_every == 0:
+        is_save = (step + 1) % config.save_every == 0 or step + 1 == config.steps
+        if (step + 1) % config.log_every == 0 or is_save:
             figures = {
                 "step": step + 1,
                 "l1": l1.item(),
@@ -123,10 +124,10 @@ def train(config: UniWeTokTrainingConfig) -> Path:
                 "sample_entropy": entropy.sample_entropy.item(),
                 "batch_entropy": entropy.batch_entropy.item(),
                 "stuck_bits": _stuck_bits(output.codes),
-                "pictures_per_second": config.log_every * config.batch_size / (time.monotonic() - clock),
+                "pictures_per_second": (step + 1 - logged) * config.batch_size / (time.monotonic() - clock),
             }
-            clock = time.monotonic()
-            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+            clock, logged = time.monotonic(), step + 1
+            if is_save:
                 if accelerator.is_main_process:
                     with averaged_weights(ema, accelerator.unwrap_model(model)):
                         figures["validation_psnr"] = validate(
