@@ -85,11 +85,12 @@ check-dist: dist  ## install the wheel in a clean environment and run the demo f
 
 CONFIGS := src/uniwetok_hf/training/configs
 
+# A part that is finished is not trained again: after an interruption the same command goes on.
 train-embedded: $(INSTALLED)  ## train the embedded model anew into runs/ (about two hours on two cores; needs npm)
 	@$(BIN)/uniwetok data emoji data/emoji
-	@$(BIN)/uniwetok train tokenizer --config $(CONFIGS)/emoji_uniwetok_64.yaml
-	@$(BIN)/uniwetok train tokenizer --config $(CONFIGS)/emoji_uniwetok_128.yaml
-	@$(BIN)/uniwetok train mllm --config $(CONFIGS)/emoji_mllm.yaml
+	@test -d runs/emoji_uniwetok_64/model || $(BIN)/uniwetok train tokenizer --config $(CONFIGS)/emoji_uniwetok_64.yaml
+	@test -d runs/emoji_uniwetok_128/model || $(BIN)/uniwetok train tokenizer --config $(CONFIGS)/emoji_uniwetok_128.yaml
+	@test -d runs/emoji_mllm/pipeline || $(BIN)/uniwetok train mllm --config $(CONFIGS)/emoji_mllm.yaml
 	@$(BIN)/python -m uniwetok_hf.evaluation.reconstruction data/emoji --model runs/emoji_mllm/pipeline
 	@$(BIN)/python -m uniwetok_hf.evaluation.drawing data/emoji --model runs/emoji_mllm/pipeline
 	@echo "runs/emoji_mllm/pipeline is what src/uniwetok_hf/embedded/uniwetok-emoji holds. It took $(elapsed)."
