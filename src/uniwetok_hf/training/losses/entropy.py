@@ -8,12 +8,17 @@ hypercube, so p factorises into bits, P(bit = +1) = sigmoid(4 u / tau), and
 - the *batch* entropy (how evenly all codes are used; to be maximised) is that of one histogram over 2^d' codes, pooled
   over pictures, positions and groups. The histogram of a group's two halves is an outer product, hence its mean over M
   tokens is one matrix product of [2^(d'/2), M] and [M, 2^(d'/2)]: memory M x 32 instead of M x 256 for d' = 8.
+
+The histogram is that of the whole batch: under several processes it is averaged over all of them, gradients included.
+(The published loss takes each process' own, which is a smaller batch with a lower entropy.)
 """
 
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
+
+from ..processes import mean_over_processes
 
 
 class EntropyLoss(NamedTuple):
@@ -53,6 +58,10 @@ def entropy_loss(
 ) -> EntropyLoss:
     """Entropy loss of latents [B, bits, h, w], computed in float32 whatever their dtype.
 
+    Under several processes all must call it, with equally many positions. The batch entropy is then the same on all,
+    the sample entropy each one's own; with gradients averaged over processes, as DDP does, they are those of one
+    process with the whole batch.
+
     Raises:
         ValueError: when the bits are no multiple of `bits_per_group`.
     """
@@ -64,7 +73,7 @@ def entropy_loss(
     with torch.autocast(latents.device.type, enabled=False):
         logits = latents.float().movedim(1, -1).reshape(-1, bits_per_group) * (4 / temperature)  # [B*h*w*groups, d']
         sample = sample_entropy(logits)
-        batch = batch_entropy(code_histogram(logits))
+        batch = batch_entropy(mean_over_processes(code_histogram(logits)))
     return EntropyLoss(sample_weight * sample - batch_weight * batch, sample, batch)
 
 
