@@ -1,0 +1,225 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""Where pictures come from: one way to open folders, Parquet, WebDataset tars, saved datasets and Hub names.
+
+All reading is done by the `datasets` library. Nothing is decoded while rows are read: a cell of a picture column is
+`{"bytes", "path"}`, and [`read_cell`] turns it into a picture, so that a broken file is one bad row and no crash.
+"""
+
+import glob
+import io
+import os
+import tarfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from .images import ImageReadError, read_image
+
+
+IMAGE_COLUMN = "image"
+
+# Folders with these names inside a folder of pictures are splits; all others are classes or just folders.
+SPLIT_FOLDERS = {"train", "validation", "val", "valid", "dev", "test", "eval"}
+# What a saved dataset is split into when it is streamed: these come in another order each epoch.
+NUM_SHARDS = 64
+
+
+@dataclass
+class PictureSource:
+    """Pictures from one place, and how often they come beside those from others."""
+
+    path: str = field(
+        metadata={
+            "help": "folder of `save_to_disk` or of `uniwetok data`, folder of pictures, Parquet or WebDataset .tar "
+            "(file, folder or glob), or the name of a dataset on the Hub"
+        }
+    )
+    split: str = field(default="train", metadata={"help": "which split of it; plain files are all `train`"})
+    name: str | None = field(default=None, metadata={"help": "configuration of a dataset on the Hub"})
+    image_column: str = field(
+        default=IMAGE_COLUMN,
+        metadata={"help": "column of the pictures; the only column of pictures is found without it"},
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "read in the order of the files and never whole, for what fits no disk"}
+    )
+    weight: float = field(default=1.0, metadata={"help": "share of the samples, over the sum of all weights"})
+
+
+def open_source(source: PictureSource):
+    """Opens a source as a `datasets.Dataset`, or as an `IterableDataset` when it is streamed.
+
+    All columns are there, and pictures are in `source.image_column`. Columns of type `Image` are read as
+    `{"bytes", "path"}`; the picture column may also hold bytes or paths. [`read_cell`] reads them all.
+
+    Raises:
+        ValueError: when there is no such file, folder or dataset, or it lacks the split or the column.
+        ImportError: when `datasets` is not installed.
+    """
+    from datasets import Image as ImageFeature
+
+    splits = _load_splits(source)
+    if source.split not in splits:
+        raise ValueError(f"`split` {source.split!r} is not in {source.path}; there is {', '.join(splits)}.")
+    dataset = splits[source.split]
+    if dataset.features is None:
+        raise ValueError(
+            f"`streaming`: {source.path} does not say which columns it has; read it without streaming, or as Parquet."
+        )
+    for column, feature in dataset.features.items():
+        if isinstance(feature, ImageFeature):
+            dataset = dataset.cast_column(column, ImageFeature(decode=False))
+    return _with_image_column(dataset, source)
+
+
+def read_cell(cell: dict | bytes | str | None, name: str) -> Image.Image:
+    """The picture of one cell of a picture column, as [`read_image`] reads it: upright, RGB, on white.
+
+    Args:
+        cell: `{"bytes", "path"}`, bytes of a file, or a path or URL.
+        name: what to call the picture when it can't be read.
+
+    Raises:
+        ImageReadError: when it can't be read; the message begins with `name`.
+    """
+    content = cell
+    if isinstance(cell, dict):
+        content = cell.get("path") if cell.get("bytes") is None else cell["bytes"]
+    if content is None:
+        raise ImageReadError(f"{name}: there is no picture in this row")
+    if isinstance(content, str):
+        content = _read_file(content, name)
+    stream = io.BytesIO(content)
+    stream.name = name
+    return read_image(stream)
+
+
+def cell_name(cell: dict | bytes | str | None, source: PictureSource, row: int) -> str:
+    """What to call a picture: its path, or its name inside of the source, or the number of its row."""
+    path = cell if isinstance(cell, str) else cell.get("path") if isinstance(cell, dict) else None
+    if path and (isinstance(cell, str) or cell.get("bytes") is None):
+        return path
+    return f"{path or f'row {row}'} of {source.path} ({source.split})"
+
+
+def _read_file(path: str, name: str) -> bytes:
+    """Content of a local file, or of a URL that `fsspec` knows (Hub, archives, clouds)."""
+    import fsspec
+
+    try:
+        with fsspec.open(path, "rb") if "://" in path else open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise ImageReadError(f"{name}: no such file") from None
+    except OSError as error:
+        raise ImageReadError(f"{name}: {error.strerror or error}") from error
+
+
+def _load_splits(source: PictureSource) -> dict:
+    """Split -> dataset. Of a folder of pictures only the split that is asked for is looked at."""
+    path = Path(source.path).expanduser()
+    if path.is_dir():
+        return _load_folder(path.resolve(), source)
+    builder = _builder_of(source.path)
+    if builder is None and not glob.has_magic(source.path):
+        if path.is_absolute() or source.path.startswith(".") or source.path.count("/") > 1:
+            raise ValueError(f"`path` {source.path}: there is no such file or folder.")
+        return _load(source, source.path, name=source.name)
+    if builder is None:
+        raise ValueError(f"`path` {source.path}: a pattern must end in .parquet, .tar or the suffix of a picture.")
+    files = source.path
+    if "://" not in files:
+        files = glob.escape(str(path)) if path.is_file() else str(path)
+        if not glob.glob(files, recursive=True):
+            raise ValueError(f"`path` {source.path}: there is no such file.")
+    return _load(source, builder, data_files={"train": files})
+
+
+def _load_folder(path: Path, source: PictureSource) -> dict:
+    from datasets import Dataset, load_from_disk
+
+    for folder in (path, path / "pictures"):
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            saved = load_from_disk(str(folder))
+            splits = {str(saved.split or "train"): saved} if isinstance(saved, Dataset) else dict(saved)
+            return {name: _streamed(split) for name, split in splits.items()} if source.streaming else splits
+    builder = _builder_of_folder(path)
+    if builder is None:
+        raise ValueError(
+            f"`path` {source.path}: no saved dataset, pictures, Parquet files or WebDataset tars in this folder."
+        )
+    if builder != "imagefolder":
+        return _load(source, str(path), name=source.name)
+    # `datasets` would also take "crash test.png" for a picture of the test split, and then drop all others.
+    folders = {entry.name for entry in path.iterdir() if entry.is_dir()}
+    if source.split in folders:
+        path = path / source.split
+    elif source.split != "train" or folders & SPLIT_FOLDERS:
+        return dict.fromkeys(sorted(folders & SPLIT_FOLDERS) or ["train"])
+    return _load(source, builder, data_files={source.split: f"{glob.escape(str(path))}/**"})
+
+
+def _load(source: PictureSource, *arguments, **options) -> dict:
+    """`load_dataset`, whose many errors become one."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        return dict(load_dataset(*arguments, streaming=source.streaming, **options))
+    except ConnectionError as error:
+        raise ValueError(
+            f"`path` {source.path}: there is no such file or folder, and the Hub can't be asked: {error}"
+        ) from error
+    except (OSError, ValueError, DatasetsError, tarfile.TarError) as error:
+        raise ValueError(f"`path` {source.path} can't be opened: {error}") from error
+
+
+def _streamed(dataset):
+    return dataset.to_iterable_dataset(num_shards=max(min(NUM_SHARDS, len(dataset)), 1))
+
+
+def _builder_of(name: str) -> str | None:
+    """The reader of `datasets` for a file of this name."""
+    name = name.lower()
+    if name.endswith(".parquet"):
+        return "parquet"
+    if name.endswith((".tar", ".tar.gz", ".tgz")):
+        return "webdataset"
+    return "imagefolder" if os.path.splitext(name)[1] in Image.registered_extensions() else None
+
+
+def _builder_of_folder(path: Path) -> str | None:
+    """The reader of `datasets` for the first file that has one."""
+    for _, folders, files in os.walk(path):
+        folders.sort()
+        for name in sorted(files):
+            # `metadata.parquet` may lie beside pictures and hold their captions.
+            if not name.startswith((".", "metadata.")) and (builder := _builder_of(name)):
+                return builder
+    return None
+
+
+def _with_image_column(dataset, source: PictureSource):
+    """`dataset` with pictures in `source.image_column`."""
+    from datasets import Image as ImageFeature
+    from datasets import Value
+
+    features, column = dataset.features, source.image_column
+    if column not in features:
+        pictures = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
+        if column != IMAGE_COLUMN or len(pictures) != 1:
+            raise ValueError(
+                f"`image_column` {column!r} is not in {source.path}; there is {', '.join(features)}"
+                + (f", of which {', '.join(pictures)} hold pictures." if pictures else ", and no column of pictures.")
+            )
+        return dataset.rename_column(pictures[0], column)
+    feature = features[column]
+    is_file = isinstance(feature, Value) and feature.dtype in ("binary", "large_binary", "string", "large_string")
+    if (
+        not isinstance(feature, ImageFeature)
+        and not is_file
+        and not (isinstance(feature, dict) and "bytes" in feature)
+    ):
+        raise ValueError(f"`image_column` {column!r} of {source.path} holds no pictures but {feature}.")
+    return dataset

@@ -1,0 +1,298 @@
+"""Every kind of source, made here from tiny files: all open the same way, undecoded, and say what is wrong."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import datasets
+import pytest
+from datasets import Dataset, DatasetDict, Features, Value
+from PIL import Image
+
+from uniwetok_hf.data.images import ImageReadError
+from uniwetok_hf.data.sources import PictureSource, cell_name, open_source, read_cell
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Whatever `datasets` prepares stays in this test's folder."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def encoded(grey: int, suffix: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (6, 4), (grey,) * 3).save(buffer, suffix)
+    return buffer.getvalue()
+
+
+def picture_rows(greys, **more) -> Dataset:
+    rows = {"image": [{"bytes": encoded(grey), "path": None} for grey in greys], "grey": list(greys)}
+    return Dataset.from_dict(rows, features=Features({"image": datasets.Image(), "grey": Value("int32")}), **more)
+
+
+def write_pictures(folder: Path, greys) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for grey in greys:
+        (folder / f"{grey:03d}.png").write_bytes(encoded(grey))
+
+
+def write_tar(path: Path, greys, suffix: str = "jpg") -> None:
+    with tarfile.open(path, "w") as archive:
+        for grey in greys:
+            for ending, content in ((suffix, encoded(grey)), ("txt", f"grey {grey}".encode())):
+                member = tarfile.TarInfo(f"{grey:03d}.{ending}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+
+
+def greys_of(source: PictureSource) -> list[int]:
+    rows = list(open_source(source))
+    cells = [row[source.image_column] for row in rows]
+    assert not any(isinstance(cell, Image.Image) for cell in cells)
+    return [read_cell(cell, "picture").getpixel((0, 0))[0] for cell in cells]
+
+
+def saved(folder):
+    picture_rows([1, 2, 3]).save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+def saved_dict(folder):
+    DatasetDict(train=picture_rows([1, 2, 3]), test=picture_rows([9])).save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+def built(folder):
+    """As `uniwetok data` builds it: pictures, and something else beside them."""
+    DatasetDict(train=picture_rows([1, 2, 3])).save_to_disk(folder / "set" / "pictures")
+    Dataset.from_dict({"source": ["a"]}).save_to_disk(folder / "set" / "edits")
+    return folder / "set"
+
+
+def pictures(folder):
+    write_pictures(folder / "photos", [1, 2, 3])
+    return folder / "photos"
+
+
+def awkward_pictures(folder):
+    """Names that `datasets` alone would take for patterns and splits."""
+    write_pictures(folder / "photos [1]", [1, 2])
+    (folder / "photos [1]" / "crash test 3.png").write_bytes(encoded(3))
+    return folder / "photos [1]"
+
+
+def described_pictures(folder):
+    """With captions in a Parquet file beside them."""
+    (folder / "photos").mkdir()
+    names = [f"photo-{grey}.png" for grey in (1, 2, 3)]  # sorted behind it
+    for grey, name in enumerate(names, start=1):
+        (folder / "photos" / name).write_bytes(encoded(grey))
+    Dataset.from_dict({"file_name": names, "text": ["a", "b", "c"]}).to_parquet(folder / "photos" / "metadata.parquet")
+    return folder / "photos"
+
+
+def classes(folder):
+    write_pictures(folder / "photos" / "cats", [1, 2])
+    write_pictures(folder / "photos" / "dogs", [3])
+    return folder / "photos"
+
+
+def split_pictures(folder):
+    write_pictures(folder / "photos" / "train" / "cats", [1, 2])
+    write_pictures(folder / "photos" / "train" / "dogs", [3])
+    write_pictures(folder / "photos" / "val", [9])
+    return folder / "photos"
+
+
+def picture_glob(folder):
+    write_pictures(folder / "photos", [1, 2, 3])
+    return folder / "photos" / "*.png"
+
+
+def parquet(folder):
+    picture_rows([1, 2, 3]).to_parquet(folder / "pictures.parquet")
+    return folder / "pictures.parquet"
+
+
+def awkward_parquet(folder):
+    picture_rows([1, 2, 3]).to_parquet(folder / "pictures [1].parquet")
+    return folder / "pictures [1].parquet"
+
+
+def parquet_folder(folder):
+    (folder / "parts").mkdir()
+    picture_rows([1, 2]).to_parquet(folder / "parts" / "train-00000-of-00002.parquet")
+    picture_rows([3]).to_parquet(folder / "parts" / "train-00001-of-00002.parquet")
+    picture_rows([9]).to_parquet(folder / "parts" / "test-00000-of-00001.parquet")
+    return folder / "parts"
+
+
+def parquet_glob(folder):
+    return parquet_folder(folder) / "train-*.parquet"
+
+
+def tar(folder):
+    write_tar(folder / "shard.tar", [1, 2, 3])
+    return folder / "shard.tar"
+
+
+def tar_folder(folder):
+    (folder / "shards").mkdir()
+    write_tar(folder / "shards" / "00000.tar", [1, 2], "png")
+    write_tar(folder / "shards" / "00001.tar", [3], "png")
+    return folder / "shards"
+
+
+def tar_glob(folder):
+    return tar_folder(folder) / "*.tar"
+
+
+KINDS = [saved, saved_dict, built, pictures, awkward_pictures, described_pictures, classes, split_pictures]
+KINDS += [picture_glob, parquet, awkward_parquet]
+KINDS += [parquet_folder, parquet_glob, tar, tar_folder, tar_glob]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("make", KINDS)
+def test_every_kind_gives_its_undecoded_pictures(make, streaming, tmp_path):
+    source = PictureSource(str(make(tmp_path)), streaming=streaming)
+    assert sorted(greys_of(source)) == [1, 2, 3]
+    assert isinstance(open_source(source), datasets.IterableDataset if streaming else Dataset)
+
+
+@pytest.mark.parametrize(("make", "split"), [(saved_dict, "test"), (split_pictures, "val"), (parquet_folder, "test")])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_another_split(make, split, streaming, tmp_path):
+    assert greys_of(PictureSource(str(make(tmp_path)), split=split, streaming=streaming)) == [9]
+
+
+def test_other_columns_stay(tmp_path):
+    assert list(open_source(PictureSource(str(saved(tmp_path))))["grey"]) == [1, 2, 3]
+    row = open_source(PictureSource(str(tar(tmp_path)), streaming=True)).take(1)
+    assert next(iter(row))["txt"] == "grey 1"
+
+
+def test_relative_paths_and_changed_files(tmp_path, monkeypatch):
+    pictures(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert greys_of(PictureSource("photos")) == [1, 2, 3]
+    write_pictures(tmp_path / "photos", [4])
+    assert greys_of(PictureSource("photos")) == [1, 2, 3, 4]  # not what was prepared before
+
+
+@pytest.mark.parametrize("kind", ["bytes", "paths", "struct"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_columns_of_bytes_and_paths(kind, streaming, tmp_path):
+    write_pictures(tmp_path / "photos", [1, 2])
+    paths = sorted(str(path) for path in (tmp_path / "photos").iterdir())
+    cells = {
+        "bytes": [encoded(1), encoded(2)],
+        "paths": paths,
+        "struct": [{"bytes": None, "path": path} for path in paths],
+    }[kind]
+    Dataset.from_dict({"jpeg": cells}).to_parquet(tmp_path / "pictures.parquet")
+    source = PictureSource(str(tmp_path / "pictures.parquet"), image_column="jpeg", streaming=streaming)
+    assert greys_of(source) == [1, 2]
+
+
+def test_the_only_picture_column_is_found_and_two_are_refused(tmp_path):
+    renamed = picture_rows([1, 2]).rename_column("image", "photo")
+    renamed.to_parquet(tmp_path / "one.parquet")
+    for streaming in (False, True):
+        assert greys_of(PictureSource(str(tmp_path / "one.parquet"), streaming=streaming)) == [1, 2]
+    both = renamed.add_column("mask", [{"bytes": encoded(0), "path": None}] * 2, feature=datasets.Image())
+    both.to_parquet(tmp_path / "two.parquet")
+    with pytest.raises(ValueError, match=r"`image_column` 'image' is not in .*of which photo, mask hold pictures"):
+        open_source(PictureSource(str(tmp_path / "two.parquet")))
+    assert greys_of(PictureSource(str(tmp_path / "two.parquet"), image_column="mask")) == [0, 0]
+
+
+def test_broken_files_open_and_fail_alone(tmp_path):
+    folder = pictures(tmp_path)
+    (folder / "002.png").write_bytes(encoded(2)[:-25])
+    (folder / "004.png").write_bytes(b"")
+    rows = list(open_source(PictureSource(str(folder))))
+    (folder / "003.png").unlink()
+    names = [str(folder / f"{grey:03d}.png") for grey in (1, 2, 3, 4)]
+    assert [cell_name(row["image"], PictureSource("x"), 0) for row in rows] == names
+    assert read_cell(rows[0]["image"], "one").size == (6, 4)
+    for index, why in ((1, "damaged or truncated"), (2, "no such file"), (3, "the file is empty")):
+        with pytest.raises(ImageReadError, match=f"^the name: {why}"):
+            read_cell(rows[index]["image"], "the name")
+
+
+@pytest.mark.parametrize("cell", [None, {"bytes": None, "path": None}])
+def test_empty_cells_are_unreadable_pictures(cell):
+    with pytest.raises(ImageReadError, match="row 3 of here .train.: there is no picture in this row"):
+        read_cell(cell, cell_name(cell, PictureSource("here"), 3))
+
+
+def test_empty_bytes_never_fall_back_to_a_file_of_that_name(tmp_path, monkeypatch):
+    (tmp_path / "000.png").write_bytes(encoded(5))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ImageReadError, match="empty"):
+        read_cell({"bytes": b"", "path": "000.png"}, "name")
+
+
+def test_names_of_pictures_inside_of_files():
+    source = PictureSource("shards.tar")
+    assert cell_name({"bytes": b"x", "path": "000.jpg"}, source, 7) == "000.jpg of shards.tar (train)"
+    assert cell_name({"bytes": b"x", "path": None}, source, 7) == "row 7 of shards.tar (train)"
+    assert cell_name(b"x", source, 7) == "row 7 of shards.tar (train)"
+    assert cell_name("a/b.jpg", source, 7) == "a/b.jpg"
+
+
+def test_urls_are_read(tmp_path):
+    write_pictures(tmp_path, [8])
+    assert read_cell(f"file://{tmp_path}/008.png", "url").getpixel((0, 0)) == (8, 8, 8)
+    with pytest.raises(ImageReadError, match="^url: no such file"):
+        read_cell(f"file://{tmp_path}/009.png", "url")
+
+
+def empty_folder(folder):
+    (folder / "empty").mkdir()
+    (folder / "empty" / "README.md").write_text("nothing")
+    return folder / "empty"
+
+
+def broken_parquet(folder):
+    (folder / "pictures.parquet").write_bytes(b"no such thing")
+    return folder / "pictures.parquet"
+
+
+def broken_tar(folder):
+    (folder / "pictures.tar").write_bytes(b"no such thing" * 100)
+    return folder / "pictures.tar"
+
+
+@pytest.mark.parametrize(
+    ("make", "fields", "message"),
+    [
+        (saved_dict, {"split": "dev"}, "`split` 'dev' is not in .*there is train, test"),
+        (saved, {"split": "test"}, "`split` 'test' .*there is train"),
+        (pictures, {"split": "test"}, "`split` 'test' .*there is train"),
+        (split_pictures, {"split": "validation"}, "`split` 'validation' .*there is train, val"),
+        (parquet, {"split": "test"}, "`split` 'test' .*there is train"),
+        (tar_folder, {"split": "test", "streaming": True}, "`split` 'test' .*there is train"),
+        (saved, {"image_column": "photo"}, "`image_column` 'photo' .*there is image, grey, of which image"),
+        (parquet, {"image_column": "grey"}, "`image_column` 'grey' .*no pictures but Value"),
+        (empty_folder, {}, "`path` .*no saved dataset, pictures, Parquet files or WebDataset tars"),
+        (broken_parquet, {}, "`path` .*can't be opened"),
+        (broken_tar, {"streaming": True}, "`path` .*can't be opened"),
+        (lambda folder: folder / "nothing", {}, "`path` .*no such file or folder"),
+        (lambda folder: folder / "nothing*.parquet", {}, "`path` .*no such file"),
+        (lambda folder: folder / "nothing.tar", {}, "`path` .*no such file"),
+        (lambda folder: folder / "nothing*", {}, "`path` .*must end in"),
+        (lambda folder: "nobody/nothing", {}, "`path` nobody/nothing: .*no such file or folder, and the Hub can't"),
+    ],
+)
+def test_what_is_wrong_is_said(make, fields, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        open_source(PictureSource(str(make(tmp_path)), **fields))
+
+
+def test_a_split_folder_of_pictures_hides_all_others(tmp_path):
+    write_pictures(tmp_path / "photos" / "test", [9])
+    write_pictures(tmp_path / "photos" / "cats", [1])
+    with pytest.raises(ValueError, match="`split` 'train' .*there is test"):
+        open_source(PictureSource(str(tmp_path / "photos")))
