@@ -1,0 +1,202 @@
+"""`uniwetok encode-dataset`: any dataset with pictures to one with codes, from which the language model is trained."""
+
+import argparse
+import json
+import os
+import re
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from .checkpoints import find_checkpoint, load_vision_model
+from .common import (
+    CommandError,
+    add_command,
+    add_model_options,
+    add_seed_option,
+    finite_float,
+    positive_int,
+    resolve_device,
+    user_errors,
+    warn,
+)
+from .making import DTYPES
+from .pictures import ANY_CHECKPOINT
+
+
+def add_commands(commands) -> None:
+    """Adds the sub-command."""
+    parser = add_command(
+        commands,
+        "encode-dataset",
+        run_encode_dataset,
+        "Encode the pictures of a dataset, to train a language model from codes.\n"
+        "All other columns stay as they are. If it is interrupted, the same command goes on; needs the extra `train`.",
+        [
+            "data/emoji data/emoji-codes --size 128",
+            "edits.parquet edit-codes --columns source target --size 256 --variants 4",
+            '"shards/*.parquet" codes --size 512 384x640 640x384 --num-processes 4',
+            '"shards/*.tar" codes --streaming --longest-edge 512 --device cuda --dtype bfloat16 --batch-size 64',
+        ],
+    )
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="folder of `save_to_disk`, folder of pictures, Parquet or WebDataset files, or Hub id of a dataset",
+    )
+    parser.add_argument("out", metavar="OUT", help="folder to be made")
+    _add_source_options(parser)
+    _add_picture_options(parser)
+    add_model_options(parser, ANY_CHECKPOINT)
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the model (default: float32)")
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=16, metavar="N", help="pictures encoded at once (default: 16)"
+    )
+    parser.add_argument(
+        "--num-processes",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="processes on this machine (default: 1); with --device cuda they take the GPUs in turn. Several "
+        "machines: start it on each with RANK and WORLD_SIZE set, as torchrun does, and OUT in a shared folder",
+    )
+
+
+def _add_source_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--split", default="train", help="which part of the dataset (default: train)")
+    parser.add_argument("--name", help="configuration of a dataset on the Hub")
+    parser.add_argument("--streaming", action="store_true", help="read the dataset as it comes, without a copy of it")
+    parser.add_argument(
+        "--columns", nargs="+", metavar="COLUMN", help="columns of pictures (default: all; others are left out)"
+    )
+    parser.add_argument(
+        "--rows-per-part", type=positive_int, default=1000, metavar="N", help="rows in a file of OUT (default: 1000)"
+    )
+
+
+def _add_picture_options(parser: argparse.ArgumentParser) -> None:
+    sizes = parser.add_mutually_exclusive_group(required=True)
+    sizes.add_argument(
+        "--size",
+        nargs="+",
+        type=_size,
+        metavar="N|HxW",
+        help="height and width in pixels. A picture is scaled to cover the size and its centre is cut out; of several "
+        "sizes it takes the one nearest to its proportions",
+    )
+    sizes.add_argument(
+        "--longest-edge",
+        type=positive_int,
+        metavar="N",
+        help="keep the proportions; scale larger pictures down to at most N pixels a side",
+    )
+    parser.add_argument(
+        "--fit", choices=("crop", "resize"), default="crop", help="cut off what is too much (default), or resize"
+    )
+    parser.add_argument(
+        "--patch-size",
+        type=positive_int,
+        metavar="P",
+        help="make sides multiples of P tokens, for language models that draw P x P tokens at once (default: that of "
+        "the pipeline in --model, or 1)",
+    )
+    parser.add_argument(
+        "--variants",
+        type=positive_int,
+        default=1,
+        metavar="K",
+        help="encode each picture K times: as it is, and K - 1 random crops, alike in all columns (default: 1)",
+    )
+    parser.add_argument(
+        "--crop-scale", type=finite_float, default=0.8, metavar="S", help="smallest side of a crop (default: 0.8)"
+    )
+    parser.add_argument(
+        "--flip", action="store_true", help="mirror half of the crops; not where left and right, or letters, matter"
+    )
+    add_seed_option(parser, "seed of the crops")
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Argparse type: `256` or `384x640`, as (height, width)."""
+    found = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if not found or 0 in (size := (int(found[1]), int(found[2] or found[1]))):
+        raise argparse.ArgumentTypeError(f"must be N or HEIGHTxWIDTH in pixels, got {text!r}")
+    return size
+
+
+def run_encode_dataset(args: argparse.Namespace) -> None:
+    """`uniwetok encode-dataset`."""
+    if find_spec("datasets") is None:
+        raise CommandError('encode-dataset needs datasets: pip install "uniwetok-hf[train]"')
+    import torch
+
+    from uniwetok_hf.data.encoded_parts import EncodingSettings
+    from uniwetok_hf.data.encoding import encode_dataset
+
+    resolve_device(args.device)
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    model = load_vision_model(args.model, "cpu").to(getattr(torch, args.dtype))
+    with user_errors(ValueError, OSError):
+        settings = EncodingSettings(
+            sizes=tuple(args.size or ()),
+            longest_edge=args.longest_edge,
+            patch_size=args.patch_size or _patch_size(args.model),
+            fit=args.fit,
+            columns=args.columns and tuple(args.columns),
+            num_variants=args.variants,
+            crop_scale=args.crop_scale,
+            flip=args.flip,
+            seed=args.seed,
+            rows_per_part=args.rows_per_part,
+            batch_size=args.batch_size,
+            source=" ".join(filter(None, (args.source, args.name, args.split))),
+        )
+        settings.check_stride(model.config.stride)
+        dataset = _open(args)
+        encoding = encode_dataset(
+            dataset, args.out, model, settings, args.device, args.num_processes, rank, world_size
+        )
+    if encoding is None:
+        print(f"{args.out}: the parts of machine {rank} are done; the last of {world_size} machines finishes")
+        return
+    if encoding.num_skipped:
+        warn(f"{encoding.num_skipped} rows are left out, see {Path(args.out) / 'skipped.jsonl'}")
+    for line in describe_encoding(encoding):
+        print(line)
+    print(args.out)
+
+
+def _open(args: argparse.Namespace):
+    """The dataset with all of its columns. (`open_source` looks for one column of pictures; edits have two.)"""
+    import datasets
+
+    from uniwetok_hf.data.sources import PictureSource, _load_splits
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    splits = _load_splits(PictureSource(args.source, args.split, args.name, streaming=args.streaming))
+    if args.split not in splits:
+        raise ValueError(f"--split {args.split} is not in {args.source}; there is {', '.join(splits)}")
+    return splits[args.split]
+
+
+def _patch_size(name: str | None) -> int:
+    """What the language model of a pipeline needs; 1 for an image tokenizer alone."""
+    folder = find_checkpoint(name, ("pipeline", "vision", "mllm")).model_folder
+    return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("patch_size", 1)
+
+
+def describe_encoding(encoding) -> list[str]:
+    """Lines of figures."""
+    number = encoding.bytes["pictures"]
+    variants = f", {encoding.num_variants} variants of each" if encoding.num_variants > 1 else ""
+    lines = [f"{encoding.num_rows} rows with {number} pictures{variants}"]
+    codes, source, jpeg = (encoding.bytes[name] for name in ("codes", "source", "jpeg"))
+    if codes:
+        lines.append(f"codes: {codes:.0f} bytes a picture; stored before: {source:.0f} ({source / codes:.1f} times)")
+    if codes and jpeg:
+        count = encoding.bytes["jpeg_pictures"]
+        lines[-1] += f"; as JPEG of quality 90: {jpeg:.0f} ({jpeg / codes:.1f} times, measured on {count})"
+    if encoding.pictures_per_second:
+        lines.append(f"{encoding.pictures_per_second:.1f} pictures a second")
+    return lines

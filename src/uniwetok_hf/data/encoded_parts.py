@@ -1,0 +1,273 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""One part of an encoded dataset: rows with pictures in, a Parquet file with their codes out.
+
+What a part holds is a function of its rows and the settings alone, and its counts lie in the file itself, so parts
+can be made in any order and by any process, and a folder of them can be finished by whoever comes last.
+"""
+
+import dataclasses
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..modeling.codes_uniwetok import pack_codes
+from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
+from ..training.samples import AUGMENTATION, sample_generator
+from .sources import read_cell
+
+
+FITS = ("crop", "resize")
+MOST_WAITING = 256  # pictures that wait for others of their size; more would take too much memory
+JPEG_STEP = 32  # every so many rows, the pictures are compressed as JPEG for comparison
+JPEG_QUALITY = 90
+SUMMARY_KEY = b"uniwetok"
+
+
+@dataclass(frozen=True)
+class EncodingSettings:
+    """How a dataset is encoded. Either `sizes` or `longest_edge` is given.
+
+    sizes: (height, width) in pixels. A picture goes to the one that is nearest to its proportions, is scaled to cover
+        it, and its centre is cut out. One size: all pictures get it.
+    longest_edge: instead, a picture keeps its proportions. It is scaled down, never up, to at most so many pixels.
+    patch_size: side in tokens of the squares that the language model draws at once; sides of all pictures are
+        multiples of `patch_size` tokens.
+    fit: what is done about the rest: "crop" cuts it off, "resize" changes the proportions.
+    columns: columns of pictures; None for all of them.
+    num_variants: encodings of each picture: itself, and random crops of it.
+    crop_scale: smallest side of a random crop, as a share of the picture's.
+    flip: whether half of the random crops are mirrored. Off by default: captions and edits speak of left and right,
+        and letters can't be mirrored.
+    seed: of the random crops.
+    rows_per_part: rows of the source in one Parquet file.
+    batch_size: pictures that are encoded at once.
+    source: name of the dataset, so that another one is not mixed in when an encoding goes on.
+    """
+
+    sizes: tuple[tuple[int, int], ...] = ()
+    longest_edge: int | None = None
+    patch_size: int = 1
+    fit: str = "crop"
+    columns: tuple[str, ...] | None = None
+    num_variants: int = 1
+    crop_scale: float = 0.8
+    flip: bool = False
+    seed: int = 0
+    rows_per_part: int = 1000
+    batch_size: int = 16
+    source: str = ""
+
+    def __post_init__(self):
+        if bool(self.sizes) == (self.longest_edge is not None):
+            raise ValueError("`sizes` or `longest_edge` must be given, and not both.")
+        for name in ("patch_size", "num_variants", "rows_per_part", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
+        if self.fit not in FITS:
+            raise ValueError(f"`fit` must be one of {', '.join(FITS)}, got {self.fit!r}.")
+        if not 0 < self.crop_scale <= 1:
+            raise ValueError(f"`crop_scale` must be above 0 and at most 1, got {self.crop_scale}.")
+        if self.num_variants > 1 and self.crop_scale == 1 and not self.flip:
+            raise ValueError("`num_variants`: with a `crop_scale` of 1 and no `flip` all variants would be the same.")
+
+    def check_stride(self, stride: int) -> None:
+        """Raises a ValueError unless all sizes are multiples of a patch of tokens of `stride` pixels."""
+        step = stride * self.patch_size
+        sides = [side for size in self.sizes for side in size] or [self.longest_edge]
+        for side in sides:
+            if side < 1 or side % step:
+                below = max(1, side // step) * step
+                name = "sizes" if self.sizes else "longest_edge"
+                raise ValueError(
+                    f"`{name}`: sides must be multiples of {step} pixels ({stride} a token, patches of "
+                    f"{self.patch_size} x {self.patch_size} tokens) such as {below} and {below + step}, got {side}."
+                )
+        proportions = [width / height for height, width in self.sizes]
+        if len(set(proportions)) < len(proportions):
+            raise ValueError("`sizes`: two of them have the same proportions, so one would never be chosen.")
+
+
+@dataclass
+class PartSummary:
+    """Counts of one part: `num_rows` read from the source, from row `first_row` on; `skipped` of them, each a row, a
+    column and an error; `pictures` of the source encoded; and bytes of the pictures as they were stored, of one
+    variant of codes, of all their JPEGs, and how many those were."""
+
+    first_row: int
+    num_rows: int
+    skipped: list[dict] = dataclasses.field(default_factory=list)
+    pictures: int = 0
+    source_bytes: int = 0
+    codes_bytes: int = 0
+    jpeg_bytes: int = 0
+    jpeg_pictures: int = 0
+
+
+def read_summary(path: str | os.PathLike) -> PartSummary | None:
+    """The counts of a part, or None when the file is not there or not whole. (The footer, where they lie, is the last
+    that is written: it can't be read from a file that was cut off.)"""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return PartSummary(**json.loads(pyarrow.parquet.read_metadata(path).metadata[SUMMARY_KEY]))
+    except (OSError, pyarrow.ArrowInvalid, KeyError, TypeError, ValueError):
+        return None
+
+
+def stored_size(cell: dict | bytes | str) -> int:
+    """Bytes of a picture as `datasets` stores it undecoded: `{"bytes", "path"}`, bytes, or a path or URL."""
+    content = cell if not isinstance(cell, dict) else cell["path"] if cell["bytes"] is None else cell["bytes"]
+    if isinstance(content, bytes):
+        return len(content)
+    import fsspec
+
+    filesystem, path = fsspec.core.url_to_fs(content)
+    return filesystem.size(path)
+
+
+class PartEncoder:
+    """Makes parts with the columns `features`, whose pictures are `settings.columns`. `on_pictures`, where it is set,
+    is called with the number of encodings after each batch."""
+
+    on_pictures: Callable[[int], object] | None = None
+
+    def __init__(self, model, settings: EncodingSettings, features):
+        self.model, self.settings, self.features = model, settings, features
+        self.stride = model.config.stride * settings.patch_size
+        self.image_processor = UniWeTokImageProcessor(stride=self.stride, fit=settings.fit)
+        self.waiting: dict[tuple[int, ...], list[tuple[np.ndarray, list, int]]] = {}
+
+    def write_part(self, table, first_row: int, path: Path) -> None:
+        """Encodes the rows of the Arrow `table`, which start with row `first_row` of the source, and writes `path`."""
+        import pyarrow
+
+        summary = PartSummary(first_row, table.num_rows)
+        kept, cells = [], {column: [] for column in self.settings.columns}
+        for index in range(table.num_rows):
+            pictures = {column: table.column(column)[index].as_py() for column in self.settings.columns}
+            if self._add_row(first_row + index, pictures, cells, summary):
+                kept.append(index)
+        while self.waiting:
+            self._encode_waiting(next(iter(self.waiting)))
+
+        rest = table.drop_columns(list(self.settings.columns)).take(pyarrow.array(kept, pyarrow.int64()))
+        schema = self.features.arrow_schema
+        columns = [
+            pyarrow.array(cells[field.name], field.type) if field.name in cells else rest.column(field.name)
+            for field in schema
+        ]
+        metadata = schema.metadata | {SUMMARY_KEY: json.dumps(dataclasses.asdict(summary)).encode()}
+        _write_parquet(pyarrow.table(columns, names=schema.names).cast(schema).replace_schema_metadata(metadata), path)
+
+    def _add_row(self, row: int, pictures: dict, cells: dict[str, list], summary: PartSummary) -> bool:
+        """Prepares all pictures of one row and queues them. Nothing of a row with a bad picture is kept."""
+        prepared = {}
+        for column, cell in pictures.items():
+            try:
+                many = cell if isinstance(cell, list) else [cell]
+                prepared[column] = [self._prepare(row, single) for single in many]
+            except ValueError as error:
+                summary.skipped.append({"row": row, "column": column, "error": " ".join(str(error).split())})
+                return False
+        for column, many in prepared.items():
+            queued = [self._queue(variants) for variants, _ in many]
+            cells[column].append(queued if isinstance(pictures[column], list) else queued[0])
+            for variants, source_bytes in many:
+                summary.pictures += 1
+                summary.source_bytes += source_bytes
+                height, width = (side // self.model.config.stride for side in variants[0].shape[1:])
+                summary.codes_bytes += height * width * self.model.config.num_bits // 8
+                if row % JPEG_STEP == 0:
+                    summary.jpeg_bytes += _jpeg_bytes(variants[0])
+                    summary.jpeg_pictures += 1
+        return True
+
+    def _prepare(self, row: int, cell: dict | bytes | str | None) -> tuple[list[np.ndarray], int]:
+        """All variants of one picture, uint8 [3, H, W], and the bytes that it took."""
+        path = cell if isinstance(cell, str) else cell.get("path") if isinstance(cell, dict) else None
+        picture = read_cell(cell, path or f"row {row}")
+        # One generator a row: all of its pictures are cropped and mirrored alike.
+        generator = sample_generator(self.settings.seed, row, AUGMENTATION)
+        pictures = [picture]
+        for _ in range(self.settings.num_variants - 1):
+            draws = torch.rand(4, generator=generator).tolist()
+            pictures.append(random_crop(picture, self.settings.crop_scale, self.settings.flip, draws))
+        return [self._fit(picture) for picture in pictures], stored_size(cell)
+
+    def _fit(self, picture: Image.Image) -> np.ndarray:
+        size = {"longest_edge": self.settings.longest_edge}
+        if self.settings.sizes:
+            size = dict(zip(("height", "width"), nearest_size(picture, self.settings.sizes), strict=True))
+        pixels = np.moveaxis(np.asarray(picture), -1, 0)  # [3, H, W]
+        processor = self.image_processor
+        return processor.fit_image(pixels, self.stride, self.settings.fit, size, processor.resample)[0]
+
+    def _queue(self, variants: Sequence[np.ndarray]) -> list[dict | None]:
+        """The cell of one picture, which is filled when its batch is encoded."""
+        cell: list[dict | None] = [None] * len(variants)
+        for index, pixels in enumerate(variants):
+            group = self.waiting.setdefault(pixels.shape, [])
+            group.append((pixels, cell, index))
+            if len(group) == self.settings.batch_size:
+                self._encode_waiting(pixels.shape)
+        if sum(map(len, self.waiting.values())) > MOST_WAITING:
+            self._encode_waiting(max(self.waiting, key=lambda shape: len(self.waiting[shape])))
+        return cell
+
+    @torch.no_grad()
+    def _encode_waiting(self, shape: tuple[int, ...]) -> None:
+        """Encodes the pictures of one size that wait."""
+        group = self.waiting.pop(shape)
+        pixels = self.image_processor([pixels for pixels, _, _ in group], input_data_format="channels_first")
+        encoded = self.model.encode(pixels["pixel_values"].to(self.model.device, self.model.dtype))
+        if not encoded.latents.isfinite().all():
+            raise ValueError(f"`model`: its latents are not finite in {self.model.dtype}; try another dtype.")
+        packed = pack_codes(encoded.codes).cpu().numpy()  # [B, h, w, bytes]
+        for (_, cell, index), codes in zip(group, packed, strict=True):
+            cell[index] = {"codes": codes.tobytes(), "height": codes.shape[0], "width": codes.shape[1]}
+        if self.on_pictures:
+            self.on_pictures(len(group))
+
+
+def nearest_size(picture: Image.Image, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The (height, width) of `sizes` that is nearest to the proportions of `picture`."""
+    proportion = picture.width / picture.height
+    return min(sizes, key=lambda size: abs(math.log(size[1] / size[0] / proportion)))
+
+
+def random_crop(picture: Image.Image, smallest: float, flip: bool, draws: Sequence[float]) -> Image.Image:
+    """A crop of the picture's own proportions, with sides of `smallest` to 1 of its own, and mirrored in half of the
+    cases with `flip`. `draws` are four numbers in [0, 1): scale, left, top, coin."""
+    scale = smallest + (1 - smallest) * draws[0]
+    width, height = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    left, top = int(draws[1] * (picture.width - width + 1)), int(draws[2] * (picture.height - height + 1))
+    cut = picture.crop((left, top, left + width, top + height))
+    return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip and draws[3] < 0.5 else cut
+
+
+def _jpeg_bytes(pixels: np.ndarray) -> int:
+    stream = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1))).save(stream, "JPEG", quality=JPEG_QUALITY)
+    return stream.tell()
+
+
+def _write_parquet(table, path: Path) -> None:
+    """Under a temporary name first, renamed when it is on the disk: a part that is there is whole."""
+    import pyarrow.parquet
+
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        # No dictionaries: codes hardly ever repeat, and zstd finds what repeats in the other columns.
+        pyarrow.parquet.write_table(table, file, compression="zstd", use_dictionary=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

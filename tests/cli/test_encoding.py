@@ -1,0 +1,167 @@
+import io
+import json
+
+import datasets
+import numpy as np
+import pytest
+from datasets import Dataset, Features, Value
+from PIL import Image
+from tiny_models import build_tiny_pipeline
+
+from uniwetok_hf.data.encoded import open_encoded, read_encoding
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def png(seed):
+    stream = io.BytesIO()
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((100, 70)).save(stream, "PNG")
+    return {"bytes": stream.getvalue(), "path": f"{seed}.png"}
+
+
+def save_parquet(name, **columns):
+    kinds = {"image": datasets.Image(), "source": datasets.Image(), "target": datasets.Image()}
+    features = Features({column: kinds.get(column, Value("string")) for column in columns})
+    Dataset.from_dict(columns, features=features).to_parquet(name)
+    return name
+
+
+@pytest.fixture
+def captions(workplace):
+    return save_parquet("captions.parquet", image=[png(0), png(1), png(2)], text=["a", "b", "c"])
+
+
+def grid(cell):
+    return [(variant["height"], variant["width"]) for variant in cell]
+
+
+def test_a_parquet_file(captions, vision_folder, succeeds):
+    lines = succeeds("encode-dataset", captions, "codes", "--size", 64, "--model", vision_folder)
+    assert lines[0] == "3 rows with 3 pictures"
+    assert lines[1].startswith("codes: 8 bytes a picture; stored before: ")
+    assert "as JPEG of quality 90: " in lines[1]
+    assert lines[1].endswith("measured on 1)")
+    assert lines[2].endswith(" pictures a second")
+    assert lines[3:] == ["codes"]
+    dataset = open_encoded("codes")
+    assert dataset["text"][:] == ["a", "b", "c"]
+    assert grid(dataset[0]["image"]) == [(2, 2)]
+    assert read_encoding("codes").model == "tiny-vision"
+    assert read_encoding("codes").settings["source"] == "captions.parquet train"
+
+
+def test_it_may_be_run_again(captions, vision_folder, succeeds):
+    command = ("encode-dataset", captions, "codes", "--size", 64, "--model", vision_folder)
+    assert succeeds(*command) == succeeds(*command)
+
+
+def test_edits_have_two_columns_of_pictures(vision_folder, succeeds):
+    edits = save_parquet("edits.parquet", source=[png(0)], instruction=["none"], target=[png(0)])
+    options = ("--longest-edge", 64, "--variants", 3, "--crop-scale", 0.9, "--flip", "--seed", 5, "--fit", "resize")
+    lines = succeeds("encode-dataset", edits, "codes", *options, "--model", vision_folder)
+    assert lines[0] == "1 rows with 2 pictures, 3 variants of each"
+    (row,) = open_encoded("codes")
+    assert row["source"] == row["target"]
+    assert grid(row["source"]) == [(1, 2)] * 3
+    settings = read_encoding("codes").settings
+    assert (settings["seed"], settings["flip"], settings["crop_scale"], settings["fit"]) == (5, True, 0.9, "resize")
+
+
+def test_columns_are_chosen(vision_folder, succeeds):
+    edits = save_parquet("edits.parquet", source=[png(0)], instruction=["none"], target=[png(1)])
+    succeeds("encode-dataset", edits, "codes", "--columns", "target", "--size", "32x64", "--model", vision_folder)
+    assert open_encoded("codes").column_names == ["instruction", "target"]
+
+
+def test_other_kinds_of_sources(make_picture, vision_folder, succeeds, fixtures):
+    make_picture("wide.png", 100, 40)
+    make_picture("tall.png", 40, 100)
+    lines = succeeds("encode-dataset", ".", "wide-tall", "--size", "32x64", "64x32", "--model", vision_folder)
+    assert lines[0] == "2 rows with 2 pictures"
+    assert sorted(grid(row["image"]) for row in open_encoded("wide-tall")) == [[(1, 2)], [(2, 1)]]
+    emoji = fixtures / "emoji"
+    for name, options in (("emoji", ()), ("stream", ("--streaming",))):
+        options = ("--split", "validation", "--size", 32, "--rows-per-part", 4, *options)
+        succeeds("encode-dataset", emoji, name, *options, "--model", vision_folder)
+    assert open_encoded("emoji").to_list() == open_encoded("stream").to_list()
+
+
+def test_rows_left_out_are_told(vision_folder, uniwetok, workplace):
+    broken = save_parquet("broken.parquet", image=[png(0), {"bytes": b"none", "path": "b.png"}], text=["a", "b"])
+    result = uniwetok("encode-dataset", broken, "codes", "--size", 32, "--model", vision_folder)
+    assert result.code == 0
+    assert result.err == ["uniwetok: warning: 1 rows are left out, see codes/skipped.jsonl"]
+    assert json.loads((workplace / "codes" / "skipped.jsonl").read_text())["row"] == 1
+
+
+def test_machines_of_a_cluster(captions, vision_folder, succeeds, monkeypatch):
+    command = ("encode-dataset", captions, "codes", "--size", 32, "--rows-per-part", 2, "--model", vision_folder)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert succeeds(*command) == ["codes: the parts of machine 1 are done; the last of 2 machines finishes"]
+    monkeypatch.setenv("RANK", "0")
+    assert succeeds(*command)[0] == "3 rows with 3 pictures"
+
+
+def test_patches_of_the_pipeline(captions, tmp_path, succeeds, fails):
+    build_tiny_pipeline(patch_size=2).save_pretrained(tmp_path / "pipeline")
+    command = ("encode-dataset", captions, "codes", "--model", tmp_path / "pipeline")
+    assert "multiples of 64 pixels" in fails(*command, "--size", 96)
+    succeeds(*command, "--size", 96, "--patch-size", 1)
+
+
+def test_precision(captions, vision_folder, succeeds):
+    succeeds("encode-dataset", captions, "codes", "--size", 32, "--dtype", "bfloat16", "--model", vision_folder)
+    assert read_encoding("codes").settings["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--size", 40), "`sizes`: sides must be multiples of 32 pixels"),
+        (("--longest-edge", 16), "`longest_edge`: sides must be multiples of 32"),
+        (("--size", 32, "--columns", "pixels"), "`columns`: there is no column pixels; the columns are image, text"),
+        (("--size", 32, "--split", "test"), "split"),
+        (("--size", 32, "--variants", 2, "--crop-scale", 0), "`crop_scale` must be above 0"),
+        (("--size", 32, "--device", "cuda:7"), "--device cuda:7 is not there"),
+    ],
+)
+def test_bad_options(captions, vision_folder, fails, workplace, options, message):
+    assert message in fails("encode-dataset", captions, "codes", *options, "--model", vision_folder)
+    assert not (workplace / "codes").exists()
+
+
+def test_bad_sources(vision_folder, fails):
+    assert "nowhere.parquet" in fails(
+        "encode-dataset", "nowhere.parquet", "codes", "--size", 32, "--model", vision_folder
+    )
+
+
+def test_other_options_are_refused(captions, vision_folder, succeeds, fails):
+    command = ("encode-dataset", captions, "codes", "--model", vision_folder)
+    succeeds(*command, "--size", 32)
+    assert "`sizes`: codes was begun with [[32, 32]]" in fails(*command, "--size", 64)
+
+
+@pytest.mark.parametrize("size", ["0", "64x", "x64", "64x64x64", "-64", "0x64"])
+def test_sizes_that_can_not_be_read(uniwetok, captions, capsys, size):
+    with pytest.raises(SystemExit) as exit:
+        uniwetok("encode-dataset", captions, "codes", "--size", size)
+    assert exit.value.code == 2
+
+
+def test_a_size_or_a_longest_edge_is_needed(uniwetok, captions, capsys):
+    for sizes in ((), ("--size", 32, "--longest-edge", 32)):
+        with pytest.raises(SystemExit) as exit:
+            uniwetok("encode-dataset", captions, "codes", *sizes)
+        assert exit.value.code == 2
+
+
+def test_help_shows_examples(uniwetok, capsys):
+    with pytest.raises(SystemExit):
+        uniwetok("encode-dataset", "--help")
+    assert "uniwetok encode-dataset data/emoji data/emoji-codes --size 128" in capsys.readouterr().out

@@ -1,0 +1,77 @@
+"""Encoded datasets and settings with which the language model's training runs for real in seconds."""
+
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, load_from_disk
+from PIL import Image
+from tiny_training import VISION
+
+from uniwetok_hf import UniWeTokConfig, UniWeTokModel
+from uniwetok_hf.data.encoded_parts import EncodingSettings
+from uniwetok_hf.data.encoding import encode_dataset
+from uniwetok_hf.training.run import seeded_weights
+
+
+# Pictures of 32 pixels are 4 x 4 tokens of 16 bits.
+LANGUAGE = {
+    "max_train_steps": 4,
+    "batch_size": 4,
+    "learning_rate": 1e-3,
+    "lr_warmup_steps": 1,
+    "ema_decay": 0.9,
+    "logging_steps": 1,
+    "validation_steps": 2,
+    "checkpointing_steps": 2,
+    "validation_samples": 3,
+    "vocab_size": 300,
+    "num_size_tokens": 8,
+    "resolution": 32,
+    "input_size": {"height": 32, "width": 32},
+    "num_inference_steps": 2,
+    "guidance_scale": 2.0,
+    "text_model": {
+        "model_type": "qwen3",
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "intermediate_size": 32,
+        "tie_word_embeddings": True,
+    },
+    "head": {"hidden_size": 32, "num_hidden_layers": 2, "num_modulation_layers": 1, "head_dim": 16},
+    "mllm": {"patch_size": 2, "text_loss_weight": 0.2},
+}
+
+
+def build_vision(seed: int = 0) -> UniWeTokModel:
+    """A new image tokenizer: stride 8, 16 bits."""
+    with seeded_weights(seed):
+        return UniWeTokModel(UniWeTokConfig(**VISION["model"])).eval()
+
+
+def pictures(count: int, seed: int = 0, size: tuple[int, int] = (32, 32)) -> list[Image.Image]:
+    """Pictures of noise, (height, width) in pixels."""
+    generator = np.random.default_rng(seed)
+    return [Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def encode(rows: Dataset | dict, folder: Path, vision: UniWeTokModel, **settings) -> str:
+    """Encodes rows (columns, when a dict) into `folder`."""
+    rows = rows if isinstance(rows, Dataset) else Dataset.from_dict(rows)
+    settings = {"sizes": ((32, 32),), **settings}
+    encode_dataset(rows, folder, vision, EncodingSettings(**settings))
+    return str(folder)
+
+
+def encode_emoji(emoji: Path, folder: Path, vision: UniWeTokModel) -> dict:
+    """`data` and `validation_data` of a training on the emoji set, encoded into `folder`."""
+    fields = {}
+    for name, split in (("data", "train"), ("validation_data", "test")):
+        path = encode(load_from_disk(str(emoji / "pictures"))[split], folder / split, vision)
+        fields[name] = [{"path": path, "task": "emoji_drawing"}, {"path": path, "task": "emoji_describing"}]
+        if split == "train":
+            edits = str(emoji / "edits" / split)
+            fields[name].append({"path": path, "task": "emoji_editing", "edits": edits, "weight": 2.0})
+    return fields
