@@ -1,30 +1,8 @@
 import numpy as np
-import pytest
 import torch
-from datasets import load_from_disk
 from PIL import Image
 
-from uniwetok_hf.evaluation.drawing import nearest_is_own, nearest_picture_accuracy, thumbnail, wilson_interval
-
-
-class Painter:
-    """Stands where a pipeline does and "draws" pictures that the test chose, so that the score is known."""
-
-    def __init__(self, pictures):
-        self.pictures = pictures
-
-    def __call__(self, prompts, generator, **call):
-        assert len(generator) == len(prompts)
-        return type("Output", (), {"images": [self.pictures[prompt] for prompt in prompts]})
-
-
-@pytest.fixture(scope="module")
-def rows(fixtures):
-    return load_from_disk(str(fixtures / "emoji" / "pictures"))["train"]
-
-
-def prompt(row):
-    return f"a {row['style']} emoji of {row['label']}"
+from uniwetok_hf.evaluation.drawing import draw_all, nearest_is_own, thumbnail
 
 
 def test_thumbnail_averages():
@@ -42,29 +20,32 @@ def test_nearest_is_own():
     assert not nearest_is_own(own + 5, own, [near])  # a tie is no success
 
 
-def test_wilson_interval():
-    low, high = wilson_interval(50, 200)
-    assert low == pytest.approx(0.1951, abs=1e-4) and high == pytest.approx(0.3143, abs=1e-4)
-    assert wilson_interval(0, 10)[0] == pytest.approx(0, abs=1e-9)
+class Recorder:
+    """Stands where a pipeline does, and notes what it is asked for."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, prompt, generator, **call):
+        numbers = [torch.rand(1, generator=g).item() for g in generator]
+        self.calls.append((prompt, numbers, call))
+        return type("Output", (), {"images": [Image.new("RGB", (1, 1), (len(text), 0, 0)) for text in prompt]})
 
 
-def test_perfect_and_wrong_drawings(rows):
-    right = {prompt(row): row["image"] for row in rows}
-    scores = nearest_picture_accuracy(Painter(right), rows, count=10, num_others=3)
-    assert scores["accuracy"] == 1 and scores["count"] == 10 and scores["times_chance"] == 4
-    blank = {prompt(row): Image.new("RGB", (64, 64), "black") for row in rows}
-    assert nearest_picture_accuracy(Painter(blank), rows, count=10, num_others=3)["accuracy"] < 1
+def test_each_drawing_has_its_own_seed_whatever_the_batch():
+    prompts = ["a", "bb", "ccc"]
+    together, apart = Recorder(), Recorder()
+    drawn = draw_all(together, prompts, seed=5, batch_size=2, guidance_scale=3)
+    assert [image.getpixel((0, 0))[0] for image in drawn] == [1, 2, 3]
+    assert [call[0] for call in together.calls] == [["a", "bb"], ["ccc"]]
+    assert together.calls[0][2] == {"guidance_scale": 3}
+    draw_all(apart, prompts, seed=5, batch_size=1)
+    numbers = [number for call in together.calls for number in call[1]]
+    assert numbers == [number for call in apart.calls for number in call[1]]
+    assert numbers[1] == torch.rand(1, generator=torch.Generator().manual_seed(6)).item()
 
 
-def test_choices_follow_the_seed(rows):
-    drawn = []
-
-    class Recorder(Painter):
-        def __call__(self, prompts, generator, **call):
-            drawn.append((prompts, [torch.rand(1, generator=g).item() for g in generator]))
-            return super().__call__(prompts, generator)
-
-    painter = Recorder({prompt(row): row["image"] for row in rows})
-    for seed in (0, 0, 1):
-        nearest_picture_accuracy(painter, rows, count=5, num_others=3, seed=seed)
-    assert drawn[0] == drawn[1] != drawn[2]
+def test_pictures_to_change_go_with_their_words():
+    recorder, sources = Recorder(), [Image.new("RGB", (1, 1), (value, 0, 0)) for value in (7, 8, 9)]
+    draw_all(recorder, ["a", "b", "c"], sources, batch_size=2)
+    assert [image.getpixel((0, 0))[0] for call in recorder.calls for image in call[2]["image"]] == [7, 8, 9]

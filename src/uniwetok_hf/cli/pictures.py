@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -29,19 +28,6 @@ ANY_CHECKPOINT = "pipeline folder, image tokenizer folder"
 # Memory of a decoding, as measured: values that live at once per pixel, for each channel of the first two levels.
 VALUES_PER_PIXEL = (2.25, 4.25)
 MUCH_MEMORY = 2e9
-
-
-@dataclass
-class Reconstruction:
-    """`original` and `result` have the size of the original. `seen` and `drawn` are the same two at the model's size,
-    without padding: equal to the first two unless the picture was scaled."""
-
-    original: Image.Image
-    result: Image.Image
-    seen: Image.Image
-    drawn: Image.Image
-    num_tokens: int
-    num_bytes: int
 
 
 def add_commands(commands) -> None:
@@ -184,22 +170,19 @@ def make_image_processor(config, args: argparse.Namespace):
     return UniWeTokImageProcessor(stride=config.stride, fit=args.fit, size=size)
 
 
-def reconstruct(model, image_processor, picture: Image.Image, seed: int, name: str) -> Reconstruction:
-    """Encodes and decodes one picture; `name` is what errors call it."""
+def reconstruct(model, image_processor, picture: Image.Image, seed: int, name: str):
+    """Encodes and decodes one picture into a `Reconstruction`; `name` is what errors call it."""
+    from uniwetok_hf.evaluation.reconstruction import reconstruct_prepared
+
     inputs = _prepare(image_processor, picture, name)
-    codes = _encode(model, inputs, name)
-    sample = _decode(model, codes, seed, name)
-    sizes = inputs["original_sizes"], inputs["content_sizes"]
-    (result,) = image_processor.postprocess(sample, *sizes)
-    (drawn,) = image_processor.postprocess(sample, None, inputs["content_sizes"])
-    (seen,) = image_processor.postprocess(inputs["pixel_values"], None, inputs["content_sizes"])
-    original = seen if image_processor.fit == "crop" else picture  # a crop is not undone
-    num_tokens = codes.shape[1] * codes.shape[2]
-    return Reconstruction(original, result, seen, drawn, num_tokens, num_tokens * codes.shape[0] // 8)
+    warn_when_large(model, inputs["pixel_values"].shape, name)
+    with _memory_errors(name), user_errors(prefix=f"{name}: "):
+        (result,) = reconstruct_prepared(model, image_processor, inputs, [picture], seed)
+    return result
 
 
-def describe_reconstruction(result: Reconstruction) -> str:
-    """One line of figures."""
+def describe_reconstruction(result) -> str:
+    """One line of figures of a `Reconstruction`."""
     width, height = result.original.size
     line = f"{width}x{height} pixels, {result.num_tokens} tokens, {result.num_bytes} bytes, {quality(result)}"
     if result.seen.size != result.original.size:
@@ -207,7 +190,7 @@ def describe_reconstruction(result: Reconstruction) -> str:
     return line
 
 
-def quality(result: Reconstruction) -> str:
+def quality(result) -> str:
     """PSNR, and SSIM where scikit-image is installed."""
     return _quality(result.original, result.result)
 

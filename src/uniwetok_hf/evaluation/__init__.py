@@ -1,6 +1,29 @@
-"""Measures of how well pictures come back."""
+"""Measures of pictures, codes, drawings, edits and answers, and the protocols of `uniwetok evaluate`; the way to do it
+right is told in docs/evaluation.md. Only what needs no model is imported here."""
 
-from .metrics import psnr, ssim
+from .bits import BitStatistics, bit_statistics
+from .choices import r_precision_outcomes, top_k_outcomes
+from .distributions import frechet_distance, precision_recall
+from .intervals import Score, mean_score, share_score
+from .metrics import perceptual_distance, psnr, ssim
+from .probe import linear_probe_outcomes
+from .words import exact_match, token_f1
 
 
-__all__ = ["psnr", "ssim"]
+__all__ = [
+    "BitStatistics",
+    "Score",
+    "bit_statistics",
+    "exact_match",
+    "frechet_distance",
+    "linear_probe_outcomes",
+    "mean_score",
+    "perceptual_distance",
+    "precision_recall",
+    "psnr",
+    "r_precision_outcomes",
+    "share_score",
+    "ssim",
+    "token_f1",
+    "top_k_outcomes",
+]

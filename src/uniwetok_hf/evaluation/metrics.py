@@ -1,13 +1,15 @@
-"""PSNR and SSIM between pictures.
+"""PSNR, SSIM and perceptual distance between pictures.
 
 One protocol for every number this package reports: both pictures are 8-bit RGB of the same size, the measure is taken
 over all pixels and channels of one picture, and the value of a set of pictures is the mean of the values of its
-pictures (not the PSNR of the mean error). PSNR needs numpy only; SSIM is scikit-image's, from the `eval` extra.
+pictures (not the PSNR of the mean error). SSIM is scikit-image's, from the `eval` extra; a perceptual distance needs a
+network with weights, which results name.
 """
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from PIL import Image
 
 
@@ -56,6 +58,30 @@ def ssim(images: Pictures, references: Pictures) -> float | np.ndarray:
             raise ValueError(f"images: SSIM needs sides of at least 7 pixels, got {image.shape[0]}x{image.shape[1]}")
         channel_axis = -1 if image.ndim == 3 else None
         return float(structural_similarity(image, reference, data_range=255, channel_axis=channel_axis))
+
+    return _per_picture(one, images, references)
+
+
+def perceptual_distance(images: Pictures, references: Pictures, network) -> float | np.ndarray:
+    """
+    Distance of each picture to its reference in the features of a network. Arguments and returns as `psnr`.
+
+    Args:
+        network: a `PerceptualLoss` (any vision model) or `LPIPS` of `uniwetok_hf.training.losses.perceptual`.
+
+    Raises:
+        ValueError: As `psnr`, or a picture is too small for the network.
+    """
+    parameter = next(network.parameters())
+
+    @torch.no_grad()
+    def one(image: np.ndarray, reference: np.ndarray) -> float:
+        pair = []
+        for array in (image, reference):
+            array = np.repeat(array[..., None], 3, axis=-1) if array.ndim == 2 else array
+            values = torch.from_numpy(array.astype(np.float32) / np.float32(127.5) - 1).permute(2, 0, 1)
+            pair.append(values[None].to(parameter.device))  # [1, 3, H, W] in [-1, 1]
+        return network.distances(*pair).item()
 
     return _per_picture(one, images, references)
 

@@ -1,0 +1,122 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""Models that look at pictures for the metrics: any vision model of transformers gives features, any dual encoder
+(CLIP, SigLIP, ...) also compares pictures with texts.
+
+The folder holds model and image processor, and for texts a tokenizer; pictures are prepared as the model's own
+processor does it. `timm/...` models, the Inception network of FID among them, come through transformers' wrapper when
+timm is installed.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+from .records import weight_digests
+
+
+class Judge:
+    """
+    A frozen model that turns pictures, and if it can texts, into vectors.
+
+    Args:
+        model: a transformers model with `get_image_features` (a dual encoder), or whose output has `pooler_output` or
+            `last_hidden_state`.
+        image_processor: what prepares pictures for it.
+        tokenizer: what prepares texts, for a dual encoder.
+        name: what results call it.
+        has_pooler: whether the model's own pooled output counts; if not, the mean over positions does.
+    """
+
+    def __init__(self, model, image_processor, tokenizer=None, name: str | None = None, has_pooler: bool = True):
+        self.model = model.eval().requires_grad_(False)
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
+        self.name = name or type(model).__name__
+        self.has_pooler = has_pooler
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike, device: str | torch.device = "cpu") -> "Judge":
+        """
+        Loads a folder, or a model of the Hub by name.
+
+        Raises:
+            ValueError: when there is no model, weights are missing, or no image processor lies beside them.
+        """
+        name = Path(folder).resolve().name if os.path.exists(folder) else str(folder)
+        dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
+        try:
+            model, report = AutoModel.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+            image_processor = AutoImageProcessor.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder) if hasattr(model, "get_text_features") else None
+        except (OSError, KeyError, RuntimeError, ValueError, ImportError) as error:
+            raise ValueError(f"`judge` {folder} can't be loaded: {error}") from error
+        # Checkpoints of classifiers have no pooler; a random one must not get into the features.
+        missing = sorted(report["missing_keys"])
+        if lacking := [key for key in missing if not key.startswith("pooler.")]:
+            raise ValueError(f"`judge` {folder} lacks {len(lacking)} weights, the first is {lacking[0]}.")
+        return cls(model.to(device), image_processor, tokenizer, name, has_pooler=not missing)
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether it compares pictures with texts."""
+        return self.tokenizer is not None
+
+    def describe(self) -> str:
+        """Name, class and eight letters of its weights' digest: two results with the same line are comparable."""
+        digest = hashlib.sha256(" ".join(weight_digests(self.model)).encode()).hexdigest()[:8]
+        return f"{self.name} ({type(self.model).__name__}, weights {digest})"
+
+    @torch.no_grad()
+    def embed_images(self, images: Sequence[Image.Image], batch_size: int = 32) -> np.ndarray:
+        """Features float32 [N, channels] of RGB pictures of any sizes."""
+        parts = []
+        for start in range(0, len(images), batch_size):
+            inputs = self.image_processor(images=list(images[start : start + batch_size]), return_tensors="pt")
+            inputs = {name: self._place(value) for name, value in inputs.items()}
+            output = self.model.get_image_features(**inputs) if self.reads_texts else self.model(**inputs)
+            parts.append(self._pooled(output).float().cpu().numpy())
+        return np.concatenate(parts)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
+        """Embeddings float32 [N, channels] of texts, beside which `embed_images` can be laid; too long ones are cut.
+
+        Raises:
+            ValueError: when the model has no text half.
+        """
+        if not self.reads_texts:
+            raise ValueError(f"`judge` {self.name} ({type(self.model).__name__}) reads no texts: give a dual encoder.")
+        longest = self.model.config.text_config.max_position_embeddings
+        # SigLIP was trained with every text padded to the full length, and is worse without.
+        padding = "max_length" if self.model.config.model_type.startswith("siglip") else True
+        parts = []
+        for start in range(0, len(texts), batch_size):
+            inputs = self.tokenizer(
+                list(texts[start : start + batch_size]),
+                padding=padding,
+                truncation=True,
+                max_length=longest,
+                return_tensors="pt",
+            )
+            inputs = {name: self._place(value) for name, value in inputs.items() if name != "token_type_ids"}
+            parts.append(self._pooled(self.model.get_text_features(**inputs)).float().cpu().numpy())
+        return np.concatenate(parts)
+
+    def _place(self, tensor: torch.Tensor) -> torch.Tensor:
+        dtype = self.model.dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(self.model.device, dtype)
+
+    def _pooled(self, output) -> torch.Tensor:
+        """One vector a sample: the model's own, else the mean over positions; [B, channels]."""
+        if torch.is_tensor(output):
+            return output.flatten(1)
+        if self.has_pooler and getattr(output, "pooler_output", None) is not None:
+            return output.pooler_output.flatten(1)  # [B, channels, 1, 1] of convolutional models
+        states = output.last_hidden_state
+        return states.mean(dim=1) if states.ndim == 3 else states.flatten(2).mean(dim=2)  # [B, N, C] or [B, C, h, w]

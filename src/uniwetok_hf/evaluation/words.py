@@ -1,0 +1,25 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""Scores of short answers: exact match and F1 of the words, as in SQuAD but for articles, which stay."""
+
+import re
+from collections import Counter
+
+
+def normalize_answer(text: str) -> str:
+    """Case-folded, punctuation as spaces, single spaces."""
+    return " ".join(re.findall(r"\w+", text.casefold()))
+
+
+def exact_match(answer: str, reference: str) -> bool:
+    """Whether the two are equal after `normalize_answer`."""
+    return normalize_answer(answer) == normalize_answer(reference)
+
+
+def token_f1(answer: str, reference: str) -> float:
+    """Harmonic mean of the share of the answer's words that are the reference's, and the other way round. A word
+    counts as often as it stands in both. Two empty texts agree."""
+    words, wanted = normalize_answer(answer).split(), normalize_answer(reference).split()
+    if not words or not wanted:
+        return float(words == wanted)
+    common = sum((Counter(words) & Counter(wanted)).values())
+    return 2 * common / (len(words) + len(wanted))

@@ -1,0 +1,104 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny_judges import build_clip, build_vit
+from tiny_training import build_siglip
+from transformers import AutoImageProcessor, AutoModel
+
+from uniwetok_hf.evaluation.judges import Judge
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return build_clip(tmp_path_factory.mktemp("judges") / "clip")
+
+
+def pictures(*sizes):
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)) for width, height in sizes]
+
+
+def test_pictures_of_a_dual_encoder(clip):
+    judge = Judge.from_pretrained(clip)
+    shown = pictures((40, 60), (32, 32), (100, 50))
+    found = judge.embed_images(shown, batch_size=2)
+    assert found.shape == (3, 8) and found.dtype == np.float32
+    model, processor = AutoModel.from_pretrained(clip), AutoImageProcessor.from_pretrained(clip)
+    with torch.no_grad():
+        expected = model.get_image_features(**processor(shown, return_tensors="pt")).pooler_output
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert judge.describe().startswith("clip (CLIPModel, weights ")
+
+
+def test_texts_do_not_depend_on_their_neighbours(clip):
+    judge = Judge.from_pretrained(clip)
+    texts = ["cat", "a much longer text about a dog", "x" * 500]
+    together = judge.embed_texts(texts)
+    alone = np.concatenate([judge.embed_texts([text]) for text in texts])
+    assert together.shape == (3, 8)
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+    assert np.abs(together[0] - together[1]).max() > 1e-3
+
+
+def test_siglip_is_padded_to_the_full_length(tmp_path):
+    folder = build_siglip(tmp_path / "siglip")
+    judge = Judge.from_pretrained(folder)
+    inputs = judge.tokenizer(["cat"], padding="max_length", max_length=32, return_tensors="pt")
+    with torch.no_grad():
+        expected = judge.model.get_text_features(input_ids=inputs["input_ids"]).pooler_output
+    assert inputs["input_ids"].shape == (1, 32)
+    found = judge.embed_texts(["cat"])
+    assert found.shape == expected.shape
+    with torch.no_grad():
+        masked = judge.model.get_text_features(**{k: v for k, v in inputs.items() if k != "token_type_ids"})
+    np.testing.assert_allclose(found, masked.pooler_output, atol=1e-5)
+
+
+def test_vision_models_with_and_without_a_pooler(tmp_path):
+    shown = pictures((32, 32), (50, 40))
+    judge = Judge.from_pretrained(build_vit(tmp_path / "vit"))
+    model, processor = judge.model, judge.image_processor
+    with torch.no_grad():
+        output = model(**processor(shown, return_tensors="pt"))
+    np.testing.assert_allclose(judge.embed_images(shown), output.pooler_output, atol=1e-5)
+    assert not judge.reads_texts
+    with pytest.raises(ValueError, match="reads no texts"):
+        judge.embed_texts(["cat"])
+    # The pooler of a classifier's checkpoint would be random.
+    folder = build_vit(tmp_path / "classifier", has_pooler=False)
+    first, second = Judge.from_pretrained(folder), Judge.from_pretrained(folder)
+    np.testing.assert_array_equal(first.embed_images(shown), second.embed_images(shown))
+    with torch.no_grad():
+        states = first.model(**processor(shown, return_tensors="pt")).last_hidden_state
+    np.testing.assert_allclose(first.embed_images(shown), states.mean(1), atol=1e-5)
+
+
+def test_convolutional_outputs_are_pooled():
+    class Output:
+        def __init__(self, states):
+            self.last_hidden_state = states
+
+    judge = Judge(torch.nn.Linear(1, 1), None)
+    maps = torch.arange(24.0).reshape(1, 2, 3, 4)
+    assert judge._pooled(Output(maps)).tolist() == [[5.5, 17.5]]
+    assert judge._pooled(torch.ones(2, 3, 1, 1)).shape == (2, 3)
+
+
+def test_folders_that_are_no_judge(clip, tmp_path):
+    with pytest.raises(ValueError, match="`judge` .*missing can't be loaded"):
+        Judge.from_pretrained(tmp_path / "missing")
+    broken = tmp_path / "broken"
+    build_clip(broken)
+    weights = load_file(broken / "model.safetensors")
+    weights.pop("visual_projection.weight")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 1 weights, the first is visual_projection.weight"):
+        Judge.from_pretrained(broken)
+    (broken / "preprocessor_config.json").unlink()
+    (broken / "config.json").write_text(json.dumps({"model_type": "nothing"}))
+    with pytest.raises(ValueError, match="can't be loaded"):
+        Judge.from_pretrained(broken)

@@ -1,0 +1,78 @@
+import io
+
+import pytest
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from uniwetok_hf.data.images import ImageReadError
+from uniwetok_hf.evaluation.rows import batched, choose_rows, fill_template, is_emoji_folder, picture_of, readable
+
+
+@pytest.fixture
+def dataset():
+    return Dataset.from_dict({"number": list(range(20)), "text": [f"row {i}" for i in range(20)]})
+
+
+def png(colour="red"):
+    buffer = io.BytesIO()
+    Image.new("RGB", (3, 2), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_choice_follows_the_seed(dataset):
+    first, again, other = (choose_rows(dataset, ["number"], 5, seed)["number"][:] for seed in (0, 0, 1))
+    assert first == again != other
+    assert len(set(first)) == 5 and first == sorted(first) and first != list(range(5))
+    assert choose_rows(dataset, [], 99) is dataset and choose_rows(dataset, [], None) is dataset
+
+
+def test_of_a_stream_the_first_are_taken(dataset):
+    stream = dataset.to_iterable_dataset()
+    assert [row["number"] for row in choose_rows(stream, ["text"], 3)] == [0, 1, 2]
+    assert len(list(choose_rows(stream, ["text"]))) == 20
+
+
+def test_missing_columns_are_told(dataset):
+    for rows in (dataset, dataset.to_iterable_dataset()):
+        with pytest.raises(ValueError, match="no column label, style; they have number, text"):
+            choose_rows(rows, ["number", "label", "style"])
+
+
+def test_unreadable_pictures_are_left_out_and_told():
+    cells = [
+        {"bytes": png(), "path": None},
+        {"bytes": b"no picture", "path": None},
+        {"bytes": png("blue"), "path": None},
+    ]
+    rows = Dataset.from_dict({"image": cells, "n": [0, 1, 2]}).cast_column("image", ImageFeature(decode=False))
+    skipped = []
+    found = list(readable(rows, ["image"], skipped))
+    assert [row["n"] for row in found] == [0, 2] and found[1]["image"].getpixel((0, 0)) == (0, 0, 255)
+    assert len(skipped) == 1 and "row 1" in skipped[0]
+
+
+def test_picture_of_any_cell(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    for cell in (Image.new("RGB", (3, 2), "red"), {"bytes": None, "path": str(tmp_path / "a.png")}, png()):
+        assert picture_of(cell).size == (3, 2) and picture_of(cell).mode == "RGB"
+    assert picture_of(Image.new("RGBA", (1, 1))).getpixel((0, 0)) == (255, 255, 255)
+    with pytest.raises(ImageReadError):
+        picture_of(None)
+
+
+def test_batches():
+    assert list(batched(iter(range(5)), 2)) == [[0, 1], [2, 3], [4]] and list(batched([], 3)) == []
+
+
+def test_templates():
+    row = {"label": "cat", "texts": ["one", "two"], "n": 3}
+    assert fill_template("a {label}, {n}: {texts}", row) == "a cat, 3: one"
+    with pytest.raises(ValueError, match="'style'; texts are in label, texts"):
+        fill_template("{style}", row)
+    with pytest.raises(ValueError, match="no template"):
+        fill_template("{label", row)
+
+
+def test_emoji_folder(fixtures, tmp_path):
+    assert is_emoji_folder(str(fixtures / "emoji")) and not is_emoji_folder(str(tmp_path))
