@@ -1,4 +1,4 @@
-"""`uniwetok convert`, `data` and `train`, end to end."""
+"""`uniwetok convert` and `data`, end to end."""
 
 import functools
 import hashlib
@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import yaml
 from datasets import load_from_disk
 from PIL import Image
 from safetensors import safe_open
@@ -18,7 +17,6 @@ from safetensors.torch import load_file, save_file
 
 import uniwetok_hf.data
 from uniwetok_hf.data.emoji_packages import PACKAGES
-from uniwetok_hf.training.train_uniwetok import UniWeTokTrainingConfig
 
 
 @pytest.fixture
@@ -134,81 +132,3 @@ def test_data_that_cannot_be_built(fails, photo, packages):
     assert PACKAGES["noto"].file_name in fails("data", "emoji", "out", "--size", 32, *here)
     (packages / PACKAGES["noto"].file_name).unlink()
     assert PACKAGES["noto"].file_name in fails("data", "emoji", "out", "--size", 32, *here)
-
-
-TRAINING = {
-    "output_dir": "run",
-    "resolution": 32,
-    "steps": 1,
-    "batch_size": 2,
-    "warmup_steps": 1,
-    "log_every": 1,
-    "save_every": 1,
-}
-VISION = {
-    "model": {
-        "base_channels": 8,
-        "channel_multipliers": [1, 1, 2],
-        "num_res_blocks": 1,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_norm_groups": 4,
-        "num_bits": 8,
-    }
-}
-LANGUAGE = {
-    "vision_model": "vision/model",
-    "vocab_size": 260,
-    "num_size_tokens": 8,
-    "text_model": {
-        "model_type": "qwen3",
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-        "num_key_value_heads": 1,
-        "head_dim": 16,
-        "intermediate_size": 16,
-    },
-    "head": {"hidden_size": 16, "num_hidden_layers": 1, "num_modulation_layers": 1, "head_dim": 16},
-}
-
-
-def write_config(path, *fields, **more):
-    path.write_text(yaml.safe_dump(functools.reduce(dict.__or__, fields) | more))
-    return path
-
-
-def test_train_both_and_use_them(uniwetok, succeeds, photo, fixtures, workplace):
-    data = str(fixtures / "emoji")
-    vision = write_config(workplace / "vision.yaml", TRAINING, VISION, data=data)
-    options = ["--set", "output_dir=vision", "--set", "learning_rate=1e-3"]
-    result = uniwetok("train", "tokenizer", "--config", vision, *options)
-    assert (result.code, result.out[-1]) == (0, "vision/model")
-    (line, *_) = succeeds("reconstruct", photo, "--model", "vision/model")
-    assert line.startswith("photo.png: 100x70 pixels, 450 tokens, 450 bytes")
-
-    language = write_config(workplace / "mllm.yaml", TRAINING, LANGUAGE, data=data)
-    result = uniwetok("train", "mllm", "--config", language, "--set", "num_inference_steps=1")
-    assert (result.code, result.out[-1]) == (0, "run/pipeline")
-    succeeds("generate", "heart", "--model", "run/pipeline", "--output", "heart.png")
-    assert Image.open("heart.png").size == (32, 32)
-
-
-def test_trainings_that_cannot_be(fails, photo, fixtures, workplace):
-    config = write_config(workplace / "vision.yaml", TRAINING, VISION, data="nowhere")
-    assert "missing.yaml: no such file; those that ship are emoji_mllm" in fails(
-        "train", "mllm", "--config", "missing.yaml"
-    )
-    assert "unknown field colour" in fails("train", "tokenizer", "--config", config, "--set", "colour=red")
-    assert "`steps` must be int, got 'many'" in fails("train", "tokenizer", "--config", config, "--set", "steps=many")
-    assert "nowhere" in fails("train", "tokenizer", "--config", config)
-    assert "--set steps=[: " in fails("train", "tokenizer", "--config", config, "--set", "steps=[")
-    (workplace / "broken.yaml").write_text("steps: [1")
-    assert "broken.yaml" in fails("train", "tokenizer", "--config", "broken.yaml")
-    assert fails("train", "tokenizer", "--config", photo)
-
-
-def test_configs_that_ship_are_known_by_name(fails):
-    fields = UniWeTokTrainingConfig.__dataclass_fields__
-    message = fails("train", "tokenizer", "--config", "emoji_uniwetok_64", "--set", "colour=red")
-    assert "unknown field colour" in message and all(field in message for field in fields)

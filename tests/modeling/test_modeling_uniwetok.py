@@ -220,6 +220,52 @@ def test_a_picture_looks_the_same_in_any_batch(tiny_model, codes):
     assert_near(samples[2:3], tiny_model.decode(batch[2:3], generator=[seeded(9)]).sample)
 
 
+def batch_sizes(module):
+    """A list that grows by the number of pictures of each call of `module`."""
+    sizes = []
+    module.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    return sizes
+
+
+@pytest.mark.parametrize("architecture, decoder_noise", [("hybrid", True), ("convolutional", False)])
+@torch.no_grad()
+def test_slices_give_the_same_pictures_one_by_one(make_model, make_pictures, architecture, decoder_noise):
+    model, pictures = make_model(architecture=architecture, decoder_noise=decoder_noise), make_pictures(3, 3, 8, 12)
+    whole = model(pictures, generator=seeded(1))
+    encoder_calls, decoder_calls = batch_sizes(model.encoder), batch_sizes(model.decoder)
+    model.enable_slicing()
+    sliced = model(pictures, generator=seeded(1))
+    assert encoder_calls == decoder_calls == [1, 1, 1]
+    assert_near(sliced.latents, whole.latents)
+    assert torch.equal(sliced.codes, whole.codes)
+    assert_near(sliced.sample, whole.sample)
+    model.disable_slicing()
+    model(pictures)
+    assert encoder_calls[3:] == decoder_calls[3:] == [3]
+
+
+@torch.no_grad()
+def test_slices_of_lists(tiny_model, mixed):
+    whole = tiny_model(mixed, generator=seeded(1))
+    calls = batch_sizes(tiny_model.decoder)
+    tiny_model.enable_slicing()
+    sliced = tiny_model(mixed, generator=seeded(1))
+    assert calls == [1] * len(mixed)
+    for sample, expected in zip(sliced.sample, whole.sample, strict=True):
+        assert_near(sample, expected)
+
+
+def test_slices_have_gradients(make_model, make_pictures):
+    pictures, gradients = make_pictures(2, 3, 8, 8), []
+    for slicing in (False, True):
+        model = make_model().train()
+        if slicing:
+            model.enable_slicing()
+        model(pictures, generator=seeded(0)).sample.square().mean().backward()
+        gradients.append(model.encoder.conv_in.weight.grad)
+    assert_near(*gradients, atol=1e-6)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @torch.no_grad()
 def test_noise_is_not_used_without_decoder_noise(make_model, codes, architecture):

@@ -178,6 +178,35 @@ def test_loss_by_hand(num_draws):
     torch.testing.assert_close(loss, torch.stack(terms).mean(), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("schedule", ["logit_normal", "uniform"])
+def test_losses_of_patches_with_generators_of_their_own(schedule):
+    """A patch gets the same times and noise alone and in any batch."""
+    head = make_head(timestep_schedule=schedule)
+    codes, condition = torch.sign(make_inputs(3, 4)[0]), make_inputs(3, 4)[2]
+    losses, right = head.compute_losses(codes, condition, [seeded(seed) for seed in (5, 6, 7)], num_draws=2)
+    assert losses.shape == right.shape == (2, 3)
+    for index in range(3):
+        alone, _ = head.compute_losses(codes[index][None], condition[index][None], [seeded(5 + index)], num_draws=2)
+        torch.testing.assert_close(losses[:, index], alone[:, 0])
+    assert len(losses.unique()) == 6
+    torch.testing.assert_close(
+        head.compute_loss(codes, condition, [seeded(seed) for seed in (5, 6, 7)], num_draws=2), losses.mean()
+    )
+
+
+def test_losses_at_given_times():
+    head = make_head()
+    codes, condition = torch.sign(make_inputs(5, 4)[0]), make_inputs(5, 4)[2]
+    losses, right = head.compute_losses(codes, condition, seeded(7), num_draws=7, timesteps=[0.0, 0.5])
+    noise = torch.randn(10, 4, BITS, generator=seeded(7)).view(2, 5, 4, BITS)
+    for draw, time in enumerate((0.0, 0.5)):
+        noisy = (1 - time) * noise[draw] + time * codes
+        error = codes - head(noisy, torch.full((5,), time), condition)
+        torch.testing.assert_close(losses[draw], (error / (1 - time)).square().mean((1, 2)), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(right[draw], (error.abs() < 1).float().mean((1, 2)))
+    assert 0.2 < right.mean() < 0.8
+
+
 def test_loss_near_the_end_is_divided_by_no_less_than_005():
     head = make_head(timestep_mean=20.0)  # every t is 1 to float precision
     codes, condition = torch.sign(make_inputs(5, 4)[0]), make_inputs(5, 4)[2]

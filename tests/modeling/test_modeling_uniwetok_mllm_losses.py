@@ -66,6 +66,96 @@ def test_text_loss_is_normalised_by_the_items_of_the_whole_batch():
     torch.testing.assert_close(summed, mean / 4)
 
 
+def test_image_loss_is_normalised_by_the_tokens_of_the_whole_batch():
+    model, (inputs, codes) = shared(2), training_batch(2)
+    mean = model(**inputs, codes=codes, generator=seeded(3)).image_loss
+    count = codes[1][0].numel() + codes[2][0].numel()
+    summed = model(**inputs, codes=codes, generator=seeded(3), num_image_tokens_in_batch=4 * count).image_loss
+    torch.testing.assert_close(summed, mean / 4)
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_losses_of_rows_add_up(patch_size):
+    model, (inputs, codes) = shared(patch_size), training_batch(patch_size)
+    output = model(**inputs, codes=codes, generator=seeded(3))
+    num_text = (inputs["labels"][:, 1:] != -100).sum()
+    torch.testing.assert_close(output.row_text_losses.sum() / num_text, output.text_loss)
+    torch.testing.assert_close(output.row_image_losses.sum() / (3 * patch_size**2), output.image_loss)
+    assert not output.row_text_losses.requires_grad and not output.row_image_losses.requires_grad
+    # The first row alone, with a picture to draw of two patches.
+    first = {name: value[:1] for name, value in inputs.items()} | {"image_is_target": torch.tensor([False, True])}
+    alone = model(**first, codes=codes[:2], generator=seeded(3))
+    torch.testing.assert_close(alone.row_text_losses[0], output.row_text_losses[0])
+    assert alone.row_image_losses[0] / (2 * patch_size**2) == pytest.approx(alone.image_loss.item())
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_a_row_with_its_own_generator_does_not_depend_on_its_batch(patch_size):
+    """Flips, times and noise: what makes two processes on half batches equal to one on the whole."""
+    model = build(patch_size, bit_flip_probability=0.5, num_diffusion_draws=2).train()
+    inputs, codes = training_batch(patch_size)
+    whole = model(**inputs, codes=codes, generator=[seeded(11), seeded(12)])
+    parts = []
+    for row, pictures in ((0, slice(0, 2)), (1, slice(2, 3))):
+        part = {name: value[row : row + 1] for name, value in inputs.items()}
+        part["image_is_target"] = inputs["image_is_target"][pictures]
+        counts = {"num_items_in_batch": (inputs["labels"][:, 1:] != -100).sum()}
+        counts["num_image_tokens_in_batch"] = 3 * patch_size**2
+        parts.append(model(**part, codes=codes[pictures], generator=[seeded(11 + row)], **counts))
+    for name in ("loss", "text_loss", "image_loss"):
+        torch.testing.assert_close(parts[0][name] + parts[1][name], whole[name])
+    for name in ("row_text_losses", "row_image_losses"):
+        torch.testing.assert_close(torch.cat([part[name] for part in parts]), whole[name])
+    other = model(**inputs, codes=codes, generator=[seeded(11), seeded(13)])
+    assert other.row_image_losses[0] == whole.row_image_losses[0]
+    assert other.row_image_losses[1] != whole.row_image_losses[1]
+
+
+def test_losses_do_not_depend_on_the_logits_that_are_kept():
+    model, (inputs, codes) = shared(1), training_batch()
+    whole = model(**inputs, codes=codes, generator=seeded(3))
+    for keep in (2, torch.tensor([4, 1]), torch.empty(0, dtype=torch.long)):
+        output = model(**inputs, codes=codes, generator=seeded(3), logits_to_keep=keep)
+        wanted = whole.logits[:, -2:] if isinstance(keep, int) else whole.logits[:, keep]
+        torch.testing.assert_close(output.logits, wanted)
+        torch.testing.assert_close(output.loss, whole.loss)
+
+
+def test_the_output_layer_is_called_once():
+    """FSDP loses gradients of a tied layer that is called twice."""
+    model, (inputs, codes) = shared(1), training_batch()
+    calls = []
+    handle = model.lm_head.register_forward_hook(lambda *_: calls.append(1))
+    for keep in (0, 1, torch.empty(0, dtype=torch.long)):
+        model(**inputs, codes=codes, logits_to_keep=keep)
+    handle.remove()
+    assert len(calls) == 3
+
+
+def test_bit_accuracy():
+    """At the end of the flow a picture is nearly seen; at its start there is noise alone."""
+    model, (inputs, codes) = shared(1), training_batch()
+    output = model(**inputs, codes=codes, generator=seeded(3), timesteps=[0.0, 0.5, 0.9])
+    assert output.bit_accuracy.shape == (3,) and 0 <= output.bit_accuracy.min() <= output.bit_accuracy.max() <= 1
+    _, right = model.image_head.compute_losses(
+        *model._patches_to_draw(
+            model.model(inputs["input_ids"], inputs["attention_mask"], codes=codes).last_hidden_state,
+            inputs["input_ids"],
+            codes,
+            [False, True, True],
+        )[:2],
+        seeded(3),
+        timesteps=[0.0, 0.5, 0.9],
+    )
+    torch.testing.assert_close(output.bit_accuracy, right.mean(1))
+
+
+def test_the_loss_comes_first_in_a_tuple():
+    model, (inputs, codes) = shared(1), training_batch()
+    output = model(**inputs, codes=codes, generator=seeded(3), return_dict=False)
+    assert output[0].ndim == 0 and output[1].ndim == 3
+
+
 def test_without_text_labels_the_text_loss_is_zero():
     model, (inputs, codes) = copy.deepcopy(shared(1)), training_batch()
     inputs["labels"] = torch.full_like(inputs["labels"], -100)
@@ -181,6 +271,34 @@ def test_gradients_reach_everything_but_the_image_tokenizer(patch_size):
             assert parameter.grad is not None, name
             # A bias of the keys adds the same to all scores of a query: softmax doesn't see it.
             assert name.endswith("k_proj.bias") or parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("pictures", [False, True])
+def test_a_batch_that_draws_nothing_gives_every_weight_a_gradient(pictures):
+    """A process of several with such a share must not keep the others waiting; but it changes nothing."""
+    model = copy.deepcopy(shared(2)).train()
+    inputs, codes = tokenize("only words here", patch_size=2), None
+    if pictures:
+        inputs, codes = training_batch(2)
+        inputs["image_is_target"] = torch.tensor([False] * 3)
+    output = model(**{"labels": inputs["input_ids"], **inputs}, codes=codes)
+    torch.testing.assert_close(output.loss, 0.01 * output.text_loss)
+    output.loss.backward()
+    for name, parameter in model.named_parameters():
+        is_idle = name.startswith("image_head") or (not pictures and "projector" in name)
+        if name.startswith("model.vision_model"):
+            assert parameter.grad is None, name
+        else:
+            assert (parameter.grad.abs().max() == 0) == is_idle or name.endswith("k_proj.bias"), name
+
+
+def test_outside_training_nothing_runs_idle():
+    model, calls = shared(2), []
+    handle = model.image_head.register_forward_hook(lambda *_: calls.append(1))
+    inputs = tokenize("only words here", patch_size=2)
+    model(**inputs, labels=inputs["input_ids"])
+    handle.remove()
+    assert not calls
 
 
 @pytest.mark.parametrize("patch_size", [1, 2])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from uniwetok_hf.modeling.noise_uniwetok import draw_noise
+from uniwetok_hf.modeling.noise_uniwetok import draw_noise, draw_uniform
 
 
 CPU = torch.device("cpu")
@@ -28,6 +28,25 @@ def test_each_generator_draws_its_row_alone(sequence):
     assert torch.equal(noise[0], noise[2])
     assert not torch.equal(noise[0], noise[1])
     assert torch.equal(noise[1:2], draw_noise((1, *SHAPE[1:]), seeded(2), CPU))
+
+
+def test_a_generator_named_several_times_in_a_row_draws_those_rows_together():
+    first, second = seeded(1), seeded(2)
+    noise = draw_noise((5, 40), [first, first, second, second, second], CPU)
+    assert torch.equal(noise, torch.cat([draw_noise((2, 40), seeded(1), CPU), draw_noise((3, 40), seeded(2), CPU)]))
+    # With another in between it goes on where it was.
+    one, other = seeded(1), seeded(2)
+    apart = draw_noise((3, 40), [one, other, one], CPU)
+    again = seeded(1)
+    assert torch.equal(apart[0], draw_noise((1, 40), again, CPU)[0])
+    assert torch.equal(apart[2], draw_noise((1, 40), again, CPU)[0])
+
+
+def test_uniform_noise():
+    noise = draw_uniform((3, 4000), [seeded(seed) for seed in (1, 2, 1)], CPU)
+    assert torch.equal(noise[0], torch.rand(4000, generator=seeded(1)))
+    assert torch.equal(noise[0], noise[2]) and not torch.equal(noise[0], noise[1])
+    assert noise.min() >= 0 and noise.max() < 1 and abs(noise.mean() - 0.5) < 0.02
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

@@ -1,19 +1,16 @@
-"""`uniwetok convert`, `data` and `train`: making checkpoints and what they are trained on."""
+"""`uniwetok convert` and `data`: making checkpoints and what they are trained on."""
 
 import argparse
 import warnings
-from importlib.util import find_spec
-from pathlib import Path
 
-from .common import CommandError, add_command, one_line, positive_int, user_errors, warn
+from .common import add_command, one_line, positive_int, user_errors, warn
 
 
 DTYPES = ("float32", "bfloat16", "float16")
-CONFIGS = Path(__file__).parent.parent / "training" / "configs"
 
 
 def add_commands(commands) -> None:
-    """Adds the three sub-commands."""
+    """Adds the sub-commands."""
     parser = add_command(
         commands,
         "convert",
@@ -51,37 +48,6 @@ def add_commands(commands) -> None:
     parser.add_argument("--styles", nargs="+", metavar="STYLE", help='of noto, "fluent flat", fluent (default: all)')
     parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first N concepts, for a quick try")
 
-    parser = add_command(
-        commands,
-        "train",
-        run_train,
-        "Train the image tokenizer or the language model, as a YAML file says.\n"
-        "An interrupted training goes on where it stopped; needs the extra `train`.",
-        [
-            "tokenizer --config emoji_uniwetok_64 --set steps=100",
-            "mllm --config my_mllm.yaml --set output_dir=runs/second --set seed=1",
-        ],
-    )
-    parser.add_argument("what", choices=("tokenizer", "mllm"), help="which of the two")
-    parser.add_argument(
-        "--config", required=True, metavar="FILE", help=f"YAML file, or one that ships: {', '.join(_shipped())}"
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], type=_assignment, metavar="FIELD=VALUE", help="change one field; repeat"
-    )
-
-
-def _shipped() -> list[str]:
-    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-
-
-def _assignment(text: str) -> tuple[str, str]:
-    """Argparse type: `field=value`."""
-    field, equals, value = text.partition("=")
-    if not equals or not field.isidentifier():
-        raise argparse.ArgumentTypeError(f"must be FIELD=VALUE, got {text!r}")
-    return field, value
-
 
 def run_convert(args: argparse.Namespace) -> None:
     """`uniwetok convert`."""
@@ -105,27 +71,3 @@ def run_data(args: argparse.Namespace) -> None:
 
     with user_errors(ValueError, OSError, ImportError, RuntimeError):
         print(build_emoji_dataset(args.out, args.size, args.package_dir, args.styles, args.limit))
-
-
-def run_train(args: argparse.Namespace) -> None:
-    """`uniwetok train`."""
-    config = Path(args.config)
-    if not config.exists() and args.config in _shipped():
-        config = CONFIGS / f"{args.config}.yaml"
-    if not config.is_file():
-        raise CommandError(f"--config {args.config}: no such file; those that ship are {', '.join(_shipped())}")
-    if lacking := [name for name in ("datasets", "yaml") if find_spec(name) is None]:
-        raise CommandError(f'training needs {" and ".join(lacking)}: pip install "uniwetok-hf[train]"')
-    import yaml
-
-    if args.what == "tokenizer":
-        from uniwetok_hf.training.train_uniwetok import main as train
-    else:
-        from uniwetok_hf.training.train_mllm import main as train
-
-    overrides = {}
-    for field, value in args.set:
-        with user_errors(yaml.YAMLError, prefix=f"--set {field}={value}: "):
-            overrides[field] = yaml.safe_load(value)
-    with user_errors(ValueError, OSError, FloatingPointError, yaml.YAMLError):
-        print(train(str(config), **overrides))

@@ -15,6 +15,7 @@ Shapes: B pictures, C channels, H x W a feature map, h x w the token grid, D the
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -441,11 +442,30 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
     ```
     """
 
+    use_slicing = False
+
     def __init__(self, config: UniWeTokConfig):
         super().__init__(config)
         self.encoder = UniWeTokEncoder(config)
         self.decoder = UniWeTokDecoder(config)
         self.post_init()
+
+    def enable_slicing(self):
+        """Encodes and decodes batches picture by picture from now on, with the memory of one picture. Noise is still
+        drawn for the whole batch at once, so the results are the same up to rounding. For use without gradients:
+        what a backward pass needs is kept for all pictures anyway; `activation_checkpointing_enable` is for training.
+        `hidden_states` and `attentions` come picture by picture."""
+        self.use_slicing = True
+
+    def disable_slicing(self):
+        """Back to whole batches."""
+        self.use_slicing = False
+
+    def _in_slices(self, function: Callable[..., torch.Tensor], *batches: torch.Tensor) -> torch.Tensor:
+        """`function` of whole batches, or of one picture after the other."""
+        if not self.use_slicing or len(batches[0]) == 1:
+            return function(*batches)
+        return torch.cat([function(*single) for single in zip(*(batch.split(1) for batch in batches), strict=True)])
 
     def quantize(self, latents: torch.Tensor) -> torch.Tensor:
         """Signs of `latents` [B, bits, h, w] in {-1, +1}. In training the gradient passes straight through."""
@@ -469,7 +489,7 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
             encode = _by_size(lambda batch: self.encode(batch, return_dict=True, **kwargs).to_tuple())
             return UniWeTokEncoderOutput(*encode(pixel_values))
         self._check_pixel_values(pixel_values)
-        latents = self.encoder(pixel_values, **kwargs)
+        latents = self._in_slices(partial(self.encoder, **kwargs), pixel_values)
         return UniWeTokEncoderOutput(latents=latents, codes=self.quantize(latents))
 
     @can_return_tuple
@@ -500,11 +520,10 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
             )
             return UniWeTokDecoderOutput(sample=decode(codes, noise)[0])
         self._check_codes(codes, noise)
-        if not self.config.decoder_noise:
-            noise = None
-        elif noise is None:
-            noise = draw_noise(codes.shape, generator, codes.device, codes.dtype)
-        return UniWeTokDecoderOutput(sample=self.decoder(codes, noise, **kwargs))
+        inputs = [codes]
+        if self.config.decoder_noise:
+            inputs.append(draw_noise(codes.shape, generator, codes.device, codes.dtype) if noise is None else noise)
+        return UniWeTokDecoderOutput(sample=self._in_slices(partial(self.decoder, **kwargs), *inputs))
 
     @capture_outputs
     def forward(

@@ -13,7 +13,7 @@ Shapes: M patches, P tokens of a patch, C the head's width.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
 from .configuration_uniwetok_mllm import UniWeTokHeadConfig
 from .modeling_uniwetok import UniWeTokConstantLinear, eager_attention_forward
-from .noise_uniwetok import Generators, draw_noise
+from .noise_uniwetok import Generators, draw_noise, draw_uniform
 
 
 FINAL_TIMESTEP = 0.95
@@ -257,38 +257,57 @@ class UniWeTokBinaryHead(PreTrainedModel):
         output = self.proj_out(self.norm_out(hidden_states) * (1 + scale) + shift).float()
         return 2 * torch.sigmoid(output) - 1 if self.config.squash_output else output
 
-    def draw_timesteps(self, count: int, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
+    def draw_timesteps(self, count: int, generator: Generators, device: torch.device) -> torch.Tensor:
         """Training times [count] in (0, 1) by the config's law, shifted."""
         if self.config.timestep_schedule == "uniform":
-            source = device if generator is None else generator.device
-            timesteps = torch.rand(count, generator=generator, device=source).to(device)
+            timesteps = draw_uniform((count,), generator, device)
         else:
             normal = draw_noise((count,), generator, device)
             timesteps = torch.sigmoid(normal * self.config.timestep_std + self.config.timestep_mean)
         return shift_timesteps(timesteps, self.config.timestep_shift)
 
-    def compute_loss(
+    def compute_losses(
         self,
         codes: torch.Tensor,
         condition: torch.Tensor,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         num_draws: int = 1,
-    ) -> torch.Tensor:
-        """Velocity matching loss, mean over all bits: |x - x'|^2 / max(1 - t, 0.05)^2, in float32 (spec 3.1).
+        timesteps: Sequence[float] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Velocity matching losses, mean over all bits of a patch: |x - x'|^2 / max(1 - t, 0.05)^2, in float32 (spec
+        3.1).
 
         Args:
             codes: clean codes [M, P, bits] of {-1, +1}.
             condition: [M, P, condition_size].
-            generator: source of times and noise.
+            generator: source of times and noise; a list with one a patch makes a patch independent of the others.
             num_draws: how many times each patch is noised anew.
+            timesteps: instead of drawn times, one for all patches of a draw; they stand for `num_draws`.
+
+        Returns:
+            Losses [num_draws, M], and the share of bits [num_draws, M] whose sign was predicted right.
         """
-        codes = codes.float().repeat(num_draws, 1, 1)
+        num_draws = num_draws if timesteps is None else len(timesteps)
+        codes = codes.float().repeat(num_draws, 1, 1)  # [num_draws * M, P, bits]
         condition = condition.repeat(num_draws, 1, 1)
-        timesteps = self.draw_timesteps(len(codes), generator, codes.device)
+        if isinstance(generator, (list, tuple)):
+            generator = [*generator] * num_draws
+        if timesteps is None:
+            times = self.draw_timesteps(len(codes), generator, codes.device)
+        else:
+            times = torch.tensor(timesteps, device=codes.device).repeat_interleave(len(codes) // num_draws)
         noise = draw_noise(codes.shape, generator, codes.device)
-        time = timesteps[:, None, None]
-        prediction = self(torch.lerp(noise, codes, time), timesteps, condition)
-        return ((codes - prediction) / (1 - time).clamp_min(MIN_REMAINING_TIME)).square().mean()
+        time = times[:, None, None]
+        prediction = self(torch.lerp(noise, codes, time), times, condition)
+        losses = ((codes - prediction) / (1 - time).clamp_min(MIN_REMAINING_TIME)).square().mean((1, 2))
+        right = ((prediction > 0) == (codes > 0)).float().mean((1, 2))
+        return losses.view(num_draws, -1), right.view(num_draws, -1)
+
+    def compute_loss(
+        self, codes: torch.Tensor, condition: torch.Tensor, generator: Generators = None, num_draws: int = 1
+    ) -> torch.Tensor:
+        """Mean of [`compute_losses`] over draws and patches."""
+        return self.compute_losses(codes, condition, generator, num_draws)[0].mean()
 
     @torch.no_grad()
     def sample(

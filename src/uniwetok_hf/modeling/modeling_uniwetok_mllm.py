@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import AutoModel, DynamicCache
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
@@ -32,7 +33,7 @@ from .codes_uniwetok import binarize
 from .configuration_uniwetok_mllm import UniWeTokMLLMConfig
 from .modeling_uniwetok import UniWeTokModel
 from .modeling_uniwetok_head import BinaryFlow, UniWeTokBinaryHead
-from .noise_uniwetok import Generators
+from .noise_uniwetok import Generators, draw_uniform
 
 
 Pictures = torch.Tensor | Sequence[torch.Tensor]
@@ -41,7 +42,9 @@ Pictures = torch.Tensor | Sequence[torch.Tensor]
 @dataclass
 class UniWeTokCausalLMOutput(ModelOutput):
     """`loss` = text_loss_weight * `text_loss` + image_loss_weight * `image_loss`, all scalars, when labels are given;
-    `logits` [B, L, vocabulary]; `past_key_values`; `hidden_states` and `attentions` on request."""
+    `logits` [B, L, vocabulary]; `past_key_values`; `hidden_states` and `attentions` on request. For figures, without
+    gradients: `row_text_losses` and `row_image_losses` [B], sums over a row's tokens of what the two losses are means
+    of, and `bit_accuracy` [draws], the share of bits whose sign the head predicted right."""
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
@@ -50,6 +53,9 @@ class UniWeTokCausalLMOutput(ModelOutput):
     past_key_values: Cache | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+    row_text_losses: torch.FloatTensor | None = None
+    row_image_losses: torch.FloatTensor | None = None
+    bit_accuracy: torch.FloatTensor | None = None
 
 
 @dataclass
@@ -99,6 +105,11 @@ def left_pad_rows(
     padded_ids = [nn.functional.pad(ids, (length - ids.shape[1], 0), value=pad_token_id) for ids, _ in rows]
     padded_masks = [nn.functional.pad(mask, (length - mask.shape[1], 0), value=0) for _, mask in rows]
     return torch.cat(padded_ids), torch.cat(padded_masks)
+
+
+def _sum_by_row(values: torch.Tensor, rows: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """Sums [num_rows] of values [M] that belong to `rows` [M], without gradients."""
+    return values.new_zeros(num_rows).index_add(0, rows.to(values.device), values.detach())
 
 
 class UniWeTokProjector(nn.Module):
@@ -332,20 +343,29 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        num_image_tokens_in_batch: int | torch.Tensor | None = None,
+        timesteps: Sequence[float] | None = None,
         **kwargs,
     ) -> UniWeTokCausalLMOutput:
         """
         Args:
             input_ids: [B, L]; `<|image_pad|>` stands for each token of a picture, as [`UniWeTokProcessor`] writes it.
             attention_mask: [B, L], 0 for padding.
-            position_ids, past_key_values, inputs_embeds, use_cache, logits_to_keep: as in any causal model.
+            position_ids, past_key_values, inputs_embeds, use_cache: as in any causal model.
             pixel_values: pictures in the order of their placeholders, [N, 3, H, W] or a list of [3, H, W], in [-1, 1].
             image_sizes: [N, 2] (height, width) of the pictures within padded `pixel_values`.
             codes: instead of `pixel_values`, [N, bits, h, w] or a list of [bits, h, w] of {-1, +1}.
             image_is_target: [N]; the image loss covers these pictures, the others are context only.
             labels: [B, L], the text to be predicted, -100 elsewhere. Losses are computed only when they are given.
-            generator: source of bit flips, times and noise of the image loss.
+            logits_to_keep: positions whose logits are returned, as in any causal model; losses don't depend on it.
+            generator: source of bit flips, times and noise of the image loss: one for the batch, or a list with one a
+                row, which makes a row independent of its batch.
+            num_items_in_batch, num_image_tokens_in_batch: text tokens to predict and image tokens to draw, by which
+                the two losses are divided; by default those of this batch. Whoever cuts a batch in parts gives those
+                of the whole, and adds up the parts' losses.
+            timesteps: times of the diffusion loss, one a draw, instead of drawn ones: to measure, not to train.
 
         Raises:
             ValueError: when placeholders and pictures don't match.
@@ -355,9 +375,8 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, GenerationMixin):
         targets = image_is_target.tolist() if has_targets else []
         if has_targets and len(targets) != len(codes):
             raise ValueError(f"`image_is_target` must say it of each of {len(codes)} pictures, got {len(targets)}.")
-        inputs = codes
-        if self.training and any(targets):
-            inputs = [self._flip_bits(c, generator) if t else c for c, t in zip(codes, targets, strict=True)]
+        is_flipped = self.training and any(targets)
+        inputs = self._flip_targets(input_ids, codes, targets, generator) if is_flipped else codes
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -368,44 +387,59 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
-
-        loss = text_loss = image_loss = None
+        hidden_states = outputs.last_hidden_state
+        logits, text_logits = self._logits(hidden_states, labels, logits_to_keep)
+        losses = {}
         if labels is not None:
-            text_loss = self._text_loss(logits, labels, **kwargs)
-            loss = self.config.text_loss_weight * text_loss
+            losses = self._text_loss(text_logits, labels, num_items_in_batch)
+            losses["loss"] = self.config.text_loss_weight * losses["text_loss"]
             if any(targets):
-                image_loss = self._image_loss(outputs.last_hidden_state, input_ids, codes, targets, generator)
-                loss = loss + self.config.image_loss_weight * image_loss
+                to_draw = self._patches_to_draw(hidden_states, input_ids, codes, targets)
+                losses |= self._image_loss(*to_draw, len(labels), generator, timesteps, num_image_tokens_in_batch)
+                losses["loss"] = losses["loss"] + self.config.image_loss_weight * losses["image_loss"]
+            elif self.training:
+                losses["loss"] = losses["loss"] + self._idle_pass()
         return UniWeTokCausalLMOutput(
-            loss=loss,
             logits=logits,
-            text_loss=text_loss,
-            image_loss=image_loss,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **losses,
         )
 
-    def _text_loss(
-        self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch=None, **kwargs
-    ) -> torch.Tensor:
-        """Cross-entropy of the next token; 0, not NaN, for a batch that has no text to predict."""
-        if num_items_in_batch is None:
-            num_items_in_batch = (labels[:, 1:] != -100).sum().clamp_min(1)
-        vocab_size = self.config.text_config.vocab_size
-        return self.loss_function(logits, labels, vocab_size=vocab_size, num_items_in_batch=num_items_in_batch)
+    def _logits(
+        self, hidden_states: torch.Tensor, labels: torch.Tensor | None, logits_to_keep: int | torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits to return, and those [text tokens, vocabulary] that predict the labels: few where there are pictures,
+        so whoever wants losses alone keeps no logits. By one call: FSDP loses gradients of a tied layer called
+        twice."""
+        kept = slice_logits_to_keep(hidden_states, logits_to_keep)
+        if labels is None:
+            return self.lm_head(kept), None
+        is_text = labels[:, 1:] != -100
+        if isinstance(logits_to_keep, int) and logits_to_keep == 0:
+            logits = self.lm_head(kept)
+            return logits, logits[:, :-1][is_text]
+        predicting = hidden_states[:, :-1][is_text]
+        logits = self.lm_head(torch.cat([kept.flatten(0, 1), predicting]))
+        kept_logits, text_logits = logits.split([len(logits) - len(predicting), len(predicting)])
+        return kept_logits.view(*kept.shape[:2], logits.shape[-1]), text_logits
 
-    def _image_loss(
-        self,
-        hidden_states: torch.Tensor,
-        input_ids: torch.Tensor,
-        codes: Sequence[torch.Tensor],
-        targets: list[bool],
-        generator: torch.Generator | None,
-    ) -> torch.Tensor:
-        """Diffusion loss of the target pictures' tokens, each conditioned on the hidden state P positions before
-        it."""
+    def _text_loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, num_items: int | torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        """Cross-entropy of the next token; 0, not NaN, for a batch that has no text to predict."""
+        is_text = labels[:, 1:] != -100
+        losses = F.cross_entropy(logits.float(), labels[:, 1:][is_text], reduction="none")
+        num_items = is_text.sum().clamp_min(1) if num_items is None else num_items
+        sums = _sum_by_row(losses, is_text.nonzero()[:, 0], len(labels))
+        return {"text_loss": losses.sum() / num_items, "row_text_losses": sums}
+
+    def _patches_to_draw(
+        self, hidden_states: torch.Tensor, input_ids: torch.Tensor, codes: Sequence[torch.Tensor], targets: list[bool]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Tokens [M, P, bits] of the target pictures; their conditions [M, P, hidden size], the hidden states P
+        positions before them; and the rows [M] they are in."""
         block = self.config.tokens_per_patch
         is_target = torch.cat([torch.full(c.shape[1:], t).flatten() for c, t in zip(codes, targets, strict=True)])
         places = self.model.image_mask(input_ids, len(is_target)).flatten().nonzero()[:, 0]  # [T] in B*L
@@ -413,18 +447,54 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, GenerationMixin):
         pictures = [picture for picture, target in zip(codes, targets, strict=True) if target]
         condition = hidden_states.flatten(0, 1)[places - block]
         condition = condition + self.model.positions(pictures).to(condition.dtype)
-        return self.image_head.compute_loss(
-            self.model.tokens(pictures).unflatten(0, (-1, block)),  # [patches, P, bits]
-            condition.unflatten(0, (-1, block)),
-            generator=generator,
-            num_draws=self.config.num_diffusion_draws,
-        )
+        tokens = self.model.tokens(pictures).unflatten(0, (-1, block))
+        return tokens, condition.unflatten(0, (-1, block)), places[::block] // input_ids.shape[1]
 
-    def _flip_bits(self, codes: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        """Flips each bit with a probability drawn for it between 0 and `bit_flip_probability` (spec 3.3)."""
-        device = codes.device if generator is None else generator.device
-        chance, draw = torch.rand((2, *codes.shape), generator=generator, device=device).to(codes.device)
-        return torch.where(draw < self.config.bit_flip_probability * chance, -codes, codes)
+    def _image_loss(
+        self,
+        tokens: torch.Tensor,
+        condition: torch.Tensor,
+        rows: torch.Tensor,
+        num_rows: int,
+        generator: Generators,
+        timesteps: Sequence[float] | None,
+        num_tokens: int | torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
+        """Diffusion loss of the tokens to draw."""
+        if isinstance(generator, (list, tuple)):
+            generator = [generator[row] for row in rows.tolist()]
+        losses, accuracy = self.image_head.compute_losses(
+            tokens, condition, generator, self.config.num_diffusion_draws, timesteps
+        )
+        sums = losses.mean(0) * tokens.shape[1]  # of the tokens of each patch
+        return {
+            "image_loss": sums.sum() / (tokens[..., 0].numel() if num_tokens is None else num_tokens),
+            "row_image_losses": _sum_by_row(sums, rows, num_rows),
+            "bit_accuracy": accuracy.mean(1),
+        }
+
+    def _idle_pass(self) -> torch.Tensor:
+        """0, by way of the projector and the head on one patch of zeros. A process whose share of a batch draws
+        nothing must use all weights all the same: the other processes wait for its gradients (DDP) or its part of the
+        weights (FSDP)."""
+        patch = torch.zeros(1, self.config.tokens_per_patch, self.config.vision_config.num_bits, device=self.device)
+        condition = self.model.embed_image_tokens(patch, patch.new_zeros(self.config.text_config.hidden_size))
+        return 0 * self.image_head(patch, patch.new_zeros(1), condition).sum()
+
+    def _flip_targets(
+        self, input_ids: torch.Tensor, codes: Sequence[torch.Tensor], targets: list[bool], generator: Generators
+    ) -> list[torch.Tensor]:
+        """Codes whose targets have each bit flipped with a probability drawn for it between 0 and
+        `bit_flip_probability` (spec 3.3)."""
+        generators = [generator] * len(codes)
+        if isinstance(generator, (list, tuple)):
+            generators = [generator[row] for row in self._rows_of_pictures(input_ids, codes)]
+        inputs = list(codes)
+        for index, picture in enumerate(codes):
+            if targets[index]:
+                chance, draw = draw_uniform((2, *picture.shape), generators[index], picture.device)
+                inputs[index] = torch.where(draw < self.config.bit_flip_probability * chance, -picture, picture)
+        return inputs
 
     @can_return_tuple
     def get_image_features(
@@ -446,22 +516,20 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, GenerationMixin):
             pictures = [model_kwargs.pop(name, None) for name in ("pixel_values", "image_sizes", "codes")]
             codes = self.model.read_pictures(*pictures)
             if codes is not None:
-                rows = self._pictures_of_rows(input_ids, codes)
-                model_kwargs["codes"] = [c for row in rows for _ in range(expand_size) for c in row]
+                rows = self._rows_of_pictures(input_ids, codes)
+                pictures = [
+                    [c for c, of in zip(codes, rows, strict=True) if of == row] for row in range(len(input_ids))
+                ]
+                model_kwargs["codes"] = [c for row in pictures for _ in range(expand_size) for c in row]
         return super()._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
         )
 
-    def _pictures_of_rows(self, input_ids: torch.Tensor, codes: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
-        """Which pictures are in each row, told by the number of its placeholders."""
-        rows, remaining = [], list(codes)
-        for count in (input_ids == self.config.image_token_id).sum(1).tolist():
-            row = []
-            while count > 0 and remaining:
-                row.append(remaining.pop(0))
-                count -= row[-1].shape[1] * row[-1].shape[2]
-            rows.append(row)
-        return rows
+    def _rows_of_pictures(self, input_ids: torch.Tensor, codes: Sequence[torch.Tensor]) -> list[int]:
+        """Which row each picture is in, told by the numbers of the rows' placeholders."""
+        row_ends = (input_ids == self.config.image_token_id).sum(1).cumsum(0)
+        picture_ends = torch.tensor([c[0].numel() for c in codes], device=input_ids.device).cumsum(0)
+        return torch.searchsorted(row_ends, picture_ends).clamp_max(len(input_ids) - 1).tolist()
 
     def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, codes=None, **kwargs):
         """Pictures go in with the prompt only; afterwards they are in the cache."""

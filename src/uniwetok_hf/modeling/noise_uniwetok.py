@@ -1,7 +1,8 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Gaussian noise from passed generators: the only place in the models where randomness is drawn."""
+"""Noise from passed generators: the only place in the models where randomness is drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import groupby
 
 import torch
 
@@ -16,17 +17,31 @@ def draw_noise(
 
     It is drawn in float32 on the generator's device and then moved, so that a CPU generator gives the same numbers on
     every device and in every precision. With a list, generator i draws row i alone: a picture then gets the same
-    noise in any batch.
+    noise in any batch. Where a list holds one generator several times in a row, it draws those rows together.
 
     Raises:
         ValueError: when a list of generators does not hold one a row.
     """
+    return _draw(torch.randn, shape, generator, device, dtype)
+
+
+def draw_uniform(
+    shape: Sequence[int], generator: Generators, device: torch.device, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Uniform noise in [0, 1) of `shape`, otherwise as [`draw_noise`]."""
+    return _draw(torch.rand, shape, generator, device, dtype)
+
+
+def _draw(
+    law: Callable, shape: Sequence[int], generator: Generators, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
     if isinstance(generator, (list, tuple)):
         if len(generator) != shape[0]:
             raise ValueError(f"`generator` is a list of {len(generator)}, but {shape[0]} pictures are drawn.")
-        return torch.cat([draw_noise((1, *shape[1:]), single, device, dtype) for single in generator])
+        runs = [list(run) for _, run in groupby(generator, key=id)]
+        return torch.cat([_draw(law, (len(run), *shape[1:]), run[0], device, dtype) for run in runs])
     source = device if generator is None else generator.device
-    return torch.randn(tuple(shape), generator=generator, device=source, dtype=torch.float32).to(device, dtype)
+    return law(tuple(shape), generator=generator, device=source, dtype=torch.float32).to(device, dtype)
 
 
-__all__ = ["Generators", "draw_noise"]
+__all__ = ["Generators", "draw_noise", "draw_uniform"]

@@ -1,225 +1,418 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Trains the unified language model: `uniwetok train mllm --config mllm.yaml`, alone or under `accelerate launch`.
+"""Trains the unified language model: `uniwetok train mllm --config stage.yaml`, alone or under `accelerate launch`.
 
-Every picture is encoded once; the image tokenizer stays frozen. The loss is text cross-entropy plus the diffusion loss
-of the pictures to be drawn, whose bits are flipped now and then on input (spec 3.3). The result is a pipeline folder.
+    loss = 0.01 cross-entropy of the text to say + diffusion loss of the pictures to draw              (spec 3.3, 3.1)
+
+- One mixture of tasks: captions to draw, questions to answer, edits, conversations; of drawings and edits the user's
+  turn is left out now and then, for guidance.
+- Pictures come as codes (`uniwetok encode-dataset`). Bits of those to be drawn are flipped on input, never as targets.
+- Stages as in the paper: one unified pretraining, separate finetunes for drawing, editing and chat (`init_from`), and
+  a short one in which a step draws more tokens (`mllm: {patch_size: ...}`).
+
+A step is one optimizer step over `batch_size` samples, whatever the number of processes and pieces: which samples they
+are, their words, flips, times and noise belong to their running numbers (`samples`), and the two losses are divided by
+the text and image tokens of the whole step. So 2 processes, or 2 pieces, compute what 1 computes, and a resumed run
+goes on as if it had not stopped.
 """
 
-import json
-import time
-from dataclasses import dataclass, field
+import contextlib
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import tqdm
 from diffusers.training_utils import EMAModel
-from tqdm.auto import tqdm
-from transformers import AutoConfig, get_cosine_schedule_with_warmup
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import get_scheduler
 
-from ..data.text import train_text_vocabulary
-from ..modeling.codes_uniwetok import pack_codes, unpack_codes
-from ..modeling.configuration_uniwetok_mllm import UniWeTokHeadConfig, UniWeTokMLLMConfig
-from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
-from ..modeling.modeling_uniwetok import UniWeTokModel
-from ..modeling.modeling_uniwetok_mllm import UniWeTokForCausalLM
-from ..modeling.processing_uniwetok import UniWeTokProcessor
-from ..pipelines import UniWeTokPipeline
-from ..schedulers import BinaryFlowScheduler
-from .common import (
-    averaged_weights,
-    load_checkpoint,
-    make_output_folder,
-    read_config,
-    save_checkpoint,
-    seeded_weights,
-)
-from .pictures import PictureDataset, picture_grid
-from .tasks import EmojiTasks, Sample
+from ..data.encoded import encoder_fingerprint
+from .checkpoints import load_checkpoint, make_output_folder, save_checkpoint, save_whole
+from .configuration import config_values, read_config, setting
+from .conversations import ConversationBatches, Piece, prefetched
+from .pictures import picture_grid
+from .run import Figures, averaged_weights, log_images, start_accelerator, stop_unless_finite
+from .samples import NOISE, sample_generators
+from .start import start_pipeline
+from .tasks import TaskMixture, TaskSource
+
+
+# Times of the flow at which validation tells how many bits the head gets right: at 0 it sees noise alone.
+ACCURACY_TIMES = (0.0, 0.25, 0.5, 0.75)
 
 
 @dataclass
 class MLLMTrainingConfig:
-    """A training of the language model.
+    """One stage."""
 
-    Fields: `data`, a folder of `uniwetok data`; `vision_model`, the trained image tokenizer; `output_dir`;
-    `resolution` of the pictures; `steps` of `batch_size` samples; `tasks`, how often each is practised;
-    `text_dropout`, how often the prompt is left out; `vocab_size` of the text, `num_size_tokens`; fields of the
-    `text_model`, the `head` and the whole `mllm`; `learning_rate` after `warmup_steps`, then a cosine to zero;
-    `weight_decay`, `max_grad_norm`, `ema_decay`, `seed`; `prompts` to draw at every save; the pipeline's default
-    `num_inference_steps` and `guidance_scale`; `save_dtype` of the result.
+    output_dir: str = setting(help="folder of the run: checkpoints, log.jsonl, samples, and at the end `pipeline`")
+    data: list[TaskSource] = setting(help="encoded datasets and what is practised on them; each has a weight")
+    max_train_steps: int = setting(help="optimizer steps")
+    batch_size: int = setting(help="samples a step over all processes")
+    validation_data: list[TaskSource] = setting([], "held-out rows; empty: no validation")
+    validation_samples: int = setting(128, "how many of each of them")
+    # what it starts from: `init_from`, or `vision_model` with `language_model` or `text_model`
+    init_from: str | None = setting(None, "the stage before (its output_dir), or a pipeline to go on with")
+    vision_model: str | None = setting(None, "the trained image tokenizer: its last stage, or a model")
+    language_model: str | None = setting(
+        None, "causal language model (folder or Hub name) to start from: Qwen3, Llama, ..."
+    )
+    text_model: dict = setting({}, "instead of that, a new one: model_type and fields of its config")
+    vocab_size: int = setting(2048, "text_model: entries of its text vocabulary, which is trained on the data")
+    num_size_tokens: int | None = setting(None, "longest side of a picture in tokens; null: 4096 pixels")
+    head: dict = setting({}, "fields of the new diffusion head's config")
+    mllm: dict = setting(
+        {}, "fields of the whole model's config: patch_size, text_loss_weight, bit_flip_probability, ..."
+    )
+    trainable: list[str] = setting([], "expressions of which the names of trained parameters hold one; empty: all")
+    # the pipeline that comes out; null: as in init_from
+    resolution: int | None = setting(None, "side in pixels of pictures that are drawn where a call says none")
+    input_size: dict | None = setting(None, "`size` of the image processor: what given pictures are brought to")
+    num_inference_steps: int | None = setting(None, "diffusion steps where a call says none")
+    guidance_scale: float | None = setting(None, "guidance where a call says none")
+    save_dtype: str = setting("float32", "how its weights are stored: float32, bfloat16 or float16")
+    prompts: list[str] = setting([], "what is drawn at each validation, four times each, to look at")
+    # the samples
+    text_dropout: float = setting(0.1, "how often the user's turn is left out of drawings and edits")
+    length_group_steps: int = setting(1, "steps whose samples are sorted by length before they are cut into batches")
+    max_length: int | None = setting(None, "tokens that a sample may have; a longer one is an error")
+    # the optimizer
+    learning_rate: float = setting(1e-5, "of AdamW (paper: 1e-5)")
+    lr_scheduler: str = setting("constant_with_warmup", "name of a schedule of transformers.get_scheduler")
+    lr_warmup_steps: int = setting(0, "steps until the learning rate is reached")
+    lr_scheduler_kwargs: dict = setting({}, "what else the schedule takes, such as min_lr_rate")
+    adam_beta1: float = setting(0.9, "Adam's first momentum")
+    adam_beta2: float = setting(0.95, "Adam's second momentum")
+    adam_epsilon: float = setting(1e-15, "Adam's epsilon (paper: 1e-15)")
+    weight_decay: float = setting(0.0, "decoupled weight decay")
+    max_grad_norm: float | None = setting(1.0, "gradients are scaled down to this norm; null: never")
+    ema_decay: float | None = setting(None, "decay of the weight average that is validated and saved; null: none")
+    # running it
+    gradient_accumulation_steps: int = setting(1, "pieces into which each process cuts its share of a step")
+    gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, more time")
+    mixed_precision: str | None = setting(None, "no, fp16 or bf16; null: as accelerate is configured")
+    compile: bool = setting(False, "torch.compile the model")
+    seed: int = setting(0, "of weights, order, words, flips and noise")
+    logging_steps: int = setting(50, "steps between lines of the log")
+    validation_steps: int = setting(500, "steps between validations")
+    checkpointing_steps: int = setting(500, "steps between checkpoints")
+    checkpoints_total_limit: int = setting(2, "how many checkpoints are kept")
+    report_to: list[str] = setting([], "trackers beside log.jsonl: tensorboard, wandb, ...")
+
+    def __post_init__(self):
+        if self.save_dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"`save_dtype` must be float32, bfloat16 or float16, got {self.save_dtype!r}.")
+        for name in ("batch_size", "max_train_steps", "length_group_steps", "validation_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
+        if not self.data:
+            raise ValueError("`data` must name at least one encoded dataset.")
+        if not 0 <= self.text_dropout <= 1:
+            raise ValueError(f"`text_dropout` must be from 0 to 1, got {self.text_dropout}.")
+
+
+class MLLMTrainer:
+    """One stage of training."""
+
+    def __init__(self, config: MLLMTrainingConfig):
+        self.config = config
+        self.folder = Path(config.output_dir)
+        self.accelerator, self.tracker = start_accelerator(config, self.folder)
+        self.is_sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if self.is_sharded and config.ema_decay is not None:
+            raise ValueError("`ema_decay` must be null under FSDP and DeepSpeed, where no process has all weights.")
+        mixture, held_out = self.open_tasks(config.data, config.text_dropout), None
+        if config.validation_data:
+            held_out = self.open_tasks(config.validation_data)
+        self.pipeline = start_pipeline(config, mixture.texts())
+        self.mllm = self.pipeline.mllm
+        self.batches = self.make_batches(mixture)
+        self.held_out_batches = held_out and self.make_batches(held_out)
+        make_output_folder(self.folder, "pipeline")
+
+        self.parameters = choose_parameters(self.mllm, config.trainable)
+        if config.gradient_checkpointing:
+            self.mllm.activation_checkpointing_enable()
+        optimizer, scheduler = self.make_optimizer()
+        if (deepspeed := self.accelerator.state.deepspeed_plugin) is not None:  # it would ask a DataLoader
+            deepspeed.deepspeed_config["train_micro_batch_size_per_gpu"] = self.batches.piece_size
+        self.model, self.optimizer, self.scheduler = self.accelerator.prepare(self.mllm, optimizer, scheduler)
+        self.ema = None
+        if config.ema_decay is not None:
+            self.ema = EMAModel(self.parameters, decay=config.ema_decay)
+            self.ema.to(self.accelerator.device)
+            self.accelerator.register_for_checkpointing(self.ema)
+
+    def open_tasks(self, sources: list[TaskSource], text_dropout: float = 0.0) -> TaskMixture:
+        config = self.config
+        options = f"--size {config.resolution or 'N'} --model {config.vision_model or config.init_from}"
+        return TaskMixture(sources, config.seed, text_dropout, encode_options=options)
+
+    def make_batches(self, mixture: TaskMixture) -> ConversationBatches:
+        config = self.config
+        mixture.check_encoder(encoder_fingerprint(self.mllm.vision_model))
+        return ConversationBatches(
+            mixture,
+            self.pipeline.processor,
+            self.mllm.config.vision_config.num_bits,
+            config.batch_size,
+            config.seed,
+            length_group_steps=config.length_group_steps,
+            accumulation_steps=config.gradient_accumulation_steps,
+            process_index=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
+            max_length=config.max_length,
+        )
+
+    def make_optimizer(self):
+        config = self.config
+        optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            eps=config.adam_epsilon,
+            weight_decay=config.weight_decay,
+        )
+        scheduler = get_scheduler(
+            config.lr_scheduler,
+            optimizer,
+            num_warmup_steps=config.lr_warmup_steps,
+            num_training_steps=config.max_train_steps,
+            scheduler_specific_kwargs=config.lr_scheduler_kwargs,
+        )
+        return optimizer, scheduler
+
+    def train_step(self, pieces: list[Piece], step: int):
+        """One step. Losses are divided by the tokens of all of its pieces, those of other processes too."""
+        accelerator = self.accelerator
+        counts = torch.tensor([[piece.num_text_tokens, piece.num_image_tokens] for piece in pieces]).sum(0)
+        counts = accelerator.reduce(counts.to(accelerator.device), "sum").clamp_min(1)
+        for piece in pieces:
+            with accelerator.accumulate(self.model):
+                self.train_piece(piece, counts, step)
+
+    def train_piece(self, piece: Piece, counts: torch.Tensor, step: int):
+        """Adds a piece's part of the step's loss; the last of them makes the step."""
+        accelerator, config = self.accelerator, self.config
+        output = self.compute_losses(piece, num_items_in_batch=counts[0], num_image_tokens_in_batch=counts[1])
+        # Parts add up to the step's loss; accumulation and DDP would take their mean.
+        loss = output.loss * config.gradient_accumulation_steps * accelerator.num_processes
+        stop_unless_finite(accelerator, {"loss": loss}, step, self.folder)
+        accelerator.backward(loss)
+        self.tally.add(piece, output)
+        self.figures.add({"loss": loss})
+        if accelerator.sync_gradients and config.max_grad_norm is not None:
+            norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
+            if norm is not None:  # DeepSpeed clips by itself, later
+                self.figures.add({"grad_norm": norm.full_tensor() if isinstance(norm, DTensor) else norm})
+        self.optimizer.step()
+        if accelerator.sync_gradients:
+            self.scheduler.step()
+            if self.ema:
+                self.ema.step(self.parameters)
+        self.optimizer.zero_grad()
+
+    def compute_losses(self, piece: Piece, **options):
+        """The model's output for a piece, with losses but no logits."""
+        device = self.accelerator.device
+        return self.model(
+            **piece.inputs_on(device),
+            generator=sample_generators(self.config.seed, piece.numbers, NOISE),
+            logits_to_keep=torch.empty(0, dtype=torch.long, device=device),
+            use_cache=False,
+            **options,
+        )
+
+    def train(self) -> Path:
+        """Runs the stage to its end, from its last checkpoint if there is one, and returns the pipeline's folder.
+
+        Raises:
+            FloatingPointError: at a loss that is not finite; the checkpoints are kept.
+            ValueError: when the last checkpoint is broken, or a row is not as its format says.
+        """
+        config, accelerator = self.config, self.accelerator
+        self.figures, self.tally = Figures(), TaskTally(self.batches.names)
+        start, state = load_checkpoint(accelerator, self.folder)
+        if state:
+            self.load_state_dict(state)
+        if accelerator.is_main_process:
+            self.tracker.rewind(start)
+        accelerator.init_trackers("uniwetok", config_values(config) if not config.report_to else {})
+        held_out = self.held_out_batches.held_out(config.validation_samples) if self.held_out_batches else []
+
+        self.model.train()
+        bar = tqdm(total=config.max_train_steps, initial=start, desc=self.folder.name, mininterval=10)
+        steps = range(start, config.max_train_steps)
+        for step, pieces in zip(steps, prefetched(self.batches.__getitem__, steps), strict=True):
+            self.train_step(pieces, step)
+            self.figures.add({}, items=config.batch_size)
+            bar.update()
+
+            done, is_last, figures = step + 1, step + 1 == config.max_train_steps, {}
+            if done % config.logging_steps == 0 or is_last:
+                items = self.figures.items
+                figures = self.figures.take(accelerator, "samples") | self.tally.take(accelerator)
+                figures["tokens_per_second"] = figures["samples_per_second"] * figures.pop("tokens") / items
+                figures["learning_rate"] = self.scheduler.get_last_lr()[0]
+                bar.set_postfix(loss=f"{figures['loss']:.3f}")
+            if done % config.validation_steps == 0 or is_last:
+                figures |= self.validate(held_out, done)
+            if figures:
+                accelerator.log(figures, step=done)
+            if done % config.checkpointing_steps == 0 or is_last:
+                save_checkpoint(accelerator, self.folder, done, self.state_dict(), config.checkpoints_total_limit)
+        pipeline = self.save()
+        accelerator.end_training()  # with it the processes part
+        return pipeline
+
+    def state_dict(self) -> dict:
+        """Where this process is, beside what Accelerate saves; its data follow from the step."""
+        return {"figures": self.figures.state_dict(), "tally": self.tally.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.figures.load_state_dict(state["figures"])
+        self.tally.load_state_dict(state["tally"])
+
+    @torch.no_grad()
+    def validate(self, held_out: list[Piece], step: int) -> dict[str, float]:
+        """Losses of each task and bit accuracies on held-out rows, and drawings of the prompts, by the averaged model
+        where there is one. All processes compute the same."""
+        self.model.eval()
+        with averaged_weights(self.ema, self.parameters) if self.ema else contextlib.nullcontext():
+            figures = self.measure(held_out) if held_out else {}
+            if self.config.prompts and self.accelerator.is_main_process and not self.is_sharded:
+                self.draw_prompts(step)
+        self.model.train()
+        return figures
+
+    def measure(self, pieces: list[Piece]) -> dict[str, float]:
+        """`validation_...` figures of held-out samples."""
+        tally = TaskTally(self.held_out_batches.names)
+        right, num_tokens = torch.zeros(len(ACCURACY_TIMES)), 0
+        for piece in pieces:
+            tally.add(piece, self.compute_losses(piece))
+            if piece.num_image_tokens:
+                accuracy = self.compute_losses(piece, timesteps=ACCURACY_TIMES).bit_accuracy
+                right += piece.num_image_tokens * accuracy.float().cpu()
+                num_tokens += piece.num_image_tokens
+        figures = tally.take(self.accelerator)
+        if num_tokens:
+            figures |= {f"bit_accuracy_t{time}": n.item() / num_tokens for time, n in zip(ACCURACY_TIMES, right)}
+        return {f"validation_{name}": value for name, value in figures.items() if name != "tokens"}
+
+    def draw_prompts(self, step: int) -> None:
+        """A grid of four drawings of each of the config's prompts, a row each."""
+        self.pipeline.set_progress_bar_config(disable=True)
+        prompts = list(self.config.prompts)
+        generators = [torch.Generator().manual_seed(seed) for _ in prompts for seed in range(4)]
+        drawn = self.pipeline(prompts, num_images_per_prompt=4, generator=generators, output_type="pt").images
+        log_images(self.accelerator, {"drawings": picture_grid(list(drawn * 2 - 1), columns=4)}, step)
+
+    def save(self) -> Path:
+        """Writes `pipeline`, which says that the stage is finished."""
+        accelerator, folder = self.accelerator, self.folder / "pipeline"
+        if self.ema:
+            self.ema.copy_to(self.parameters)
+        weights = accelerator.get_state_dict(self.model) if self.is_sharded else None
+        if accelerator.is_main_process:
+            if self.is_sharded:
+                self.pipeline.mllm = whole_model(self.mllm, weights)
+            pipeline = self.pipeline.to(getattr(torch, self.config.save_dtype))
+            save_whole(pipeline.save_pretrained, folder)
+        accelerator.wait_for_everyone()
+        return folder
+
+
+class TaskTally:
+    """Sums since the last line of the log, from which each task's own losses follow, and the share of bits that the
+    head got right at the times it was trained at."""
+
+    def __init__(self, names: list[str]):
+        self.names = names
+        self.by_task = torch.zeros(len(names), 4)  # text loss, text tokens, image loss, image tokens
+        self.overall = torch.zeros(3)  # image tokens' shares of right bits, image tokens, all tokens
+
+    def add(self, piece: Piece, output) -> None:
+        """Adds what the model made of a piece; kept on the device, so that adding does not wait for it."""
+        device, share = output.loss.device, 0.0
+        image_losses = torch.zeros(len(piece.numbers))
+        if output.image_loss is not None:
+            image_losses, share = output.row_image_losses, output.bit_accuracy.mean()
+        columns = [output.row_text_losses, piece.text_tokens, image_losses, piece.image_tokens]
+        columns = torch.stack([column.to(device, torch.float32) for column in columns], dim=1)  # [rows, 4]
+        self.by_task = self.by_task.to(device).index_add(0, piece.tasks.to(device), columns)
+        counts = torch.tensor([piece.num_image_tokens, piece.num_image_tokens, piece.num_tokens], device=device)
+        counts = counts.float()
+        counts[0] *= share
+        self.overall = self.overall.to(device) + counts
+
+    def take(self, accelerator: Accelerator) -> dict[str, float]:
+        """`text_loss_TASK` and `image_loss_TASK` of all processes, means over tokens, `bit_accuracy`, and the number
+        of `tokens`; then starts anew."""
+        sums = [self.by_task.to(accelerator.device), self.overall.to(accelerator.device)]
+        by_task, (right, num_drawn, num_tokens) = (part.tolist() for part in accelerator.reduce(sums, "sum"))
+        self.__init__(self.names)
+        figures = {"tokens": num_tokens}
+        for name, (text_loss, text_tokens, image_loss, image_tokens) in zip(self.names, by_task, strict=True):
+            if text_tokens:
+                figures[f"text_loss_{name}"] = text_loss / text_tokens
+            if image_tokens:
+                figures[f"image_loss_{name}"] = image_loss / image_tokens
+        if num_drawn:
+            figures["bit_accuracy"] = right / num_drawn
+        return figures
+
+    def state_dict(self) -> dict:
+        """What a checkpoint between two lines of the log has to keep."""
+        return {"by_task": self.by_task.tolist(), "overall": self.overall.tolist()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.by_task, self.overall = torch.tensor(state["by_task"]), torch.tensor(state["overall"])
+
+
+def choose_parameters(model: nn.Module, trainable: list[str]) -> list[nn.Parameter]:
+    """Freezes all but the parameters whose names hold one of the expressions `trainable` (all when it is empty) and
+    returns those that train. Two things never do: the image tokenizer, whose codes are the data, and with patches of
+    one token the head's queries and keys, since attention over one token is its value.
+
+    Raises:
+        ValueError: for an expression that fits no name.
     """
-
-    data: str
-    vision_model: str
-    output_dir: str
-    resolution: int
-    steps: int
-    batch_size: int
-    text_model: dict
-    head: dict
-    mllm: dict = field(default_factory=dict)
-    tasks: dict = field(default_factory=lambda: {"draw": 0.5, "edit": 0.3, "describe": 0.2})
-    text_dropout: float = 0.1
-    vocab_size: int = 2048
-    num_size_tokens: int = 16
-    learning_rate: float = 1e-3
-    warmup_steps: int = 200
-    weight_decay: float = 0.02
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.999
-    seed: int = 0
-    log_every: int = 50
-    save_every: int = 500
-    prompts: list = field(default_factory=list)
-    num_inference_steps: int = 20
-    guidance_scale: float = 3.0
-    save_dtype: str = "float32"
+    never = [r"^model\.vision_model\."]
+    if model.config.patch_size == 1:
+        never.append(r"^image_head\..*\.(q|k)_proj\.")
+    names = [name for name, _ in model.named_parameters() if not any(re.search(part, name) for part in never)]
+    for part in trainable:
+        if not any(re.search(part, name) for name in names):
+            parts = sorted({".".join(name.split(".")[: 2 if name.startswith("model.") else 1]) for name in names})
+            raise ValueError(f"`trainable`: no parameter's name holds {part!r}; the parts are {', '.join(parts)}.")
+    chosen = {name for name in names if not trainable or any(re.search(part, name) for part in trainable)}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def build(config: MLLMTrainingConfig, tasks: EmojiTasks) -> UniWeTokPipeline:
-    """A pipeline with a new language model around the trained image tokenizer."""
-    vision_model = UniWeTokModel.from_pretrained(config.vision_model, dtype=torch.float32)
-    patch_size = config.mllm.get("patch_size", 1)
-    text_vocabulary = train_text_vocabulary(tasks.texts(), config.vocab_size, config.num_size_tokens, patch_size)
-    ids = text_vocabulary.get_vocab()
-    text_config = AutoConfig.for_model(
-        vocab_size=len(text_vocabulary),
-        pad_token_id=text_vocabulary.pad_token_id,
-        eos_token_id=text_vocabulary.eos_token_id,
-        **config.text_model,
-    )
-    model_config = UniWeTokMLLMConfig(
-        text_config=text_config,
-        vision_config=vision_model.config,
-        head_config=UniWeTokHeadConfig(
-            num_bits=vision_model.config.num_bits, condition_size=text_config.hidden_size, **config.head
-        ),
-        image_token_id=ids["<|image_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-        size_token_id=ids["<|res_1|>"],
-        num_size_tokens=config.num_size_tokens,
-        query_token_id=ids.get("<|query_1|>", len(ids)),
-        **config.mllm,
-    )
-    with seeded_weights(config.seed):
-        mllm = UniWeTokForCausalLM(model_config)
-    mllm.vision_model.load_state_dict(vision_model.state_dict())
-    mllm.vision_model.requires_grad_(False)
-    mllm.generation_config.eos_token_id = text_vocabulary.eos_token_id
-    mllm.generation_config.pad_token_id = text_vocabulary.pad_token_id
-    stride = vision_model.config.stride
-    # The language model sees every picture at the size it was trained on.
-    size = {"height": config.resolution, "width": config.resolution}
-    image_processor = UniWeTokImageProcessor(stride=stride * patch_size, size=size)
-    processor = UniWeTokProcessor(image_processor, text_vocabulary, patch_size=patch_size, stride=stride)
-    return UniWeTokPipeline(
-        processor,
-        mllm,
-        BinaryFlowScheduler(),
-        default_size=config.resolution,
-        default_num_inference_steps=config.num_inference_steps,
-        default_guidance_scale=config.guidance_scale,
-    )
+def whole_model(model: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
+    """A copy of a model whose own weights are spread over processes, with `weights` from all of them."""
+    with torch.device("meta"):
+        whole = type(model)(model.config)
+    whole.load_state_dict(weights, assign=True)
+    whole.tie_weights()
+    whole.generation_config = model.generation_config
+    return whole
 
 
-@torch.no_grad()
-def encode_pictures(
-    vision_model: UniWeTokModel, config: MLLMTrainingConfig, ids: list[str]
-) -> dict[str, torch.Tensor]:
-    """Packed codes of all training pictures, by id: 16 bytes a token."""
-    pictures = PictureDataset(config.data, "train", config.resolution)
-    packed = {}
-    for start in tqdm(range(0, len(pictures), 64), desc="encoding"):
-        chosen = range(start, min(start + 64, len(pictures)))
-        pixel_values = torch.stack([pictures[i]["pixel_values"] for i in chosen]).to(vision_model.device)
-        codes = pack_codes(vision_model.encode(pixel_values).codes).cpu()
-        packed.update(zip((ids[i] for i in chosen), codes, strict=True))
-    return packed
-
-
-def collate(samples: list[Sample], processor: UniWeTokProcessor, packed: dict[str, torch.Tensor], resolution: int):
-    """Model inputs of a batch of conversations, with codes in place of pictures."""
-    texts = processor.apply_chat_template([sample.messages for sample in samples])
-    names = [name for sample in samples for name in sample.pictures]
-    inputs = processor(text=texts, picture_sizes=[(resolution, resolution)] * len(names), return_labels=True)
-    return {**inputs, "codes": unpack_codes(torch.stack([packed[name] for name in names]))}
+def finished(config: MLLMTrainingConfig) -> Path | None:
+    """The pipeline of a stage that was run to its end."""
+    folder = Path(config.output_dir) / "pipeline"
+    return folder if folder.is_dir() else None
 
 
 def train(config: MLLMTrainingConfig) -> Path:
-    """Runs the training, resuming it when it was interrupted, and returns the pipeline folder.
-
-    Raises:
-        FloatingPointError: at a loss that is not finite; the last checkpoint is kept.
-    """
-    accelerator = Accelerator()
-    tasks = EmojiTasks(config.data, config.tasks, config.text_dropout)
-    folder = make_output_folder(config.output_dir, "pipeline")
-    pipe = build(config, tasks)
-    processor, mllm = pipe.processor, pipe.mllm
-    mllm.vision_model.to(accelerator.device).eval()
-    packed = encode_pictures(mllm.vision_model, config, [row["id"] for row in tasks.rows])
-
-    parameters = [p for p in mllm.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
-    )
-    scheduler = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.steps)
-    ema = EMAModel(parameters, decay=config.ema_decay)
-    model, optimizer, scheduler = accelerator.prepare(mllm, optimizer, scheduler)
-    accelerator.register_for_checkpointing(ema)
-    ema.to(accelerator.device)
-    start = load_checkpoint(accelerator, folder)
-
-    bar = tqdm(total=config.steps, initial=start, desc="language model", mininterval=10)
-    clock, figures = time.monotonic(), {}
-    choices, noise = torch.Generator(), torch.Generator(accelerator.device)
-    for step in range(start, config.steps):
-        # Step n is a function of the seed and n: a resumed run goes on as if it had not stopped.
-        samples = tasks.batch(config.batch_size, choices.manual_seed(hash((config.seed, step))))
-        inputs = collate(samples, processor, packed, config.resolution)
-        batch = {name: tensor.to(accelerator.device) for name, tensor in inputs.items()}
-        model.train()
-        mllm.vision_model.eval()
-        output = model(**batch, generator=noise.manual_seed(hash((config.seed, step, 1))))
-        if not torch.isfinite(output.loss):
-            raise FloatingPointError(f"The loss is {output.loss.item()} at step {step}; the last checkpoint is kept.")
-        accelerator.backward(output.loss)
-        accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-        ema.step(parameters)
-        bar.update()
-        # Batches that draw have next to no text to learn, so the text's own figure is that of the descriptions.
-        name = "text_loss" if output.image_loss is None else "image_loss"
-        figures.setdefault(name, []).append(output[name].item())
-
-        if (step + 1) % config.log_every == 0:
-            means = {name: sum(values) / len(values) for name, values in figures.items()}
-            means["samples_per_second"] = config.log_every * config.batch_size / (time.monotonic() - clock)
-            bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
-            with open(folder / "log.jsonl", "a") as log:
-                log.write(json.dumps({"step": step + 1, **{k: round(v, 4) for k, v in means.items()}}) + "\n")
-            clock, figures = time.monotonic(), {}
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            save_checkpoint(accelerator, folder, step + 1)
-            with averaged_weights(ema, mllm):
-                draw_prompts(pipe, config, folder / f"drawings-{step + 1:06d}.png")
-    ema.copy_to(parameters)
-    pipe.to(getattr(torch, config.save_dtype)).save_pretrained(folder / "pipeline")
-    return folder / "pipeline"
-
-
-def draw_prompts(pipe: UniWeTokPipeline, config: MLLMTrainingConfig, path: Path) -> None:
-    """A grid of four drawings of each of the config's prompts, a row each."""
-    if not config.prompts:
-        return
-    pipe.mllm.eval()
-    pipe.set_progress_bar_config(disable=True)
-    generators = [torch.Generator().manual_seed(seed) for _ in config.prompts for seed in range(4)]
-    drawn = pipe(list(config.prompts), num_images_per_prompt=4, generator=generators, output_type="pt").images
-    picture_grid(list(drawn * 2 - 1), columns=4).save(path)
+    """Runs a stage, or goes on with it, and returns the pipeline's folder."""
+    return MLLMTrainer(config).train()
 
 
 def main(config_path: str, **overrides) -> Path:

@@ -1,166 +1,532 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """Trains the image tokenizer: `uniwetok train tokenizer --config stage.yaml`, alone or under `accelerate launch`.
 
-The loss is reconstruction (L1 + L2) plus group-wise entropy (spec 2.2, 2.4); the commitment term is gone because SigLu
-bounds the latents (paper 3.3). A run is a config; a later stage starts from an earlier one by `init_from`.
+    loss = l1 |x - x'| + l2 |x - x'|^2 + perceptual + adversarial     the picture comes back (WeTok; spec 2.4)
+         + entropy [+ commitment]                                     codes are all used, tokens decided (spec 2.2)
+         + Pre-Post Distillation                                      tokens mean something (paper 3.2)
+         + Generative-Aware Prior                                     tokens can be predicted (paper, equation 7)
+
+The three stages of the paper are three configs: one resolution, several resolutions and aspect ratios, and annealing
+on faces and text. Each starts where the one before ended (`init_from`), its losses' own networks included.
+
+A step is one optimizer step over `batch_size` pictures of one size, whatever the number of processes: crops, noise
+and diffusion draws belong to the sample (`samples`), so 2 processes compute what 1 computes, and a resumed run goes on
+as if it had not stopped. Only the histogram of the batch entropy is taken over what is in memory at once: processes
+share it, but not the pieces of a step that `gradient_accumulation_steps` makes.
 """
 
 import json
 import math
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate.utils import tqdm
 from diffusers.training_utils import EMAModel
-from tqdm.auto import tqdm
-from transformers import get_cosine_schedule_with_warmup
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import get_scheduler
 
+from ..data.sources import PictureSource
+from ..evaluation.records import loss_model, training_record
 from ..modeling.configuration_uniwetok import UniWeTokConfig
 from ..modeling.modeling_uniwetok import UniWeTokModel
-from .common import (
-    averaged_weights,
-    endless_batches,
-    load_checkpoint,
-    make_output_folder,
-    read_config,
-    save_checkpoint,
-    save_final,
-    seeded_weights,
-)
+from .checkpoints import load_checkpoint, make_output_folder, save_checkpoint, save_whole
+from .configuration import config_values, flat_values, read_config, setting
+from .figures import BitUsage
+from .losses.adversarial import LeCam, PatchDiscriminator, discriminator_loss, generator_loss
+from .losses.commitment import commitment_loss
+from .losses.distillation import PrePostDistillation
 from .losses.entropy import entropy_loss
-from .pictures import PictureDataset, picture_grid
+from .losses.perceptual import LPIPS, PerceptualLoss
+from .losses.prior import GenerativePrior
+from .losses.reconstruction import l1_loss, l2_loss
+from .pictures import Bucket, PictureBatches, picture_grid, validation_pictures
+from .run import (
+    Figures,
+    averaged_weights,
+    log_images,
+    seeded_weights,
+    start_accelerator,
+    stop_unless_finite,
+    trainable_parameters,
+)
+from .samples import NOISE, PRIOR, sample_generators
+from .teachers import Teacher
+
+
+@dataclass
+class EntropySettings:
+    weight: float = setting(0.1, "weight in the loss")
+    sample_weight: float = setting(1.0, "how much tokens are to be decided")
+    batch_weight: float = setting(1.0, "how much all codes are to be used")
+    temperature: float = setting(0.01, "tau: the smaller, the nearer to 0 a bit counts as undecided")
+
+
+@dataclass
+class PerceptualSettings:
+    model: str = setting(help="backbone or vision model (folder or Hub name), or an LPIPS .safetensors file")
+    weight: float = setting(1.0, "weight in the loss")
+    layers: list[int] | None = setting(None, "feature maps or hidden states to compare; null: the loss' own choice")
+
+
+@dataclass
+class AdversarialSettings:
+    weight: float = setting(0.1, "weight of the generator's part in the loss")
+    start_step: int = setting(0, "step at which the discriminator begins")
+    learning_rate: float | None = setting(None, "of the discriminator; null: that of the model")
+    lecam_weight: float = setting(0.05, "weight of LeCam regularisation in the discriminator's loss")
+    base_channels: int = setting(64, "width of the discriminator")
+    num_layers: int = setting(3, "strided layers of the discriminator")
+
+
+@dataclass
+class DistillationSettings:
+    teacher: str = setting(help="vision model or dual encoder (folder or Hub name) whose pooled features are taught")
+    weight: float = setting(1.0, "theta: weight in the loss")
+    post_weight: float = setting(1.0, "eta: weight of the tokens after the sign, beside those before it")
+    hidden_size: int = setting(256, "width of the two attention pools")
+    num_attention_heads: int = setting(4, "heads of the two attention pools")
+
+
+@dataclass
+class PriorSettings:
+    weight: float = setting(1.0, "mu: weight in the loss")
+    hidden_size: int = setting(256, "width of the small autoregressive model; the defaults are the 8.6 M of the paper")
+    num_hidden_layers: int = setting(8, "its blocks")
+    num_attention_heads: int = setting(4, "its heads")
 
 
 @dataclass
 class UniWeTokTrainingConfig:
-    """One stage of training.
+    """One stage."""
 
-    Fields: `data`, a folder of `uniwetok data`; `output_dir`; `resolution`, side in pixels; `steps` of `batch_size`
-    pictures; `learning_rate` after `warmup_steps`, then a cosine to zero; `init_from`, a model to start from, or
-    `model`, the fields of a new UniWeTokConfig; weights of the loss terms; `crop_probability`, how often a picture is
-    replaced by a random crop of it; `max_grad_norm`; `ema_decay`; `seed`; `log_every` and `save_every` steps.
+    output_dir: str = setting(help="folder of the run: checkpoints, log.jsonl, samples, and at the end `model`")
+    data: list[PictureSource] = setting(help="where pictures come from; each source has a weight")
+    buckets: list[Bucket] = setting(help="sizes in pixels; every step has one of them, as often as its weight says")
+    max_train_steps: int = setting(help="optimizer steps")
+    batch_size: int = setting(help="pictures a step, over all processes, of the first bucket; others: as many tokens")
+    validation_data: PictureSource | None = setting(None, "held-out pictures; null: no validation")
+    validation_pictures: int = setting(128, "how many of them")
+    # the model
+    init_from: str | None = setting(None, "the stage before (its output_dir), or a model to start from")
+    model: dict = setting({}, "without init_from: fields of a new UniWeTokConfig")
+    trainable: list[str] = setting([], "beginnings of the names of the parameters to train; empty: all")
+    # the loss
+    l1_weight: float = setting(1.0, "weight of the absolute error")
+    l2_weight: float = setting(1.0, "weight of the squared error")
+    commitment_weight: float = setting(0.0, "alpha; 0 in UniWeTok, where SigLu bounds the latents (paper 3.3)")
+    entropy: EntropySettings | None = setting(EntropySettings(), "group-wise entropy; null: off")
+    perceptual: PerceptualSettings | None = setting(None, "distance between features of a frozen network; null: off")
+    adversarial: AdversarialSettings | None = setting(None, "patch discriminator; null: off")
+    distillation: DistillationSettings | None = setting(None, "Pre-Post Distillation; null: off")
+    prior: PriorSettings | None = setting(None, "Generative-Aware Prior; null: off")
+    # pictures
+    flip: bool = setting(True, "whether pictures are mirrored half of the time (not where they hold text)")
+    crop_probability: float = setting(1.0, "how often a random crop is taken instead of as much as fits the bucket")
+    crop_scale: list[float] = setting([0.8, 1.0], "smallest and largest side of a crop over the largest that fits")
+    num_threads: int = setting(2, "threads of each process that read and crop pictures")
+    # the optimizers
+    learning_rate: float = setting(1e-4, "of both optimizers")
+    lr_scheduler: str = setting("constant_with_warmup", "name of a schedule of transformers.get_scheduler")
+    lr_warmup_steps: int = setting(0, "steps until the learning rate is reached")
+    lr_scheduler_kwargs: dict = setting({}, "what else the schedule takes, such as min_lr_rate")
+    adam_beta1: float = setting(0.5, "Adam's first momentum (paper: 0.5)")
+    adam_beta2: float = setting(0.9, "Adam's second momentum (paper: 0.9)")
+    weight_decay: float = setting(0.0, "decoupled weight decay")
+    max_grad_norm: float | None = setting(1.0, "gradients are scaled down to this norm; null: never")
+    ema_decay: float = setting(0.999, "decay of the weight average that is validated and saved")
+    # running it
+    gradient_accumulation_steps: int = setting(1, "pieces into which each process cuts its share of a step")
+    gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, more time")
+    mixed_precision: str | None = setting(None, "no, fp16 or bf16; null: as accelerate is configured")
+    compile: bool = setting(False, "torch.compile the networks")
+    seed: int = setting(0, "of weights, order, crops and noise")
+    logging_steps: int = setting(50, "steps between lines of the log")
+    validation_steps: int = setting(500, "steps between validations")
+    checkpointing_steps: int = setting(500, "steps between checkpoints")
+    checkpoints_total_limit: int = setting(2, "how many checkpoints are kept")
+    report_to: list[str] = setting([], "trackers beside log.jsonl: tensorboard, wandb, ...")
+
+
+class UniWeTokTrainer:
+    """One stage of training."""
+
+    def __init__(self, config: UniWeTokTrainingConfig):
+        self.config = config
+        self.folder = Path(config.output_dir)
+        self.accelerator, self.tracker = start_accelerator(config, self.folder)
+        accelerator = self.accelerator
+        self.batches = PictureBatches(
+            config.data,
+            config.buckets,
+            config.batch_size,
+            config.seed,
+            flip=config.flip,
+            crop_probability=config.crop_probability,
+            crop_scale=tuple(config.crop_scale),
+            multiple=accelerator.num_processes * config.gradient_accumulation_steps,
+            process_index=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+            num_threads=config.num_threads,
+        )
+        self.build_networks()
+        make_output_folder(self.folder, "model")
+
+        parameters = [p for net in (self.model, self.distillation, self.prior) if net for p in net.parameters()]
+        self.parameters = [p for p in parameters if p.requires_grad]
+        self.optimizer, self.scheduler = self.make_optimizer(self.parameters, config.learning_rate)
+        self.averaged = [p for p in self.model.parameters() if p.requires_grad]
+        self.ema = EMAModel(self.averaged, decay=config.ema_decay)
+        if self.discriminator:
+            rate = config.adversarial.learning_rate or config.learning_rate
+            self.discriminator_optimizer, self.discriminator_scheduler = self.make_optimizer(
+                list(self.discriminator.parameters()), rate
+            )
+
+        prepared = ["model", "distillation", "prior", "discriminator", "optimizer", "scheduler"]
+        prepared += ["discriminator_optimizer", "discriminator_scheduler"] if self.discriminator else []
+        for name in prepared:
+            if getattr(self, name) is not None:
+                setattr(self, name, accelerator.prepare(getattr(self, name)))
+        self.ema.to(accelerator.device)
+        accelerator.register_for_checkpointing(self.ema, self.lecam.to(accelerator.device))
+
+    def build_networks(self):
+        """The model, the networks that belong to its losses, and the frozen ones that only judge it."""
+        config = self.config
+        stage = find_stage(config.init_from)
+        if config.init_from:
+            self.model = UniWeTokModel.from_pretrained(stage or config.init_from, dtype=torch.float32)
+        else:
+            with seeded_weights(config.seed):
+                self.model = UniWeTokModel(UniWeTokConfig(**config.model))
+        if self.model.config.num_hidden_layers == 0 and self.model.config.architecture == "hybrid":
+            for half in (self.model.encoder, self.model.decoder):
+                half.transformer.register_tokens.requires_grad_(False)  # exist, but nothing reads them
+        trainable_parameters(self.model, config.trainable)
+        if config.gradient_checkpointing:
+            self.model.activation_checkpointing_enable()
+        self.model.train().to(memory_format=torch.channels_last)  # a fifth to a half faster convolutions on CPUs
+
+        self.teacher = self.perceptual = self.distillation = self.prior = self.discriminator = None
+        self.lecam = LeCam()
+        device, num_bits = self.accelerator.device, self.model.config.num_bits
+        with seeded_weights(config.seed + 1):
+            if settings := config.distillation:
+                self.teacher = Teacher.from_pretrained(settings.teacher).to(device)
+                self.distillation = PrePostDistillation(
+                    num_bits,
+                    self.teacher.embedding_size,
+                    hidden_size=settings.hidden_size,
+                    num_attention_heads=settings.num_attention_heads,
+                    post_weight=settings.post_weight,
+                )
+            if settings := config.prior:
+                self.prior = GenerativePrior(
+                    num_bits,
+                    hidden_size=settings.hidden_size,
+                    num_hidden_layers=settings.num_hidden_layers,
+                    num_attention_heads=settings.num_attention_heads,
+                )
+            if settings := config.adversarial:
+                groups = min(32, settings.base_channels)
+                self.discriminator = PatchDiscriminator(settings.base_channels, settings.num_layers, groups)
+        if settings := config.perceptual:
+            is_lpips = settings.model.endswith(".safetensors")
+            self.perceptual = (
+                LPIPS.from_file(settings.model)
+                if is_lpips
+                else PerceptualLoss.from_pretrained(settings.model, settings.layers)
+            ).to(device)
+        if stage:
+            load_loss_networks(stage.parent / "losses", self.loss_networks())
+
+    def loss_networks(self) -> dict[str, nn.Module]:
+        """What a later stage goes on with, beside the model."""
+        networks = {"distillation": self.distillation, "prior": self.prior, "discriminator": self.discriminator}
+        if self.discriminator:
+            networks["lecam"] = self.lecam
+        return {name: self.accelerator.unwrap_model(net) for name, net in networks.items() if net is not None}
+
+    def make_optimizer(self, parameters: list[nn.Parameter], learning_rate: float):
+        config = self.config
+        optimizer = torch.optim.AdamW(
+            parameters,
+            lr=learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            weight_decay=config.weight_decay,
+        )
+        scheduler = get_scheduler(
+            config.lr_scheduler,
+            optimizer,
+            num_warmup_steps=config.lr_warmup_steps,
+            num_training_steps=config.max_train_steps,
+            scheduler_specific_kwargs=config.lr_scheduler_kwargs,
+        )
+        return optimizer, scheduler
+
+    def generator_losses(self, pixel_values: torch.Tensor, numbers: list[int], step: int):
+        """Reconstructs the pictures; returns the model's output and every part of the loss with its weight."""
+        config = self.config
+        output = self.model(pixel_values, generator=sample_generators(config.seed, numbers, NOISE))
+        losses = {
+            "l1": (config.l1_weight, l1_loss(output.sample, pixel_values)),
+            "l2": (config.l2_weight, l2_loss(output.sample, pixel_values)),
+        }
+        if self.perceptual:
+            losses["perceptual"] = (config.perceptual.weight, self.perceptual(output.sample, pixel_values))
+        if self.discriminator and step >= config.adversarial.start_step:
+            discriminator = self.accelerator.unwrap_model(self.discriminator).requires_grad_(False)
+            losses["adversarial"] = (config.adversarial.weight, generator_loss(discriminator(output.sample)))
+            discriminator.requires_grad_(True)
+        if settings := config.entropy:
+            entropy = entropy_loss(
+                output.latents,
+                self.accelerator.unwrap_model(self.model).config.bits_per_group,
+                settings.temperature,
+                settings.sample_weight,
+                settings.batch_weight,
+            )
+            losses["entropy"] = (settings.weight, entropy.loss)
+            self.figures.add({"sample_entropy": entropy.sample_entropy, "batch_entropy": entropy.batch_entropy})
+        if config.commitment_weight:
+            losses["commitment"] = (config.commitment_weight, commitment_loss(output.latents))
+        if self.distillation:
+            taught = self.distillation(output.latents, output.codes, self.teacher.embed_pictures(pixel_values))
+            losses["distillation"] = (config.distillation.weight, taught.loss)
+            self.figures.add({"distillation_pre": taught.pre, "distillation_post": taught.post})
+        if self.prior:
+            generators = sample_generators(config.seed, numbers, PRIOR)
+            losses["prior"] = (config.prior.weight, self.prior(output.codes, generators))
+        return output, losses
+
+    def train_step(self, pixel_values: torch.Tensor, numbers: list[int], step: int):
+        """One piece of a step: the model learns, then the discriminator, from the same reconstruction."""
+        accelerator = self.accelerator
+        learners = [net for net in (self.model, self.distillation, self.prior, self.discriminator) if net is not None]
+        with accelerator.accumulate(*learners):
+            output, losses = self.generator_losses(pixel_values, numbers, step)
+            figures = {name: value for name, (_, value) in losses.items()}
+            stop_unless_finite(accelerator, figures, step, self.folder)
+            accelerator.backward(sum(weight * value for weight, value in losses.values()))
+            self.optimize(self.parameters, self.optimizer, self.scheduler, "grad_norm")
+            if accelerator.sync_gradients:
+                self.ema.step(self.averaged)
+
+            if "adversarial" in losses:
+                both = torch.cat([pixel_values, output.sample.detach().to(pixel_values.dtype)])
+                real, fake = self.discriminator(both).chunk(2)
+                figures["discriminator"] = discriminator_loss(real, fake)
+                figures["lecam"] = self.lecam(real, fake)
+                self.logits.append((real.detach(), fake.detach()))
+                stop_unless_finite(accelerator, figures, step, self.folder)
+                accelerator.backward(
+                    figures["discriminator"] + self.config.adversarial.lecam_weight * figures["lecam"]
+                )
+                self.optimize(
+                    list(self.discriminator.parameters()),
+                    self.discriminator_optimizer,
+                    self.discriminator_scheduler,
+                    "discriminator_grad_norm",
+                )
+                if accelerator.sync_gradients:
+                    self.lecam.update(*(torch.cat(logits) for logits in zip(*self.logits, strict=True)))
+                    self.logits.clear()
+        self.bits.update(output.codes)
+        self.figures.add(figures)
+
+    def optimize(self, parameters, optimizer, scheduler, name: str):
+        """The end of a backward pass: clipping, and once all pieces of a step are done, the step itself."""
+        if self.accelerator.sync_gradients and self.config.max_grad_norm is not None:
+            self.figures.add({name: self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm)})
+        optimizer.step()
+        if self.accelerator.sync_gradients:
+            scheduler.step()
+        optimizer.zero_grad()
+
+    def train(self) -> Path:
+        """Runs the stage to its end, from its last checkpoint if there is one, and returns the folder of the averaged
+        model.
+
+        Raises:
+            FloatingPointError: at a loss that is not finite; the checkpoints are kept.
+            ValueError: when the last checkpoint is broken.
+        """
+        config, accelerator = self.config, self.accelerator
+        self.figures, self.bits, self.skipped = Figures(), BitUsage(), 0
+        self.logits = []  # of the pieces of the step, for LeCam's averages
+        start, state = load_checkpoint(accelerator, self.folder)
+        if state:
+            self.load_state_dict(state)
+        if accelerator.is_main_process:
+            self.tracker.rewind(start)
+        accelerator.init_trackers("uniwetok", flat_values(config))
+        self.held_out = self.read_validation_pictures()
+
+        bar = tqdm(total=config.max_train_steps, initial=start, desc=self.folder.name, mininterval=10)
+        batches = iter(self.batches)
+        for step in range(start, config.max_train_steps):
+            batch = next(batches)
+            self.report_skipped(batch.skipped)
+            pieces = config.gradient_accumulation_steps
+            length = len(batch.numbers) // pieces
+            for piece, pixels in enumerate(batch.pixel_values.chunk(pieces)):
+                pixels = pixels.to(accelerator.device, memory_format=torch.channels_last)
+                self.train_step(pixels, batch.numbers[piece * length : (piece + 1) * length], step)
+            self.figures.add({}, items=len(batch.numbers) * accelerator.num_processes)
+            bar.update()
+
+            done, is_last, figures = step + 1, step + 1 == config.max_train_steps, {}
+            if done % config.logging_steps == 0 or is_last:
+                figures = self.figures.take(accelerator, "pictures") | self.bit_figures()
+                figures["psnr"] = 10 * math.log10(4 / max(figures["l2"], 1e-10))  # of the mean error
+                figures |= {"learning_rate": self.scheduler.get_last_lr()[0], "skipped_pictures": self.skipped}
+                bar.set_postfix(psnr=f"{figures['psnr']:.2f}", stuck_bits=figures["stuck_bits"])
+            if self.held_out and (done % config.validation_steps == 0 or is_last):
+                figures |= self.validate(done)
+            if figures:
+                accelerator.log(figures, step=done)
+            if done % config.checkpointing_steps == 0 or is_last:
+                save_checkpoint(accelerator, self.folder, done, self.state_dict(), config.checkpoints_total_limit)
+        for tracker in accelerator.trackers:  # `end_training` would also part from the other processes
+            tracker.finish()
+        return self.save()
+
+    def bit_figures(self) -> dict[str, float]:
+        """How the bits were used since the last line of the log, on all processes."""
+        bits = self.bits.over_processes()
+        self.bits.reset()
+        figures = {"bit_entropy": bits.mean_entropy, "stuck_bits": bits.stuck, "dead_bits": bits.dead}
+        return figures | {"min_bit_usage": bits.usage.min().item(), "max_bit_usage": bits.usage.max().item()}
+
+    def state_dict(self) -> dict:
+        """Where this process is, beside what Accelerate saves."""
+        parts = {"batches": self.batches, "figures": self.figures, "bits": self.bits}
+        return {"skipped": self.skipped} | {name: part.state_dict() for name, part in parts.items()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.skipped = state["skipped"]
+        for name, part in {"batches": self.batches, "figures": self.figures, "bits": self.bits}.items():
+            part.load_state_dict(state[name])
+
+    def report_skipped(self, names: list[str]) -> None:
+        """Counts and writes down the pictures that could not be read."""
+        self.skipped += len(names)
+        if names:
+            with open(self.folder / f"skipped-{self.accelerator.process_index}.txt", "a") as file:
+                file.writelines(f"{name}\n" for name in names)
+
+    def read_validation_pictures(self) -> dict[str, torch.Tensor]:
+        """Held-out pictures [N, 3, H, W] of each bucket's size; only the main process validates."""
+        config = self.config
+        if config.validation_data is None or not self.accelerator.is_main_process:
+            return {}
+        return {
+            f"{bucket.height}x{bucket.width}": torch.stack(
+                validation_pictures(config.validation_data, bucket.height, bucket.width, config.validation_pictures)
+            )
+            for bucket in config.buckets
+        }
+
+    @torch.no_grad()
+    def validate(self, step: int) -> dict[str, float]:
+        """PSNR and SSIM of the averaged model at every bucket's size, by the protocol of `evaluation.metrics`."""
+        from ..evaluation.metrics import psnr, ssim
+
+        model = self.accelerator.unwrap_model(self.model).eval()
+        figures, grids = {}, {}
+        with averaged_weights(self.ema, self.averaged):
+            for size, pictures in self.held_out.items():
+                samples = []
+                for piece in pictures.split(16):
+                    noise = sample_generators(self.config.seed, range(len(samples), len(samples) + len(piece)), NOISE)
+                    pixel_values = piece.to(self.accelerator.device, memory_format=torch.channels_last)
+                    samples += model(pixel_values, generator=noise).sample.float().clamp(-1, 1).cpu()
+                pairs = [to_uint8(torch.stack(samples)), to_uint8(pictures)]
+                figures[f"validation_psnr_{size}"] = float(psnr(*pairs).mean())
+                figures[f"validation_ssim_{size}"] = float(ssim(*pairs).mean())
+                shown = [picture for pair in zip(pictures[:16], samples[:16], strict=True) for picture in pair]
+                grids[f"validation-{size}"] = picture_grid(shown, columns=8)
+        model.train()
+        log_images(self.accelerator, grids, step)
+        return figures
+
+    def save(self) -> Path:
+        """Writes `losses`, then `model`, which says that the stage is finished."""
+        accelerator, folder = self.accelerator, self.folder
+        if accelerator.is_main_process:
+            save_whole(lambda path: save_loss_networks(path, self.loss_networks()), folder / "losses")
+            judges = []  # networks that this model learned to please must not judge it
+            if self.teacher:
+                judges.append(loss_model("teacher", self.teacher, self.config.distillation.teacher))
+            if self.perceptual:
+                judges.append(loss_model("perceptual", self.perceptual, self.config.perceptual.model))
+            started_from = [find_stage(self.config.init_from) or self.config.init_from]
+            record = training_record(judges, started_from if self.config.init_from else [])
+            record["training"] = config_values(self.config)
+
+            def save_model(path: Path):
+                with averaged_weights(self.ema, self.averaged):
+                    accelerator.unwrap_model(self.model).save_pretrained(path)
+                (path / "training.json").write_text(json.dumps(record, indent=1))
+
+            save_whole(save_model, folder / "model")
+        accelerator.wait_for_everyone()
+        return folder / "model"
+
+
+def find_stage(init_from: str | None) -> Path | None:
+    """The model's folder of a finished stage called `init_from`; None when that is a model itself.
+
+    Raises:
+        ValueError: when the stage is there, but not finished.
     """
+    if init_from is None or not (Path(init_from) / "log.jsonl").exists():
+        return None
+    if not (Path(init_from) / "model").is_dir():
+        raise ValueError(f"`init_from` {init_from} is a stage that is not finished: it has no `model` yet.")
+    return Path(init_from) / "model"
 
-    data: str
-    output_dir: str
-    resolution: int
-    steps: int
-    batch_size: int
-    learning_rate: float = 1e-4
-    warmup_steps: int = 200
-    init_from: str | None = None
-    model: dict = field(default_factory=dict)
-    l1_weight: float = 1.0
-    l2_weight: float = 1.0
-    entropy_weight: float = 0.1
-    crop_probability: float = 0.0
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.999
-    seed: int = 0
-    log_every: int = 50
-    save_every: int = 500
+
+def save_loss_networks(folder: Path, networks: dict[str, nn.Module]) -> None:
+    folder.mkdir(parents=True)
+    for name, network in networks.items():
+        if isinstance(network, PrePostDistillation):  # evaluation reads it too
+            network.save_pretrained(folder / name)
+        else:
+            save_file(network.state_dict(), folder / f"{name}.safetensors")
+
+
+def load_loss_networks(folder: Path, networks: dict[str, nn.Module]) -> None:
+    """Loads the weights of those `networks` that the stage before had; the others stay new.
+
+    Raises:
+        ValueError: when one has another shape now.
+    """
+    for name, network in networks.items():
+        path = folder / name / "model.safetensors" if (folder / name).is_dir() else folder / f"{name}.safetensors"
+        if path.exists():
+            try:
+                network.load_state_dict(load_file(path))
+            except RuntimeError as error:
+                raise ValueError(f"`{name}` has not the shape it had in {folder.parent}: {error}") from None
+
+
+def to_uint8(pictures: torch.Tensor):
+    """Float [N, 3, H, W] in [-1, 1] to uint8 arrays [N, H, W, 3], rounded as the image processor does."""
+    return (127.5 * pictures + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def finished(config: UniWeTokTrainingConfig) -> Path | None:
+    """The model of a stage that was run to its end."""
+    folder = Path(config.output_dir) / "model"
+    return folder if folder.is_dir() else None
 
 
 def train(config: UniWeTokTrainingConfig) -> Path:
-    """Runs one stage, resuming it when it was interrupted, and returns the folder of the averaged model.
-
-    Raises:
-        FloatingPointError: at a loss that is not finite; the last checkpoint is kept.
-    """
-    accelerator = Accelerator()
-    # Data: every epoch has its own order, every picture its own crop and flip, both from seeds.
-    pictures = PictureDataset(config.data, "train", config.resolution, config.crop_probability)
-    held_out = PictureDataset(config.data, "validation", config.resolution)
-    folder = make_output_folder(config.output_dir, "model")
-
-    # Model, optimizer, average.
-    if config.init_from:
-        model = UniWeTokModel.from_pretrained(config.init_from, dtype=torch.float32)
-    else:
-        with seeded_weights(config.seed):
-            model = UniWeTokModel(UniWeTokConfig(**config.model))
-    model.train().to(memory_format=torch.channels_last)  # a fifth to a half faster convolutions on CPUs
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    scheduler = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.steps)
-    ema = EMAModel(model.parameters(), decay=config.ema_decay)
-
-    model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
-    accelerator.register_for_checkpointing(ema)
-    ema.to(accelerator.device)
-    start = load_checkpoint(accelerator, folder)
-    batches = endless_batches(pictures, config.batch_size, config.seed, skip=start)
-    generator = torch.Generator(accelerator.device)  # of the decoder's noise
-
-    bar = tqdm(total=config.steps, initial=start, desc=f"tokenizer {config.resolution}px", mininterval=10)
-    clock, logged = time.monotonic(), start
-    for step in range(start, config.steps):
-        pixel_values = next(batches)["pixel_values"].to(accelerator.device, memory_format=torch.channels_last)
-        output = model(pixel_values, generator=generator.manual_seed(hash((config.seed, step))))
-        error = output.sample - pixel_values
-        l1, l2 = error.abs().mean(), error.square().mean()
-        entropy = entropy_loss(output.latents, accelerator.unwrap_model(model).config.bits_per_group)
-        loss = config.l1_weight * l1 + config.l2_weight * l2 + config.entropy_weight * entropy.loss
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"The loss is {loss.item()} at step {step}; {folder}/checkpoint holds the last one."
-            )
-
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-        ema.step(model.parameters())
-        bar.update()
-
-        is_save = (step + 1) % config.save_every == 0 or step + 1 == config.steps
-        if (step + 1) % config.log_every == 0 or is_save:
-            figures = {
-                "step": step + 1,
-                "l1": l1.item(),
-                "psnr": 10 * math.log10(4 / l2.item()),
-                "sample_entropy": entropy.sample_entropy.item(),
-                "batch_entropy": entropy.batch_entropy.item(),
-                "stuck_bits": _stuck_bits(output.codes),
-                "pictures_per_second": (step + 1 - logged) * config.batch_size / (time.monotonic() - clock),
-            }
-            clock, logged = time.monotonic(), step + 1
-            if is_save:
-                if accelerator.is_main_process:
-                    with averaged_weights(ema, accelerator.unwrap_model(model)):
-                        figures["validation_psnr"] = validate(
-                            accelerator.unwrap_model(model), held_out, folder, step + 1
-                        )
-                save_checkpoint(accelerator, folder, step + 1)
-            bar.set_postfix(psnr=f"{figures['psnr']:.2f}", entropy=f"{figures['batch_entropy']:.2f}")
-            with open(folder / "log.jsonl", "a") as log:
-                log.write(json.dumps({name: round(value, 4) for name, value in figures.items()}) + "\n")
-    return save_final(accelerator.unwrap_model(model), ema, folder)
-
-
-def _stuck_bits(codes: torch.Tensor) -> int:
-    """How many of the bits of [B, bits, h, w] have one value all over the batch."""
-    return int((codes.detach().transpose(0, 1).flatten(1).mean(1).abs() > 0.999).sum())
-
-
-@torch.no_grad()
-def validate(model: UniWeTokModel, pictures: PictureDataset, folder: Path, step: int, limit: int = 128) -> float:
-    """PSNR over the first `limit` held-out pictures (mean of the per-picture values, unclamped outputs clamped to
-    [-1, 1]); also leaves a grid of originals and reconstructions in `folder`."""
-    model.eval()
-    values, shown = [], []
-    generator = torch.Generator().manual_seed(0)
-    for index in range(min(limit, len(pictures))):
-        pixel_values = pictures[index]["pixel_values"][None].to(model.device)
-        sample = model(pixel_values, generator=generator).sample.clamp(-1, 1)
-        values.append(10 * math.log10(4 / (sample - pixel_values).square().mean().clamp_min(1e-10).item()))
-        if index % (limit // 16) == 0:
-            shown += [pixel_values[0].cpu(), sample[0].cpu()]
-    picture_grid(shown, columns=8).save(folder / f"validation-{step:06d}.png")
-    model.train()
-    return sum(values) / len(values)
+    """Runs one stage; see [`UniWeTokTrainer.train`]."""
+    return UniWeTokTrainer(config).train()
 
 
 def main(config_path: str, **overrides) -> Path:

@@ -1,0 +1,250 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""What a training step costs: pictures a second, peak memory, where the time goes, and what each loss adds.
+
+    python benchmarks/training.py [--threads 2] [--steps 8]
+
+Trains the networks of the shipped emoji configs on the pictures of the tests. Every measurement runs in a process of
+its own; its memory is the peak resident size of that process, everything imported included. Times are medians over
+steps, after two that are not counted.
+"""
+
+import argparse
+import contextlib
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+# Nothing here may import torch: on Linux a new process inherits the peak memory of the one that starts it.
+ROOT = Path(__file__).parent.parent
+PICTURES = ROOT / "tests" / "fixtures" / "emoji"
+SIZES = [(64, 32), (128, 16)]  # side, batch
+LOSSES = {
+    "entropy": {"entropy": {"weight": 0.005}},
+    "commitment": {"commitment_weight": 0.1},
+    "perceptual (SigLIP)": {"perceptual": {"model": "SIGLIP"}},
+    "adversarial": {"adversarial": {}},
+    "distillation (SigLIP)": {"distillation": {"teacher": "SIGLIP", "hidden_size": 128}},
+    "prior": {"prior": {"hidden_size": 128, "num_hidden_layers": 2}},
+}
+
+
+class Clock:
+    """Adds up the time of parts of a step."""
+
+    def __init__(self):
+        self.steps, self.parts = [], {}
+
+    @contextlib.contextmanager
+    def part(self, name: str):
+        start = time.perf_counter()
+        yield
+        self.parts[name] = self.parts.get(name, 0.0) + time.perf_counter() - start
+
+    def timed(self, name: str, function):
+        def call(*args, **kwargs):
+            with self.part(name):
+                return function(*args, **kwargs)
+
+        return call
+
+    def end_step(self, seconds: float):
+        self.steps.append({"step": seconds} | self.parts)
+        self.parts = {}
+
+    def medians(self) -> dict[str, float]:
+        """Milliseconds of each part, without the first two steps."""
+        counted = self.steps[2:]
+        names = dict.fromkeys(name for step in counted for name in step)
+        return {name: 1000 * statistics.median(step.get(name, 0.0) for step in counted) for name in names}
+
+
+def make_siglip(folder: Path) -> str:
+    """A dual encoder of the size that `emoji_siglip` trains, with random weights; costs do not depend on them."""
+    from transformers import SiglipConfig, SiglipModel, SiglipVisionConfig
+
+    small = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4}
+    config = SiglipConfig(
+        text_config={**small, "vocab_size": 2048, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0},
+        vision_config=SiglipVisionConfig(**small, image_size=64, patch_size=16).to_dict(),
+    )
+    SiglipModel(config).vision_model.save_pretrained(folder)
+    return str(folder)
+
+
+def measure_tokenizer(side: int, batch: int, losses: list[str], steps: int) -> dict:
+    """Runs in a process of its own: parts of a step of `emoji_uniwetok_stage1` with only these losses."""
+    import torch
+
+    from uniwetok_hf.training.configuration import find_config, read_config
+    from uniwetok_hf.training.train_uniwetok import UniWeTokTrainer, UniWeTokTrainingConfig
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"entropy": None, "distillation": None, "prior": None, "perceptual": None, "adversarial": None}
+        for name in losses:
+            settings |= json.loads(json.dumps(LOSSES[name]).replace("SIGLIP", make_siglip(Path(folder, "siglip"))))
+        settings |= {
+            "output_dir": str(Path(folder, "run")),
+            "data": [{"path": str(PICTURES)}],
+            "validation_data": None,
+            "buckets": [{"height": side, "width": side}],
+            "batch_size": batch,
+            "max_train_steps": steps + 2,
+            "lr_warmup_steps": 1,
+            "checkpointing_steps": 10**6,
+        }
+        config = read_config(UniWeTokTrainingConfig, find_config("emoji_uniwetok_stage1"), **settings)
+        trainer, clock = UniWeTokTrainer(config), Clock()
+        trainer.model.register_forward_pre_hook(lambda *_: setattr(clock, "started", time.perf_counter()))
+        trainer.model.register_forward_hook(
+            lambda *_: clock.parts.__setitem__("forward", time.perf_counter() - clock.started)
+        )
+        generator_losses = trainer.generator_losses
+
+        def timed_losses(*args):
+            start = time.perf_counter()
+            result = generator_losses(*args)
+            clock.parts["losses"] = time.perf_counter() - start - clock.parts["forward"]
+            return result
+
+        trainer.generator_losses = timed_losses
+        trainer.accelerator.backward = clock.timed("backward", trainer.accelerator.backward)
+        trainer.optimize = clock.timed("optimizer", trainer.optimize)
+        trainer.ema.step = clock.timed("optimizer", trainer.ema.step)
+        run_steps(trainer, clock, torch)
+        return report(clock, batch)
+
+
+def measure_mllm(codes: str, vision: str, steps: int) -> dict:
+    """Runs in a process of its own: parts of a step of `emoji_mllm`."""
+    import torch
+
+    from uniwetok_hf.training.configuration import find_config, read_config
+    from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {
+            "output_dir": str(Path(folder, "run")),
+            "vision_model": vision,
+            "data": [{"path": codes, "task": "emoji"}],
+            "validation_data": [],
+            "prompts": [],
+            "batch_size": 32,
+            "max_train_steps": steps + 2,
+            "lr_warmup_steps": 1,
+            "checkpointing_steps": 10**6,
+        }
+        trainer = MLLMTrainer(read_config(MLLMTrainingConfig, find_config("emoji_mllm"), **settings))
+        clock = Clock()
+        trainer.compute_losses = clock.timed("forward and losses", trainer.compute_losses)
+        trainer.accelerator.backward = clock.timed("backward", trainer.accelerator.backward)
+        trainer.optimizer.step = clock.timed("optimizer", trainer.optimizer.step)
+        if trainer.ema:
+            trainer.ema.step = clock.timed("optimizer", trainer.ema.step)
+        run_steps(trainer, clock, torch)
+        return report(clock, 32)
+
+
+def run_steps(trainer, clock: Clock, torch) -> None:
+    """Trains, noting how long it waits for data and how long every step takes."""
+    train_step, batches = trainer.train_step, trainer.batches
+
+    class TimedBatches:
+        def __iter__(self):
+            iterator = iter(batches)
+            while True:
+                with clock.part("data"):
+                    batch = next(iterator)
+                yield batch
+
+        def __getattr__(self, name):
+            return getattr(batches, name)
+
+    def timed_step(*args):
+        start = time.perf_counter()
+        train_step(*args)
+        clock.end_step(time.perf_counter() - start + clock.parts.get("data", 0.0))
+
+    trainer.train_step, trainer.batches = timed_step, TimedBatches()
+    trainer.train()
+
+
+def report(clock: Clock, batch: int) -> dict:
+    medians = clock.medians()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return {"ms": medians, "per_second": 1000 * batch / medians["step"], "peak_mib": peak}
+
+
+def in_a_process(threads: int, call: str) -> dict:
+    """Result of `call` in a new process."""
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nimport training as t, torch, json\n"
+    code += f"torch.set_num_threads({threads})\nprint('RESULT' + json.dumps(t.{call}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.rsplit("RESULT", 1)[1])
+
+
+def row(name: str, result: dict, names: list[str]) -> str:
+    cells = [f"{result['ms'].get(part, 0.0):.0f}" for part in names]
+    return f"| {name} | " + " | ".join([*cells, f"{result['per_second']:.1f}", f"{result['peak_mib']:.0f}"]) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=8, help="counted steps of each measurement")
+    parser.add_argument("--without-mllm", action="store_true", help="measure the tokenizer only")
+    options = parser.parse_args()
+
+    names = ["data", "forward", "losses", "backward", "optimizer", "step"]
+    print("| tokenizer | " + " | ".join(f"{name} ms" for name in names) + " | pictures/s | peak MiB |")
+    print("| --- |" + " ---: |" * (len(names) + 2))
+    usual = ["entropy", "distillation (SigLIP)", "prior"]
+    for side, batch in SIZES:
+        call = f"measure_tokenizer({side}, {batch}, {usual}, {options.steps})"
+        print(row(f"{side}x{side}, {batch} pictures", in_a_process(options.threads, call), names), flush=True)
+
+    side, batch = SIZES[0]
+    print(f"\n| loss at {side}x{side}, {batch} pictures | ms a step | added ms | peak MiB | added MiB |")
+    print("| --- |" + " ---: |" * 4)
+    base = None
+    for name in [None, *LOSSES]:
+        call = f"measure_tokenizer({side}, {batch}, {[name] if name else []}, {options.steps})"
+        result = in_a_process(options.threads, call)
+        base = base or result
+        step, peak = result["ms"]["step"], result["peak_mib"]
+        added = f"{step - base['ms']['step']:.0f} | {peak:.0f} | {peak - base['peak_mib']:.0f}"
+        print(f"| {name or 'L1 + L2 alone'} | {step:.0f} | {added} |", flush=True)
+    if options.without_mllm:
+        return
+
+    names = ["data", "forward and losses", "backward", "optimizer", "step"]
+    print("\n| language model | " + " | ".join(f"{name} ms" for name in names) + " | samples/s | peak MiB |")
+    print("| --- |" + " ---: |" * (len(names) + 2))
+    with tempfile.TemporaryDirectory() as folder:
+        model, codes = prepare_codes(folder)
+        call = f"measure_mllm({codes!r}, {model!r}, {options.steps})"
+        print(row("32 samples, drawing, editing, describing", in_a_process(options.threads, call), names))
+
+
+def prepare_codes(folder: str) -> tuple[str, str]:
+    """The embedded image tokenizer alone, and the tests' pictures as its codes."""
+    model, codes = str(Path(folder, "vision")), str(Path(folder, "codes"))
+    code = (
+        "from uniwetok_hf import UniWeTokModel, embedded_path; "
+        f"UniWeTokModel.from_pretrained(embedded_path('uniwetok-emoji'), subfolder='mllm').save_pretrained({model!r})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    command = ["-m", "uniwetok_hf", "encode-dataset", str(PICTURES), codes, "--model", model, "--size", "128"]
+    subprocess.run([sys.executable, *command], check=True, capture_output=True)
+    return model, codes
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""Checkpoints of a training that can be killed at any moment.
+
+A checkpoint is a folder `checkpoints/step-000500`: what Accelerate saves (models, optimizers, schedulers, averages,
+random states), `data-<process>.json` (where each process was in its data) and `manifest.json` (the step, and the size
+of every file). It is written under another name and renamed when it is whole; the last few are kept; one whose files
+are not as long as the manifest says is refused by name.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+
+FOLDER, MANIFEST = "checkpoints", "manifest.json"
+
+
+def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, data_state: dict, keep: int) -> Path:
+    """Writes the checkpoint of `step` and removes all but the last `keep`. All processes call it together."""
+    final = folder / FOLDER / f"step-{step:06d}"
+    temporary = final.with_name(f".{final.name}.tmp")
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(temporary))
+    (temporary / f"data-{accelerator.process_index}.json").write_text(json.dumps(data_state))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        sizes = {str(file.relative_to(temporary)): file.stat().st_size for file in _files(temporary)}
+        manifest = {"step": step, "files": sizes}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        for file in _files(temporary):
+            _flush(file)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        for old in list_checkpoints(folder)[:-keep]:
+            # Renamed first, so that a kill in the middle leaves nothing that looks like a checkpoint.
+            shutil.rmtree(old.rename(old.with_name(f".{old.name}.old")))
+    accelerator.wait_for_everyone()
+    return final
+
+
+def load_checkpoint(accelerator: Accelerator, folder: Path) -> tuple[int, dict | None]:
+    """Loads the last checkpoint under `folder`; returns its step and this process' data state, or 0 and None when
+    there is none.
+
+    Raises:
+        ValueError: when files of it are missing, or shorter or longer than they were written.
+    """
+    for rest in (folder / FOLDER).glob(".step-*"):
+        if accelerator.is_main_process:
+            shutil.rmtree(rest, ignore_errors=True)
+    found = list_checkpoints(folder)
+    if not found:
+        return 0, None
+    manifest = check_checkpoint(found[-1])
+    accelerator.load_state(str(found[-1]))
+    # With more processes than before, those without a state of their own take the first's; the data decides whether
+    # it can go on from that.
+    own = found[-1] / f"data-{accelerator.process_index}.json"
+    state = json.loads((own if own.exists() else found[-1] / "data-0.json").read_text())
+    return manifest["step"], state
+
+
+def check_checkpoint(path: Path) -> dict:
+    """The manifest of a checkpoint, after comparing its files with it.
+
+    Raises:
+        ValueError: naming the checkpoint and the first file that is not as it was written.
+    """
+    hint = "Remove that folder to go on from the one before."
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError):
+        raise ValueError(f"The checkpoint {path} has no readable {MANIFEST}. {hint}") from None
+    for name, size in manifest["files"].items():
+        found = (path / name).stat().st_size if (path / name).exists() else None
+        if found != size:
+            state = "is missing" if found is None else f"has {found} of {size} bytes"
+            raise ValueError(f"The checkpoint {path} is broken: {name} {state}. {hint}")
+    return manifest
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints under `folder`, oldest first."""
+    return sorted((folder / FOLDER).glob("step-*"), key=lambda path: int(path.name.split("-")[1]))
+
+
+def make_output_folder(path: str | os.PathLike, result: str) -> Path:
+    """The folder of a run, made if it is not there.
+
+    Raises:
+        ValueError: when a training was finished there, so that its `result` is not replaced unasked.
+    """
+    folder = Path(path)
+    if (folder / result).exists():
+        raise ValueError(
+            f"`output_dir` {folder} holds the {result} of a finished training: name another, or remove it."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def save_whole(save, final: Path) -> Path:
+    """Calls `save(folder)` with a temporary folder beside `final` and renames it when all of it is there."""
+    temporary = final.with_name(f".{final.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    save(temporary)
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    return final
+
+
+def same_everywhere(value):
+    """The main process' `value`, on all processes."""
+    return broadcast_object_list([value])[0]
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def _flush(file: Path) -> None:
+    """Waits until the file is on the disk: a rename must not overtake what it names."""
+    with open(file, "rb") as opened:
+        os.fsync(opened.fileno())

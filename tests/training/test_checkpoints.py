@@ -1,0 +1,117 @@
+"""Checkpoints appear whole, the last ones are kept, broken ones are refused by name."""
+
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from uniwetok_hf.training.checkpoints import (
+    list_checkpoints,
+    load_checkpoint,
+    make_output_folder,
+    save_checkpoint,
+    save_whole,
+)
+
+
+@pytest.fixture
+def run():
+    """An Accelerator with a model and its optimizer, one step in."""
+    accelerator = Accelerator(cpu=True)
+    model = torch.nn.Linear(3, 2)
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=0.1))
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return accelerator, model, optimizer
+
+
+def test_what_was_saved_comes_back(run, tmp_path):
+    accelerator, model, optimizer = run
+    weights = model.weight.detach().clone()
+    moment = optimizer.state_dict()["state"][0]["exp_avg"].clone()
+    path = save_checkpoint(accelerator, tmp_path, 7, {"position": 3}, keep=2)
+    assert path == tmp_path / "checkpoints" / "step-000007"
+    optimizer.step()
+    assert not torch.equal(model.weight, weights)
+    assert load_checkpoint(accelerator, tmp_path) == (7, {"position": 3})
+    assert torch.equal(model.weight, weights)
+    assert torch.equal(optimizer.state_dict()["state"][0]["exp_avg"], moment)
+
+
+def test_nothing_there_starts_from_the_beginning(run, tmp_path):
+    assert load_checkpoint(run[0], tmp_path) == (0, None)
+
+
+def test_only_the_last_ones_are_kept(run, tmp_path):
+    for step in (9, 10, 100, 1000000):
+        save_checkpoint(run[0], tmp_path, step, {}, keep=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000100", "step-1000000"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000100", "step-1000000"]
+
+
+def test_a_half_written_checkpoint_is_none(run, tmp_path):
+    save_checkpoint(run[0], tmp_path, 1, {}, keep=2)
+    half = tmp_path / "checkpoints" / ".step-000002.tmp"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    assert load_checkpoint(run[0], tmp_path)[0] == 1
+    assert not half.exists()
+
+
+def test_a_save_that_dies_leaves_the_one_before(run, tmp_path, monkeypatch):
+    accelerator = run[0]
+    save_checkpoint(accelerator, tmp_path, 1, {}, keep=1)
+
+    def die(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(accelerator, "save_state", die)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(accelerator, tmp_path, 2, {}, keep=1)
+    assert load_checkpoint(accelerator, tmp_path)[0] == 1
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "random_states_0.pkl", "data-0.json"])
+def test_a_truncated_file_is_refused_by_name(run, tmp_path, name):
+    save_checkpoint(run[0], tmp_path, 1, {}, keep=2)
+    file = save_checkpoint(run[0], tmp_path, 2, {"a": 1}, keep=2) / name
+    file.write_bytes(file.read_bytes()[:-1])
+    size = file.stat().st_size
+    with pytest.raises(ValueError, match=f"step-000002 is broken: {name} has {size} of {size + 1} bytes"):
+        load_checkpoint(run[0], tmp_path)
+
+
+def test_a_missing_file_or_manifest_is_refused(run, tmp_path):
+    path = save_checkpoint(run[0], tmp_path, 2, {}, keep=2)
+    manifest = (path / "manifest.json").read_text()
+    assert json.loads(manifest)["step"] == 2
+    (path / "optimizer.bin").unlink()
+    with pytest.raises(ValueError, match="step-000002 is broken: optimizer.bin is missing"):
+        load_checkpoint(run[0], tmp_path)
+    (path / "manifest.json").write_text(manifest[:20])
+    with pytest.raises(ValueError, match="step-000002 has no readable manifest.json"):
+        load_checkpoint(run[0], tmp_path)
+
+
+def test_folders_appear_whole(tmp_path):
+    def fail(folder):
+        folder.mkdir()
+        (folder / "half").touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_whole(fail, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    for content in ("old", "new"):
+        save_whole(lambda folder, c=content: (folder.mkdir(), (folder / "file").write_text(c)), tmp_path / "model")
+    assert (tmp_path / "model" / "file").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_finished_run_is_not_replaced(tmp_path):
+    assert make_output_folder(tmp_path / "run", "model").is_dir()
+    make_output_folder(tmp_path / "run", "model")
+    (tmp_path / "run" / "model").mkdir()
+    with pytest.raises(ValueError, match="`output_dir` .* holds the model of a finished training"):
+        make_output_folder(tmp_path / "run", "model")

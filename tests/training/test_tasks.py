@@ -1,0 +1,373 @@
+"""What the language model practises: rows of encoded datasets as conversations, and what is said of bad rows."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Image, List, load_dataset
+from tiny_encoded import build_vision, encode, encode_emoji, pictures
+
+from uniwetok_hf.data.encoded import encoder_fingerprint
+from uniwetok_hf.training.tasks import FORMATS, Row, TaskMixture, TaskSource, open_task
+
+
+FORMATS_PAGE = Path(__file__).parents[2] / "docs" / "data-formats.md"
+
+
+@pytest.fixture(scope="module")
+def vision():
+    return build_vision()
+
+
+@pytest.fixture
+def encoded(vision, tmp_path):
+    """`encoded(columns, **settings)`: the folder of an encoded dataset."""
+    return lambda columns, **settings: encode(with_pictures(columns), tmp_path / "codes", vision, **settings)
+
+
+@pytest.fixture(scope="module")
+def emoji(fixtures, vision, tmp_path_factory):
+    """Sources of the emoji tasks, by name of the task."""
+    fields = encode_emoji(fixtures / "emoji", tmp_path_factory.mktemp("emoji"), vision)
+    return {fields["task"]: TaskSource(**fields) for fields in fields["data"]}
+
+
+def with_pictures(columns: dict) -> Dataset:
+    """A dataset of columns, where pictures are typed as such even if some are missing."""
+    rows = Dataset.from_dict({name: [as_bytes(value) for value in values] for name, values in columns.items()})
+    for name in {"image", "source", "target"} & set(columns):
+        rows = rows.cast_column(name, Image(decode=False))
+    return rows.cast_column("images", List(Image(decode=False))) if "images" in columns else rows
+
+
+def as_bytes(value):
+    if isinstance(value, list):
+        return [as_bytes(item) for item in value]
+    return Image().encode_example(value) if hasattr(value, "save") else value
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def task_of(name: str, path: str, **fields):
+    return open_task(TaskSource(path=path, task=name, **fields))
+
+
+def shape(sample) -> list:
+    """Who says what, with pictures as IMAGE."""
+    return [
+        (message["role"], [item.get("text", "IMAGE") for item in message["content"]]) for message in sample.messages
+    ]
+
+
+# --- the documented examples ---
+
+
+def documented_examples() -> list:
+    sections = re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", FORMATS_PAGE.read_text(), re.M | re.S)
+    return [
+        pytest.param(title.lower(), [json.loads(line) for line in block.strip().splitlines()], id=f"{title}-{index}")
+        for title, text in sections
+        for index, block in enumerate(re.findall(r"```json\n(.*?)```", text, re.S))
+    ]
+
+
+@pytest.mark.parametrize("task, rows", documented_examples())
+def test_documented_examples(task, rows, vision, tmp_path):
+    assert task in FORMATS and len(rows) == 5
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    named = [names for row in rows for key, names in row.items() if key.endswith(("file_name", "file_names"))]
+    files = sorted({name for names in named for name in ([names] if isinstance(names, str) else names)})
+    for picture, name in zip(pictures(len(files)), files, strict=True):
+        picture.save(folder / name)
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dataset = load_dataset("imagefolder", data_dir=str(folder), cache_dir=str(tmp_path / "cache"))["train"]
+    opened = task_of(task, encode(dataset, tmp_path / "codes", vision))
+    samples = [opened.sample(index, seeded()) for index in range(len(opened))]
+    assert len(samples) == 5 and all(sample.task == task for sample in samples)
+    words = " ".join(opened.texts())
+    for sample in samples:
+        assert [tuple(codes.shape) for codes in sample.codes(16)] == [(16, 4, 4)] * len(sample.pictures)
+        said = [item["text"] for message in sample.messages for item in message["content"] if "text" in item]
+        assert all(text in words for text in said)
+
+
+def test_every_format_is_documented():
+    assert {example.values[0] for example in documented_examples()} == set(FORMATS)
+
+
+# --- rows as conversations ---
+
+
+def test_captions(encoded, vision):
+    images = pictures(2)
+    task = task_of("captions", encoded({"image": images, "text": ["one", "two"]}))
+    sample = task.sample(1, seeded())
+    assert shape(sample) == [("user", ["two"]), ("assistant", ["IMAGE"])]
+    pixels = torch.from_numpy(np.array(images[1])).permute(2, 0, 1)[None] / 127.5 - 1
+    assert torch.equal(sample.codes(16)[0], vision.encode(pixels).codes[0])
+    assert shape(task.sample(1, seeded(), without_text=True)) == [("assistant", ["IMAGE"])]
+
+
+def test_one_of_several_captions_is_chosen(encoded):
+    task = task_of("captions", encoded({"image": pictures(1), "text": [["a", "b", "c"]]}))
+    chosen = [task.sample(0, seeded(seed)).messages[0]["content"][0]["text"] for seed in range(30)]
+    assert set(chosen) == {"a", "b", "c"}
+    assert [task.sample(0, seeded(3)).messages for _ in range(2)] == [task.sample(0, seeded(3)).messages] * 2
+
+
+def test_questions_and_other_column_names(encoded):
+    columns = {"image": pictures(1), "q": ["what?"], "a": ["noise"]}
+    task = task_of("questions", encoded(columns), columns={"question": "q", "answer": "a"})
+    assert shape(task.sample(0, seeded())) == [("user", ["IMAGE", "what?"]), ("assistant", ["noise"])]
+    assert shape(task.sample(0, seeded(), without_text=True))[0] == ("user", ["IMAGE", "what?"])  # a question stays
+
+
+def test_pictures_of_an_edit_are_of_one_variant(encoded):
+    """The same picture as source and target: alike in every variant."""
+    images = pictures(1, size=(64, 64))
+    path = encoded({"source": images, "instruction": ["keep it"], "target": images}, num_variants=4, crop_scale=0.3)
+    task, seen = task_of("edits", path), set()
+    for seed in range(20):
+        source, target = task.sample(0, seeded(seed)).codes(16)
+        assert torch.equal(source, target)
+        seen.add(tuple(source.flatten().tolist()))
+    assert len(seen) == 4
+    assert shape(task.sample(0, seeded())) == [("user", ["IMAGE", "keep it"]), ("assistant", ["IMAGE"])]
+    without = task.sample(0, seeded(), without_text=True)
+    assert shape(without) == [("assistant", ["IMAGE"])] and len(without.pictures) == 1
+
+
+def test_length_counts_words_and_pictures(encoded):
+    task = task_of("captions", encoded({"image": pictures(2), "text": ["x" * 8, "x" * 80]}))
+    assert [task.sample(row, seeded()).length for row in (0, 1)] == [16 + 2, 16 + 20]
+
+
+# --- errors name row and column ---
+
+
+def edit_columns(**changes) -> dict:
+    return {"source": pictures(3), "instruction": ["a", "b", "c"], "target": pictures(3)} | changes
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["a", "b", ""], r"codes, row 2, column `instruction`: must be text that is not empty, got ''"),
+        (["a", " \n", "c"], r"row 1, column `instruction`: must be text that is not empty"),
+        (["a", None, "c"], r"row 1, column `instruction`: must be text that is not empty, got None"),
+        (["a", "b", "c<|im_end|>"], r"row 2, column `instruction`: must not hold <\|im_end\|>"),
+        ([1, 2, 3], r"column `instruction` must be text, it is typed Value\('int64'\)"),
+        ([["a"], ["b"], ["c"]], r"column `instruction` must be text, it is typed List"),
+    ],
+)
+def test_bad_texts_are_found_when_a_dataset_is_opened(encoded, words, message):
+    with pytest.raises(ValueError, match=message):
+        task_of("edits", encoded(edit_columns(instruction=words)))
+
+
+@pytest.mark.parametrize(
+    "captions, message",
+    [
+        ([["a"], []], r"row 1, column `text`: must be text or a list of texts, got an empty list"),
+        ([["a"], [" "]], r"row 1, column `text`: must be text that is not empty, got ' '"),
+        ([["a"], ["<|image_pad|>"]], r"row 1, column `text`: must not hold <\|image_pad\|>"),
+    ],
+)
+def test_bad_lists_of_captions_are_found_when_read(encoded, captions, message):
+    task = task_of("captions", encoded({"image": pictures(2), "text": captions}))
+    task.sample(0, seeded())
+    with pytest.raises(ValueError, match=message):
+        task.sample(1, seeded())
+
+
+def test_missing_pictures_are_found_when_read():
+    """`encode-dataset` leaves such rows out; other programs that write Parquet may not."""
+    row = Row({"after": None}, {"target": "after"}, "codes, row 1", seeded())
+    with pytest.raises(ValueError, match="codes, row 1, column `after`: must be a picture, got none"):
+        row.picture("target")
+
+
+TURNS = [
+    {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "hi"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
+]
+
+
+def changed(turn: int, **fields) -> list:
+    return [{**message, **(fields if index == turn else {})} for index, message in enumerate(TURNS)]
+
+
+@pytest.mark.parametrize(
+    "messages, count, message",
+    [
+        (TURNS, 2, r"row 0, column `images`: has 2 pictures, the messages have 1"),
+        (TURNS, 0, r"row 0, column `images`: has 0 pictures, the messages have 1"),
+        (TURNS[:1], 1, r"column `messages`: must have a turn of the assistant"),
+        (changed(1, role="bot"), 1, r"column `messages`: `role` must be system, user or assistant, got 'bot'"),
+        (changed(1, content=[]), 1, r"column `messages`: a turn of the assistant has no content"),
+        (changed(1, content=[{"type": "sound", "text": "x"}]), 1, r"`type` must be text or image, got 'sound'"),
+        (changed(1, content=[{"type": "text", "text": None}]), 1, r"column `messages`: must be text .* got None"),
+    ],
+)
+def test_bad_conversations(encoded, messages, count, message):
+    # A good row before, from which the types of an empty list are known.
+    rows = {"messages": [TURNS, messages], "images": [pictures(1), pictures(count)]}
+    task = task_of("conversations", encoded(rows))
+    assert shape(task.sample(0, seeded())) == [("user", ["IMAGE", "hi"]), ("assistant", ["yes"])]
+    with pytest.raises(ValueError, match=message.replace("row 0", "row 1")):
+        task.sample(1, seeded())
+
+
+def test_conversations_may_have_plain_text_as_content(encoded):
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    task = task_of("conversations", encoded({"messages": [messages] * 2, "images": [[], pictures(1)]}))
+    assert shape(task.sample(0, seeded())) == [("user", ["hi"]), ("assistant", ["hello"])]
+    assert list(task.texts()) == ["hi", "hello"] * 2
+
+
+def test_sources_that_are_no_encoded_datasets_of_their_format(encoded, tmp_path):
+    path = encoded({"image": pictures(1), "text": ["a"]})
+    with pytest.raises(ValueError, match="there is no column `question`; there are image, text"):
+        task_of("questions", path)
+    with pytest.raises(ValueError, match="column `text` must be a picture; the columns with codes are image"):
+        task_of("captions", path, columns={"image": "text"})
+    with pytest.raises(ValueError, match="`columns` of .*: captions have no picture, but image, text"):
+        task_of("captions", path, columns={"picture": "image"})
+    with pytest.raises(ValueError, match="`task` of .* must be one of captions, questions, .*emoji_drawing.* got 'x'"):
+        task_of("x", path)
+    (tmp_path / "raw").mkdir()
+    command = re.escape(f"`uniwetok encode-dataset {tmp_path}/raw {tmp_path}/raw-codes --size 256 --model here`")
+    with pytest.raises(ValueError, match=command):
+        open_task(TaskSource(f"{tmp_path}/raw", "captions"), encode_options="--size 256 --model here")
+    with pytest.raises(ValueError, match="`uniwetok encode-dataset SOURCE .*/nowhere"):
+        task_of("captions", str(tmp_path / "nowhere"))
+
+
+def test_stored_codes_of_another_size_name_their_row(encoded):
+    sample = task_of("captions", encoded({"image": pictures(1), "text": ["a"]})).sample(0, seeded())
+    with pytest.raises(ValueError, match="codes, row 0: `num_bits`"):
+        sample.codes(32)
+
+
+# --- mixtures ---
+
+
+def test_a_mixture_is_a_function_of_seed_and_number(emoji):
+    sources = list(emoji.values())
+    first, second = (TaskMixture(sources, seed=3, text_dropout=0.5) for _ in range(2))
+    numbers = [7, 2, 31, 2]
+    wanted = [(sample.messages, sample.origin) for sample in (first[number] for number in range(40))]
+    assert [(second[number].messages, second[number].origin) for number in numbers] == [wanted[n] for n in numbers]
+    other = TaskMixture(sources, seed=4, text_dropout=0.5)
+    assert [other[number].origin for number in range(40)] != [origin for _, origin in wanted]
+
+
+def test_a_mixture_keeps_its_weights_and_epochs(encoded):
+    path = encoded({"image": pictures(5), "text": list("abcde")})
+    sources = [TaskSource(path, "captions", weight=3.0), TaskSource(path, "captions", weight=1.0)]
+    mixture = TaskMixture(sources, seed=0)
+    assert mixture.mixture.counts == [750, 250]
+    # The first source alone: every five of its samples are its five rows.
+    alone = TaskMixture(sources[:1], seed=0)
+    origins = [alone[number].origin for number in range(20)]
+    assert all(len(set(origins[start : start + 5])) == 5 for start in range(0, 20, 5))
+    assert len({tuple(origins[start : start + 5]) for start in range(0, 20, 5)}) > 1
+
+
+def test_text_dropout(encoded, vision, tmp_path):
+    rows = {"image": pictures(2), "text": ["a", "b"], "question": ["c", "d"], "answer": ["e", "f"]}
+    path = encoded(rows)
+    drawings = TaskMixture([TaskSource(path, "captions")], seed=0, text_dropout=0.3)
+    dropped = sum(len(drawings[number].messages) == 1 for number in range(400))
+    assert 90 < dropped < 150
+    answers = TaskMixture([TaskSource(path, "questions")], seed=0, text_dropout=1.0)
+    assert all(len(answers[number].messages) == 2 for number in range(5))
+    assert all(len(sample.messages) == 2 for _, sample in drawings.held_out(2))  # nothing is dropped of held-out rows
+
+
+def test_held_out_rows_are_always_the_same(emoji):
+    mixture = TaskMixture([emoji["emoji_drawing"], emoji["emoji_describing"]], seed=0)
+    once, again = mixture.held_out(3), mixture.held_out(3)
+    assert [number for number, _ in once] == list(range(6))
+    assert [sample.messages for _, sample in once] == [sample.messages for _, sample in again]
+    assert [sample.task for _, sample in once] == ["emoji_drawing"] * 3 + ["emoji_describing"] * 3
+    assert len(mixture.held_out(1000)) == 2 * len(mixture.tasks[0])
+
+
+def test_codes_of_another_image_tokenizer_are_refused(emoji, vision):
+    mixture = TaskMixture([emoji["emoji_drawing"]], seed=0)
+    mixture.check_encoder(encoder_fingerprint(vision))
+    with pytest.raises(ValueError, match="not by this model's image tokenizer"):
+        mixture.check_encoder(encoder_fingerprint(build_vision(seed=1)))
+
+
+def test_an_empty_source_and_a_weight_of_zero(emoji, encoded):
+    with pytest.raises(ValueError, match="`weight`"):
+        TaskMixture([TaskSource(emoji["emoji_drawing"].path, "emoji_drawing", weight=0.0)], seed=0)
+
+
+# --- emoji ---
+
+
+def test_emoji_tasks(emoji):
+    shapes = {}
+    for name, source in emoji.items():
+        mixture = TaskMixture([source], seed=0)
+        samples = [mixture[number] for number in range(30)]
+        assert all(len(sample.pictures) == len(sample.codes(16)) for sample in samples)
+        shapes[name] = {
+            tuple((m["role"], tuple(item["type"] for item in m["content"])) for m in sample.messages)
+            for sample in samples
+        }
+    assert shapes == {
+        "emoji_drawing": {(("user", ("text",)), ("assistant", ("image",)))},
+        "emoji_editing": {(("user", ("image", "text")), ("assistant", ("image",)))},
+        "emoji_describing": {(("user", ("image", "text")), ("assistant", ("text",)))},
+    }
+
+
+def test_emoji_words_are_of_the_row(emoji):
+    task = open_task(emoji["emoji_drawing"])
+    for index in range(len(task)):
+        row, words = task.rows[index], shape(task.sample(index, seeded(index)))[0][1][0]
+        assert row["style"] in words
+        assert row["label"] in words or any(keyword in words for keyword in row["keywords"])
+    task = open_task(emoji["emoji_describing"])
+    answers = [shape(task.sample(0, seeded(seed)))[1][1][0] for seed in range(40)]
+    row = task.rows[0]
+    assert set(answers) <= {row["label"], row["style"], row["group"], row["tone"]} and len(set(answers)) > 2
+    assert {row["label"], row["group"]} <= set(task.texts())
+
+
+def test_emoji_edits_are_those_of_the_table(emoji, fixtures):
+    from datasets import load_from_disk
+
+    task = open_task(emoji["emoji_editing"])
+    table = load_from_disk(emoji["emoji_editing"].edits).to_list()
+    known = {(edit["source"], edit["instruction"], edit["target"]) for edit in table}
+    ids = list(task.rows["id"])
+    kinds = set()
+    for seed in range(60):
+        sample = task.sample(0, seeded(seed))
+        source, target = map(int, re.findall(r"row (\d+)", sample.origin))
+        assert (ids[source], sample.messages[0]["content"][1]["text"], ids[target]) in known
+        assert sample.pictures[1]["codes"] == task.rows[target]["image"][0]["codes"]
+        kinds |= {edit["kind"] for edit in table if (edit["source"], edit["target"]) == (ids[source], ids[target])}
+    assert len(kinds) == len({edit["kind"] for edit in table})
+    assert {instruction for _, instruction, _ in known} == set(task.texts())
+
+
+def test_emoji_edits_without_their_table(emoji, fixtures):
+    path = emoji["emoji_editing"].path
+    with pytest.raises(ValueError, match="emoji_editing needs a split of edits"):
+        task_of("emoji_editing", path)
+    with pytest.raises(ValueError, match="`edits` .* is no split of `uniwetok data emoji`"):
+        task_of("emoji_editing", path, edits=str(fixtures / "emoji" / "edits"))
+    with pytest.raises(ValueError, match="none of them is between two pictures"):
+        task_of("emoji_editing", path, edits=str(fixtures / "emoji" / "edits" / "test"))

@@ -1,0 +1,226 @@
+"""The tokenizer's training, for real but tiny: it runs with every loss, stops anywhere, resumes exactly, hands over to
+a later stage, and saves what the package can load."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_training import VISION, all_losses, assert_same_weights, log_lines, write
+
+from uniwetok_hf import UniWeTokModel
+from uniwetok_hf.evaluation.records import read_training_record
+from uniwetok_hf.training import train_uniwetok
+from uniwetok_hf.training.configuration import find_config, read_config, shipped_configs
+from uniwetok_hf.training.losses.distillation import PrePostDistillation
+from uniwetok_hf.training.train_uniwetok import UniWeTokTrainer, UniWeTokTrainingConfig
+
+
+@pytest.fixture(scope="module")
+def fields(fixtures, tmp_path_factory):
+    """A training with every loss, on the emoji of the fixtures."""
+    source = {"path": str(fixtures / "emoji")}
+    losses = all_losses(tmp_path_factory.mktemp("judges"))
+    return {**VISION, "data": [source], "validation_data": {**source, "split": "validation"}, **losses}
+
+
+@pytest.fixture(scope="module")
+def trained(fields, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vision")
+    return train_uniwetok.main(write(folder, fields, output_dir=str(folder / "run"))).parent
+
+
+def test_a_run_leaves_a_model_its_losses_and_figures(trained, fields):
+    model = UniWeTokModel.from_pretrained(trained / "model")
+    assert model.config.stride == 8 and model.config.num_bits == 16
+    lines = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    parts = {"l1", "l2", "perceptual", "entropy", "commitment", "distillation", "prior"}
+    figures = {"psnr", "sample_entropy", "batch_entropy", "bit_entropy", "stuck_bits", "dead_bits", "min_bit_usage"}
+    figures |= {"pictures_per_second", "grad_norm", "learning_rate", "skipped_pictures"}
+    assert parts | figures <= lines[0].keys()
+    assert "adversarial" not in lines[0] and {"adversarial", "discriminator", "lecam"} <= lines[1].keys()
+    assert {"validation_psnr_32x32", "validation_ssim_16x32"} <= lines[2].keys()
+    assert (trained / "samples" / "validation-16x32-000006.png").exists()
+    assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == ["step-000004", "step-000006"]
+    names = {"distillation", "prior.safetensors", "discriminator.safetensors", "lecam.safetensors"}
+    assert {path.name for path in (trained / "losses").iterdir()} == names
+    assert PrePostDistillation.from_pretrained(trained / "losses" / "distillation").post_pool is not None
+    assert json.loads((trained / "model" / "training.json").read_text())["training"]["batch_size"] == 4
+    record = read_training_record(trained / "model")
+    assert [seen.role for seen in record.loss_models] == ["teacher", "perceptual"] and record.is_complete
+    assert not [path for path in trained.rglob("*") if ".tmp" in path.name]
+
+
+def test_a_run_stopped_in_the_middle_resumes_exactly(fields, trained, tmp_path, monkeypatch):
+    path = write(tmp_path, fields, output_dir=str(tmp_path / "run"))
+    with monkeypatch.context() as patch:
+        steps = iter(range(5))
+        step = UniWeTokTrainer.train_step
+
+        def until_the_fifth(*args):
+            if next(steps) == 4:
+                raise KeyboardInterrupt
+            return step(*args)
+
+        patch.setattr(UniWeTokTrainer, "train_step", until_the_fifth)
+        with pytest.raises(KeyboardInterrupt):
+            train_uniwetok.main(path)
+    assert not (tmp_path / "run" / "model").exists()
+    resumed = train_uniwetok.main(path).parent
+    assert_same_runs(resumed, trained)
+
+
+def assert_same_runs(one, other):
+    for name in ("model/model.safetensors", "losses/prior.safetensors", "losses/discriminator.safetensors"):
+        assert_same_weights(one / name, other / name)
+    assert log_lines(one) == log_lines(other)
+
+
+def test_a_killed_run_resumes_exactly(fields, trained, tmp_path):
+    """SIGKILL, which no program can catch, after a random number of steps."""
+    path = write(tmp_path, fields, output_dir=str(tmp_path / "run"))
+    log, steps = tmp_path / "run" / "log.jsonl", random.randint(1, 5)
+    script = "import sys, torch; torch.set_num_threads(1); from uniwetok_hf.training.train_uniwetok import main; "
+    command = [sys.executable, "-c", script + "main(sys.argv[1])", str(path)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= steps):
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, f"ended before it could be killed after {steps} steps"
+    assert_same_runs(train_uniwetok.main(path).parent, trained)
+
+
+def test_a_later_stage_goes_on_from_the_one_before(fields, trained, tmp_path):
+    later = {**fields, "model": {}, "init_from": str(trained), "max_train_steps": 1, "learning_rate": 0.0}
+    run = train_uniwetok.main(write(tmp_path, later, output_dir=str(tmp_path / "run"))).parent
+    # Nothing is learnt at a rate of 0: what comes out is what the stage before left.
+    for name in ("model/model.safetensors", "losses/prior.safetensors", "losses/discriminator.safetensors"):
+        assert_same_weights(run / name, trained / name)
+    assert_same_weights(
+        run / "losses" / "distillation" / "model.safetensors",
+        trained / "losses" / "distillation" / "model.safetensors",
+    )
+
+
+def test_an_unfinished_stage_is_no_start(fields, tmp_path):
+    (tmp_path / "before").mkdir()
+    (tmp_path / "before" / "log.jsonl").touch()
+    path = write(tmp_path, fields, output_dir=str(tmp_path / "run"), init_from=str(tmp_path / "before"))
+    with pytest.raises(ValueError, match="`init_from` .* is a stage that is not finished"):
+        train_uniwetok.main(path)
+
+
+def test_training_learns(fields, tmp_path):
+    plain = {**fields, "perceptual": None, "adversarial": None, "distillation": None, "prior": None}
+    more = {"buckets": [{"height": 16, "width": 16}], "max_train_steps": 60, "learning_rate": 3e-3}
+    more |= {"checkpointing_steps": 60, "validation_data": None, "commitment_weight": 0.0}
+    run = train_uniwetok.main(write(tmp_path, {**plain, **more}, output_dir=str(tmp_path / "run"))).parent
+    errors = [line["l1"] for line in log_lines(run)]
+    assert sum(errors[-5:]) < 0.8 * sum(errors[:5])
+
+
+def test_frozen_parts_stay_as_they_were(fields, trained, tmp_path):
+    more = {"model": {}, "init_from": str(trained), "trainable": ["decoder"], "max_train_steps": 2}
+    run = train_uniwetok.main(write(tmp_path, {**fields, **more}, output_dir=str(tmp_path / "run"))).parent
+    before, after = (load_file(path / "model" / "model.safetensors") for path in (trained, run))
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder"}
+
+
+@pytest.mark.parametrize("pieces", [2, 4])
+def test_accumulation_equals_whole_steps_but_for_the_batch_entropy(fields, tmp_path, pieces):
+    """Every loss is a mean over pictures, so pieces add up; the batch's histogram alone sees what is in memory."""
+    gradients = {}
+    for count in (1, pieces):
+        more = {"gradient_accumulation_steps": count, "output_dir": str(tmp_path / str(count))}
+        more |= {"entropy": {"batch_weight": 0.0}, "adversarial": {**fields["adversarial"], "start_step": 0}}
+        gradients[count] = first_gradients(write(tmp_path, {**fields, **more}))
+    for name, one in gradients[1].items():
+        assert torch.allclose(one, gradients[pieces][name], atol=1e-6), name
+
+
+def first_gradients(path):
+    """Gradients of the first step, of the model and of the discriminator, before clipping."""
+    trainer = UniWeTokTrainer(read_config(UniWeTokTrainingConfig, path, max_train_steps=1, max_grad_norm=None))
+    found = {}
+
+    def keep(parameters, optimizer, scheduler, name):
+        if trainer.accelerator.sync_gradients:
+            found.update({f"{name}.{i}": p.grad.clone() for i, p in enumerate(parameters) if p.grad is not None})
+            optimizer.zero_grad()
+
+    trainer.optimize = keep
+    trainer.train()
+    return found
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(fields, tmp_path, monkeypatch):
+    path = write(tmp_path, fields, output_dir=str(tmp_path / "run"))
+    numbers = iter(range(10))
+    real = train_uniwetok.l1_loss
+    monkeypatch.setattr(
+        train_uniwetok, "l1_loss", lambda *args: real(*args) * (float("nan") if next(numbers) == 3 else 1)
+    )
+    with pytest.raises(
+        FloatingPointError, match="Not finite at step 4: l1; the last good checkpoint is .*step-000002"
+    ):
+        train_uniwetok.main(path)
+    monkeypatch.undo()
+    assert train_uniwetok.main(path).exists()  # and can go on from there
+
+
+def test_a_truncated_checkpoint_is_refused_by_name(fields, tmp_path):
+    path = write(tmp_path, {**fields, "max_train_steps": 2}, output_dir=str(tmp_path / "run"))
+    run = train_uniwetok.main(path).parent
+    (run / "model").rename(run / "model-before")
+    file = run / "checkpoints" / "step-000002" / "optimizer.bin"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match="step-000002 is broken: optimizer.bin has 100 of"):
+        train_uniwetok.main(path)
+
+
+def test_pictures_that_cannot_be_read_are_counted_and_named(fields, tmp_path, fixtures):
+    from PIL import Image
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(5):
+        Image.new("RGB", (32, 32), (40 * index, 0, 0)).save(folder / f"{index}.png")
+    (folder / "broken.png").write_bytes((folder / "1.png").read_bytes()[:40])
+    more = {"data": [{"path": str(folder)}], "output_dir": str(tmp_path / "run")}
+    run = train_uniwetok.main(write(tmp_path, {**fields, **more})).parent
+    assert log_lines(run)[-1]["skipped_pictures"] > 0
+    assert "broken.png" in (run / "skipped-0.txt").read_text()
+
+
+def test_a_finished_training_is_not_replaced(fields, trained, tmp_path):
+    before = (trained / "model" / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="`output_dir` .* holds the model of a finished training"):
+        train_uniwetok.main(write(tmp_path, fields, output_dir=str(trained)))
+    assert (trained / "model" / "model.safetensors").read_bytes() == before
+
+
+def test_missing_data_leaves_no_folder_behind(fields, tmp_path):
+    path = write(tmp_path, {**fields, "data": [{"path": str(tmp_path / "no")}]}, output_dir=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="no"):
+        train_uniwetok.main(path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(fields, tmp_path):
+    path = write(tmp_path, fields, output_dir=str(tmp_path / "run"), gradient_accumulation_steps=3)
+    with pytest.raises(ValueError, match="`batch_size`=4 must be a multiple of processes x"):
+        train_uniwetok.main(path)
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_configs() if "uniwetok" in name])
+def test_shipped_configs_can_be_read(name):
+    config = read_config(UniWeTokTrainingConfig, find_config(name))
+    assert config.output_dir == f"runs/{name}"
