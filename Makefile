@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all style quality mlint dist check-dist train-embedded clean
+.PHONY: help demo test test-all style quality mlint dist check-dist train-emoji clean
 
 # A python3.11 that is on the path but does not run (a version manager's shim) does not count.
 PYTHON ?= $(shell python3.11 -c pass 2>/dev/null && echo python3.11 || echo python3)
@@ -83,17 +83,20 @@ check-dist: dist  ## install the wheel in a clean environment and run the demo f
 	test -n "$$(ls demo_output)"
 	@echo "make check-dist took $(elapsed): the demo runs from the installed wheel."
 
-CONFIGS := src/uniwetok_hf/training/configs
+CODES := data/emoji_codes
 
-# A part that is finished is not trained again: after an interruption the same command goes on.
-train-embedded: $(INSTALLED)  ## train the embedded model anew into runs/ (about two hours on two cores; needs npm)
+# What is finished is not made again: after an interruption the same command goes on.
+train-emoji: $(INSTALLED)  ## train a model like the embedded one from data to card figures into runs/ (hours; needs npm)
 	@$(BIN)/uniwetok data emoji data/emoji
-	@test -d runs/emoji_uniwetok_64/model || $(BIN)/uniwetok train tokenizer --config $(CONFIGS)/emoji_uniwetok_64.yaml
-	@test -d runs/emoji_uniwetok_128/model || $(BIN)/uniwetok train tokenizer --config $(CONFIGS)/emoji_uniwetok_128.yaml
-	@test -d runs/emoji_mllm/pipeline || $(BIN)/uniwetok train mllm --config $(CONFIGS)/emoji_mllm.yaml
-	@$(BIN)/python -m uniwetok_hf.evaluation.reconstruction data/emoji --model runs/emoji_mllm/pipeline
-	@$(BIN)/python -m uniwetok_hf.evaluation.drawing data/emoji --model runs/emoji_mllm/pipeline
-	@echo "runs/emoji_mllm/pipeline is what src/uniwetok_hf/embedded/uniwetok-emoji holds. It took $(elapsed)."
+	@$(BIN)/uniwetok data faces-and-text data/faces_and_text
+	@test -d runs/emoji_siglip/model || $(BIN)/uniwetok train siglip --config emoji_siglip
+	@$(BIN)/uniwetok train tokenizer --config emoji_uniwetok_stage1 emoji_uniwetok_stage2 emoji_uniwetok_stage3
+	@for split in train validation; do test -f $(CODES)/$$split/encoding.json || $(BIN)/uniwetok encode-dataset \
+		data/emoji $(CODES)/$$split --split $$split --size 128 --model runs/emoji_uniwetok_stage3/model; done
+	@test -d runs/emoji_mllm/pipeline || $(BIN)/uniwetok train mllm --config emoji_mllm
+	@$(BIN)/uniwetok evaluate reconstruction data/emoji --sizes 128 --by style --model runs/emoji_mllm/pipeline
+	@$(BIN)/uniwetok evaluate generation data/emoji --split train --model runs/emoji_mllm/pipeline
+	@echo "runs/emoji_mllm/pipeline is the model, results/ its figures. It took $(elapsed)."
 
 clean:  ## remove what the commands wrote, and .venv
 	rm -rf $(VENV) build dist demo_output src/*.egg-info .pytest_cache .ruff_cache

@@ -33,7 +33,14 @@ CORE = [
     "transformers>=5.23.0",
 ]
 EXTRAS = {
-    "train": ["datasets>=5.2.0", "peft>=0.21.2", "pyyaml>=6.0.3", "resvg-py>=0.5.0"],
+    "train": [
+        "datasets>=5.2.0",
+        "peft>=0.21.2",
+        "python-avatars>=1.4.1",  # faces for the third stage of the image tokenizer
+        "pyyaml>=6.0.3",
+        "resvg-py>=0.5.0",
+        "scikit-image>=0.26.0",  # SSIM of validation pictures
+    ],
     "eval": ["datasets>=5.2.0", "evaluate>=0.4.6", "scikit-image>=0.26.0"],
     # Real photographs to reconstruct; they come inside the scikit-image wheel, so the demo downloads nothing.
     "demo": ["scikit-image>=0.26.0"],
@@ -74,7 +81,7 @@ setup(
     packages=find_packages("src"),
     # Listed here and nowhere else: with include_package_data the wheel would depend on MANIFEST.in as well.
     include_package_data=False,
-    package_data={"uniwetok_hf": ["py.typed", "model_card.md", "embedded/**/*", "training/configs/*.yaml"]},
+    package_data={"uniwetok_hf": ["py.typed", "model_card.md", "embedded/**/*", "training/configs/**/*.yaml"]},
     exclude_package_data={"": ["*.pyc"]},
     zip_safe=False,
     python_requires=">=3.11",

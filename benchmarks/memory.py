@@ -1,5 +1,5 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""What gradient checkpointing and decoding in slices save: peak memory and time, with uniwetok-emoji.
+"""What gradient checkpointing and decoding in slices save: peak memory and CPU time, with uniwetok-emoji.
 
     python benchmarks/memory.py [--threads 1]
 
@@ -138,9 +138,9 @@ def measure(case: str, saving: bool, threads: int | None) -> dict:
 
     step, size = globals()[case](saving)
     step(1, 2)  # loads what autograd and the optimizer load on first use
-    before, start = peak(), time.perf_counter()
+    before, start = peak(), time.process_time()
     result = step(*size)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     about = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     return about | {"seconds": seconds, "memory": peak() - before, "result": result}
 
@@ -162,7 +162,7 @@ def main():
         print(json.dumps(measure(arguments.case, arguments.saving, arguments.threads)))
         return
 
-    print("| what | how | peak memory | time | result |")
+    print("| what | how | peak memory | CPU time | result |")
     print("| --- | --- | ---: | ---: | ---: |")
     for name, (case, how) in CASES.items():
         results = {saving: measure_in_new_process(case, saving, arguments.threads) for saving in (False, True)}

@@ -60,7 +60,7 @@ def test_help_of_a_protocol_teaches(capsys, protocol):
     for example in examples:
         program, *argv = shlex.split(example)
         args = build_parser().parse_args(argv)
-        assert program == "uniwetok" and args.protocol == args.measure.__name__ == protocol
+        assert program == "uniwetok" and args.kind == args.measure.__name__ == protocol
 
 
 def test_reconstruction(succeeds, emoji, vision_folder, tmp_path, workplace):

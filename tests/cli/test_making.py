@@ -132,3 +132,11 @@ def test_data_that_cannot_be_built(fails, photo, packages):
     assert PACKAGES["noto"].file_name in fails("data", "emoji", "out", "--size", 32, *here)
     (packages / PACKAGES["noto"].file_name).unlink()
     assert PACKAGES["noto"].file_name in fails("data", "emoji", "out", "--size", 32, *here)
+
+
+def test_data_faces_and_text(uniwetok, fails):
+    result = uniwetok("data", "faces-and-text", "out", "--size", 32, "--count", 20)
+    assert (result.code, result.out) == (0, ["out"])
+    rows = [row for split in load_from_disk("out/pictures").values() for row in split]
+    assert {row["kind"] for row in rows} == {"face", "text"} and len(rows) == 20
+    assert "built with" in fails("data", "faces-and-text", "out", "--size", 32, "--count", 30)

@@ -84,7 +84,7 @@ def awkward_pictures(folder):
 def described_pictures(folder):
     """With captions in a Parquet file beside them."""
     (folder / "photos").mkdir()
-    names = [f"photo-{grey}.png" for grey in (1, 2, 3)]  # sorted behind it
+    names = ["photo 1.png", "photo 2 test.png", "photo 3.png"]  # sorted behind it
     for grey, name in enumerate(names, start=1):
         (folder / "photos" / name).write_bytes(encoded(grey))
     Dataset.from_dict({"file_name": names, "text": ["a", "b", "c"]}).to_parquet(folder / "photos" / "metadata.parquet")

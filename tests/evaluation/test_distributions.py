@@ -59,7 +59,7 @@ def test_precision_and_recall_of_equal_and_disjoint_sets():
     assert precision_recall(values, values) == (1, 1)
     assert precision_recall(values, values + 100) == (0, 0)
     white = np.ones((10, 4)) * 0.1
-    assert precision_recall(white, white) == (1, 1)  # all distances are 0, but for rounding
+    assert precision_recall(white, white) == (1, 1)  # all distances are 0
 
 
 def test_precision_and_recall_by_hand():

@@ -14,6 +14,7 @@ from tiny_training import assert_same_weights, log_lines, write
 from transformers import LlamaConfig
 
 from uniwetok_hf import UniWeTokModel, UniWeTokPipeline
+from uniwetok_hf.evaluation.records import LossModel, read_training_record, training_record
 from uniwetok_hf.training import train_mllm
 from uniwetok_hf.training.configuration import CONFIGS, find_config, read_config, shipped_configs
 from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig, TaskTally, choose_parameters
@@ -79,6 +80,22 @@ def test_a_run_leaves_a_pipeline_and_figures(trained, fields):
     assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
     assert not [path for path in trained.rglob("*") if ".tmp" in path.name]
     assert train_mllm.finished(read_config(MLLMTrainingConfig, trained.parent / "config.yaml")) == trained / "pipeline"
+
+
+def test_networks_that_the_image_tokenizer_was_trained_with_are_passed_on(fields, tmp_path):
+    """They must not judge drawings either (evaluation/records.py)."""
+    vision = tmp_path / "vision"
+    build_vision().save_pretrained(vision)
+    seen = LossModel("teacher", "siglip", ("a", "b"))
+    (vision / "training.json").write_text(json.dumps(training_record([seen])))
+    short = {"validation_data": [], "max_train_steps": 1}
+    first = run(fields, tmp_path / "first", vision_model=str(vision), **short)
+    record = read_training_record(first / "pipeline")
+    assert record.loss_models == (seen,) and record.is_complete
+    second = run(later(fields, init_from=str(first), **short), tmp_path / "second")
+    assert read_training_record(second / "pipeline") == record
+    unknown = run(fields, tmp_path / "unknown", **short)  # its image tokenizer has no record
+    assert not read_training_record(unknown / "pipeline").is_complete
 
 
 @pytest.mark.parametrize("ema_decay", [0.9, None])

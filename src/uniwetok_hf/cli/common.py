@@ -66,16 +66,21 @@ def finite_float(text: str) -> float:
 
 def add_command(commands, name: str, run, description: str, examples: Sequence[str]) -> argparse.ArgumentParser:
     """A sub-command: `description` is two lines, the first of which stands in the list of commands."""
-    lines = [f"  uniwetok {name} {example}".rstrip() for example in examples]
     parser = commands.add_parser(
         name,
         help=description.splitlines()[0],
         description=description,
-        epilog="\n".join(["examples:", *lines]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.epilog = "\n".join(["examples:", *(f"  {parser.prog} {example}".rstrip() for example in examples)])
     parser.set_defaults(run=run)
     return parser
+
+
+def add_group(commands, name: str, description: str, examples: Sequence[str], metavar: str = "WHAT"):
+    """A command of several kinds; what it returns is for [`add_command`]."""
+    parser = add_command(commands, name, None, description, examples)
+    return parser.add_subparsers(dest="kind", required=True, metavar=metavar)
 
 
 def add_model_options(parser: argparse.ArgumentParser, what: str = "pipeline folder") -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from . import measuring
 from .common import (
     CommandError,
+    add_command,
+    add_group,
     add_model_options,
     add_seed_option,
     finite_float,
@@ -22,37 +24,23 @@ Measure reconstruction, latents, generation, editing or captioning on held-out d
 Prints a Markdown table and writes results.json, results.md and model-index.yaml; needs the extra `eval`.
 """
 EXAMPLES = [
-    "evaluate reconstruction data/emoji --sizes 128 --by style",
-    "evaluate generation data/emoji --judge judges/clip --count 500 --output results/drawing",
+    "reconstruction data/emoji --sizes 128 --by style",
+    "generation data/emoji --judge judges/clip --count 500 --output results/drawing",
 ]
 NATIVE = "native"
 
 
 def add_commands(commands) -> None:
     """Adds `evaluate` with a sub-command for each protocol."""
-    evaluate = commands.add_parser(
-        "evaluate",
-        help=DESCRIPTION.splitlines()[0],
-        description=DESCRIPTION,
-        epilog="\n".join(["examples:", *(f"  uniwetok {example}" for example in EXAMPLES)]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    protocols = evaluate.add_subparsers(dest="protocol", required=True, metavar="WHAT", title="what")
+    protocols = add_group(commands, "evaluate", DESCRIPTION, EXAMPLES)
     for add in (_add_reconstruction, _add_latents, _add_generation, _add_editing, _add_captioning):
         add(protocols)
 
 
 def _add_protocol(protocols, name: str, measure, description: str, examples: list[str], model: str, optional=False):
     """A protocol with the options that all have."""
-    lines = [f"  uniwetok evaluate {name} {example}" for example in examples]
-    parser = protocols.add_parser(
-        name,
-        help=description.splitlines()[0],
-        description=description,
-        epilog="\n".join(["examples:", *lines]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run_evaluate, measure=measure)
+    parser = add_command(protocols, name, run_evaluate, description, examples)
+    parser.set_defaults(measure=measure)
     parser.add_argument(
         "data",
         nargs="?" if optional else None,
@@ -233,7 +221,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     needed = {"datasets": "datasets", "skimage": "scikit-image"}
     if lacking := [name for module, name in needed.items() if find_spec(module) is None]:
         raise CommandError(f'evaluate needs {" and ".join(lacking)}: pip install "uniwetok-hf[eval]"')
-    output = output_folder(args.output or Path("results") / args.protocol)
+    output = output_folder(args.output or Path("results") / args.kind)
     with user_errors(ValueError, ImportError):
         report = args.measure(args)
         written = report.save(output)

@@ -51,7 +51,7 @@ def _report(args: argparse.Namespace, protocol: dict, rows: list, skipped: list[
     if args.name:
         data += f" {args.name}"
     split = args.split if args.data else "scikit-image"
-    return Report(args.protocol, checkpoint.name, data, split, protocol, rows, facts or {})
+    return Report(args.kind, checkpoint.name, data, split, protocol, rows, facts or {})
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import argparse
 from importlib import import_module
 from importlib.util import find_spec
 
-from .common import CommandError, user_errors
+from .common import CommandError, add_group, user_errors
 
 
 # What can be trained: the module, the class of its config, what a finished run has.
@@ -49,12 +49,13 @@ class _HelpWithFields(argparse.Action):
 
 def add_commands(commands) -> None:
     """Adds `train` with a sub-command for each training."""
-    train = commands.add_parser(
+    kinds = add_group(
+        commands,
         "train",
-        help="Train the image tokenizer or the language model, as YAML files say.",
-        description="Train the image tokenizer, the language model, or a small SigLIP to teach or judge them.",
+        "Train the image tokenizer or the language model, as YAML files say.\n"
+        "An interrupted training goes on where it stopped; needs the extra `train`.",
+        [f"tokenizer {EXAMPLES['tokenizer'][0]}", f"mllm {EXAMPLES['mllm'][0]}"],
     )
-    kinds = train.add_subparsers(dest="what", required=True, metavar="WHAT")
     for name, (_, _, what) in TRAININGS.items():
         lines = [f"  uniwetok train {name} {example}" for example in EXAMPLES[name]]
         parser = kinds.add_parser(
@@ -100,7 +101,7 @@ def run_train(args: argparse.Namespace) -> None:
 
     from uniwetok_hf.training.configuration import find_config, read_config
 
-    module = import_module(f"uniwetok_hf.training.{TRAININGS[args.what][0]}")
+    module = import_module(f"uniwetok_hf.training.{TRAININGS[args.kind][0]}")
     overrides = {}
     for field, value in args.set:
         with user_errors(yaml.YAMLError, prefix=f"--set {field}={value}: "):
@@ -110,7 +111,7 @@ def run_train(args: argparse.Namespace) -> None:
     if len(paths) > 1 and "output_dir" in overrides:
         raise CommandError("--set output_dir=... would put several stages into one folder; set it in their files")
     with user_errors(ValueError, OSError, FloatingPointError):
-        config_class = getattr(module, TRAININGS[args.what][1])
+        config_class = getattr(module, TRAININGS[args.kind][1])
         configs = [read_config(config_class, path, **overrides) for path in paths]  # all of them, before hours of work
         for config in configs:
             result = module.finished(config)

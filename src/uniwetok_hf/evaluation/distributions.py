@@ -82,13 +82,12 @@ def precision_recall_outcomes(
 
 def _inside(samples: np.ndarray, manifold: np.ndarray, num_neighbours: int, block: int = 1024) -> np.ndarray:
     """bool [N]. In blocks of rows, so that memory does not grow with the square of the set."""
-    tolerance = 1e-12 * (manifold**2).sum(axis=1).max()  # of rounding: a copy of a member is inside
     inside = np.zeros(len(samples), dtype=bool)
     for start in range(0, len(manifold), block):
         part = manifold[start : start + block]
         # Place 0 of the sorted distances is the member itself.
         radii = np.partition(_squared_distances(part, manifold), num_neighbours, axis=1)[:, num_neighbours]
-        inside |= (_squared_distances(samples, part) <= radii + tolerance).any(axis=1)
+        inside |= (_squared_distances(samples, part) <= radii).any(axis=1)
     return inside
 
 

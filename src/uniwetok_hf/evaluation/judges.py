@@ -10,14 +10,13 @@ timm is installed.
 import hashlib
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from .records import weight_digests
+from .records import short_name, weight_digests
 
 
 class Judge:
@@ -48,7 +47,6 @@ class Judge:
         Raises:
             ValueError: when there is no model, weights are missing, or no image processor lies beside them.
         """
-        name = Path(folder).resolve().name if os.path.exists(folder) else str(folder)
         dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
         try:
             model, report = AutoModel.from_pretrained(folder, dtype=dtype, output_loading_info=True)
@@ -60,7 +58,7 @@ class Judge:
         missing = sorted(report["missing_keys"])
         if lacking := [key for key in missing if not key.startswith("pooler.")]:
             raise ValueError(f"`judge` {folder} lacks {len(lacking)} weights, the first is {lacking[0]}.")
-        return cls(model.to(device), image_processor, tokenizer, name, has_pooler=not missing)
+        return cls(model.to(device), image_processor, tokenizer, short_name(folder), has_pooler=not missing)
 
     @property
     def reads_texts(self) -> bool:

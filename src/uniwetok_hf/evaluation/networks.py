@@ -2,11 +2,11 @@
 """The network of a perceptual distance, from what the user has: any vision model, or weights of LPIPS."""
 
 import os
-from pathlib import Path
 
 import torch
 
 from ..training.losses.perceptual import LPIPS, FeatureDistance, PerceptualLoss
+from .records import short_name
 
 
 def load_network(source: str | os.PathLike, device: str | torch.device = "cpu") -> FeatureDistance:
@@ -26,7 +26,7 @@ def load_network(source: str | os.PathLike, device: str | torch.device = "cpu") 
 
 def describe_network(network: FeatureDistance, source: str | os.PathLike) -> str:
     """What results call it."""
-    name = Path(source).resolve().name if os.path.exists(source) else str(source)
+    name = short_name(source)
     if isinstance(network, LPIPS):
         return f"LPIPS with the weights of {name}"
     return f"features of {name} ({type(network.model).__name__}), weights 1"

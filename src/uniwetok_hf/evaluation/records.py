@@ -49,11 +49,19 @@ def weight_digests(model: torch.nn.Module) -> tuple[str, ...]:
     return tuple(sorted(digests))
 
 
+def short_name(source: str | os.PathLike) -> str:
+    """What results call a model: the end of a folder's path, which tells no more of it than need be, or a Hub name."""
+    if not os.path.exists(source):
+        return str(source)
+    path = Path(source).resolve()
+    return f"{path.parent.name}/{path.name}" if path.name in ("model", "pipeline") else path.name
+
+
 def loss_model(role: str, model: torch.nn.Module, name: str | None = None) -> LossModel:
     """What to record of a frozen network; its name is that which it was loaded by."""
     config = getattr(model, "config", None)
     found = name or getattr(config, "_name_or_path", "") or type(model).__name__
-    return LossModel(role, Path(found).name if os.path.exists(found) else found, weight_digests(model))
+    return LossModel(role, short_name(found), weight_digests(model))
 
 
 def training_record(models: Iterable[LossModel] = (), started_from: Iterable[str | os.PathLike] = ()) -> dict:

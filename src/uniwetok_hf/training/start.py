@@ -46,14 +46,14 @@ def start_pipeline(config, texts: Iterable[str] = ()) -> UniWeTokPipeline:
     if config.init_from is not None:
         if given := [name for name, value in new_model.items() if value]:
             raise ValueError(f"`{given[0]}` can't be given together with `init_from`, which brings its own.")
-        pipeline = continued_pipeline(find_result(config.init_from, "pipeline"), config.mllm, config.seed)
+        pipeline = continued_pipeline(start_folder(config), config.mllm, config.seed)
     else:
         if config.vision_model is None or bool(config.language_model) == bool(config.text_model):
             raise ValueError(
                 "Give `init_from`, a finished pipeline; or `vision_model`, the trained image tokenizer, and either "
                 "`language_model`, a checkpoint, or `text_model`, the fields of a new one."
             )
-        vision_model = UniWeTokModel.from_pretrained(find_result(config.vision_model, "model"), dtype=torch.float32)
+        vision_model = UniWeTokModel.from_pretrained(start_folder(config), dtype=torch.float32)
         num_size_tokens = config.num_size_tokens or LARGEST_SIDE // vision_model.config.stride
         fields = {"head": config.head, "mllm": config.mllm, "num_size_tokens": num_size_tokens, "seed": config.seed}
         if config.language_model:
@@ -67,6 +67,13 @@ def start_pipeline(config, texts: Iterable[str] = ()) -> UniWeTokPipeline:
         default_num_inference_steps=config.num_inference_steps,
         default_guidance_scale=config.guidance_scale,
     )
+
+
+def start_folder(config) -> str:
+    """The pipeline that a training goes on with, or else the image tokenizer around which it builds one."""
+    if config.init_from is not None:
+        return find_result(config.init_from, "pipeline")
+    return find_result(config.vision_model, "model")
 
 
 def find_result(path: str | os.PathLike, name: str) -> str:

@@ -16,6 +16,7 @@ goes on as if it had not stopped.
 """
 
 import contextlib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,17 +30,20 @@ from torch.distributed.tensor import DTensor
 from transformers import get_scheduler
 
 from ..data.encoded import encoder_fingerprint
+from ..evaluation.records import RECORD, training_record
 from .checkpoints import load_checkpoint, make_output_folder, save_checkpoint, save_whole
-from .configuration import config_values, read_config, setting
+from .configuration import config_values, flat_values, read_config, setting
 from .conversations import ConversationBatches, Piece, prefetched
 from .pictures import picture_grid
 from .run import Figures, averaged_weights, log_images, start_accelerator, stop_unless_finite
 from .samples import NOISE, sample_generators
-from .start import start_pipeline
+from .start import start_folder, start_pipeline
 from .tasks import TaskMixture, TaskSource
 
 
-# Times of the flow at which validation tells how many bits the head gets right: at 0 it sees noise alone.
+# Times of the flow at which validation tells how many bits the head gets right. At 0 it sees noise alone: what is over
+# one half there, the language model knew. The embedded model has 85, 91, 96 and 100 % on emoji it was trained on, and
+# 73, 82, 94 and 100 % on others; a mean over the training's times lies in between and says less.
 ACCURACY_TIMES = (0.0, 0.25, 0.5, 0.75)
 
 
@@ -239,7 +243,7 @@ class MLLMTrainer:
             self.load_state_dict(state)
         if accelerator.is_main_process:
             self.tracker.rewind(start)
-        accelerator.init_trackers("uniwetok", config_values(config) if not config.report_to else {})
+        accelerator.init_trackers("uniwetok", flat_values(config))
         held_out = self.held_out_batches.held_out(config.validation_samples) if self.held_out_batches else []
 
         self.model.train()
@@ -263,9 +267,9 @@ class MLLMTrainer:
                 accelerator.log(figures, step=done)
             if done % config.checkpointing_steps == 0 or is_last:
                 save_checkpoint(accelerator, self.folder, done, self.state_dict(), config.checkpoints_total_limit)
-        pipeline = self.save()
-        accelerator.end_training()  # with it the processes part
-        return pipeline
+        for tracker in accelerator.trackers:  # `end_training` would also part from the other processes
+            tracker.finish()
+        return self.save()
 
     def state_dict(self) -> dict:
         """Where this process is, beside what Accelerate saves; its data follow from the step."""
@@ -320,7 +324,15 @@ class MLLMTrainer:
             if self.is_sharded:
                 self.pipeline.mllm = whole_model(self.mllm, weights)
             pipeline = self.pipeline.to(getattr(torch, self.config.save_dtype))
-            save_whole(pipeline.save_pretrained, folder)
+            # No loss here looks through a network, but those of the image tokenizer or of earlier stages may have.
+            record = training_record(started_from=[start_folder(self.config)])
+            record["training"] = config_values(self.config)
+
+            def save_pipeline(path: Path):
+                pipeline.save_pretrained(path)
+                (path / RECORD).write_text(json.dumps(record, indent=1))
+
+            save_whole(save_pipeline, folder)
         accelerator.wait_for_everyone()
         return folder
 

@@ -69,6 +69,7 @@ class SiglipTrainingConfig:
     vocab_size: int = setting(2048, "entries of the text vocabulary, which is trained on the texts")
     crop_probability: float = setting(0.75, "how often a crop is shown instead of the whole picture")
     crop_scale: list[float] = setting([0.6, 1.0], "smallest and largest side of a crop over the picture's")
+    logit_bias: float = setting(-10.0, "where the bias of the logits starts; -ln(batch_size) learns sooner")
     learning_rate: float = setting(1e-3, "of AdamW, falling to 0 as a cosine")
     lr_warmup_steps: int = setting(0, "steps until the learning rate is reached")
     weight_decay: float = setting(0.1, "decoupled weight decay")
@@ -244,8 +245,9 @@ def read_rows(data: str, splits: Sequence[str]):
 
 
 def build_model(config: SiglipTrainingConfig, text_tokenizer: PreTrainedTokenizerFast) -> SiglipModel:
-    """A new model. Temperature and bias of the logits start at 10 and -10, as in SigLIP's paper (transformers: 1 and
-    0): nearly all pairs are negative, and so says the model from the start."""
+    """A new model. The logits' temperature starts at 10, as in SigLIP's paper (transformers: 1), and their bias by
+    default at the paper's -10 (transformers: 0): nearly all pairs are negative, and so says the model from the
+    start."""
     vision_config = SiglipVisionConfig(image_size=config.image_size, **config.vision_model)
     text_config = SiglipTextConfig(
         **config.text_model,
@@ -258,7 +260,7 @@ def build_model(config: SiglipTrainingConfig, text_tokenizer: PreTrainedTokenize
     )
     model = SiglipModel(SiglipConfig(vision_config=vision_config, text_config=text_config))
     torch.nn.init.constant_(model.logit_scale, math.log(10))
-    torch.nn.init.constant_(model.logit_bias, -10)
+    torch.nn.init.constant_(model.logit_bias, config.logit_bias)
     return model
 
 
