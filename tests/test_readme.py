@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from uniwetok_hf.cli.main import main
+from uniwetok_hf.cli.main import build_parser, main
+from uniwetok_hf.training.configuration import find_config
 
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -53,3 +54,14 @@ def test_commands(workplace, monkeypatch, command):
     if "decode" in command and not Path("photo.safetensors").exists():
         assert main(["encode", "photo.jpg", "--output", "photo.safetensors"]) == 0
     assert main(shlex.split(command)[1:]) == 0
+
+
+@pytest.mark.parametrize(
+    "command", [line for language, code in BLOCKS if language == "sh" for line in code.splitlines()]
+)
+def test_commands_that_take_hours_can_be_parsed(command):
+    program, *argv = shlex.split(command)
+    args = build_parser().parse_args(argv)
+    assert program == "uniwetok" and callable(args.run)
+    for name in getattr(args, "config", []):
+        assert find_config(name)

@@ -11,6 +11,7 @@ from uniwetok_hf.evaluation.records import (
     find_seen,
     loss_model,
     read_training_record,
+    short_name,
     training_record,
     weight_digests,
 )
@@ -103,4 +104,7 @@ def test_names_do_not_tell_local_paths(tmp_path):
     folder = build_vit(tmp_path / "secret" / "vit")
     assert loss_model("teacher", AutoModel.from_pretrained(folder)).name == "vit"
     assert loss_model("teacher", torch.nn.Linear(2, 2)).name == "Linear"
+    run = tmp_path / "secret" / "run" / "model"
+    run.mkdir(parents=True)
+    assert short_name(run) == "run/model" and short_name(tmp_path / "secret") == "secret"
     assert loss_model("teacher", torch.nn.Linear(2, 2), "org/name").name == "org/name"

@@ -1,29 +1,68 @@
-"""Run by test_processes.py, alone or under `torch.distributed.run`: trains the tokenizer as a config says and writes
-down the gradients of every step as the optimizers get them.
+"""Run by test_processes.py, alone or under `torch.distributed.run`: trains as a config says and writes down the
+gradients of every step as the optimizers get them.
 
-    python dump_gradients.py CONFIG OUTPUT
+    python dump_gradients.py tokenizer|mllm|fsdp CONFIG OUTPUT
+
+`fsdp` trains the language model with its weights spread over the processes, and writes down nothing.
 """
 
 import sys
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 
 from uniwetok_hf.training.configuration import read_config
+from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig
 from uniwetok_hf.training.train_uniwetok import UniWeTokTrainer, UniWeTokTrainingConfig
 
 
-def main(config: str, output: str) -> None:
-    torch.set_num_threads(1)
+def gradients(parameters) -> list[torch.Tensor | None]:
+    return [None if parameter.grad is None else parameter.grad.clone() for parameter in parameters]
+
+
+def dump_tokenizer(config: str) -> list:
     trainer = UniWeTokTrainer(read_config(UniWeTokTrainingConfig, config))
     optimize, dumped = trainer.optimize, []
 
     def dump(parameters, optimizer, scheduler, name):
-        dumped.append([None if parameter.grad is None else parameter.grad.clone() for parameter in parameters])
+        dumped.append(gradients(parameters))
         optimize(parameters, optimizer, scheduler, name)
 
     trainer.optimize = dump
     trainer.train()
-    if trainer.accelerator.is_main_process:
+    return dumped
+
+
+def dump_mllm(config: str) -> list:
+    trainer = MLLMTrainer(read_config(MLLMTrainingConfig, config))
+    step, dumped = trainer.optimizer.step, []
+
+    def dump():
+        if trainer.accelerator.sync_gradients:
+            dumped.append(gradients(trainer.parameters))
+        step()
+
+    trainer.optimizer.step = dump
+    trainer.train()
+    return dumped
+
+
+def train_fsdp(config: str) -> list:
+    # Accelerate passes over FSDP on CPUs; told that these are GPUs, it takes it.
+    PartialState(cpu=True)
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    trainer = MLLMTrainer(read_config(MLLMTrainingConfig, config))
+    if trainer.accelerator.distributed_type != DistributedType.FSDP:
+        raise SystemExit("this is no FSDP")
+    trainer.train()
+    return []
+
+
+def main(what: str, config: str, output: str) -> None:
+    torch.set_num_threads(1)
+    dumped = {"tokenizer": dump_tokenizer, "mllm": dump_mllm, "fsdp": train_fsdp}[what](config)
+    if PartialState().is_main_process:
         torch.save(dumped, output)
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from .checkpoints import find_checkpoint, load_language_model, load_pipeline, load_vision_model
+from .checkpoints import EMBEDDED, find_checkpoint, load_language_model, load_pipeline, load_vision_model
 from .common import CommandError, user_errors, warn
 
 
@@ -41,17 +41,17 @@ def _bars_on_terminals() -> Iterator[None]:
 
 def _report(args: argparse.Namespace, protocol: dict, rows: list, skipped: list[str], facts: dict | None = None):
     """The report of a finished evaluation, and a warning of what could not be read."""
+    from uniwetok_hf.evaluation.records import short_name
     from uniwetok_hf.evaluation.reports import Report
 
     if skipped:
         warn(f"{len(skipped)} pictures could not be read and are left out; the first: {skipped[0]}")
         protocol["pictures that could not be read"] = len(skipped)
-    checkpoint = find_checkpoint(args.model, KINDS)
-    data = Path(args.data).resolve().name if args.data and Path(args.data).exists() else args.data or "photographs"
+    data = short_name(args.data) if args.data else "photographs"
     if args.name:
         data += f" {args.name}"
     split = args.split if args.data else "scikit-image"
-    return Report(args.kind, checkpoint.name, data, split, protocol, rows, facts or {})
+    return Report(args.kind, short_name(args.model or EMBEDDED), data, split, protocol, rows, facts or {})
 
 
 @contextlib.contextmanager
@@ -142,6 +142,7 @@ def reconstruction(args: argparse.Namespace):
 def latents(args: argparse.Namespace):
     """Zero-shot and linear-probe accuracy of latents and codes."""
     from uniwetok_hf.evaluation.latents import class_embeddings, embed_rows, score_latents
+    from uniwetok_hf.evaluation.records import short_name
     from uniwetok_hf.evaluation.rows import readable
 
     templates = args.template or ["a photo of {label}"]
@@ -169,7 +170,7 @@ def latents(args: argparse.Namespace):
     classes, texts = sorted(set(test.labels)), None
     if teacher is not None:
         texts = class_embeddings(teacher, classes, templates)
-        protocol["teacher"] = teacher.name
+        protocol["teacher"] = short_name(teacher.name)
         protocol["texts"] = f"{len(classes)} classes of the split, {', '.join(templates)}"
     train = None
     if not args.no_probe:
