@@ -1,5 +1,6 @@
 import io
 import json
+import tarfile
 
 import datasets
 import numpy as np
@@ -88,6 +89,21 @@ def test_other_kinds_of_sources(make_picture, vision_folder, succeeds, fixtures)
         options = ("--split", "validation", "--size", 32, "--rows-per-part", 4, *options)
         succeeds("encode-dataset", emoji, name, *options, "--model", vision_folder)
     assert open_encoded("emoji").to_list() == open_encoded("stream").to_list()
+
+
+def test_tars_whose_rows_differ_can_be_streamed(vision_folder, succeeds):
+    with tarfile.open("shard.tar", "w") as archive:
+        for number in range(12):
+            files = [("jpg", png(number)["bytes"])] + [("txt", f"text {number}".encode())] * (number != 10)
+            for suffix, content in files[:: 1 if number % 2 else -1]:
+                entry = tarfile.TarInfo(f"{number:03d}.{suffix}")
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+    options = ("--streaming", "--size", 32, "--rows-per-part", 5)
+    succeeds("encode-dataset", "shard.tar", "codes", *options, "--model", vision_folder)
+    texts = [f"text {number}" for number in range(12)]
+    texts[10] = None
+    assert open_encoded("codes")["txt"][:] == texts
 
 
 def test_rows_left_out_are_told(vision_folder, uniwetok, workplace):

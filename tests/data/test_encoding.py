@@ -192,6 +192,16 @@ def test_a_stream_gives_the_same_parts(encode, make_model, pictures, tmp_path):
     assert (encoding.num_parts, encoding.num_rows) == (3, 9)
 
 
+def test_a_stream_of_lists_of_pictures(encode, pictures, tmp_path):
+    images = [row["image"] for row in pictures if row["image"] is not None]
+    features = Features({"images": List(datasets.Image()), "words": List(Value("string"))})
+    rows = {"images": [images[:2], [], images[2:3]], "words": [["a"], [], ["b", "c"]]}
+    dataset = Dataset.from_dict(rows, features=features)
+    encode("whole", dataset=dataset)
+    encode(dataset=dataset.to_iterable_dataset())
+    assert contents(tmp_path / "codes") == contents(tmp_path / "whole")
+
+
 def test_a_stream_that_ends_with_a_part(encode, pictures):
     assert encode(dataset=pictures.to_iterable_dataset(), rows_per_part=5).num_parts == 2
 

@@ -248,20 +248,21 @@ def test_global_random_state_is_left_alone(run):
 
 def test_interrupted_training_goes_on_exactly(run, make_config, monkeypatch):
     """A run that dies in its last step, after the checkpoint of step 2, ends like one that did not."""
-    config = make_config()
-    order = EpochOrder.__getitem__
+    config, order, seen = make_config(), EpochOrder.__getitem__, []
 
-    def dies_at_pair_14(self, position):
-        if position == 14:
-            raise KeyboardInterrupt
+    def note(self, position):
+        seen.append(position)
+        if position == 14 and 0 in seen:
+            raise RuntimeError("killed")
         return order(self, position)
 
-    monkeypatch.setattr(EpochOrder, "__getitem__", dies_at_pair_14)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(EpochOrder, "__getitem__", note)
+    with pytest.raises(RuntimeError, match="killed"):
         train(config)
     assert finished(config) is None
-    monkeypatch.undo()
+    seen.clear()
     path = train(config)
+    assert sorted(seen) == list(range(8, 16))  # it did not begin anew
     assert_same_weights(path / "model.safetensors", run[0] / "model.safetensors")
     assert (path / "tokenizer.json").read_text() == (run[0] / "tokenizer.json").read_text()
     losses = [

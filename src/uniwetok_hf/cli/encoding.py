@@ -151,7 +151,7 @@ def run_encode_dataset(args: argparse.Namespace) -> None:
             batch_size=args.batch_size,
             source=" ".join(filter(None, (args.source, args.name, args.split))),
         )
-        settings.check_stride(model.config.stride)
+        settings.check_stride(model.config.stride)  # before a dataset is fetched
         dataset = _open(args)
         encoding = encode_dataset(
             dataset, args.out, model, settings, args.device, args.num_processes, rank, world_size

@@ -187,14 +187,20 @@ def _tables(dataset, folder: Path, rows_per_part: int, rank: int, world_size: in
     def is_missing(index: int) -> bool:
         return index % world_size == rank and read_summary(part_path(folder, index)) is None
 
-    dataset = dataset.with_format("arrow")  # rows as they are stored, no picture decoded
     if _has_length(dataset):
+        dataset = dataset.with_format("arrow")  # rows as they are stored, no picture decoded
         for index in range(-(-len(dataset) // rows_per_part)):
             rows = slice(index * rows_per_part, (index + 1) * rows_per_part)
             yield index, dataset[rows] if is_missing(index) else None
-    else:
-        for index, table in enumerate(dataset.iter(batch_size=rows_per_part)):
-            yield index, table if is_missing(index) else None
+        return
+    import pyarrow
+
+    # Row by row: a stream in Arrow's format fails where files have their fields in another order, or lack one.
+    rows, schema = iter(dataset.decode(False)), dataset.features.arrow_schema
+    for index in itertools.count():
+        if not (part := list(itertools.islice(rows, rows_per_part))):
+            return
+        yield index, pyarrow.Table.from_pylist(part, schema) if is_missing(index) else None
 
 
 def _has_length(dataset) -> bool:

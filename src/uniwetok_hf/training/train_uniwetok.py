@@ -173,19 +173,21 @@ class UniWeTokTrainer:
         self.build_networks()
         make_output_folder(self.folder, "model")
 
-        parameters = [p for net in (self.model, self.distillation, self.prior) if net for p in net.parameters()]
+        parameters = [
+            p for net in (self.model, self.distillation, self.prior) if net is not None for p in net.parameters()
+        ]
         self.parameters = [p for p in parameters if p.requires_grad]
         self.optimizer, self.scheduler = self.make_optimizer(self.parameters, config.learning_rate)
         self.averaged = [p for p in self.model.parameters() if p.requires_grad]
         self.ema = EMAModel(self.averaged, decay=config.ema_decay)
-        if self.discriminator:
+        if self.discriminator is not None:
             rate = config.adversarial.learning_rate or config.learning_rate
             self.discriminator_optimizer, self.discriminator_scheduler = self.make_optimizer(
                 list(self.discriminator.parameters()), rate
             )
 
         prepared = ["model", "distillation", "prior", "discriminator", "optimizer", "scheduler"]
-        prepared += ["discriminator_optimizer", "discriminator_scheduler"] if self.discriminator else []
+        prepared += ["discriminator_optimizer", "discriminator_scheduler"] if self.discriminator is not None else []
         for name in prepared:
             if getattr(self, name) is not None:
                 setattr(self, name, accelerator.prepare(getattr(self, name)))
@@ -245,9 +247,13 @@ class UniWeTokTrainer:
     def loss_networks(self) -> dict[str, nn.Module]:
         """What a later stage goes on with, beside the model."""
         networks = {"distillation": self.distillation, "prior": self.prior, "discriminator": self.discriminator}
-        if self.discriminator:
+        if self.discriminator is not None:
             networks["lecam"] = self.lecam
-        return {name: self.accelerator.unwrap_model(net) for name, net in networks.items() if net is not None}
+        return {name: self.unwrap(net) for name, net in networks.items() if net is not None}
+
+    def unwrap(self, network: nn.Module) -> nn.Module:
+        """A network as it was before Accelerate wrapped or compiled it."""
+        return self.accelerator.unwrap_model(network, keep_torch_compile=False)
 
     def make_optimizer(self, parameters: list[nn.Parameter], learning_rate: float):
         config = self.config
@@ -274,16 +280,16 @@ class UniWeTokTrainer:
             "l1": (config.l1_weight, l1_loss(output.sample, pixel_values)),
             "l2": (config.l2_weight, l2_loss(output.sample, pixel_values)),
         }
-        if self.perceptual:
+        if self.perceptual is not None:
             losses["perceptual"] = (config.perceptual.weight, self.perceptual(output.sample, pixel_values))
-        if self.discriminator and step >= config.adversarial.start_step:
-            discriminator = self.accelerator.unwrap_model(self.discriminator).requires_grad_(False)
+        if self.discriminator is not None and step >= config.adversarial.start_step:
+            discriminator = self.unwrap(self.discriminator).requires_grad_(False)
             losses["adversarial"] = (config.adversarial.weight, generator_loss(discriminator(output.sample)))
             discriminator.requires_grad_(True)
         if settings := config.entropy:
             entropy = entropy_loss(
                 output.latents,
-                self.accelerator.unwrap_model(self.model).config.bits_per_group,
+                self.unwrap(self.model).config.bits_per_group,
                 settings.temperature,
                 settings.sample_weight,
                 settings.batch_weight,
@@ -292,11 +298,11 @@ class UniWeTokTrainer:
             self.figures.add({"sample_entropy": entropy.sample_entropy, "batch_entropy": entropy.batch_entropy})
         if config.commitment_weight:
             losses["commitment"] = (config.commitment_weight, commitment_loss(output.latents))
-        if self.distillation:
+        if self.distillation is not None:
             taught = self.distillation(output.latents, output.codes, self.teacher.embed_pictures(pixel_values))
             losses["distillation"] = (config.distillation.weight, taught.loss)
             self.figures.add({"distillation_pre": taught.pre, "distillation_post": taught.post})
-        if self.prior:
+        if self.prior is not None:
             generators = sample_generators(config.seed, numbers, PRIOR)
             losses["prior"] = (config.prior.weight, self.prior(output.codes, generators))
         return output, losses
@@ -434,7 +440,7 @@ class UniWeTokTrainer:
         """PSNR and SSIM of the averaged model at every bucket's size, by the protocol of `evaluation.metrics`."""
         from ..evaluation.metrics import psnr, ssim
 
-        model = self.accelerator.unwrap_model(self.model).eval()
+        model = self.unwrap(self.model).eval()
         figures, grids = {}, {}
         with averaged_weights(self.ema, self.averaged):
             for size, pictures in self.held_out.items():
@@ -458,9 +464,9 @@ class UniWeTokTrainer:
         if accelerator.is_main_process:
             save_whole(lambda path: save_loss_networks(path, self.loss_networks()), folder / "losses")
             judges = []  # networks that this model learned to please must not judge it
-            if self.teacher:
+            if self.teacher is not None:
                 judges.append(loss_model("teacher", self.teacher, self.config.distillation.teacher))
-            if self.perceptual:
+            if self.perceptual is not None:
                 judges.append(loss_model("perceptual", self.perceptual, self.config.perceptual.model))
             started_from = [find_stage(self.config.init_from) or self.config.init_from]
             record = training_record(judges, started_from if self.config.init_from else [])
@@ -468,7 +474,7 @@ class UniWeTokTrainer:
 
             def save_model(path: Path):
                 with averaged_weights(self.ema, self.averaged):
-                    accelerator.unwrap_model(self.model).save_pretrained(path)
+                    self.unwrap(self.model).save_pretrained(path)
                 (path / "training.json").write_text(json.dumps(record, indent=1))
 
             save_whole(save_model, folder / "model")
