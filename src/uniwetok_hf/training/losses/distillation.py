@@ -6,8 +6,9 @@
 
 f_T is a frozen teacher's one vector of the picture; u_G and u_Q are pooled from the continuous latents and from the
 tokens by two attention pools of their own. What a pool is made of was not published; ours is the plainest: a learned
-query attends to the tokens. It is told where each token lies by the 2-D sinusoids of the unified model: they hold
-for any grid, and without them the pool sees a bag of tokens.
+query attends to the tokens. The 2-D sinusoids of the unified model tell it where each token lies, on any grid. (On
+frozen latents of the embedded emoji tokenizer, whose attention stage knows positions already, they gained nothing:
+held-out distance 0.12 with them, 0.11 without.)
 
 The pools are not needed to reconstruct, but they are the way from tokens to the teacher's space (zero-shot
 classification by texts), hence `save_pretrained`.
