@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("data", help="folder of `uniwetok data emoji`, or other pictures")
     options = parser.parse_args()
     model = UniWeTokModel.from_pretrained(embedded_path("uniwetok-emoji"), subfolder="mllm", dtype=torch.float32)
-    pictures = torch.stack(validation_pictures(PictureSource(options.data), 64, 64, 64))
+    pictures = validation_pictures(PictureSource(options.data), 64, 64, 64) / 127.5 - 1
     with torch.no_grad():
         latents = model.encode(pictures).latents
     latents.requires_grad_()

@@ -1,7 +1,7 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """What a training step costs: pictures a second, peak memory, where the time goes, and what each loss adds.
 
-    python benchmarks/training.py [--threads 2] [--steps 8]
+    python benchmarks/training.py [--threads 2] [--steps 8] [--mixed-precision bf16]
 
 Trains the networks of the shipped emoji configs on the pictures of the tests. Every measurement runs in a process of
 its own; its memory is the peak resident size of that process, everything imported included. Times are medians over
@@ -77,10 +77,8 @@ def make_siglip(folder: Path) -> str:
     return str(folder)
 
 
-def measure_tokenizer(side: int, batch: int, losses: list[str], steps: int) -> dict:
+def measure_tokenizer(side: int, batch: int, losses: list[str], steps: int, mixed_precision: str) -> dict:
     """Runs in a process of its own: parts of a step of `emoji_uniwetok_stage1` with only these losses."""
-    import torch
-
     from uniwetok_hf.training.configuration import find_config, read_config
     from uniwetok_hf.training.train_uniwetok import UniWeTokTrainer, UniWeTokTrainingConfig
 
@@ -97,6 +95,7 @@ def measure_tokenizer(side: int, batch: int, losses: list[str], steps: int) -> d
             "max_train_steps": steps + 2,
             "lr_warmup_steps": 1,
             "checkpointing_steps": 10**6,
+            "mixed_precision": mixed_precision,
         }
         config = read_config(UniWeTokTrainingConfig, find_config("emoji_uniwetok_stage1"), **settings)
         trainer, clock = UniWeTokTrainer(config), Clock()
@@ -116,14 +115,14 @@ def measure_tokenizer(side: int, batch: int, losses: list[str], steps: int) -> d
         trainer.accelerator.backward = clock.timed("backward", trainer.accelerator.backward)
         trainer.optimize = clock.timed("optimizer", trainer.optimize)
         trainer.ema.step = clock.timed("optimizer", trainer.ema.step)
-        run_steps(trainer, clock, torch)
+        trainer.batches = TimedBatches(trainer.batches, clock)
+        run_steps(trainer, clock)
         return report(clock, batch)
 
 
-def measure_mllm(codes: str, vision: str, steps: int) -> dict:
+def measure_mllm(codes: str, vision: str, steps: int, mixed_precision: str) -> dict:
     """Runs in a process of its own: parts of a step of `emoji_mllm`."""
-    import torch
-
+    from uniwetok_hf.training import train_mllm
     from uniwetok_hf.training.configuration import find_config, read_config
     from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig
 
@@ -131,46 +130,65 @@ def measure_mllm(codes: str, vision: str, steps: int) -> dict:
         settings = {
             "output_dir": str(Path(folder, "run")),
             "vision_model": vision,
-            "data": [{"path": codes, "task": "emoji"}],
+            "data": [
+                {"path": codes, "task": "emoji_drawing", "weight": 0.55},
+                {"path": codes, "task": "emoji_editing", "weight": 0.3, "edits": str(PICTURES / "edits" / "train")},
+                {"path": codes, "task": "emoji_describing", "weight": 0.15},
+            ],
             "validation_data": [],
             "prompts": [],
             "batch_size": 32,
             "max_train_steps": steps + 2,
             "lr_warmup_steps": 1,
             "checkpointing_steps": 10**6,
+            "mixed_precision": mixed_precision,
         }
         trainer = MLLMTrainer(read_config(MLLMTrainingConfig, find_config("emoji_mllm"), **settings))
-        clock = Clock()
+        clock, prefetched = Clock(), train_mllm.prefetched
+        train_mllm.prefetched = lambda *args: waited_for(prefetched(*args), clock)
         trainer.compute_losses = clock.timed("forward and losses", trainer.compute_losses)
         trainer.accelerator.backward = clock.timed("backward", trainer.accelerator.backward)
         trainer.optimizer.step = clock.timed("optimizer", trainer.optimizer.step)
         if trainer.ema:
             trainer.ema.step = clock.timed("optimizer", trainer.ema.step)
-        run_steps(trainer, clock, torch)
+        run_steps(trainer, clock)
         return report(clock, 32)
 
 
-def run_steps(trainer, clock: Clock, torch) -> None:
-    """Trains, noting how long it waits for data and how long every step takes."""
-    train_step, batches = trainer.train_step, trainer.batches
+def waited_for(batches, clock: Clock):
+    """`batches`, noting how long each is waited for."""
+    iterator, done = iter(batches), object()
+    while True:
+        with clock.part("data"):
+            batch = next(iterator, done)
+        if batch is done:
+            return
+        yield batch
 
-    class TimedBatches:
-        def __iter__(self):
-            iterator = iter(batches)
-            while True:
-                with clock.part("data"):
-                    batch = next(iterator)
-                yield batch
 
-        def __getattr__(self, name):
-            return getattr(batches, name)
+class TimedBatches:
+    """Batches of the tokenizer's training, noting how long each is waited for."""
+
+    def __init__(self, batches, clock: Clock):
+        self.batches, self.clock = batches, clock
+
+    def __iter__(self):
+        return waited_for(self.batches, self.clock)
+
+    def __getattr__(self, name):
+        return getattr(self.batches, name)
+
+
+def run_steps(trainer, clock: Clock) -> None:
+    """Trains, noting how long every step takes, the wait for its data included."""
+    train_step = trainer.train_step
 
     def timed_step(*args):
         start = time.perf_counter()
         train_step(*args)
         clock.end_step(time.perf_counter() - start + clock.parts.get("data", 0.0))
 
-    trainer.train_step, trainer.batches = timed_step, TimedBatches()
+    trainer.train_step = timed_step
     trainer.train()
 
 
@@ -199,15 +217,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=8, help="counted steps of each measurement")
+    parser.add_argument("--mixed-precision", default="no", choices=("no", "bf16", "fp16"))
     parser.add_argument("--without-mllm", action="store_true", help="measure the tokenizer only")
     options = parser.parse_args()
 
     names = ["data", "forward", "losses", "backward", "optimizer", "step"]
     print("| tokenizer | " + " | ".join(f"{name} ms" for name in names) + " | pictures/s | peak MiB |")
     print("| --- |" + " ---: |" * (len(names) + 2))
+    common = f"{options.steps}, {options.mixed_precision!r}"
     usual = ["entropy", "distillation (SigLIP)", "prior"]
     for side, batch in SIZES:
-        call = f"measure_tokenizer({side}, {batch}, {usual}, {options.steps})"
+        call = f"measure_tokenizer({side}, {batch}, {usual}, {common})"
         print(row(f"{side}x{side}, {batch} pictures", in_a_process(options.threads, call), names), flush=True)
 
     side, batch = SIZES[0]
@@ -215,7 +235,7 @@ def main() -> None:
     print("| --- |" + " ---: |" * 4)
     base = None
     for name in [None, *LOSSES]:
-        call = f"measure_tokenizer({side}, {batch}, {[name] if name else []}, {options.steps})"
+        call = f"measure_tokenizer({side}, {batch}, {[name] if name else []}, {common})"
         result = in_a_process(options.threads, call)
         base = base or result
         step, peak = result["ms"]["step"], result["peak_mib"]
@@ -229,7 +249,7 @@ def main() -> None:
     print("| --- |" + " ---: |" * (len(names) + 2))
     with tempfile.TemporaryDirectory() as folder:
         model, codes = prepare_codes(folder)
-        call = f"measure_mllm({codes!r}, {model!r}, {options.steps})"
+        call = f"measure_mllm({codes!r}, {model!r}, {common})"
         print(row("32 samples, drawing, editing, describing", in_a_process(options.threads, call), names))
 
 

@@ -25,9 +25,9 @@ def dump_tokenizer(config: str) -> list:
     trainer = UniWeTokTrainer(read_config(UniWeTokTrainingConfig, config))
     optimize, dumped = trainer.optimize, []
 
-    def dump(parameters, optimizer, scheduler, name):
+    def dump(parameters, *arguments):
         dumped.append(gradients(parameters))
-        optimize(parameters, optimizer, scheduler, name)
+        optimize(parameters, *arguments)
 
     trainer.optimize = dump
     trainer.train()

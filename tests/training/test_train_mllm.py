@@ -280,6 +280,15 @@ def test_what_never_trains(fields, trained):
             choose_parameters(pipeline.mllm, [part])
 
 
+def test_shipped_finetunes_name_parts_that_are_there(fields, trained):
+    """Tied embeddings are one weight with two names, and `lm_head` is the second."""
+    mllm = UniWeTokPipeline.from_pretrained(trained / "pipeline", dtype=torch.float32).mllm
+    assert mllm.lm_head.weight is mllm.get_input_embeddings().weight
+    chosen = choose_parameters(mllm, read_config(MLLMTrainingConfig, find_config("emoji_mllm_chat")).trainable)
+    assert any(parameter is mllm.lm_head.weight for parameter in chosen)
+    assert len(choose_parameters(mllm, ["lm_head"])) == 1
+
+
 # --- what goes wrong ---
 
 
@@ -310,6 +319,21 @@ def test_a_loss_that_is_not_finite_stops_the_run(fields, trained, tmp_path):
     with pytest.raises(FloatingPointError, match="Not finite at step 1: loss; there is no checkpoint yet"):
         run(stage, tmp_path)
     assert not (tmp_path / "run" / "pipeline").exists()
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(fields, trained, tmp_path, monkeypatch):
+    """Its loss may be finite."""
+    compute = MLLMTrainer.compute_losses
+
+    def spoilt(*args, **options):
+        output = compute(*args, **options)
+        output.loss.register_hook(lambda gradient: gradient * float("nan"))
+        return output
+
+    monkeypatch.setattr(MLLMTrainer, "compute_losses", spoilt)
+    stage = later(fields, init_from=str(trained), max_grad_norm=None, validation_data=[])
+    with pytest.raises(FloatingPointError, match="Not finite at step 1: grad_norm"):
+        run(stage, tmp_path)
 
 
 @pytest.mark.parametrize(

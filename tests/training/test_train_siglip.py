@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as Picture
 from tiny_training import assert_same_weights, write
@@ -276,6 +277,23 @@ def test_interrupted_training_goes_on_exactly(run, make_config, monkeypatch):
         train(config)
 
 
+def test_low_precision_runs(make_config, tmp_path, request):
+    AcceleratorState._reset_state(reset_partial_state=True)  # it remembers the precision of the tests before
+    request.addfinalizer(lambda: AcceleratorState._reset_state(reset_partial_state=True))
+    seen = set()
+
+    def note(module, args, output):
+        if isinstance(module, torch.nn.Linear) and module.training:
+            seen.add(output.dtype)
+
+    hook = torch.nn.modules.module.register_module_forward_hook(note)
+    request.addfinalizer(hook.remove)
+    folder = train(make_config(mixed_precision="bf16", output_dir=str(tmp_path / "run"), max_train_steps=2))
+    assert seen == {torch.bfloat16}
+    model = SiglipModel.from_pretrained(folder)
+    assert model.dtype == torch.float32 and all(p.isfinite().all() for p in model.parameters())
+
+
 def test_it_learns(make_config):
     """Colours are told apart after a few steps, of the very pictures it saw."""
     steps = {"max_train_steps": 40, "batch_size": 16, "logging_steps": 40, "checkpointing_steps": 1000}
@@ -318,6 +336,8 @@ def test_wrong_settings_are_refused(make_config, tmp_path, data):
     for scale in ([0.5], [0.9, 0.5], [0.0, 1.0], [0.5, 1.5]):
         with pytest.raises(ValueError, match="`crop_scale`"):
             make_config(crop_scale=scale)
+    with pytest.raises(ValueError, match="`mixed_precision` must be no, fp16 or bf16, got 'int8'"):
+        make_config(mixed_precision="int8")
     with pytest.raises(ValueError, match="`rows` is empty"):
         EmojiPairs(read_rows(str(data), ["train"]).select([]), 4, 16, 0)
 

@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tiny_training import VISION, all_losses, assert_same_weights, log_lines, write
 
@@ -43,7 +44,7 @@ def test_a_run_leaves_a_model_its_losses_and_figures(trained, fields):
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     parts = {"l1", "l2", "perceptual", "entropy", "commitment", "distillation", "prior"}
     figures = {"psnr", "sample_entropy", "batch_entropy", "bit_entropy", "stuck_bits", "dead_bits", "min_bit_usage"}
-    figures |= {"pictures_per_second", "grad_norm", "learning_rate", "skipped_pictures"}
+    figures |= {"pictures_per_second", "grad_norm", "learning_rate", "skipped_pictures", "enlarged_pictures"}
     assert parts | figures <= lines[0].keys()
     assert "adversarial" not in lines[0] and {"adversarial", "discriminator", "lecam"} <= lines[1].keys()
     assert {"validation_psnr_32x32", "validation_ssim_16x32"} <= lines[2].keys()
@@ -151,7 +152,7 @@ def first_gradients(path):
     trainer = UniWeTokTrainer(read_config(UniWeTokTrainingConfig, path, max_train_steps=1, max_grad_norm=None))
     found = {}
 
-    def keep(parameters, optimizer, scheduler, name):
+    def keep(parameters, optimizer, scheduler, name, step):
         if trainer.accelerator.sync_gradients:
             found.update({f"{name}.{i}": p.grad.clone() for i, p in enumerate(parameters) if p.grad is not None})
             optimizer.zero_grad()
@@ -176,6 +177,84 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(fields
     assert train_uniwetok.main(path).exists()  # and can go on from there
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_learnt_from(fields, tmp_path, monkeypatch):
+    """Its loss may be finite. Without clipping, too, nobody else looks at the gradients."""
+    path = write(tmp_path, fields, output_dir=str(tmp_path / "run"), max_grad_norm=None)
+    numbers, real = iter(range(10)), train_uniwetok.l1_loss
+
+    def spoilt(*args):
+        loss = real(*args)
+        if next(numbers) == 3:
+            loss.register_hook(lambda gradient: gradient * float("inf"))
+        return loss
+
+    monkeypatch.setattr(train_uniwetok, "l1_loss", spoilt)
+    with pytest.raises(FloatingPointError, match="Not finite at step 4: grad_norm; .*step-000002"):
+        train_uniwetok.main(path)
+    saved = load_file(tmp_path / "run" / "checkpoints" / "step-000002" / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in saved.values())
+
+
+def test_pieces_of_a_step_may_change_when_a_run_is_resumed(fields, tmp_path, monkeypatch):
+    """As after running out of memory. Every step still is one step of the optimizer."""
+    few = {**fields, "max_train_steps": 3, "checkpointing_steps": 1, "validation_data": None}
+    few |= {"entropy": {"batch_weight": 0.0}, "adversarial": None}
+    rates = {}
+    for name, later in {"same": 1, "more": 4}.items():
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            step = UniWeTokTrainer.train_step
+            patch.setattr(UniWeTokTrainer, "train_step", lambda self, *a, s=step: interrupt(self, s, *a))
+            train_uniwetok.main(write(tmp_path / name, few, output_dir=str(tmp_path / name / "run")))
+        changed = write(
+            tmp_path / name, few, gradient_accumulation_steps=later, output_dir=str(tmp_path / name / "run")
+        )
+        lines = log_lines(train_uniwetok.main(changed).parent)
+        rates[name] = [line["learning_rate"] for line in lines], [line["l1"] for line in lines]
+    assert rates["more"][0] == rates["same"][0]
+    assert rates["more"][1] == pytest.approx(rates["same"][1], abs=1e-4)
+
+
+def interrupt(trainer, train_step, pixels, numbers, step):
+    """A training step, until the second."""
+    if step == 1:
+        raise KeyboardInterrupt
+    train_step(trainer, pixels, numbers, step)
+
+
+def test_frozen_networks_run_in_the_precision_of_the_training(fields, tmp_path, request):
+    AcceleratorState._reset_state()  # it remembers the precision of the tests before
+    request.addfinalizer(AcceleratorState._reset_state)
+    path = write(tmp_path, fields, output_dir=str(tmp_path / "run"), mixed_precision="bf16", max_train_steps=1)
+    trainer, seen = UniWeTokTrainer(read_config(UniWeTokTrainingConfig, path)), {}
+    for name, network in {"teacher": trainer.teacher, "perceptual": trainer.perceptual}.items():
+        layer = next(m for m in network.modules() if isinstance(m, torch.nn.Conv2d))
+        layer.register_forward_hook(lambda module, args, output, name=name: seen.update({name: output.dtype}))
+    trainer.train()
+    assert seen == {"teacher": torch.bfloat16, "perceptual": torch.bfloat16}
+    assert 0 < log_lines(tmp_path / "run")[0]["distillation"] < 4
+
+
+def test_a_late_discriminator_has_the_whole_schedule(fields, tmp_path):
+    late = {**fields, "adversarial": {**fields["adversarial"], "start_step": 3}, "lr_scheduler": "linear"}
+    path = write(tmp_path, late, output_dir=str(tmp_path / "run"), validation_data=None)
+    trainer = UniWeTokTrainer(read_config(UniWeTokTrainingConfig, path))
+    trainer.train()
+    assert trainer.discriminator_scheduler.get_last_lr() == [0.0]
+
+
+def test_a_batch_multiple_fixes_the_batches(fields, tmp_path):
+    """32 x 16 pixels: 8 pictures are as many pixels as 4 of 32 x 32; of 32 x 24 it would be 5."""
+    buckets = [{"height": 32, "width": 32}, {"height": 32, "width": 24}]
+    sizes = {}
+    for multiple in (None, 4):
+        path = write(tmp_path, fields, output_dir=str(tmp_path / "run"), buckets=buckets, batch_multiple=multiple)
+        sizes[multiple] = UniWeTokTrainer(read_config(UniWeTokTrainingConfig, path)).batches.batch_sizes
+    assert sizes == {None: [4, 5], 4: [4, 4]}
+    path = write(tmp_path, fields, output_dir=str(tmp_path / "run"), batch_multiple=3, gradient_accumulation_steps=2)
+    with pytest.raises(ValueError, match="`batch_multiple` must be a multiple of 2 .processes x pieces., got 3"):
+        UniWeTokTrainer(read_config(UniWeTokTrainingConfig, path))
+
+
 def test_a_truncated_checkpoint_is_refused_by_name(fields, tmp_path):
     path = write(tmp_path, {**fields, "max_train_steps": 2}, output_dir=str(tmp_path / "run"))
     run = train_uniwetok.main(path).parent
@@ -195,9 +274,17 @@ def test_pictures_that_cannot_be_read_are_counted_and_named(fields, tmp_path, fi
         Image.new("RGB", (32, 32), (40 * index, 0, 0)).save(folder / f"{index}.png")
     (folder / "broken.png").write_bytes((folder / "1.png").read_bytes()[:40])
     more = {"data": [{"path": str(folder)}], "output_dir": str(tmp_path / "run")}
-    run = train_uniwetok.main(write(tmp_path, {**fields, **more})).parent
+    path = write(tmp_path, {**fields, **more})
+    run = train_uniwetok.main(path).parent
     assert log_lines(run)[-1]["skipped_pictures"] > 0
-    assert "broken.png" in (run / "skipped-0.txt").read_text()
+    names = (run / "skipped-0.txt").read_text()
+    assert "broken.png" in names and len(names.splitlines()) == log_lines(run)[-1]["skipped_pictures"]
+
+    # A run that is resumed meets what came after the checkpoint again, and names it once.
+    (run / "model").rename(run / "model-before")
+    (run / "checkpoints" / "step-000006").rename(tmp_path / "last")
+    assert train_uniwetok.main(path).exists()
+    assert (run / "skipped-0.txt").read_text() == names
 
 
 def test_a_finished_training_is_not_replaced(fields, trained, tmp_path):

@@ -167,17 +167,13 @@ def run_encode_dataset(args: argparse.Namespace) -> None:
 
 
 def _open(args: argparse.Namespace):
-    """The dataset with all of its columns. (`open_source` looks for one column of pictures; edits have two.)"""
     import datasets
 
-    from uniwetok_hf.data.sources import PictureSource, _load_splits
+    from uniwetok_hf.data.sources import PictureSource, open_rows
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    splits = _load_splits(PictureSource(args.source, args.split, args.name, streaming=args.streaming))
-    if args.split not in splits:
-        raise ValueError(f"--split {args.split} is not in {args.source}; there is {', '.join(splits)}")
-    return splits[args.split]
+    return open_rows(PictureSource(args.source, args.split, args.name, streaming=args.streaming))
 
 
 def _patch_size(name: str | None) -> int:

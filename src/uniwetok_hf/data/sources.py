@@ -59,10 +59,7 @@ def open_source(source: PictureSource):
     """
     from datasets import Image as ImageFeature
 
-    splits = _load_splits(source)
-    if source.split not in splits:
-        raise ValueError(f"`split` {source.split!r} is not in {source.path}; there is {', '.join(splits)}.")
-    dataset = splits[source.split]
+    dataset = open_rows(source)
     if dataset.features is None:
         raise ValueError(
             f"`streaming`: {source.path} does not say which columns it has; read it without streaming, or as Parquet."
@@ -71,6 +68,19 @@ def open_source(source: PictureSource):
         if isinstance(feature, ImageFeature):
             dataset = dataset.cast_column(column, ImageFeature(decode=False))
     return _with_image_column(dataset, source)
+
+
+def open_rows(source: PictureSource):
+    """Like [`open_source`], with all columns as they are stored: rows may have several pictures, or none.
+
+    Raises:
+        ValueError: when there is no such file, folder or dataset, or it lacks the split.
+        ImportError: when `datasets` is not installed.
+    """
+    splits = _load_splits(source)
+    if source.split not in splits:
+        raise ValueError(f"`split` {source.split!r} is not in {source.path}; there is {', '.join(splits)}.")
+    return splits[source.split]
 
 
 def read_cell(cell: dict | bytes | str | None, name: str) -> Image.Image:

@@ -60,6 +60,8 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> tuple[int, dict |
         return 0, None
     manifest = check_checkpoint(found[-1])
     accelerator.load_state(str(found[-1]))
+    # It counts pieces, of which a step may have another number now; a checkpoint lies between two steps.
+    accelerator.step = 0
     # With more processes than before, those without a state of their own take the first's; the data decides whether
     # it can go on from that.
     own = found[-1] / f"data-{accelerator.process_index}.json"

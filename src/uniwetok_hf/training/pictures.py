@@ -47,12 +47,14 @@ class PictureBatch(NamedTuple):
     numbers: running numbers of the samples.
     skipped: one line a picture that could not be read, and why.
     bucket: index of the bucket.
+    num_enlarged: how many of the pictures had fewer pixels than are shown, and were scaled up.
     """
 
     pixel_values: torch.Tensor
     numbers: list[int]
     skipped: list[str]
     bucket: int
+    num_enlarged: int
 
 
 def bucket_batch_sizes(buckets: Sequence[Bucket], batch_size: int, multiple: int = 1) -> list[int]:
@@ -233,12 +235,14 @@ class PictureBatches:
                     f"`path` {reader.source.path}: {failures} pictures in a row can't be read, the last one: "
                     f"{skipped[-1]}."
                 )
-        pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)  # [b, H, W, 3] -> [b, 3, H, W]
+        pixels, is_enlarged = zip(*pictures, strict=True)
+        pixels = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)  # [b, H, W, 3] -> [b, 3, H, W]
         pixel_values = pixels.float().div_(127.5).sub_(1)
-        return PictureBatch(pixel_values, [sample[0] for sample in planned.samples], skipped, planned.bucket)
+        numbers = [sample[0] for sample in planned.samples]
+        return PictureBatch(pixel_values, numbers, skipped, planned.bucket, sum(is_enlarged))
 
-    def _picture(self, sample: int, source: int, place, bucket: int) -> np.ndarray:
-        """Reads and crops one picture: uint8 [H, W, 3]."""
+    def _picture(self, sample: int, source: int, place, bucket: int) -> tuple[np.ndarray, bool]:
+        """Reads and crops one picture, uint8 [H, W, 3]; and whether it had fewer pixels before."""
         reader, size = self.readers[source], self.buckets[bucket]
         row, cell = reader.read(place)
         image = read_cell(cell, cell_name(cell, reader.source, row))
@@ -248,12 +252,13 @@ class PictureBatches:
         scale = smallest + (largest - smallest) * scale if crop < self.crop_probability else 1.0
         box = crop_box(image.size, size.height, size.width, scale, left, top)
         picture = np.asarray(image.resize((size.width, size.height), Image.Resampling.BICUBIC, box))
-        return picture[:, ::-1] if self.flip and flip < 0.5 else picture
+        picture = picture[:, ::-1] if self.flip and flip < 0.5 else picture
+        return picture, box[2] - box[0] < size.width - 0.5
 
 
-def validation_pictures(source: PictureSource, height: int, width: int, limit: int) -> list[torch.Tensor]:
-    """The first `limit` readable pictures of a source, as float [3, height, width] in [-1, 1]: of each the largest
-    part of that shape, from its middle. What can't be read is left out with a warning that names it.
+def validation_pictures(source: PictureSource, height: int, width: int, limit: int) -> torch.Tensor:
+    """The first `limit` readable pictures of a source, as uint8 [N, 3, height, width]: of each the largest part of
+    that shape, from its middle. What can't be read is left out with a warning that names it.
 
     Raises:
         ValueError: when the source can't be opened, or no picture can be read.
@@ -267,15 +272,14 @@ def validation_pictures(source: PictureSource, height: int, width: int, limit: i
             skipped.append(str(error))
             continue
         image = image.resize((width, height), Image.Resampling.BICUBIC, crop_box(image.size, height, width))
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # [H, W, 3] -> [3, H, W]
-        pictures.append(pixels.float().div_(127.5).sub_(1))
+        pictures.append(torch.from_numpy(np.array(image)).permute(2, 0, 1))  # [H, W, 3] -> [3, H, W]
         if len(pictures) == limit:
             break
     if skipped:
         warnings.warn(f"{len(skipped)} pictures were left out: {'; '.join(skipped)}.", stacklevel=2)
     if not pictures:
         raise ValueError(f"`path` {source.path}: not one picture of {source.split} can be read.")
-    return pictures
+    return torch.stack(pictures)
 
 
 class _Planned(NamedTuple):

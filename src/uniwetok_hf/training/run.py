@@ -131,16 +131,16 @@ class Figures:
         self.counts = dict(state["counts"])
 
 
-def stop_unless_finite(accelerator: Accelerator, losses: dict[str, torch.Tensor], step: int, folder: Path) -> None:
-    """
+def stop_unless_finite(accelerator: Accelerator, figures: dict[str, torch.Tensor], step: int, folder: Path) -> None:
+    """To be called before anything is learnt from a step, with its losses and then with the norm of its gradients.
+
     Raises:
-        FloatingPointError: on all processes, when a loss of any of them is not finite. Nothing was learnt from it: the
-            last checkpoint is good.
+        FloatingPointError: on all processes, when a figure of any of them is not finite; the last checkpoint is good.
     """
-    values = torch.stack([value.detach().float().reshape(()) for value in losses.values()])
+    values = torch.stack([value.detach().float().reshape(()) for value in figures.values()])
     is_bad = accelerator.reduce((~torch.isfinite(values)).float(), "sum") > 0
     if is_bad.any():
-        names = ", ".join(name for name, bad in zip(losses, is_bad.tolist(), strict=True) if bad)
+        names = ", ".join(name for name, bad in zip(figures, is_bad.tolist(), strict=True) if bad)
         found = list_checkpoints(folder)
         last = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
         raise FloatingPointError(f"Not finite at step {step + 1}: {names}; {last}. Try a smaller learning rate.")

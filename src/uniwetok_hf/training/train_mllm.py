@@ -17,6 +17,7 @@ goes on as if it had not stopped.
 
 import contextlib
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,9 @@ class MLLMTrainingConfig:
     num_inference_steps: int | None = setting(None, "diffusion steps where a call says none")
     guidance_scale: float | None = setting(None, "guidance where a call says none")
     save_dtype: str = setting("float32", "how its weights are stored: float32, bfloat16 or float16")
-    prompts: list[str] = setting([], "what is drawn at each validation, four times each, to look at")
+    prompts: list[str] = setting(
+        [], "what is drawn at each validation, four times each, to look at; not under FSDP and DeepSpeed"
+    )
     # the samples
     text_dropout: float = setting(0.1, "how often the user's turn is left out of drawings and edits")
     length_group_steps: int = setting(1, "steps whose samples are sorted by length before they are cut into batches")
@@ -207,10 +210,13 @@ class MLLMTrainer:
         accelerator.backward(loss)
         self.tally.add(piece, output)
         self.figures.add({"loss": loss})
-        if accelerator.sync_gradients and config.max_grad_norm is not None:
-            norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
+        if accelerator.sync_gradients:
+            norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm or math.inf)
             if norm is not None:  # DeepSpeed clips by itself, later
-                self.figures.add({"grad_norm": norm.full_tensor() if isinstance(norm, DTensor) else norm})
+                norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+                self.figures.add({"grad_norm": norm})
+                if accelerator.scaler is None:  # which passes over a step whose gradients are not finite
+                    stop_unless_finite(accelerator, {"grad_norm": norm}, step, self.folder)
         self.optimizer.step()
         if accelerator.sync_gradients:
             self.scheduler.step()
@@ -241,6 +247,8 @@ class MLLMTrainer:
         start, state = load_checkpoint(accelerator, self.folder)
         if state:
             self.load_state_dict(state)
+        if self.ema:  # its weights were read to the CPU
+            self.ema.to(accelerator.device)
         if accelerator.is_main_process:
             self.tracker.rewind(start)
         accelerator.init_trackers("uniwetok", flat_values(config))
@@ -395,14 +403,19 @@ def choose_parameters(model: nn.Module, trainable: list[str]) -> list[nn.Paramet
     never = [r"^model\.vision_model\."]
     if model.config.patch_size == 1:
         never.append(r"^image_head\..*\.(q|k)_proj\.")
-    names = [name for name, _ in model.named_parameters() if not any(re.search(part, name) for part in never)]
+    named = [  # tied weights under all of their names
+        (name, parameter)
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if not any(re.search(part, name) for part in never)
+    ]
+    names = [name for name, _ in named]
     for part in trainable:
         if not any(re.search(part, name) for name in names):
             parts = sorted({".".join(name.split(".")[: 2 if name.startswith("model.") else 1]) for name in names})
             raise ValueError(f"`trainable`: no parameter's name holds {part!r}; the parts are {', '.join(parts)}.")
-    chosen = {name for name in names if not trainable or any(re.search(part, name) for part in trainable)}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in chosen)
+    chosen = {id(p) for name, p in named if not trainable or any(re.search(part, name) for part in trainable)}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in chosen)
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 

@@ -73,6 +73,8 @@ class SiglipTrainingConfig:
     learning_rate: float = setting(1e-3, "of AdamW, falling to 0 as a cosine")
     lr_warmup_steps: int = setting(0, "steps until the learning rate is reached")
     weight_decay: float = setting(0.1, "decoupled weight decay")
+    mixed_precision: str = setting("no", "no, fp16 or bf16, which is faster on CPUs that have instructions for it")
+    attn_implementation: str = setting("eager", "of transformers; for so short sequences eager is fastest on CPUs")
     seed: int = setting(0, "of weights, order, crops and texts")
     logging_steps: int = setting(50, "steps between lines of the log")
     checkpointing_steps: int = setting(500, "steps between checkpoints, of which the last is kept")
@@ -81,6 +83,8 @@ class SiglipTrainingConfig:
     def __post_init__(self):
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"`crop_scale` must be two sides in (0, 1], the smaller first, got {self.crop_scale}.")
+        if self.mixed_precision not in ("no", "fp16", "bf16"):
+            raise ValueError(f"`mixed_precision` must be no, fp16 or bf16, got {self.mixed_precision!r}.")
 
 
 Statement = tuple[str, str]
@@ -259,6 +263,7 @@ def build_model(config: SiglipTrainingConfig, text_tokenizer: PreTrainedTokenize
         eos_token_id=None,
     )
     model = SiglipModel(SiglipConfig(vision_config=vision_config, text_config=text_config))
+    model.set_attn_implementation(config.attn_implementation)
     torch.nn.init.constant_(model.logit_scale, math.log(10))
     torch.nn.init.constant_(model.logit_bias, config.logit_bias)
     return model
@@ -285,6 +290,9 @@ def make_arguments(config: SiglipTrainingConfig, folder: Path) -> TrainingArgume
         warmup_steps=config.lr_warmup_steps,
         weight_decay=config.weight_decay,
         adam_beta2=0.95,
+        use_cpu=not torch.accelerator.is_available(),  # bf16 must be told
+        bf16=config.mixed_precision == "bf16",
+        fp16=config.mixed_precision == "fp16",
         dataloader_pin_memory=torch.accelerator.is_available(),
         seed=config.seed,
         logging_steps=config.logging_steps,

@@ -106,6 +106,11 @@ class UniWeTokTrainingConfig:
     buckets: list[Bucket] = setting(help="sizes in pixels; every step has one of them, as often as its weight says")
     max_train_steps: int = setting(help="optimizer steps")
     batch_size: int = setting(help="pictures a step, over all processes, of the first bucket; others: as many tokens")
+    batch_multiple: int | None = setting(
+        None,
+        "pictures of every step are a multiple of it; null: of processes x pieces, so that several buckets then "
+        "give other batches on other numbers of processes",
+    )
     validation_data: PictureSource | None = setting(None, "held-out pictures; null: no validation")
     validation_pictures: int = setting(128, "how many of them")
     # the model
@@ -165,7 +170,7 @@ class UniWeTokTrainer:
             flip=config.flip,
             crop_probability=config.crop_probability,
             crop_scale=tuple(config.crop_scale),
-            multiple=accelerator.num_processes * config.gradient_accumulation_steps,
+            multiple=self.batch_multiple(),
             process_index=accelerator.process_index,
             num_processes=accelerator.num_processes,
             num_threads=config.num_threads,
@@ -183,7 +188,7 @@ class UniWeTokTrainer:
         if self.discriminator is not None:
             rate = config.adversarial.learning_rate or config.learning_rate
             self.discriminator_optimizer, self.discriminator_scheduler = self.make_optimizer(
-                list(self.discriminator.parameters()), rate
+                list(self.discriminator.parameters()), rate, skipped_steps=config.adversarial.start_step
             )
 
         prepared = ["model", "distillation", "prior", "discriminator", "optimizer", "scheduler"]
@@ -193,6 +198,17 @@ class UniWeTokTrainer:
                 setattr(self, name, accelerator.prepare(getattr(self, name)))
         self.ema.to(accelerator.device)
         accelerator.register_for_checkpointing(self.ema, self.lecam.to(accelerator.device))
+
+    def batch_multiple(self) -> int:
+        """
+        Raises:
+            ValueError: when the processes and pieces can't share `batch_multiple` pictures.
+        """
+        pieces = self.accelerator.num_processes * self.config.gradient_accumulation_steps
+        multiple = self.config.batch_multiple or pieces
+        if multiple % pieces:
+            raise ValueError(f"`batch_multiple` must be a multiple of {pieces} (processes x pieces), got {multiple}.")
+        return multiple
 
     def build_networks(self):
         """The model, the networks that belong to its losses, and the frozen ones that only judge it."""
@@ -255,7 +271,8 @@ class UniWeTokTrainer:
         """A network as it was before Accelerate wrapped or compiled it."""
         return self.accelerator.unwrap_model(network, keep_torch_compile=False)
 
-    def make_optimizer(self, parameters: list[nn.Parameter], learning_rate: float):
+    def make_optimizer(self, parameters: list[nn.Parameter], learning_rate: float, skipped_steps: int = 0):
+        """AdamW and the schedule of all steps but the first `skipped_steps`."""
         config = self.config
         optimizer = torch.optim.AdamW(
             parameters,
@@ -267,7 +284,7 @@ class UniWeTokTrainer:
             config.lr_scheduler,
             optimizer,
             num_warmup_steps=config.lr_warmup_steps,
-            num_training_steps=config.max_train_steps,
+            num_training_steps=max(config.max_train_steps - skipped_steps, 1),
             scheduler_specific_kwargs=config.lr_scheduler_kwargs,
         )
         return optimizer, scheduler
@@ -281,7 +298,8 @@ class UniWeTokTrainer:
             "l2": (config.l2_weight, l2_loss(output.sample, pixel_values)),
         }
         if self.perceptual is not None:
-            losses["perceptual"] = (config.perceptual.weight, self.perceptual(output.sample, pixel_values))
+            with self.accelerator.autocast():
+                losses["perceptual"] = (config.perceptual.weight, self.perceptual(output.sample, pixel_values))
         if self.discriminator is not None and step >= config.adversarial.start_step:
             discriminator = self.unwrap(self.discriminator).requires_grad_(False)
             losses["adversarial"] = (config.adversarial.weight, generator_loss(discriminator(output.sample)))
@@ -299,7 +317,9 @@ class UniWeTokTrainer:
         if config.commitment_weight:
             losses["commitment"] = (config.commitment_weight, commitment_loss(output.latents))
         if self.distillation is not None:
-            taught = self.distillation(output.latents, output.codes, self.teacher.embed_pictures(pixel_values))
+            with self.accelerator.autocast():
+                lesson = self.teacher.embed_pictures(pixel_values)
+            taught = self.distillation(output.latents, output.codes, lesson.float())
             losses["distillation"] = (config.distillation.weight, taught.loss)
             self.figures.add({"distillation_pre": taught.pre, "distillation_post": taught.post})
         if self.prior is not None:
@@ -316,7 +336,7 @@ class UniWeTokTrainer:
             figures = {name: value for name, (_, value) in losses.items()}
             stop_unless_finite(accelerator, figures, step, self.folder)
             accelerator.backward(sum(weight * value for weight, value in losses.values()))
-            self.optimize(self.parameters, self.optimizer, self.scheduler, "grad_norm")
+            self.optimize(self.parameters, self.optimizer, self.scheduler, "grad_norm", step)
             if accelerator.sync_gradients:
                 self.ema.step(self.averaged)
 
@@ -335,6 +355,7 @@ class UniWeTokTrainer:
                     self.discriminator_optimizer,
                     self.discriminator_scheduler,
                     "discriminator_grad_norm",
+                    step,
                 )
                 if accelerator.sync_gradients:
                     self.lecam.update(*(torch.cat(logits) for logits in zip(*self.logits, strict=True)))
@@ -342,12 +363,17 @@ class UniWeTokTrainer:
         self.bits.update(output.codes)
         self.figures.add(figures)
 
-    def optimize(self, parameters, optimizer, scheduler, name: str):
-        """The end of a backward pass: clipping, and once all pieces of a step are done, the step itself."""
-        if self.accelerator.sync_gradients and self.config.max_grad_norm is not None:
-            self.figures.add({name: self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm)})
+    def optimize(self, parameters, optimizer, scheduler, name: str, step: int):
+        """The end of a backward pass: once all pieces of a step are done, clipping and the step itself."""
+        accelerator = self.accelerator
+        if accelerator.sync_gradients:
+            accelerator.unscale_gradients(optimizer)  # `clip_grad_norm_` of accelerate would unscale both optimizers'
+            norm = nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm or math.inf)
+            self.figures.add({name: norm})
+            if accelerator.scaler is None:  # which passes over a step whose gradients are not finite
+                stop_unless_finite(accelerator, {name: norm}, step, self.folder)
         optimizer.step()
-        if self.accelerator.sync_gradients:
+        if accelerator.sync_gradients:
             scheduler.step()
         optimizer.zero_grad()
 
@@ -365,6 +391,7 @@ class UniWeTokTrainer:
         start, state = load_checkpoint(accelerator, self.folder)
         if state:
             self.load_state_dict(state)
+            self.ema.to(accelerator.device)  # its weights were read to the CPU
         if accelerator.is_main_process:
             self.tracker.rewind(start)
         accelerator.init_trackers("uniwetok", flat_values(config))
@@ -380,14 +407,16 @@ class UniWeTokTrainer:
             for piece, pixels in enumerate(batch.pixel_values.chunk(pieces)):
                 pixels = pixels.to(accelerator.device, memory_format=torch.channels_last)
                 self.train_step(pixels, batch.numbers[piece * length : (piece + 1) * length], step)
-            self.figures.add({}, items=len(batch.numbers) * accelerator.num_processes)
+            enlarged = batch.num_enlarged / len(batch.numbers)
+            self.figures.add({"enlarged_pictures": enlarged}, items=len(batch.numbers) * accelerator.num_processes)
             bar.update()
 
             done, is_last, figures = step + 1, step + 1 == config.max_train_steps, {}
             if done % config.logging_steps == 0 or is_last:
                 figures = self.figures.take(accelerator, "pictures") | self.bit_figures()
                 figures["psnr"] = 10 * math.log10(4 / max(figures["l2"], 1e-10))  # of the mean error
-                figures |= {"learning_rate": self.scheduler.get_last_lr()[0], "skipped_pictures": self.skipped}
+                skipped = accelerator.reduce(torch.tensor(self.skipped, device=accelerator.device), "sum")
+                figures |= {"learning_rate": self.scheduler.get_last_lr()[0], "skipped_pictures": int(skipped)}
                 bar.set_postfix(psnr=f"{figures['psnr']:.2f}", stuck_bits=figures["stuck_bits"])
             if self.held_out and (done % config.validation_steps == 0 or is_last):
                 figures |= self.validate(done)
@@ -413,6 +442,9 @@ class UniWeTokTrainer:
 
     def load_state_dict(self, state: dict) -> None:
         self.skipped = state["skipped"]
+        if self.skipped_file.exists():  # what was skipped after the checkpoint will be met again
+            lines = self.skipped_file.read_text().splitlines(keepends=True)
+            self.skipped_file.write_text("".join(lines[: self.skipped]))
         for name, part in {"batches": self.batches, "figures": self.figures, "bits": self.bits}.items():
             part.load_state_dict(state[name])
 
@@ -420,42 +452,57 @@ class UniWeTokTrainer:
         """Counts and writes down the pictures that could not be read."""
         self.skipped += len(names)
         if names:
-            with open(self.folder / f"skipped-{self.accelerator.process_index}.txt", "a") as file:
+            with open(self.skipped_file, "a") as file:
                 file.writelines(f"{name}\n" for name in names)
 
+    @property
+    def skipped_file(self) -> Path:
+        return self.folder / f"skipped-{self.accelerator.process_index}.txt"
+
     def read_validation_pictures(self) -> dict[str, torch.Tensor]:
-        """Held-out pictures [N, 3, H, W] of each bucket's size; only the main process validates."""
-        config = self.config
-        if config.validation_data is None or not self.accelerator.is_main_process:
+        """This process' share of the held-out pictures, uint8 [N, 3, H, W] of each bucket's size."""
+        config, accelerator = self.config, self.accelerator
+        if config.validation_data is None:
             return {}
-        return {
-            f"{bucket.height}x{bucket.width}": torch.stack(
-                validation_pictures(config.validation_data, bucket.height, bucket.width, config.validation_pictures)
+        held_out = {}
+        for bucket in config.buckets:
+            pictures = validation_pictures(
+                config.validation_data, bucket.height, bucket.width, config.validation_pictures
             )
-            for bucket in config.buckets
-        }
+            held_out[f"{bucket.height}x{bucket.width}"] = pictures[
+                accelerator.process_index :: accelerator.num_processes
+            ]
+        return held_out
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
-        """PSNR and SSIM of the averaged model at every bucket's size, by the protocol of `evaluation.metrics`."""
+        """PSNR and SSIM of the averaged model at every bucket's size, by the protocol of `evaluation.metrics`; each
+        process looks at its share of the pictures, and the first draws a grid of its first ones."""
         from ..evaluation.metrics import psnr, ssim
 
+        accelerator = self.accelerator
         model = self.unwrap(self.model).eval()
         figures, grids = {}, {}
         with averaged_weights(self.ema, self.averaged):
             for size, pictures in self.held_out.items():
-                samples = []
-                for piece in pictures.split(16):
-                    noise = sample_generators(self.config.seed, range(len(samples), len(samples) + len(piece)), NOISE)
-                    pixel_values = piece.to(self.accelerator.device, memory_format=torch.channels_last)
-                    samples += model(pixel_values, generator=noise).sample.float().clamp(-1, 1).cpu()
-                pairs = [to_uint8(torch.stack(samples)), to_uint8(pictures)]
-                figures[f"validation_psnr_{size}"] = float(psnr(*pairs).mean())
-                figures[f"validation_ssim_{size}"] = float(ssim(*pairs).mean())
-                shown = [picture for pair in zip(pictures[:16], samples[:16], strict=True) for picture in pair]
-                grids[f"validation-{size}"] = picture_grid(shown, columns=8)
+                sums, shown = torch.zeros(3), []  # of PSNR, of SSIM, pictures
+                numbers = range(accelerator.process_index, 10**9, accelerator.num_processes)
+                for start in range(0, len(pictures), 16):
+                    piece = pictures[start : start + 16]
+                    originals = piece.float() / 127.5 - 1
+                    noise = sample_generators(self.config.seed, numbers[start : start + len(piece)], NOISE)
+                    pixel_values = originals.to(accelerator.device, memory_format=torch.channels_last)
+                    samples = model(pixel_values, generator=noise).sample.float().clamp(-1, 1).cpu()
+                    pairs = [to_uint8(samples), piece.permute(0, 2, 3, 1).numpy()]
+                    sums += torch.tensor([psnr(*pairs).sum(), ssim(*pairs).sum(), len(piece)])
+                    shown = shown or [one for pair in zip(originals, samples, strict=True) for one in pair]
+                if shown:
+                    grids[f"validation-{size}"] = picture_grid(shown, columns=8)
+                sums = accelerator.reduce(sums.to(accelerator.device), "sum")
+                figures[f"validation_psnr_{size}"] = (sums[0] / sums[2]).item()
+                figures[f"validation_ssim_{size}"] = (sums[1] / sums[2]).item()
         model.train()
-        log_images(self.accelerator, grids, step)
+        log_images(accelerator, grids, step)
         return figures
 
     def save(self) -> Path:
