@@ -1,7 +1,7 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """What each loss does to the image tokenizer, in equal short runs: reconstruction, and what the codes tell.
 
-    python benchmarks/losses.py DATA TEACHER --output runs/losses [--steps 600] [--only base prior]
+    python benchmarks/losses.py DATA TEACHER --output runs/losses [--steps 400] [--only base prior]
 
 Trains the network of `emoji_uniwetok_stage1` at 64x64 once for each set of losses, from the same weights on the same
 pictures. Then all encoders are frozen and the same new attention pools learn to carry their codes into the teacher's
@@ -77,14 +77,16 @@ def main() -> None:
     parser.add_argument("data", help="folder of `uniwetok data emoji`")
     parser.add_argument("teacher", help="model of `uniwetok train siglip`")
     parser.add_argument("--output", default="runs/losses", help="folder of the runs and of results.json")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--pool-steps", type=int, default=150)
+    parser.add_argument("--mixed-precision", default="no", choices=("no", "bf16", "fp16"))
     parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the sets of losses")
     options = parser.parse_args()
 
     teacher, results = Teacher.from_pretrained(options.teacher), {}
     sources = {"data": [{"path": options.data}], "validation_data": {"path": options.data, "split": "validation"}}
     common = {**sources, "lr_warmup_steps": 100, "validation_steps": options.steps, "checkpointing_steps": 100}
+    common["mixed_precision"] = options.mixed_precision
     for name, losses in variants(options.teacher).items():
         if options.only and name not in options.only:
             continue
