@@ -74,4 +74,5 @@ def encode_emoji(emoji: Path, folder: Path, vision: UniWeTokModel) -> dict:
         if split == "train":
             edits = str(emoji / "edits" / split)
             fields[name].append({"path": path, "task": "emoji_editing", "edits": edits, "weight": 2.0})
+            fields[name].append({"path": path, "task": "emoji_conversations", "edits": edits})
     return fields

@@ -19,7 +19,7 @@ from uniwetok_hf.training.losses.distillation import PrePostDistillation
 from uniwetok_hf.training.teachers import Teacher
 
 
-PROTOCOLS = ("reconstruction", "latents", "generation", "editing", "captioning")
+PROTOCOLS = ("reconstruction", "latents", "generation", "editing", "captioning", "emoji")
 
 
 @pytest.fixture(autouse=True)
@@ -222,7 +222,7 @@ def test_captioning(succeeds, fails, emoji, pipeline_folder, workplace):
     command = ["evaluate", "captioning", "--model", pipeline_folder, "--max-new-tokens", 3, "--output", "out"]
     succeeds(*command, emoji, "--count", 4)
     _, rows = results(workplace / "out")
-    assert {"label", "style", "group", "all"} <= {key[2] for key in rows}
+    assert {"name", "style", "group", "all"} <= {key[2] for key in rows}
     assert rows["model", None, "style"]["exact_match"]["count"] == 4
     pictures = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
     table = {"image": pictures, "question": ["colour?", "colour?"], "answer": ["red", "blue"]}
@@ -232,6 +232,21 @@ def test_captioning(succeeds, fails, emoji, pipeline_folder, workplace):
     assert rows["model", None, None]["exact_match"]["chance"] == 0.5
     Dataset.from_dict({"image": pictures}).to_parquet("pictures.parquet")
     assert "no column question, answer; they have image" in fails(*command, "pictures.parquet", "--split", "train")
+
+
+def test_emoji(succeeds, fails, emoji, pipeline_folder, make_pipeline_with_record, clip, workplace):
+    command = ["evaluate", "emoji", emoji, "--count", 3, "--steps", 1, "--output", "out"]
+    succeeds(*command, "--model", pipeline_folder, "--judge", clip)
+    values, rows = results(workplace / "out")
+    assert values["split"] == "test_combinations"
+    assert rows["model", None, "drawings"]["r_precision"]["count"] == 4  # two rows, asked for in two ways
+    assert {("model", None, "names"), ("judge, real", None, "names"), ("real", None, "drawings")} <= set(rows)
+    assert any(key[2].startswith("edits") for key in rows)
+    assert "is no folder of `uniwetok data emoji`" in fails(
+        "evaluate", "emoji", workplace, "--judge", clip, "--model", pipeline_folder
+    )
+    taught = make_pipeline_with_record(clip)
+    assert "has the weights of clip, the teacher" in fails(*command, "--model", taught, "--judge", clip)
 
 
 def test_what_can_not_be_measured(fails, emoji, vision_folder, pipeline_folder, photo, tmp_path):

@@ -48,7 +48,7 @@ def test_emoji_are_asked_what_they_have_an_answer_to(fixtures):
     questions = questions_of_emoji(rows)
     assert len(questions) == 3 * len(rows) + sum(tone != "" for tone in rows["tone"])
     assert {q.kind: q.question for q in questions} == EMOJI_QUESTIONS
-    assert questions[0].answer == rows[0]["label"]
+    assert questions[0].answer == rows[0]["name"]
 
 
 def test_answers_do_not_depend_on_the_batch():

@@ -87,7 +87,10 @@ def test_inputs_and_counts_of_a_piece(mixture):
     assert all(torch.equal(ours, given) for ours, given in zip(codes, inputs["codes"], strict=True))
     assert [made.names[task] for task in piece.tasks] == [sample.task for sample in samples]
     assert piece.text_tokens.tolist() == [(row[1:] != -100).sum() for row in inputs["labels"]]
-    drawn = [0 if sample.task == "emoji_describing" else 16 for sample in samples]  # of an edit, the target alone
+    drawn = [  # of an edit, the target alone
+        16 * sum(item["type"] == "image" for m in sample.messages if m["role"] == "assistant" for item in m["content"])
+        for sample in samples
+    ]
     assert piece.image_tokens.tolist() == drawn
     assert piece.num_image_tokens == sum(drawn) and piece.num_text_tokens == piece.text_tokens.sum()
     text = made.processor.tokenizer.decode(inputs["input_ids"][0])
@@ -115,7 +118,7 @@ def test_what_does_not_fit_is_named(mixture, tmp_path):
 def test_held_out_samples_are_the_same_on_every_process(mixture):
     alone = batches(mixture).held_out(5)
     second = batches(mixture, process_index=1, num_processes=2).held_out(5)
-    assert sorted(numbers(alone)) == sorted(numbers(second)) == list(range(15))
+    assert sorted(numbers(alone)) == sorted(numbers(second)) == list(range(20))
     assert max(len(piece.numbers) for piece in second) == 4
 
 

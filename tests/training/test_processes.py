@@ -57,8 +57,8 @@ def tokenizer_runs(fixtures, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     fields = {**VISION, "data": [{"path": str(fixtures / "emoji")}], **all_losses(folder), "max_train_steps": 3}
     fields["validation_data"] = {"path": str(fixtures / "emoji"), "split": "validation"}
-    # Where gradients nearly cancel, rounding decides which way Adam goes, by the learning rate. So the steps are small;
-    # and the entropy of latents around 0 is 4 times as steep as they, not 400 times.
+    # Where gradients nearly cancel, rounding decides which way Adam goes, by the learning rate: so steps are small.
+    # And the entropy of latents around 0 is 4 times as steep as they, not 400 times.
     fields |= {"max_grad_norm": None, "learning_rate": 1e-6, "entropy": {"temperature": 1.0}}
     return on_one_and_two("tokenizer", fields, folder)
 

@@ -325,24 +325,68 @@ def test_emoji_tasks(emoji):
             tuple((m["role"], tuple(item["type"] for item in m["content"])) for m in sample.messages)
             for sample in samples
         }
+    conversations = shapes.pop("emoji_conversations")
     assert shapes == {
         "emoji_drawing": {(("user", ("text",)), ("assistant", ("image",)))},
         "emoji_editing": {(("user", ("image", "text")), ("assistant", ("image",)))},
         "emoji_describing": {(("user", ("image", "text")), ("assistant", ("text",)))},
     }
 
+    # Turns alternate, and each conversation shows a picture, draws one, and goes on after that.
+    assert len(conversations) > 8
+    for turns in conversations:
+        assert [role for role, _ in turns] == ["user", "assistant"] * (len(turns) // 2)
+        assert ("assistant", ("image",)) in turns and 2 <= len(turns) <= 12
+    assert any(turns[0] == ("user", ("text",)) for turns in conversations)
+    assert any(turns[0] == ("user", ("image", "text")) for turns in conversations)
+
 
 def test_emoji_words_are_of_the_row(emoji):
     task = open_task(emoji["emoji_drawing"])
-    for index in range(len(task)):
-        row, words = task.rows[index], shape(task.sample(index, seeded(index)))[0][1][0]
-        assert row["style"] in words
-        assert row["label"] in words or any(keyword in words for keyword in row["keywords"])
+    seen = set()
+    for index in range(10 * len(task)):
+        row, words = task.rows[index % len(task)], shape(task.sample(index % len(task), seeded(index)))[0][1][0]
+        seen.add(row["style"] in words)
+        toned = row["name"] in words and row["tone"] and row["tone"] in words
+        assert row["label"] in words or toned or any(keyword in words for keyword in row["keywords"])
+    assert seen == {True, False}  # now and then the style is left open
     task = open_task(emoji["emoji_describing"])
-    answers = [shape(task.sample(0, seeded(seed)))[1][1][0] for seed in range(40)]
     row = task.rows[0]
-    assert set(answers) <= {row["label"], row["style"], row["group"], row["tone"]} and len(set(answers)) > 2
-    assert {row["label"], row["group"]} <= set(task.texts())
+    caption = f"a {row['style']} emoji of {row['label']}"
+    said = [[turn[1][-1] for turn in shape(task.sample(0, seeded(seed)))] for seed in range(80)]
+    claims = {question: answer for question, answer in said if answer in ("yes", "no")}
+    assert set(claims.values()) == {"yes", "no"}
+    for question, answer in claims.items():
+        true = {f"is this {row['name']}?", f"is it drawn in {row['style']} style?", f"does it have {row['tone']}?"}
+        assert (answer == "yes") == (question in true)
+    answers = {answer for question, answer in said if question not in claims}
+    known = {row["name"], row["style"], row["group"], caption} | ({row["tone"]} if row["tone"] else set())
+    assert answers == known
+    assert {row["name"], row["label"], row["group"], "yes", "no"} <= set(task.texts())
+
+
+def test_emoji_conversations_follow_the_edits(emoji):
+    from datasets import load_from_disk
+
+    source = emoji["emoji_conversations"]
+    task = open_task(source)
+    table = {(edit["source"], edit["instruction"], edit["target"]) for edit in load_from_disk(source.edits)}
+    rows = {tuple(row["image"][0]["codes"]): row for row in task.rows}
+    for seed in range(60):
+        sample = task.sample(0, seeded(seed))
+        shown = iter([rows[tuple(picture["codes"])] for picture in sample.pictures])
+        last, words, edits = None, None, 0
+        for message in sample.messages:
+            for item in message["content"]:
+                if item["type"] == "image":
+                    before, last = last, next(shown)
+                    if message["role"] == "assistant" and before is not None:
+                        assert (before["id"], words, last["id"]) in table
+                        edits += 1
+                else:
+                    words = item["text"]
+        assert 1 <= edits <= 2 and next(shown, None) is None
+        assert len(sample.pictures) == edits + 1
 
 
 def test_emoji_edits_are_those_of_the_table(emoji, fixtures):

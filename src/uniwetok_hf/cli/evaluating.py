@@ -1,4 +1,4 @@
-"""`uniwetok evaluate reconstruction|latents|generation|editing|captioning`: figures that can be compared."""
+"""`uniwetok evaluate reconstruction|latents|generation|editing|captioning|emoji`: figures that can be compared."""
 
 import argparse
 from importlib.util import find_spec
@@ -20,7 +20,7 @@ from .pictures import ANY_CHECKPOINT
 
 
 DESCRIPTION = """\
-Measure reconstruction, latents, generation, editing or captioning on held-out data.
+Measure reconstruction, latents, generation, editing or captioning on held-out data; or all of the emoji set.
 Prints a Markdown table and writes results.json, results.md and model-index.yaml; needs the extra `eval`.
 """
 EXAMPLES = [
@@ -33,11 +33,13 @@ NATIVE = "native"
 def add_commands(commands) -> None:
     """Adds `evaluate` with a sub-command for each protocol."""
     protocols = add_group(commands, "evaluate", DESCRIPTION, EXAMPLES)
-    for add in (_add_reconstruction, _add_latents, _add_generation, _add_editing, _add_captioning):
+    for add in (_add_reconstruction, _add_latents, _add_generation, _add_editing, _add_captioning, _add_emoji):
         add(protocols)
 
 
-def _add_protocol(protocols, name: str, measure, description: str, examples: list[str], model: str, optional=False):
+def _add_protocol(
+    protocols, name: str, measure, description: str, examples: list[str], model: str, optional=False, split="test"
+):
     """A protocol with the options that all have."""
     parser = add_command(protocols, name, run_evaluate, description, examples)
     parser.set_defaults(measure=measure)
@@ -48,7 +50,7 @@ def _add_protocol(protocols, name: str, measure, description: str, examples: lis
         help="folder of `uniwetok data` or of `save_to_disk`, folder of pictures, Parquet or WebDataset files, or Hub "
         "name of a dataset",
     )
-    parser.add_argument("--split", default="test", help="which part of it (default: test)")
+    parser.add_argument("--split", default=split, help=f"which part of it (default: {split})")
     parser.add_argument("--name", help="configuration of a dataset on the Hub")
     parser.add_argument("--streaming", action="store_true", help="read the dataset as it comes, without a copy of it")
     parser.add_argument("--image-column", default="image", metavar="COLUMN", help="pictures (default: image)")
@@ -67,12 +69,13 @@ def _add_count(parser: argparse.ArgumentParser, default: int | None, what: str) 
     )
 
 
-def _add_drawing_options(parser: argparse.ArgumentParser) -> None:
+def _add_drawing_options(parser: argparse.ArgumentParser, judge_required: bool = False) -> None:
+    without = "" if judge_required else "; without it only pixels are compared"
     parser.add_argument(
         "--judge",
         metavar="M",
-        help="folder or Hub name of a CLIP, SigLIP, ... that no training loss looked through; without it only pixels "
-        "are compared",
+        required=judge_required,
+        help=f"folder or Hub name of a CLIP, SigLIP, ... that no training loss looked through{without}",
     )
     parser.add_argument(
         "--steps", type=positive_int, metavar="N", help="diffusion steps a patch (default: the model's)"
@@ -209,6 +212,22 @@ def _add_captioning(protocols) -> None:
     )
     _add_count(parser, 500, "rows")
     add_seed_option(parser, "seed of the choice")
+
+
+def _add_emoji(protocols) -> None:
+    parser = _add_protocol(
+        protocols,
+        "emoji",
+        measuring.emoji,
+        "Draw, edit and name emoji in combinations of concept, style and skin tone that training never shows.\n"
+        "Beside the model: the real pictures, before and after the image tokenizer.",
+        ["data/emoji --judge runs/emoji_judge/model", "data/emoji --judge judge --split test --count 100"],
+        "pipeline folder",
+        split="test_combinations",
+    )
+    _add_drawing_options(parser, judge_required=True)
+    _add_count(parser, 500, "rows, and edits")
+    add_seed_option(parser, "seed of the first drawing and of all choices")
 
 
 def _size(text: str) -> int | None:

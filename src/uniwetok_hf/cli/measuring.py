@@ -291,24 +291,82 @@ def editing(args: argparse.Namespace):
     return _report(args, protocol, found, skipped)
 
 
-def _emoji_edits(args: argparse.Namespace):
+def emoji(args: argparse.Namespace):
+    """Drawing, editing and naming held-out combinations."""
+    from uniwetok_hf import UniWeTokEditPipeline
+    from uniwetok_hf.evaluation.emoji import (
+        combination_edits,
+        evaluate_drawing,
+        evaluate_edits,
+        evaluate_naming,
+    )
+
+    judge = _load_judge(args.judge, args.device)
+    if not judge.reads_texts:
+        raise CommandError(f"--judge {args.judge} reads no texts: give a dual encoder such as CLIP or SigLIP")
+    pipe = load_pipeline(args.model, args.device)
+    pipe.set_progress_bar_config(disable=True)
+    edit_pipe = UniWeTokEditPipeline.from_pipe(pipe)
+    edit_pipe.set_progress_bar_config(disable=True)
+    edits, chosen = _choose_emoji_edits(args)
+    everything, rows = _emoji_rows(args)
+    settings = {"seed": args.seed, "batch_size": args.batch_size, **_drawing_call(args)}
+    protocol = {
+        "drawings": f"{len(rows)} rows, each asked for in two ways",
+        "captions": "32: its own, 16 of its group, 8 of its name, 7 of its style",
+        "edits": "candidates: target, source, target in other styles, source in other skin tones",
+        "answers": "the most likely ones; case and punctuation do not count",
+        **_drawing_protocol(args, pipe),
+        "judge": judge.describe(),
+        "did training losses see the judge": _unseen(judge, args),
+    }
+    found = evaluate_drawing(pipe, rows, everything, judge, **settings)
+    found += evaluate_edits(edit_pipe, pipe, combination_edits(edits, everything, chosen), judge, **settings)
+    names = sorted({row["name"] for row in everything})
+    found += evaluate_naming(pipe.mllm, pipe.processor, rows, names, judge, args.seed, args.batch_size)
+    return _report(args, protocol, found, [])
+
+
+def _emoji_rows(args: argparse.Namespace) -> tuple[list[dict], list[dict]]:
+    """All rows of the set with their pictures, and those of --split that were chosen."""
+    from datasets import load_from_disk
+
+    from uniwetok_hf.evaluation.rows import choose_rows, picture_of
+
+    splits = load_from_disk(str(Path(args.data) / "pictures"))
+    everything = [dict(row) | {"image": picture_of(row["image"])} for split in splits.values() for row in split]
+    chosen = set(choose_rows(splits[args.split], ["id"], args.count, args.seed)["id"])
+    return everything, [row for row in everything if row["id"] in chosen]
+
+
+def _choose_emoji_edits(args: argparse.Namespace) -> tuple[list[dict], list[int]]:
+    """All edits of --split, and which of them were chosen."""
     import torch
+    from datasets import load_from_disk
+
+    from uniwetok_hf.evaluation.rows import is_emoji_folder
+
+    if not is_emoji_folder(args.data):
+        raise CommandError(f"{args.data} is no folder of `uniwetok data emoji`")
+    splits = load_from_disk(str(Path(args.data) / "edits"))
+    if args.split not in splits:
+        raise CommandError(f"--split {args.split}: {args.data} has {', '.join(splits)}")
+    rows = splits[args.split].to_list()
+    generator = torch.Generator().manual_seed(args.seed)
+    return rows, sorted(torch.randperm(len(rows), generator=generator)[: args.count].tolist())
+
+
+def _emoji_edits(args: argparse.Namespace):
     from datasets import load_from_disk
 
     from uniwetok_hf.evaluation.editing import edits_of_emoji
     from uniwetok_hf.evaluation.rows import picture_of
 
-    folder = Path(args.data)
-    splits = load_from_disk(str(folder / "edits"))
-    if args.split not in splits:
-        raise CommandError(f"--split {args.split}: {args.data} has {', '.join(splits)}")
-    rows = splits[args.split].to_list()
-    generator = torch.Generator().manual_seed(args.seed)
-    chosen = sorted(torch.randperm(len(rows), generator=generator)[: args.count].tolist())
+    rows, chosen = _choose_emoji_edits(args)
     # A source may lie in another split: a combination that was held out is made from pictures that were not.
     needed = {name for row in rows for name in (row["source"], row["target"])}
     pictures = {}
-    for split in load_from_disk(str(folder / "pictures")).values():
+    for split in load_from_disk(str(Path(args.data) / "pictures")).values():
         indices = [index for index, name in enumerate(split["id"]) if name in needed]
         pictures |= {row["id"]: picture_of(row["image"]) for row in split.select(indices)}
     return edits_of_emoji(rows, pictures, chosen, args.rivals, args.seed), []

@@ -20,7 +20,7 @@ from .words import exact_match, normalize_answer, token_f1
 
 # What is asked about the pictures of `uniwetok data emoji`: column and question.
 EMOJI_QUESTIONS = {
-    "label": "what is this?",
+    "name": "what is this?",
     "style": "which style is this?",
     "group": "which group does it belong to?",
     "tone": "which skin tone is this?",

@@ -40,7 +40,7 @@ def edits_of_pairs(rows: Sequence[Mapping], num_others: int = 6, seed: int = 0, 
     for index, row in enumerate(rows):
         order = torch.randperm(len(rows), generator=generator).tolist()
         candidates = (rows[i]["target"] for i in order if i != index)
-        others = _distinct(candidates, [row["source"], row["target"]], num_others)
+        others = distinct_pictures(candidates, [row["source"], row["target"]], num_others)
         edits.append(Edit(row["source"], row["instruction"], row["target"], others, str(row[by]) if by else ""))
     return edits
 
@@ -73,7 +73,7 @@ def edits_of_emoji(
         near = _shuffled(targets[row["source"]], generator)
         far = _shuffled(styles[row["target"].split("/")[0]], generator)
         source, target = pictures[row["source"]], pictures[row["target"]]
-        others = _distinct((pictures[name] for name in [*near, *far]), [source, target], num_others)
+        others = distinct_pictures((pictures[name] for name in [*near, *far]), [source, target], num_others)
         result.append(Edit(source, row["instruction"], target, others, row["kind"]))
     return result
 
@@ -82,7 +82,7 @@ def _shuffled(names: Sequence[str], generator: torch.Generator) -> list[str]:
     return [names[i] for i in torch.randperm(len(names), generator=generator).tolist()]
 
 
-def _distinct(candidates: Iterable[Image.Image], known: list[Image.Image], count: int) -> list[Image.Image]:
+def distinct_pictures(candidates: Iterable[Image.Image], known: list[Image.Image], count: int) -> list[Image.Image]:
     """The first `count` candidates whose pixels are not those of a known picture or of each other."""
     seen = {(picture.size, picture.tobytes()) for picture in known}
     kept = []
@@ -127,12 +127,24 @@ def evaluate_editing(
     kinds = sorted({edit.kind for edit in edits})
     rows = []
     for name, results in methods.items():
-        outcomes = [_outcomes(result, edit, judge) for result, edit in zip(results, edits, strict=True)]
+        outcomes = edit_outcomes(results, edits, judge)
         chosen = {"all": outcomes} if len(kinds) > 1 else {"": outcomes}
         if len(kinds) > 1:
             chosen |= {kind: [o for o, e in zip(outcomes, edits, strict=True) if e.kind == kind] for kind in kinds}
         rows += [_row(name, kind, found) for kind, found in chosen.items()]
     return rows
+
+
+def score_edits(what: str, results: Sequence[Image.Image], edits: Sequence[Edit], judge: Judge | None = None) -> Row:
+    """A row of the table for results that are no model's."""
+    return _row(what, "", edit_outcomes(results, edits, judge))
+
+
+def edit_outcomes(
+    results: Sequence[Image.Image], edits: Sequence[Edit], judge: Judge | None = None
+) -> list[dict[str, float]]:
+    """What each result scored."""
+    return [_outcomes(result, edit, judge) for result, edit in zip(results, edits, strict=True)]
 
 
 def _outcomes(result: Image.Image, edit: Edit, judge: Judge | None) -> dict[str, float]:

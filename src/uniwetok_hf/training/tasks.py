@@ -31,11 +31,14 @@ class TaskSource:
 
     path: str = setting(help="folder that `uniwetok encode-dataset` made")
     task: str = setting(
-        help="captions, questions, edits, conversations, emoji_drawing, emoji_editing, emoji_describing"
+        help="captions, questions, edits, conversations, emoji_drawing, emoji_editing, emoji_describing, "
+        "emoji_conversations"
     )
     weight: float = setting(1.0, "how often it is practised, relative to the others")
     columns: dict = setting({}, "for columns that are not called as in docs/data-formats.md, `name there: name here`")
-    edits: str | None = setting(None, "emoji_editing: a split of the edits of `uniwetok data emoji`, DATA/edits/train")
+    edits: str | None = setting(
+        None, "emoji_editing, emoji_conversations: a split of the edits of `uniwetok data emoji`, DATA/edits/train"
+    )
 
 
 @dataclass

@@ -1,44 +1,60 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""What the language model practises on the emoji set of `uniwetok data emoji`: drawing, editing and describing, with
-words put together from the set's labels. The pictures are encoded as any others; edits stay a table of their ids."""
+"""What the language model practises on the emoji set of `uniwetok data emoji`: drawing, editing, answering questions,
+and conversations in which these follow each other, with words put together from the set's labels. The pictures are
+encoded as any others; edits stay a table of their ids."""
 
 from collections.abc import Iterator
 
 import torch
 
-from .tasks import ANYTHING, PICTURE, EncodedTask, Row, Sample, TaskSource, describing, drawing, editing, pick
+from .tasks import (
+    ANYTHING,
+    IMAGE_ITEM,
+    PICTURE,
+    EncodedTask,
+    Row,
+    Sample,
+    TaskSource,
+    describing,
+    drawing,
+    editing,
+    pick,
+    text_item,
+)
 
 
-DRAWING_PROMPTS = ("a {style} emoji of {label}",) * 3 + ("{label}, {style} style", "draw {label} in {style} style")
-KEYWORD_PROMPT = "a {style} emoji of {keywords}"
+# The first is the set's own caption; repeated ones are the more likely.
+STYLED_PROMPTS = ("a {style} emoji of {what}",) * 3 + ("{what}, {style} style", "draw {what} in {style} style")
+PLAIN_PROMPTS = ("{what}", "an emoji of {what}", "draw {what}")
 QUESTIONS = {
-    "label": ("what is this?", "describe the picture", "name it"),
+    "name": ("what is this?", "what is it?", "name it"),
     "style": ("which style is this?", "what style is it drawn in?"),
     "group": ("which group does it belong to?", "what kind of emoji is this?"),
     "tone": ("which skin tone is this?", "what is the skin tone?"),
+    "caption": ("describe the picture", "describe it"),
 }
-# Half of the questions ask for the name, the others for the rest.
-QUESTION_KINDS = ("label", "label", "label", "style", "group", "tone")
+CLAIMS = {"name": "is this {}?", "style": "is it drawn in {} style?", "tone": "does it have {}?"}
+QUESTION_KINDS = ("name", "name", "name", "style", "group", "tone", "caption", "claim")
+
+
+def chance(probability: float, generator: torch.Generator) -> bool:
+    return torch.rand((), generator=generator).item() < probability
 
 
 def drawing_prompt(row: Row, generator: torch.Generator) -> str:
-    """One of the ways to ask for a picture: by its label, or sometimes by two of its keywords."""
-    if row["keywords"] and torch.rand((), generator=generator) < 0.15:
+    """One of the ways to ask for a picture: by its label, sometimes without the style or by two of its keywords."""
+    what = row["label"]
+    if row["keywords"] and chance(0.12, generator):
         chosen = torch.randperm(len(row["keywords"]), generator=generator)[:2].tolist()
-        return KEYWORD_PROMPT.format(style=row["style"], keywords=" ".join(row["keywords"][i] for i in chosen))
-    return pick(DRAWING_PROMPTS, generator).format(style=row["style"], label=row["label"])
-
-
-def question_about(row: Row, generator: torch.Generator) -> tuple[str, str]:
-    """A question and its answer."""
-    kind = pick(QUESTION_KINDS, generator)
-    if kind == "tone" and not row["tone"]:
-        kind = "label"
-    return pick(QUESTIONS[kind], generator), row[kind]
+        what = " ".join(row["keywords"][i] for i in chosen)
+    elif row["tone"] and chance(0.2, generator):
+        what = f"{row['name']} with {row['tone']}"
+    prompts = PLAIN_PROMPTS if chance(0.1, generator) else STYLED_PROMPTS
+    return pick(prompts, generator).format(style=row["style"], what=what)
 
 
 class EmojiDrawing(EncodedTask):
-    columns = {"image": PICTURE, "label": ANYTHING, "style": ANYTHING, "keywords": ANYTHING}
+    columns = {"image": PICTURE, **dict.fromkeys(("label", "name", "style", "tone", "keywords"), ANYTHING)}
 
     def converse(self, row: Row, without_text: bool) -> Sample:
         return drawing(None if without_text else drawing_prompt(row, row.generator), row.picture("image"))
@@ -47,32 +63,54 @@ class EmojiDrawing(EncodedTask):
         for row in self.rows.select_columns([self.names[name] for name in ("label", "style", "keywords")]):
             yield row[self.names["label"]]
             yield " ".join([row[self.names["style"]], *row[self.names["keywords"]]])
-        yield from DRAWING_PROMPTS * 100
+        yield from (STYLED_PROMPTS + PLAIN_PROMPTS) * 100
 
 
-class EmojiDescribing(EncodedTask):
-    columns = {"image": PICTURE, **dict.fromkeys(QUESTIONS, ANYTHING)}
+class EmojiQuestions(EncodedTask):
+    """Base of tasks that ask about pictures: `values` of a column are what wrong claims are made of."""
 
-    def converse(self, row: Row, without_text: bool) -> Sample:
-        return describing(row.picture("image"), *question_about(row, row.generator))
-
-    def texts(self) -> Iterator[str]:
-        for row in self.rows.select_columns([self.names[name] for name in QUESTIONS]):
-            yield from row.values()
-        for questions in QUESTIONS.values():
-            yield from questions * 100
-
-
-class EmojiEditing(EncodedTask):
-    """The table of edits tells the pictures by id. Kinds of edits take turns by the root of their number: changes of
-    skin tone alone are half of all."""
-
-    columns = {"image": PICTURE, "id": ANYTHING}
+    columns = {"image": PICTURE, **dict.fromkeys(("label", "name", "style", "group", "tone"), ANYTHING)}
 
     def __init__(self, source: TaskSource, encode_options: str):
+        super().__init__(source, encode_options)
+        self.values = {column: sorted(set(self.rows[self.names[column]]) - {""}) for column in CLAIMS}
+
+    def question_about(self, row: Row, generator: torch.Generator) -> tuple[str, str]:
+        """A question and its answer."""
+        kind = pick(QUESTION_KINDS, generator)
+        if kind == "claim":
+            column = pick([column for column in CLAIMS if row[column]], generator)
+            claimed = row[column] if chance(0.5, generator) else pick(self.values[column], generator)
+            return CLAIMS[column].format(claimed), "yes" if claimed == row[column] else "no"
+        if kind == "tone" and not row["tone"]:
+            kind = "name"
+        answer = f"a {row['style']} emoji of {row['label']}" if kind == "caption" else row[kind]
+        return pick(QUESTIONS[kind], generator), answer
+
+    def texts(self) -> Iterator[str]:
+        columns = [name for name in self.columns if name not in ("image", "id", "keywords")]
+        for row in self.rows.select_columns([self.names[name] for name in columns]):
+            yield from row.values()
+        for questions in (*QUESTIONS.values(), CLAIMS.values(), ("yes", "no")):
+            yield from tuple(questions) * 100
+
+
+class EmojiDescribing(EmojiQuestions):
+    def converse(self, row: Row, without_text: bool) -> Sample:
+        return describing(row.picture("image"), *self.question_about(row, row.generator))
+
+
+class EditTable:
+    """The edits of a split between the pictures of an encoded dataset, as (source row, instruction, target row). Kinds
+    take turns by the root of their number: changes of skin tone alone are half of all.
+
+    Raises:
+        ValueError: when there is no such table, or nothing in it is of these pictures.
+    """
+
+    def __init__(self, source: TaskSource, ids: list[str]):
         from datasets import load_from_disk
 
-        super().__init__(source, encode_options)
         if source.edits is None:
             raise ValueError(f"`edits` of {source.path}: {source.task} needs a split of edits, DATA/edits/train.")
         try:
@@ -82,21 +120,38 @@ class EmojiEditing(EncodedTask):
             raise ValueError(
                 f"`edits` {source.edits} is no split of `uniwetok data emoji`'s edits, DATA/edits/train ({error})."
             ) from None
-        index_of = {name: index for index, name in enumerate(self.rows[self.names["id"]])}
+        index_of = {name: index for index, name in enumerate(ids)}
         self.kinds: dict[str, list[tuple[int, str, int]]] = {}
+        self.of_source: dict[int, list[tuple[int, str, int]]] = {}
         for edit in edits:
             if edit["source"] in index_of and edit["target"] in index_of:
                 places = index_of[edit["source"]], edit["instruction"], index_of[edit["target"]]
                 self.kinds.setdefault(edit["kind"], []).append(places)
+                self.of_source.setdefault(places[0], []).append(places)
         if not self.kinds:
             raise ValueError(f"`edits` {source.edits}: none of them is between two pictures of {source.path}.")
+        self.chances = torch.tensor([float(len(found)) for found in self.kinds.values()]).sqrt()
+
+    def draw(self, generator: torch.Generator) -> tuple[int, str, int]:
+        """Any edit."""
+        kind = torch.multinomial(self.chances, 1, generator=generator).item()
+        return pick(list(self.kinds.values())[kind], generator)
+
+    def texts(self) -> Iterator[str]:
+        for edits in self.kinds.values():
+            yield from (instruction for _, instruction, _ in edits)
+
+
+class EmojiEditing(EncodedTask):
+    columns = {"image": PICTURE, "id": ANYTHING}
+
+    def __init__(self, source: TaskSource, encode_options: str):
+        super().__init__(source, encode_options)
+        self.edits = EditTable(source, self.rows[self.names["id"]])
 
     def sample(self, index: int, generator: torch.Generator, without_text: bool = False) -> Sample:
         """Any of the edits; they are drawn from `generator`, not taken by `index`."""
-        kinds = list(self.kinds)
-        chances = torch.tensor([float(len(self.kinds[kind])) for kind in kinds]).sqrt()
-        kind = kinds[torch.multinomial(chances, 1, generator=generator).item()]
-        source, instruction, target = pick(self.kinds[kind], generator)
+        source, instruction, target = self.edits.draw(generator)
         # The pictures are of two rows, whose crops differ: only the plain variant keeps the rest as it was.
         cells = [self.rows[place][self.names["image"]][0] for place in (source, target)]
         sample = editing(cells[0], None if without_text else instruction, cells[1])
@@ -104,12 +159,68 @@ class EmojiEditing(EncodedTask):
         return sample
 
     def texts(self) -> Iterator[str]:
-        for edits in self.kinds.values():
-            yield from (instruction for _, instruction, _ in edits)
+        return self.edits.texts()
+
+
+class EmojiConversations(EmojiQuestions):
+    """A picture is shown or drawn, then changed once or twice; in between there are questions about the last one."""
+
+    columns = {**EmojiQuestions.columns, "id": ANYTHING, "keywords": ANYTHING}
+
+    def __init__(self, source: TaskSource, encode_options: str):
+        super().__init__(source, encode_options)
+        self.edits = EditTable(source, self.rows[self.names["id"]])
+
+    def sample(self, index: int, generator: torch.Generator, without_text: bool = False) -> Sample:
+        """Any conversation; its edits are drawn from `generator`, not taken by `index`."""
+        first, instruction, target = self.edits.draw(generator)
+        origin = f"{self.path}, conversation about row {first}"
+        messages, places = [], [first]
+
+        def say(*items: dict) -> None:
+            messages.append({"role": ("user", "assistant")[len(messages) % 2], "content": list(items)})
+
+        def row(place: int) -> Row:
+            return Row(self.rows[place], self.names, origin, generator)
+
+        def ask(place: int, *shown: dict) -> None:
+            question, answer = self.question_about(row(place), generator)
+            say(*shown, text_item(question))
+            say(text_item(answer))
+
+        if chance(0.5, generator):
+            say(text_item(drawing_prompt(row(first), generator)))
+            say(IMAGE_ITEM)
+            if chance(0.5, generator):
+                ask(first)
+            say(text_item(instruction))
+        elif chance(0.5, generator):
+            ask(first, IMAGE_ITEM)
+            say(text_item(instruction))
+        else:
+            say(IMAGE_ITEM, text_item(instruction))
+        say(IMAGE_ITEM)
+        places.append(target)
+        if chance(0.5, generator):
+            ask(target)
+        if chance(0.3, generator) and target in self.edits.of_source:
+            _, instruction, target = pick(self.edits.of_source[target], generator)
+            say(text_item(instruction))
+            say(IMAGE_ITEM)
+            places.append(target)
+            if chance(0.5, generator):
+                ask(target)
+        cells = [self.rows[place][self.names["image"]][0] for place in places]
+        return Sample(messages, cells, self.name, origin)
+
+    def texts(self) -> Iterator[str]:
+        yield from super().texts()
+        yield from self.edits.texts()
 
 
 EMOJI_TASKS = {
     "emoji_drawing": EmojiDrawing,
     "emoji_editing": EmojiEditing,
     "emoji_describing": EmojiDescribing,
+    "emoji_conversations": EmojiConversations,
 }

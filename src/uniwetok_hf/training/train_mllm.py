@@ -101,6 +101,10 @@ class MLLMTrainingConfig:
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, more time")
     mixed_precision: str | None = setting(None, "no, fp16 or bf16; null: as accelerate is configured")
     compile: bool = setting(False, "torch.compile the model")
+    attn_implementation: str | None = setting(
+        None,
+        "sdpa, eager, flex_attention, ...; null: the model's. On a CPU eager is fastest for short sequences",
+    )
     seed: int = setting(0, "of weights, order, words, flips and noise")
     logging_steps: int = setting(50, "steps between lines of the log")
     validation_steps: int = setting(500, "steps between validations")
@@ -135,6 +139,8 @@ class MLLMTrainer:
             held_out = self.open_tasks(config.validation_data)
         self.pipeline = start_pipeline(config, mixture.texts())
         self.mllm = self.pipeline.mllm
+        if config.attn_implementation is not None:
+            self.mllm.set_attn_implementation(config.attn_implementation)
         self.batches = self.make_batches(mixture)
         self.held_out_batches = held_out and self.make_batches(held_out)
         make_output_folder(self.folder, "pipeline")

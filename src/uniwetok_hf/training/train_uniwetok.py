@@ -31,6 +31,7 @@ from ..data.sources import PictureSource
 from ..evaluation.records import loss_model, training_record
 from ..modeling.configuration_uniwetok import UniWeTokConfig
 from ..modeling.modeling_uniwetok import UniWeTokModel
+from ..modeling.noise_uniwetok import draw_noise
 from .checkpoints import load_checkpoint, make_output_folder, save_checkpoint, save_whole
 from .configuration import config_values, flat_values, read_config, setting
 from .figures import BitUsage
@@ -291,8 +292,14 @@ class UniWeTokTrainer:
 
     def generator_losses(self, pixel_values: torch.Tensor, numbers: list[int], step: int):
         """Reconstructs the pictures; returns the model's output and every part of the loss with its weight."""
-        config = self.config
-        output = self.model(pixel_values, generator=sample_generators(config.seed, numbers, NOISE))
+        config, vision_config = self.config, self.unwrap(self.model).config
+        height, width = (side // vision_config.stride for side in pixel_values.shape[2:])
+        noise = draw_noise(  # here: generators would break a compiled graph
+            (len(numbers), vision_config.num_bits, height, width),
+            sample_generators(config.seed, numbers, NOISE),
+            pixel_values.device,
+        )
+        output = self.model(pixel_values, noise=noise)
         losses = {
             "l1": (config.l1_weight, l1_loss(output.sample, pixel_values)),
             "l2": (config.l2_weight, l2_loss(output.sample, pixel_values)),
@@ -307,7 +314,7 @@ class UniWeTokTrainer:
         if settings := config.entropy:
             entropy = entropy_loss(
                 output.latents,
-                self.unwrap(self.model).config.bits_per_group,
+                vision_config.bits_per_group,
                 settings.temperature,
                 settings.sample_weight,
                 settings.batch_weight,
