@@ -89,13 +89,14 @@ CODES := data/emoji_codes
 train-emoji: $(INSTALLED)  ## train a model like the embedded one from data to card figures into runs/ (hours; needs npm)
 	@$(BIN)/uniwetok data emoji data/emoji
 	@$(BIN)/uniwetok data faces-and-text data/faces_and_text
-	@test -d runs/emoji_siglip/model || $(BIN)/uniwetok train siglip --config emoji_siglip
+	@for name in siglip judge; do test -d runs/emoji_$$name/model || \
+		$(BIN)/uniwetok train siglip --config emoji_$$name; done
 	@$(BIN)/uniwetok train tokenizer --config emoji_uniwetok_stage1 emoji_uniwetok_stage2 emoji_uniwetok_stage3
 	@for split in train validation; do test -f $(CODES)/$$split/encoding.json || $(BIN)/uniwetok encode-dataset \
 		data/emoji $(CODES)/$$split --split $$split --size 128 --model runs/emoji_uniwetok_stage3/model; done
 	@test -d runs/emoji_mllm/pipeline || $(BIN)/uniwetok train mllm --config emoji_mllm
 	@$(BIN)/uniwetok evaluate reconstruction data/emoji --sizes 128 --by style --model runs/emoji_mllm/pipeline
-	@$(BIN)/uniwetok evaluate generation data/emoji --split train --model runs/emoji_mllm/pipeline
+	@$(BIN)/uniwetok evaluate emoji data/emoji --judge runs/emoji_judge/model --model runs/emoji_mllm/pipeline
 	@echo "runs/emoji_mllm/pipeline is the model, results/ its figures. It took $(elapsed)."
 
 clean:  ## remove what the commands wrote, and .venv

@@ -1,7 +1,7 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """What a training step costs: pictures a second, peak memory, where the time goes, and what each loss adds.
 
-    python benchmarks/training.py [--threads 2] [--steps 8] [--mixed-precision bf16]
+    python benchmarks/training.py [--threads 2] [--steps 8] [--mixed-precision bf16] [--compile]
 
 Trains the networks of the shipped emoji configs on the pictures of the tests. Every measurement runs in a process of
 its own; its memory is the peak resident size of that process, everything imported included. Times are medians over
@@ -77,13 +77,13 @@ def make_siglip(folder: Path) -> str:
     return str(folder)
 
 
-def measure_tokenizer(side: int, batch: int, losses: list[str], steps: int, mixed_precision: str) -> dict:
+def measure_tokenizer(side: int, batch: int, losses: list[str], steps: int, settings: dict) -> dict:
     """Runs in a process of its own: parts of a step of `emoji_uniwetok_stage1` with only these losses."""
     from uniwetok_hf.training.configuration import find_config, read_config
     from uniwetok_hf.training.train_uniwetok import UniWeTokTrainer, UniWeTokTrainingConfig
 
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"entropy": None, "distillation": None, "prior": None, "perceptual": None, "adversarial": None}
+        settings |= {"entropy": None, "distillation": None, "prior": None, "perceptual": None, "adversarial": None}
         for name in losses:
             settings |= json.loads(json.dumps(LOSSES[name]).replace("SIGLIP", make_siglip(Path(folder, "siglip"))))
         settings |= {
@@ -95,7 +95,6 @@ def measure_tokenizer(side: int, batch: int, losses: list[str], steps: int, mixe
             "max_train_steps": steps + 2,
             "lr_warmup_steps": 1,
             "checkpointing_steps": 10**6,
-            "mixed_precision": mixed_precision,
         }
         config = read_config(UniWeTokTrainingConfig, find_config("emoji_uniwetok_stage1"), **settings)
         trainer, clock = UniWeTokTrainer(config), Clock()
@@ -120,14 +119,14 @@ def measure_tokenizer(side: int, batch: int, losses: list[str], steps: int, mixe
         return report(clock, batch)
 
 
-def measure_mllm(codes: str, vision: str, steps: int, mixed_precision: str) -> dict:
+def measure_mllm(codes: str, vision: str, steps: int, settings: dict) -> dict:
     """Runs in a process of its own: parts of a step of `emoji_mllm`."""
     from uniwetok_hf.training import train_mllm
     from uniwetok_hf.training.configuration import find_config, read_config
     from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig
 
     with tempfile.TemporaryDirectory() as folder:
-        settings = {
+        settings |= {
             "output_dir": str(Path(folder, "run")),
             "vision_model": vision,
             "data": [
@@ -141,7 +140,6 @@ def measure_mllm(codes: str, vision: str, steps: int, mixed_precision: str) -> d
             "max_train_steps": steps + 2,
             "lr_warmup_steps": 1,
             "checkpointing_steps": 10**6,
-            "mixed_precision": mixed_precision,
         }
         trainer = MLLMTrainer(read_config(MLLMTrainingConfig, find_config("emoji_mllm"), **settings))
         clock, prefetched = Clock(), train_mllm.prefetched
@@ -218,13 +216,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=8, help="counted steps of each measurement")
     parser.add_argument("--mixed-precision", default="no", choices=("no", "bf16", "fp16"))
+    parser.add_argument("--compile", action="store_true", help="compile the tokenizer; minutes a row")
     parser.add_argument("--without-mllm", action="store_true", help="measure the tokenizer only")
     options = parser.parse_args()
 
     names = ["data", "forward", "losses", "backward", "optimizer", "step"]
     print("| tokenizer | " + " | ".join(f"{name} ms" for name in names) + " | pictures/s | peak MiB |")
     print("| --- |" + " ---: |" * (len(names) + 2))
-    common = f"{options.steps}, {options.mixed_precision!r}"
+    precision = {"mixed_precision": options.mixed_precision}
+    common = f"{options.steps}, {precision | {'compile': options.compile}}"
     usual = ["entropy", "distillation (SigLIP)", "prior"]
     for side, batch in SIZES:
         call = f"measure_tokenizer({side}, {batch}, {usual}, {common})"
@@ -249,7 +249,7 @@ def main() -> None:
     print("| --- |" + " ---: |" * (len(names) + 2))
     with tempfile.TemporaryDirectory() as folder:
         model, codes = prepare_codes(folder)
-        call = f"measure_mllm({codes!r}, {model!r}, {common})"
+        call = f"measure_mllm({codes!r}, {model!r}, {options.steps}, {precision})"
         print(row("32 samples, drawing, editing, describing", in_a_process(options.threads, call), names))
 
 

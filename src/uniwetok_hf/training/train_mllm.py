@@ -130,7 +130,7 @@ class MLLMTrainer:
     def __init__(self, config: MLLMTrainingConfig):
         self.config = config
         self.folder = Path(config.output_dir)
-        self.accelerator, self.tracker = start_accelerator(config, self.folder)
+        self.accelerator, self.tracker = start_accelerator(config, self.folder, config.compile)
         self.is_sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         if self.is_sharded and config.ema_decay is not None:
             raise ValueError("`ema_decay` must be null under FSDP and DeepSpeed, where no process has all weights.")

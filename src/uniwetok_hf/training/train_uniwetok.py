@@ -146,7 +146,7 @@ class UniWeTokTrainingConfig:
     gradient_accumulation_steps: int = setting(1, "pieces into which each process cuts its share of a step")
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, more time")
     mixed_precision: str | None = setting(None, "no, fp16 or bf16; null: as accelerate is configured")
-    compile: bool = setting(False, "torch.compile the networks")
+    compile: bool = setting(False, "torch.compile the model (each bucket costs minutes once)")
     seed: int = setting(0, "of weights, order, crops and noise")
     logging_steps: int = setting(50, "steps between lines of the log")
     validation_steps: int = setting(500, "steps between validations")
@@ -192,6 +192,8 @@ class UniWeTokTrainer:
                 list(self.discriminator.parameters()), rate, skipped_steps=config.adversarial.start_step
             )
 
+        if config.compile:  # alone: the networks of the losses are small
+            self.model = torch.compile(self.model)
         prepared = ["model", "distillation", "prior", "discriminator", "optimizer", "scheduler"]
         prepared += ["discriminator_optimizer", "discriminator_scheduler"] if self.discriminator is not None else []
         for name in prepared:
