@@ -336,10 +336,21 @@ def test_wrong_settings_are_refused(make_config, tmp_path, data):
     for scale in ([0.5], [0.9, 0.5], [0.0, 1.0], [0.5, 1.5]):
         with pytest.raises(ValueError, match="`crop_scale`"):
             make_config(crop_scale=scale)
+    with pytest.raises(ValueError, match="`group_size` must be 1 or more, got 0"):
+        make_config(group_size=0)
     with pytest.raises(ValueError, match="`mixed_precision` must be no, fp16 or bf16, got 'int8'"):
         make_config(mixed_precision="int8")
     with pytest.raises(ValueError, match="`rows` is empty"):
         EmojiPairs(read_rows(str(data), ["train"]).select([]), 4, 16, 0)
+
+
+def test_hard_negatives_come_together(data):
+    """Both styles of a concept, one after the other."""
+    rows = read_rows(str(data), ["train"])
+    rows = rows.add_column("concept", rows["label"])
+    pairs = EmojiPairs(rows, 8, 16, seed=0, group_size=2)
+    labels = [rows[pairs.order[number]]["label"] for number in range(8)]
+    assert labels[0::2] == labels[1::2] and len(set(labels)) == 4
 
 
 def test_several_splits_are_joined(data):

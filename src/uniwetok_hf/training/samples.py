@@ -39,9 +39,32 @@ class EpochOrder:
         """Row at `position`, which counts on over the epochs."""
         epoch, index = divmod(position, self.length)
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(hash((self.seed, epoch)))
-            self._epoch, self._order = epoch, torch.randperm(self.length, generator=generator).tolist()
+            self._epoch = epoch
+            self._order = self._arrange(torch.Generator().manual_seed(hash((self.seed, epoch))))
         return self._order[index]
+
+    def _arrange(self, generator: torch.Generator) -> list[int]:
+        return torch.randperm(self.length, generator=generator).tolist()
+
+
+class GroupedOrder(EpochOrder):
+    """As [`EpochOrder`], but rows with the same one of `keys` follow each other, `size` at a time: the order of such
+    groups is new in each epoch, and so is which rows form one. What is left of a key makes a smaller group."""
+
+    def __init__(self, keys: Sequence, size: int, seed: int):
+        super().__init__(len(keys), seed)
+        self.keys, self.size = list(keys), size
+
+    def _arrange(self, generator: torch.Generator) -> list[int]:
+        groups, filling = [], {}
+        for row in super()._arrange(generator):
+            group = filling.get(self.keys[row])
+            if group is None or len(group) == self.size:
+                group = filling[self.keys[row]] = []
+                groups.append(group)
+            group.append(row)
+        order = torch.randperm(len(groups), generator=generator).tolist()
+        return [row for index in order for row in groups[index]]
 
 
 class Mixture:

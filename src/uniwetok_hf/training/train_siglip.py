@@ -48,7 +48,7 @@ from ..evaluation.rows import EMOJI_PROMPT
 from .checkpoints import make_output_folder, save_whole
 from .configuration import read_config, setting
 from .run import seeded_weights
-from .samples import AUGMENTATION, EpochOrder, sample_generator
+from .samples import AUGMENTATION, EpochOrder, GroupedOrder, sample_generator
 from .teachers import Teacher
 
 
@@ -65,6 +65,11 @@ class SiglipTrainingConfig:
     image_size: int = setting(64, "side in pixels")
     vision_model: dict = setting({}, "fields of transformers' SiglipVisionConfig")
     text_model: dict = setting({}, "fields of SiglipTextConfig")
+    group_size: int = setting(
+        1,
+        "pictures of one concept that come together; over 1, the batches hold what is hard to tell apart: the same "
+        "thing in other styles and skin tones",
+    )
     text_length: int = setting(24, "tokens to which every text is padded or cut")
     vocab_size: int = setting(2048, "entries of the text vocabulary, which is trained on the texts")
     crop_probability: float = setting(0.75, "how often a crop is shown instead of the whole picture")
@@ -83,6 +88,8 @@ class SiglipTrainingConfig:
     def __post_init__(self):
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"`crop_scale` must be two sides in (0, 1], the smaller first, got {self.crop_scale}.")
+        if self.group_size < 1:
+            raise ValueError(f"`group_size` must be 1 or more, got {self.group_size}.")
         if self.mixed_precision not in ("no", "fp16", "bf16"):
             raise ValueError(f"`mixed_precision` must be no, fp16 or bf16, got {self.mixed_precision!r}.")
 
@@ -116,6 +123,7 @@ class EmojiPairs(Dataset):
         seed: int,
         crop_probability: float = 0.0,
         crop_scale: Sequence[float] = (1.0, 1.0),
+        group_size: int = 1,
     ):
         if len(rows) == 0:
             raise ValueError("`rows` is empty: there is nothing to learn from.")
@@ -124,6 +132,8 @@ class EmojiPairs(Dataset):
         self.length, self.image_size, self.seed = length, image_size, seed
         self.crop_probability, self.crop_scale = crop_probability, crop_scale
         self.order = EpochOrder(len(rows), seed)
+        if group_size > 1:
+            self.order = GroupedOrder(rows["concept"], group_size, seed)
 
     def __len__(self) -> int:
         return self.length
@@ -352,6 +362,7 @@ def train(config: SiglipTrainingConfig) -> Path:
         config.seed,
         config.crop_probability,
         config.crop_scale,
+        config.group_size,
     )
     text_tokenizer = train_text_tokenizer(pairs.all_texts(), config.vocab_size, config.text_length)
     with seeded_weights(config.seed):  # Trainer seeds torch's global generator; here that ends with the block
