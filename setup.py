@@ -47,6 +47,7 @@ EXTRAS = {
 }
 TEST_TOOLS = [
     "build>=1.6.1",
+    "matplotlib>=3.11.2",  # figures of the benchmarks
     "parameterized>=0.9.0",
     "pytest>=9.2.0",
     "pytest-xdist>=3.8.0",

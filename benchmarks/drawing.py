@@ -1,0 +1,96 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""How good drawings are against the time they take, over diffusion steps, guidance and patch size: what the defaults of
+the emoji model were chosen by.
+
+    python benchmarks/drawing.py data/emoji runs/emoji_judge/model runs/emoji_mllm/pipeline runs/emoji_mllm_patch/pipeline
+
+R-precision is that of `uniwetok evaluate emoji`, on rows of the validation split. The time is that of one picture from
+one prompt, everything loaded: the median of several. Writes a table, and a figure to --figure.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+from datasets import load_from_disk
+
+from uniwetok_hf import UniWeTokPipeline
+from uniwetok_hf.evaluation.drawing import draw_all
+from uniwetok_hf.evaluation.emoji import CaptionScore, caption_of, rival_captions
+from uniwetok_hf.evaluation.judges import Judge
+
+
+def seconds_a_picture(pipe, prompts: list[str], **call) -> float:
+    """Median over single prompts."""
+    times = []
+    for number, prompt in enumerate(prompts):
+        start = time.perf_counter()
+        pipe(prompt, generator=torch.Generator().manual_seed(number), **call)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def draw_figure(found: list[dict], path: str) -> None:
+    """R-precision over seconds; a line for each patch size and guidance, a point for each number of steps."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    for name in dict.fromkeys((row["patch"], row["guidance"]) for row in found):
+        part = [row for row in found if (row["patch"], row["guidance"]) == name]
+        times, scores = [row["seconds"] for row in part], [100 * row["score"].value for row in part]
+        axes.plot(times, scores, "o-", label=f"{name[0]} x {name[0]} tokens a step, guidance {name[1]:g}")
+        for row, x, y in zip(part, times, scores, strict=True):
+            axes.annotate(str(row["steps"]), (x, y), textcoords="offset points", xytext=(5, 4), fontsize=8)
+    axes.set(xlabel="seconds a picture", ylabel="R-precision, %")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, bbox_inches="tight")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="folder of `uniwetok data emoji`")
+    parser.add_argument("judge", help="dual encoder that no training loss looked through")
+    parser.add_argument("pipelines", nargs="+", help="pipelines, of one patch size each")
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--count", type=int, default=150, help="drawings of each setting")
+    parser.add_argument("--steps", type=int, nargs="+", default=[4, 8, 12, 20])
+    parser.add_argument("--guidance", type=float, nargs="+", default=[2.0, 3.0, 5.0])
+    parser.add_argument("--figure", default="results/quality_over_time.svg")
+    options = parser.parse_args()
+
+    splits = load_from_disk(f"{options.data}/pictures")
+    pool = [row for split in splits.values() for row in split.remove_columns("image").to_list()]
+    generator = torch.Generator().manual_seed(0)
+    rows = splits[options.split].remove_columns("image").to_list()
+    rows = [rows[i] for i in torch.randperm(len(rows), generator=generator)[: options.count].tolist()]
+    captions = [caption_of(row) for row in rows]
+    rivals = [rival_captions(row, pool, generator) for row in rows]
+    score = CaptionScore(Judge.from_pretrained(options.judge), captions, rivals)
+
+    print("| tokens a step | guidance | diffusion steps | seconds a picture | R-precision |")
+    print("| ---: | ---: | ---: | ---: | --- |")
+    found = []
+    for folder in options.pipelines:
+        pipe = UniWeTokPipeline.from_pretrained(folder, dtype=torch.float32)
+        pipe.set_progress_bar_config(disable=True)
+        for guidance in options.guidance:
+            for steps in options.steps:
+                call = {"num_inference_steps": steps, "guidance_scale": guidance}
+                seconds = seconds_a_picture(pipe, captions[:8], **call)
+                result = score(draw_all(pipe, captions, **call))
+                patch = pipe.mllm.config.patch_size
+                found.append(
+                    {"patch": patch, "guidance": guidance, "steps": steps, "seconds": seconds, "score": result}
+                )
+                low, high = result.interval
+                cells = f"{patch * patch} | {guidance:g} | {steps} | {seconds:.2f}"
+                print(f"| {cells} | {result.value:.1%} [{low:.1%}, {high:.1%}] |", flush=True)
+    draw_figure(found, options.figure)
+    print(f"\n{options.figure}")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    main()
