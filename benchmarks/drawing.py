@@ -1,8 +1,8 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""How good drawings are against the time they take, over diffusion steps, guidance and patch size: what the defaults of
-the emoji model were chosen by.
+"""How good drawings are against the time they take, over diffusion steps, guidance and patch size: what the defaults
+of the emoji model are chosen by.
 
-    python benchmarks/drawing.py data/emoji runs/emoji_judge/model runs/emoji_mllm/pipeline runs/emoji_mllm_patch/pipeline
+    python benchmarks/drawing.py data/emoji runs/emoji_judge/model runs/emoji_mllm/pipeline [more pipelines]
 
 R-precision is that of `uniwetok evaluate emoji`, on rows of the validation split. The time is that of one picture from
 one prompt, everything loaded: the median of several. Writes a table, and a figure to --figure.
