@@ -104,22 +104,24 @@ class Figures:
     def __init__(self):
         self.sums: dict[str, torch.Tensor] = {}
         self.counts: dict[str, int] = {}
-        self.clock, self.items = time.monotonic(), 0
+        self.clock, self.items, self.steps = time.monotonic(), 0, 0
 
     def add(self, values: dict[str, torch.Tensor | float], items: int = 0) -> None:
-        """Adds one value of each figure, and to the number of `items` worked on by all processes."""
+        """Adds one value of each figure, and to the number of `items` worked on by all processes, which ends a step."""
         for name, value in values.items():
             value = value.detach().float() if torch.is_tensor(value) else torch.tensor(float(value))
             self.sums[name] = self.sums[name].to(value.device) + value if name in self.sums else value
             self.counts[name] = self.counts.get(name, 0) + 1
         self.items += items
+        self.steps += items > 0
 
     def take(self, accelerator: Accelerator, item: str) -> dict[str, float]:
-        """Means over steps and processes, and `item`_per_second; then starts anew."""
+        """Means over steps and processes, `item`_per_second and steps_per_second; then starts anew."""
         names = sorted(self.sums)
         means = {name: self.sums[name].to(accelerator.device) / self.counts[name] for name in names}
         means = {name: value.item() for name, value in accelerator.reduce(means, "mean").items()} if names else {}
-        means[f"{item}_per_second"] = self.items / max(time.monotonic() - self.clock, 1e-9)
+        seconds = max(time.monotonic() - self.clock, 1e-9)
+        means |= {f"{item}_per_second": self.items / seconds, "steps_per_second": self.steps / seconds}
         self.__init__()
         return means
 
