@@ -107,7 +107,7 @@ class Figures:
         self.clock, self.items, self.steps = time.monotonic(), 0, 0
 
     def add(self, values: dict[str, torch.Tensor | float], items: int = 0) -> None:
-        """Adds one value of each figure, and to the number of `items` worked on by all processes, which ends a step."""
+        """Adds one value of each figure, and to the number of `items` worked on by all processes: a step has ended."""
         for name, value in values.items():
             value = value.detach().float() if torch.is_tensor(value) else torch.tensor(float(value))
             self.sums[name] = self.sums[name].to(value.device) + value if name in self.sums else value
