@@ -384,6 +384,13 @@ def test_low_precision_runs(fields, tmp_path, request):
     assert 1 < lines[-1]["loss"] < 20
 
 
+def test_attention_is_chosen_by_name(fields, tmp_path):
+    for name in ("eager", "sdpa"):
+        path = write(tmp_path / name, fields, output_dir=str(tmp_path / name / "run"), attn_implementation=name)
+        mllm = MLLMTrainer(read_config(MLLMTrainingConfig, path)).mllm
+        assert {part.config._attn_implementation for part in (mllm.model.language_model, mllm.image_head)} == {name}
+
+
 def test_tally_adds_up_over_pieces():
     tally = TaskTally(["draw", "say"])
     tally.by_task += torch.tensor([[2.0, 4, 9, 3], [5.0, 10, 0, 0]])
