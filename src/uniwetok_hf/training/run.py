@@ -140,8 +140,8 @@ def stop_unless_finite(accelerator: Accelerator, figures: dict[str, torch.Tensor
     Raises:
         FloatingPointError: on all processes, when a figure of any of them is not finite; the last checkpoint is good.
     """
-    values = torch.stack([value.detach().float().reshape(()) for value in figures.values()])
-    is_bad = accelerator.reduce((~torch.isfinite(values)).float(), "sum") > 0
+    values = [value.detach().to(accelerator.device, torch.float32).reshape(()) for value in figures.values()]
+    is_bad = accelerator.reduce((~torch.isfinite(torch.stack(values))).float(), "sum") > 0
     if is_bad.any():
         names = ", ".join(name for name, bad in zip(figures, is_bad.tolist(), strict=True) if bad)
         found = list_checkpoints(folder)

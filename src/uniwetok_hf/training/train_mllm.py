@@ -218,8 +218,8 @@ class MLLMTrainer:
         self.figures.add({"loss": loss})
         if accelerator.sync_gradients:
             norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm or math.inf)
-            if norm is not None:  # DeepSpeed clips by itself, later
-                norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+            if norm is not None:  # DeepSpeed clips by itself, and may have no norm yet
+                norm = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
                 self.figures.add({"grad_norm": norm})
                 if accelerator.scaler is None:  # which passes over a step whose gradients are not finite
                     stop_unless_finite(accelerator, {"grad_norm": norm}, step, self.folder)
