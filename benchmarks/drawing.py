@@ -11,6 +11,7 @@ one prompt, everything loaded: the median of several. Writes a table, and a figu
 import argparse
 import statistics
 import time
+from pathlib import Path
 
 import torch
 from datasets import load_from_disk
@@ -45,6 +46,7 @@ def draw_figure(found: list[dict], path: str) -> None:
     axes.set(xlabel="seconds a picture", ylabel="R-precision, %")
     axes.legend()
     axes.grid(alpha=0.3)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, bbox_inches="tight")
 
 

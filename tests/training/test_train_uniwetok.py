@@ -243,7 +243,7 @@ def test_a_late_discriminator_has_the_whole_schedule(fields, tmp_path):
 
 
 def test_a_batch_multiple_fixes_the_batches(fields, tmp_path):
-    """32 x 16 pixels: 8 pictures are as many pixels as 4 of 32 x 32; of 32 x 24 it would be 5."""
+    """Of 32 x 24 pixels, 5 pictures have no more than 4 of 32 x 32."""
     buckets = [{"height": 32, "width": 32}, {"height": 32, "width": 24}]
     sizes = {}
     for multiple in (None, 4):

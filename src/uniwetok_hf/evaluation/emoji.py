@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .captioning import Question, answer_all
+from .captioning import answer_all, questions_of_emoji
 from .choices import cosines, top_k_outcomes
 from .drawing import draw_all
 from .editing import Edit, distinct_pictures, evaluate_editing, score_edits
@@ -35,7 +35,7 @@ from .words import exact_match
 # Two ways to ask for every picture; the judge reads the first of them only.
 PROMPTS = (EMOJI_PROMPT, "draw {label} in {style} style")
 SAME_GROUP, SAME_NAME, NUM_RIVALS = 16, 8, 31
-QUESTIONS = {"name": "what is this?", "style": "which style is this?", "tone": "which skin tone is this?"}
+ASKED = ("name", "style", "tone")  # of `captioning.EMOJI_QUESTIONS`
 
 
 def decode_all(vision_model, pictures: Sequence[Image.Image], seed: int) -> list[Image.Image]:
@@ -158,15 +158,10 @@ def evaluate_naming(
     How often answers are right; beside the model's names those of the judge, which takes the nearest of `names`, of
     the pictures and of the pictures after the image tokenizer.
     """
-    asked = [
-        Question(row["image"], question, row[column], column)
-        for column, question in QUESTIONS.items()
-        for row in rows
-        if row[column]
-    ]
+    asked = [question for question in questions_of_emoji(rows) if question.kind in ASKED]
     answers = answer_all(mllm, processor, asked, batch_size=batch_size)
     table = []
-    for column in QUESTIONS:
+    for column in ASKED:
         pairs = [(answer, one.answer) for answer, one in zip(answers, asked, strict=True) if one.kind == column]
         if pairs:
             usual = Counter(right for _, right in pairs).most_common(1)[0][1] / len(pairs)

@@ -453,7 +453,9 @@ class UniWeTokTrainer:
         self.skipped = state["skipped"]
         if self.skipped_file.exists():  # what was skipped after the checkpoint will be met again
             lines = self.skipped_file.read_text().splitlines(keepends=True)
-            self.skipped_file.write_text("".join(lines[: self.skipped]))
+            temporary = self.skipped_file.with_suffix(".tmp")
+            temporary.write_text("".join(lines[: self.skipped]))
+            temporary.replace(self.skipped_file)
         for name, part in {"batches": self.batches, "figures": self.figures, "bits": self.bits}.items():
             part.load_state_dict(state[name])
 
