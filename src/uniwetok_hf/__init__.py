@@ -43,6 +43,7 @@ AutoProcessor.register(UniWeTokMLLMConfig, UniWeTokProcessor)
 
 _LAZY = {
     "BinaryFlowScheduler": "uniwetok_hf.schedulers",
+    "UniWeTokConversation": "uniwetok_hf.pipelines",
     "UniWeTokEditPipeline": "uniwetok_hf.pipelines",
     "UniWeTokPipeline": "uniwetok_hf.pipelines",
     "SchedulerMixin": "diffusers",
@@ -69,6 +70,7 @@ __all__ = [
     "SchedulerMixin",
     "UniWeTokBinaryHead",
     "UniWeTokConfig",
+    "UniWeTokConversation",
     "UniWeTokEditPipeline",
     "UniWeTokForCausalLM",
     "UniWeTokHeadConfig",

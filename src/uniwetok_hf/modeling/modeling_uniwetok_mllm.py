@@ -558,6 +558,7 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, GenerationMixin):
         generator: Generators = None,
         callback: Callable[[int, torch.Tensor], bool | None] | None = None,
         output_conditions: bool = False,
+        past_key_values: Cache | None = None,
     ) -> UniWeTokDrawOutput:
         """Draws one picture a row, patch by patch.
 
@@ -575,6 +576,8 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, GenerationMixin):
             callback: called after each patch with its index and the codes so far (0 where not drawn); a true result
                 stops.
             output_conditions: whether to return what the head was told.
+            past_key_values: a cache of the first positions of `input_ids`, to go on from; `codes` are then those of
+                the pictures after them. The picture drawn is added to it whole, for whatever follows.
 
         Raises:
             ValueError: when prompts don't end with a size, sizes differ or don't fit the patches, or guidance lacks
@@ -590,9 +593,8 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, GenerationMixin):
             if negative_attention_mask is None:
                 negative_attention_mask = torch.ones_like(negative_input_ids)
             prompts.append((negative_input_ids.expand(rows, -1), negative_attention_mask.expand(rows, -1)))
-        pad_token_id = self.config.text_config.pad_token_id or 0
-        input_ids, attention_mask = left_pad_rows(prompts, pad_token_id)
         codes = self.model.read_pictures(pixel_values, image_sizes, codes)
+        reader = _GuidedReader(self.model, prompts, past_key_values)
 
         scheduler = scheduler or BinaryFlow(self.config.head_config.timestep_shift)
         scheduler.set_timesteps(num_inference_steps)
@@ -601,8 +603,7 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, GenerationMixin):
         positions = self.model.positions([canvas[0]])  # [h*w, hidden size]
         tokens = canvas.new_zeros(rows, height * width, bits)
         conditions = []
-        reader = _PatchReader(self.model)
-        hidden_states = reader.read_prompt(input_ids, attention_mask, codes)
+        hidden_states = reader.read_prompts(codes)
         for step in range(height * width // block):
             patch = slice(step * block, (step + 1) * block)
             condition = hidden_states + positions[patch].to(hidden_states.dtype)
@@ -612,9 +613,9 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, GenerationMixin):
                 conditions.append(condition)
             if callback is not None and callback(step, tokens_to_codes(tokens, height, width, self.config.patch_size)):
                 break
-            if patch.stop < height * width:
+            if patch.stop < height * width or past_key_values is not None:
                 embeddings = self.model.embed_image_tokens(tokens[:, patch], positions[patch])
-                hidden_states = reader.read_patch(torch.cat([embeddings, embeddings]) if guided else embeddings)
+                hidden_states = reader.read_patch(embeddings)
         drawn_codes = tokens_to_codes(tokens, height, width, self.config.patch_size)
         return UniWeTokDrawOutput(codes=drawn_codes, conditions=tuple(conditions) if output_conditions else None)
 
@@ -642,19 +643,45 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, GenerationMixin):
         return height, width
 
 
+class _GuidedReader:
+    """Reads for all rows that the head wants, conditional ones first, then those that guidance is measured against: in
+    one batch, or, where the conditional rows go on from a cache, each half by itself, since the cache is only theirs.
+    """
+
+    def __init__(
+        self, model: UniWeTokMLLMModel, prompts: list[tuple[torch.Tensor, torch.Tensor]], cache: Cache | None = None
+    ):
+        self.repeats = len(prompts)
+        if cache is None:
+            prompts = [left_pad_rows(prompts, model.config.text_config.pad_token_id or 0)]
+        self.prompts = prompts
+        self.readers = [_PatchReader(model, cache), *(_PatchReader(model) for _ in prompts[1:])]
+
+    def read_prompts(self, codes: Pictures | None) -> torch.Tensor:
+        pictures = [codes, *([None] * (len(self.readers) - 1))]
+        pairs = zip(self.readers, self.prompts, pictures, strict=True)
+        return torch.cat([reader.read_prompt(*prompt, codes) for reader, prompt, codes in pairs])
+
+    def read_patch(self, embeddings: torch.Tensor) -> torch.Tensor:
+        parts = torch.cat([embeddings] * self.repeats).chunk(len(self.readers))
+        return torch.cat([reader.read_patch(part) for reader, part in zip(self.readers, parts, strict=True)])
+
+
 class _PatchReader:
     """Feeds a prompt and then patch after patch to the language model, with a key-value cache, and returns the hidden
-    states of the last P positions, [rows, P, hidden size]."""
+    states of the last P positions, [rows, P, hidden size]. A `cache` that is given holds the prompt's first
+    positions."""
 
-    def __init__(self, model: UniWeTokMLLMModel):
+    def __init__(self, model: UniWeTokMLLMModel, cache: Cache | None = None):
         self.model = model
         self.block = model.config.tokens_per_patch
-        self.cache = DynamicCache(config=model.language_model.config)
+        self.cache = DynamicCache(config=model.language_model.config) if cache is None else cache
 
     def read_prompt(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, codes: Pictures | None
     ) -> torch.Tensor:
         self.attention_mask = attention_mask
+        input_ids = input_ids[:, self.cache.get_seq_length() :]
         outputs = self.model(
             input_ids=input_ids,
             codes=codes,

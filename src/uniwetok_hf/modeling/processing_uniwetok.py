@@ -167,6 +167,15 @@ class UniWeTokProcessor(ProcessorMixin):
         queries = "".join(f"<|query_{i + 1}|>" for i in range(self.patch_size**2 - 1))
         return f"<|res_{height // self.stride}|><|res_{width // self.stride}|>{queries}"
 
+    def check_words(self, texts: list[str], argument: str = "prompt") -> None:
+        """
+        Raises:
+            ValueError: when a text that a person wrote holds special tokens; they would be taken for the format's.
+        """
+        tokens = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        if special := [token for token in tokens if any(token in words for words in texts)]:
+            raise ValueError(f"`{argument}` must not hold the special tokens {', '.join(special)}.")
+
     def drawing_inputs(
         self, prompt: list[str], height: int, width: int, images: list | None = None
     ) -> tuple[BatchFeature, BatchFeature]:
@@ -181,9 +190,7 @@ class UniWeTokProcessor(ProcessorMixin):
         Raises:
             ValueError: for a size that the model can't draw, or a prompt with special tokens.
         """
-        tokens = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
-        if special := [token for token in tokens if any(token in words for words in prompt)]:
-            raise ValueError(f"`prompt` must not hold the special tokens {', '.join(special)}.")
+        self.check_words(prompt)
         conversations = []
         for index, words in enumerate(prompt):
             content = [{"type": "text", "text": words}]

@@ -2,6 +2,7 @@
 
 from diffusers.pipelines import pipeline_loading_utils
 
+from .conversation import UniWeTokConversation, UniWeTokReply
 from .pipeline_output import UniWeTokPipelineOutput
 from .pipeline_uniwetok import UniWeTokPipeline
 from .pipeline_uniwetok_edit import UniWeTokEditPipeline
@@ -12,4 +13,10 @@ from .pipeline_uniwetok_edit import UniWeTokEditPipeline
 # library base classes that diffusers looks for beside them.
 pipeline_loading_utils.LOADABLE_CLASSES.setdefault("uniwetok_hf", {})
 
-__all__ = ["UniWeTokEditPipeline", "UniWeTokPipeline", "UniWeTokPipelineOutput"]
+__all__ = [
+    "UniWeTokConversation",
+    "UniWeTokEditPipeline",
+    "UniWeTokPipeline",
+    "UniWeTokPipelineOutput",
+    "UniWeTokReply",
+]

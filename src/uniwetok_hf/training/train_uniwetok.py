@@ -193,7 +193,7 @@ class UniWeTokTrainer:
             )
 
         if config.compile:  # alone: the networks of the losses are small
-            self.model = torch.compile(self.model)
+            self.model = torch.compile(self.model, dynamic=False)  # symbolic sizes fail in inductor
         prepared = ["model", "distillation", "prior", "discriminator", "optimizer", "scheduler"]
         prepared += ["discriminator_optimizer", "discriminator_scheduler"] if self.discriminator is not None else []
         for name in prepared:

@@ -1,0 +1,124 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""What the emoji model gets wrong, in pictures, chosen by a judge and not by us.
+
+    python benchmarks/failures.py data/emoji runs/emoji_judge/model runs/emoji_mllm/pipeline --output docs/assets
+
+`failures.jpg`: of held-out combinations that were drawn, edited and named, the drawings whose own caption the judge
+ranks lowest of 32, the edits that are nearest to a wrong picture, and wrong answers, spread over the failures.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import load_from_disk
+from PIL import Image
+
+from uniwetok_hf import UniWeTokEditPipeline, UniWeTokPipeline
+from uniwetok_hf.cli import sheets
+from uniwetok_hf.data.images import save_image
+from uniwetok_hf.evaluation.captioning import answer_all, questions_of_emoji
+from uniwetok_hf.evaluation.choices import cosines
+from uniwetok_hf.evaluation.drawing import draw_all
+from uniwetok_hf.evaluation.editing import edit_outcomes
+from uniwetok_hf.evaluation.emoji import caption_of, combination_edits, rival_captions
+from uniwetok_hf.evaluation.judges import Judge
+from uniwetok_hf.evaluation.words import exact_match
+
+
+TILE = 112
+
+
+def spread(items: list, count: int) -> list:
+    """`count` of the items, evenly over the list."""
+    return [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)]
+
+
+def cell(pictures: list[Image.Image], lines: list[str]) -> Image.Image:
+    """Framed pictures side by side, and under them what is to say."""
+    shown = sheets.beside([sheets.framed(picture, TILE) for picture in pictures], gap=4)
+    width = max(shown.width, 2 * TILE)
+    words = [sheets.text_block(line, 13, width, sheets.GREY if i else (0, 0, 0), 2) for i, line in enumerate(lines)]
+    return sheets.below([shown, sheets.below(words, gap=1)], gap=4)
+
+
+def wrong_drawings(pipe, rows, pool, judge: Judge, count: int) -> tuple[list[Image.Image], str]:
+    """Real picture and drawing of the prompts that the judge ranks lowest, and what it takes the drawing for."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = draw_all(pipe, [caption_of(row) for row in rows])
+    found = []
+    for row, picture in zip(rows, drawn, strict=True):
+        captions = [caption_of(row), *rival_captions(row, pool, generator)]
+        scores = cosines(judge.embed_images([picture]), judge.embed_texts(captions))[0]
+        if best := int(scores.argmax()):
+            lines = [captions[0], f"seen as: {captions[best]}"]
+            found.append((int((scores > scores[0]).sum()), cell([row["image"], picture], lines)))
+    found.sort(key=lambda pair: -pair[0])
+    return [made for _, made in spread(found[: max(count, len(found) // 2)], count)], f"{len(found)} of {len(rows)}"
+
+
+def wrong_edits(pipe, edits, count: int) -> tuple[list[Image.Image], str]:
+    """Source, result and true target of edits whose result is nearer, by pixels, to another picture."""
+    results = draw_all(pipe, [edit.instruction for edit in edits], [edit.source for edit in edits])
+    outcomes = edit_outcomes(results, edits)
+    found = [
+        cell([edit.source, result, edit.target], [edit.instruction, "source, result, what was meant"])
+        for edit, result, outcome in zip(edits, results, outcomes, strict=True)
+        if not outcome["nearest_by_pixels"]
+    ]
+    return spread(found, count), f"{len(found)} of {len(edits)}"
+
+
+def wrong_names(pipe, rows, count: int) -> tuple[list[Image.Image], str]:
+    """Pictures whose name is answered wrong."""
+    asked = [question for question in questions_of_emoji(rows) if question.kind == "name"]
+    answers = answer_all(pipe.mllm, pipe.processor, asked)
+    found = [
+        cell([one.picture], [f"“{answer}”", f"is: {one.answer}"])
+        for one, answer in zip(asked, answers, strict=True)
+        if not exact_match(answer, one.answer)
+    ]
+    return spread(found, count), f"{len(found)} of {len(rows)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="folder of `uniwetok data emoji`")
+    parser.add_argument("judge", help="dual encoder that no training loss looked through")
+    parser.add_argument("pipeline", help="folder of the pipeline")
+    parser.add_argument("--count", type=int, default=120, help="how many of each kind are tried")
+    parser.add_argument("--shown", type=int, default=8, help="how many failures of each kind are shown")
+    parser.add_argument("--output", default="docs/assets")
+    options = parser.parse_args()
+
+    splits = load_from_disk(f"{options.data}/pictures")
+    pool = [row for split in splits.values() for row in split.remove_columns("image").to_list()]
+    held_out = splits["test_combinations"]
+    order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))[: options.count].tolist()
+    rows = [held_out[index] for index in order]
+    edits = load_from_disk(f"{options.data}/edits")["test_combinations"].to_list()
+    chosen = torch.randperm(len(edits), generator=torch.Generator().manual_seed(0))[: options.count].tolist()
+    pictures = [row for split in splits.values() for row in split]
+
+    judge = Judge.from_pretrained(options.judge)
+    pipe = UniWeTokPipeline.from_pretrained(options.pipeline, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    edit_pipe = UniWeTokEditPipeline.from_pipe(pipe)
+    edit_pipe.set_progress_bar_config(disable=True)
+    kinds = {
+        "Drawings": wrong_drawings(pipe, rows, pool, judge, options.shown),
+        "Edits": wrong_edits(edit_pipe, combination_edits(edits, pictures, chosen), options.shown),
+        "Names": wrong_names(pipe, rows, options.shown),
+    }
+    sections = []
+    for title, (cells, share) in kinds.items():
+        print(f"{title}: {share} fail")
+        if cells:
+            sections.append(sheets.section(title, f"{share} fail; some of them.", sheets.grid(cells, 4)))
+    print(save_image(sheets.page(sections), Path(options.output) / "failures.jpg"))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    main()

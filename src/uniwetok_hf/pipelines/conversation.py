@@ -1,0 +1,315 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""Conversations with pictures in and out: the unified model decides whether it answers with words or draws.
+
+A turn is read and answered on top of the key-value cache of the turns before, so that it takes no longer than the same
+job alone. A picture that was drawn stays in the conversation as its codes; it is never decoded and encoded again.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers.utils import BaseOutput
+from PIL import Image
+from transformers import DynamicCache
+
+from ..modeling.codes_uniwetok import load_codes, save_codes
+from ..modeling.noise_uniwetok import Generators
+from .pipeline_uniwetok import UniWeTokPipeline
+
+
+FORMAT, VERSION = "uniwetok-conversation", 1
+MESSAGES_FILE, PICTURES_FILE = "conversation.json", "pictures.safetensors"
+MOST_PICTURES = 4  # that one answer may draw, should a model never end its turn
+
+
+@dataclass
+class UniWeTokReply(BaseOutput):
+    """An answer: its `text` (empty where there is none) and its `images`, with their `codes` [bits, h, w]."""
+
+    text: str = ""
+    images: list[Image.Image] = field(default_factory=list)
+    codes: list[torch.Tensor] = field(default_factory=list)
+
+
+class UniWeTokConversation:
+    r"""
+    One conversation with the model of a pipeline. Several may share the pipeline; each has its own history and cache.
+
+    Args:
+        pipe ([`UniWeTokPipeline`]): its processor, model and scheduler are used, and its defaults for size, steps and
+            guidance.
+
+    Attributes:
+        messages: the turns so far, `{"role", "content"}` as chat templates take them; `{"type": "image"}` items stand
+            for `codes`, in order.
+        codes: codes [bits, h, w] of all pictures so far, shown or drawn.
+
+    Example:
+
+    ```python
+    >>> talk = UniWeTokConversation(pipe)
+    >>> apple = talk.say("draw a noto emoji of red apple").images[0]
+    >>> talk.say("what is it?").text
+    'red apple'
+    >>> green = talk.say("make it green").images[0]
+    >>> talk.save("apple-talk")
+    ```
+    """
+
+    def __init__(self, pipe: UniWeTokPipeline):
+        self.pipe = pipe
+        self.messages: list[dict] = []
+        self.codes: list[torch.Tensor] = []
+        self._forget()
+
+    @torch.no_grad()
+    def say(
+        self,
+        text: str = "",
+        images: Image.Image | Sequence[Image.Image] = (),
+        generator: Generators = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        max_new_tokens: int = 64,
+        callback_on_step_end: Callable[[UniWeTokPipeline, int, int, dict], None] | None = None,
+    ) -> UniWeTokReply:
+        """Says something, shows pictures, or both, and returns the answer. Words are the most likely ones.
+
+        Args:
+            text: what to say.
+            images: pictures to show before the words, one or several.
+            generator: source of the randomness of drawn pictures.
+            height, width: size in pixels of pictures that the answer draws; when not given that of the last picture in
+                the conversation, or the pipeline's `default_size`.
+            num_inference_steps, guidance_scale, callback_on_step_end: as in [`UniWeTokPipeline`]; setting
+                `pipe._interrupt` in the callback ends the turn, and the conversation is as it was before it.
+            max_new_tokens: longest answer in text tokens.
+
+        Raises:
+            ValueError: when nothing is said, or the text holds special tokens.
+            InterruptedError: when a callback interrupted the turn.
+        """
+        pipe, processor = self.pipe, self.pipe.processor
+        images = [images] if isinstance(images, Image.Image) else list(images)
+        shown = self._encode(images)
+        content = [{"type": "image"}] * len(shown) + ([{"type": "text", "text": text}] if text else [])
+        if not content:
+            raise ValueError("`text` is empty and there are no `images`: say or show something.")
+        processor.check_words([text], "text")
+        size = self._drawing_size(height, width, [*self.codes, *shown])
+        settings = {
+            "num_inference_steps": num_inference_steps or pipe.config.default_num_inference_steps,
+            "guidance_scale": pipe.config.default_guidance_scale if guidance_scale is None else guidance_scale,
+            "generator": generator,
+            "callback_on_step_end": callback_on_step_end,
+        }
+        before = len(self.messages), len(self.codes)
+        self.messages.append({"role": "user", "content": content})
+        self.codes += shown
+        try:
+            answer, drawn = self._answer(size, max_new_tokens, settings)
+        except BaseException:
+            del self.messages[before[0] :], self.codes[before[1] :]
+            self._forget()
+            raise
+        self.messages.append({"role": "assistant", "content": answer})
+        self.codes += drawn
+        words = " ".join(item["text"] for item in answer if item["type"] == "text")
+        pictures = [pipe.decode(codes[None], generator, "pil")[0] for codes in drawn]
+        return UniWeTokReply(text=" ".join(words.split()), images=pictures, codes=drawn)
+
+    def _drawing_size(self, height: int | None, width: int | None, codes: list[torch.Tensor]) -> tuple[int, int]:
+        """Size in pixels of pictures to draw after pictures of `codes`."""
+        stride, default = self.pipe.processor.stride, self.pipe.config.default_size
+        last = [stride * side for side in codes[-1].shape[1:]] if codes else [default, default]
+        size = height or last[0], width or last[1]
+        self.pipe.processor.picture_tokens(*size)  # raises for a size that can't be drawn
+        return size
+
+    def _answer(self, size: tuple[int, int], max_new_tokens: int, settings: dict) -> tuple[list[dict], list]:
+        """Content of the assistant's turn, and the codes of the pictures in it: text up to a `<|vision_start|>`, the
+        picture that follows, more text, until the turn ends."""
+        processor = self.pipe.processor
+        content, drawn = [], []
+        pictures = self._read_turns()
+        while True:
+            words, last = self._write(pictures, max_new_tokens)
+            if words:
+                content.append({"type": "text", "text": words})
+            if last != processor.vision_start_token_id or len(drawn) == MOST_PICTURES:
+                return content, drawn
+            drawn.append(self._draw(size, **settings))
+            content.append({"type": "image"})
+            pictures = []
+
+    def _read_turns(self) -> list[torch.Tensor]:
+        """Adds the turns that are not in `_ids` yet, and returns the codes of their pictures."""
+        processor = self.pipe.processor
+        text = processor.apply_chat_template(self.messages[self._num_read :], add_generation_prompt=True)
+        if self._num_read:  # the answer's <|im_end|> was the last that is known
+            text = "\n" + text
+        stride, pictures = processor.stride, self.codes[self._num_codes_read :]
+        sizes = [(stride * codes.shape[1], stride * codes.shape[2]) for codes in pictures]
+        new = processor(text=[text], picture_sizes=sizes or None)["input_ids"][0].tolist()
+        self._ids += new
+        self._num_read, self._num_codes_read = len(self.messages) + 1, len(self.codes)  # the answer will be known too
+        return pictures
+
+    def _write(self, pictures: list[torch.Tensor], max_new_tokens: int) -> tuple[str, int]:
+        """Text until the turn ends or a picture begins, and the token that ended it."""
+        mllm, processor = self.pipe.mllm, self.pipe.processor
+        ids = torch.tensor([self._ids], device=mllm.device)
+        ends = [processor.turn_end_token_id, processor.vision_start_token_id]
+        written = mllm.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            codes=[codes.to(mllm.device) for codes in pictures] or None,
+            past_key_values=self._cache,
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=ends,
+            pad_token_id=processor.tokenizer.pad_token_id,
+        )[0, ids.shape[1] :].tolist()
+        if written[-1] not in ends:  # too long: the turn ends here
+            written.append(processor.turn_end_token_id)
+        self._ids += written
+        return processor.tokenizer.decode(written[:-1], skip_special_tokens=True).strip(), written[-1]
+
+    def _draw(
+        self,
+        size: tuple[int, int],
+        num_inference_steps: int,
+        guidance_scale: float,
+        generator: Generators,
+        callback_on_step_end: Callable | None,
+    ) -> torch.Tensor:
+        """Codes [bits, h, w] of the picture that the last token begins; the cache then has it whole."""
+        pipe, processor = self.pipe, self.pipe.processor
+        tokenizer, device = processor.tokenizer, pipe.mllm.device
+        start = tokenizer(processor.picture_tokens(*size), add_special_tokens=False)["input_ids"]
+        self._ids += start
+        _, negative = processor.drawing_inputs(["picture"], *size)
+        num_patches = size[0] * size[1] // (processor.stride * processor.patch_size) ** 2
+        pipe._interrupt = False
+
+        def on_patch(step: int, codes: torch.Tensor) -> bool:
+            if callback_on_step_end is not None:
+                callback_on_step_end(pipe, step, num_patches, {"codes": codes})
+            return pipe._interrupt
+
+        ids = torch.tensor([self._ids], device=device)
+        codes = pipe.mllm.generate_codes(
+            ids,
+            negative_input_ids=negative["input_ids"].to(device),
+            guidance_scale=guidance_scale,
+            num_inference_steps=num_inference_steps,
+            scheduler=pipe.scheduler,
+            generator=generator,
+            callback=on_patch,
+            past_key_values=self._cache,
+        ).codes[0]
+        if pipe._interrupt:
+            raise InterruptedError("The turn was interrupted; the conversation is as it was before.")
+        num_tokens = codes.shape[1] * codes.shape[2]
+        self._ids += [processor.image_token_id] * num_tokens + tokenizer.convert_tokens_to_ids(["<|vision_end|>"])
+        self._num_codes_read += 1
+        return codes
+
+    def _encode(self, images: list[Image.Image]) -> list[torch.Tensor]:
+        """Codes [bits, h, w] of pictures."""
+        if not images:
+            return []
+        pixel_values = self.pipe.processor.image_processor(images)["pixel_values"]
+        mllm = self.pipe.mllm
+        pixel_values = [picture.to(mllm.device, mllm.dtype) for picture in pixel_values]
+        return [codes.float() for codes in mllm.model.encode_pictures(pixel_values)]
+
+    def _forget(self) -> None:
+        """Forgets what was read; the next turn reads the whole history anew."""
+        self._ids: list[int] = []  # of all turns; the cache has the keys and values of the first of them
+        self._cache = DynamicCache(config=self.pipe.mllm.config.text_config)
+        self._num_read = self._num_codes_read = 0
+
+    @property
+    def history(self) -> list[dict]:
+        """The turns as `{"role", "content"}`, with every picture decoded (noise of seed 0) as a PIL image."""
+        pictures = iter(
+            self.pipe.decode(codes[None], torch.Generator().manual_seed(0), "pil")[0] for codes in self.codes
+        )
+        return [
+            {
+                "role": turn["role"],
+                "content": [
+                    {"type": "image", "image": next(pictures)} if item["type"] == "image" else dict(item)
+                    for item in turn["content"]
+                ],
+            }
+            for turn in self.messages
+        ]
+
+    def save(self, folder: str | os.PathLike) -> Path:
+        """Saves the conversation into a folder: `conversation.json`, the turns, and `pictures.safetensors`, the packed
+        codes (16 bytes a token of 128 bits). An older conversation there is replaced.
+
+        Raises:
+            OSError: when `folder` can't be written.
+            ValueError: when `folder` holds something else.
+        """
+        folder = Path(folder)
+        if folder.exists() and not (folder / MESSAGES_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
+            raise ValueError(f"`folder` {folder} holds something else than a conversation.")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            save_codes(temporary / PICTURES_FILE, self.codes, self.pipe.mllm.vision_model.config)
+            record = {"format": FORMAT, "version": VERSION, "messages": self.messages}
+            (temporary / MESSAGES_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
+            if folder.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+                folder.rename(old / "old")
+                temporary.rename(folder)
+                shutil.rmtree(old)
+            else:
+                temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike, pipe: UniWeTokPipeline) -> "UniWeTokConversation":
+        """Goes on with a saved conversation.
+
+        Raises:
+            ValueError: when `folder` holds no conversation, one of a newer version, or one that this pipeline's model
+                can't go on with.
+        """
+        folder = Path(folder)
+        try:
+            record = json.loads((folder / MESSAGES_FILE).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise ValueError(f"`folder` {folder} holds no conversation ({error}).") from None
+        if not isinstance(record, dict) or record.get("format") != FORMAT:
+            raise ValueError(f"`folder` {folder}: {MESSAGES_FILE} holds no conversation.")
+        if record["version"] > VERSION:
+            raise ValueError(f"`folder` {folder} is of version {record['version']}: update uniwetok-hf.")
+        saved = load_codes(folder / PICTURES_FILE)
+        saved.check_fits(pipe.mllm.vision_model.config)
+        conversation = cls(pipe)
+        conversation.messages, conversation.codes = record["messages"], [codes.float() for codes in saved.codes]
+        pictures = sum(item["type"] == "image" for turn in conversation.messages for item in turn["content"])
+        if pictures != len(conversation.codes):
+            raise ValueError(
+                f"`folder` {folder}: its turns have {pictures} pictures, its file {len(conversation.codes)}."
+            )
+        return conversation
+
+
+__all__ = ["UniWeTokConversation", "UniWeTokReply"]
