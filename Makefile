@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all style quality mlint dist check-dist train-emoji clean
+.PHONY: help demo test test-all docs style quality mlint dist check-dist train-emoji clean
 
 # A python3.11 that is on the path but does not run (a version manager's shim) does not count.
 PYTHON ?= $(shell python3.11 -c pass 2>/dev/null && echo python3.11 || echo python3)
@@ -47,8 +47,13 @@ endef
 test: $(INSTALLED)  ## run the tests, but for the slow ones
 	$(call run_pytest,-m "not slow")
 
-test-all: $(INSTALLED)  ## run all tests
+test-all: $(INSTALLED)  ## run all tests; those of the web page need a chromium on the path
+	@$(BIN)/python $(PIP_INSTALL) --editable ".[app,browser]"
 	$(call run_pytest)
+
+docs: $(INSTALLED)  ## build the documentation into site/, with its links checked
+	@$(BIN)/python $(PIP_INSTALL) --editable ".[docs]"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --site-dir site
 
 style: $(INSTALLED)  ## format the code and mend what ruff can mend
 	@$(BIN)/ruff check --fix-only .
@@ -100,4 +105,4 @@ train-emoji: $(INSTALLED)  ## train a model like the embedded one from data to c
 	@echo "runs/emoji_mllm/pipeline is the model, results/ its figures. It took $(elapsed)."
 
 clean:  ## remove what the commands wrote, and .venv
-	rm -rf $(VENV) build dist demo_output src/*.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site demo_output src/*.egg-info .pytest_cache .ruff_cache

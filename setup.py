@@ -26,7 +26,7 @@ CORE = [
     "huggingface_hub>=2.4.0",
     "jinja2>=3.1.6",  # chat template of the processor, model cards
     "numpy>=2.4.6",
-    "pillow>=13.0.0",
+    "pillow>=12.3.0",
     "safetensors>=0.8.0",
     "torch>=2.13.0",
     "tqdm>=4.70.1",
@@ -42,6 +42,8 @@ EXTRAS = {
         "scikit-image>=0.26.0",  # SSIM of validation pictures
     ],
     "eval": ["datasets>=5.2.0", "evaluate>=0.4.6", "scikit-image>=0.26.0"],
+    "app": ["gradio>=6.31.0"],
+    "docs": ["mkdocs>=1.6.1", "mkdocs-material>=9.8.2", "mkdocstrings[python]>=1.0.8"],
     # Real photographs to reconstruct; they come inside the scikit-image wheel, so the demo downloads nothing.
     "demo": ["scikit-image>=0.26.0"],
 }
@@ -54,6 +56,7 @@ TEST_TOOLS = [
     "ruff>=0.17.6",
     "transformers-mlinter>=0.1.5",
 ]
+EXTRAS["browser"] = ["playwright>=1.65.2"]  # drives the web page in the tests
 EXTRAS["dev"] = sorted({*TEST_TOOLS, *EXTRAS["train"], *EXTRAS["eval"], *EXTRAS["demo"]})
 
 setup(

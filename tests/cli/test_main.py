@@ -11,7 +11,7 @@ from uniwetok_hf.cli import describing
 from uniwetok_hf.cli.main import build_parser, main
 
 
-COMMANDS = ("demo", "reconstruct", "encode", "decode", "generate", "edit", "describe", "convert")
+COMMANDS = ("demo", "app", "reconstruct", "encode", "decode", "generate", "edit", "describe", "convert")
 COMMANDS += ("data", "encode-dataset", "train", "evaluate")
 
 

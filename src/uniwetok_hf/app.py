@@ -1,0 +1,339 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""The web page of `uniwetok app`: converse, draw, edit, describe, reconstruct, and look at the bits. Needs gradio.
+
+- One job runs at a time; others wait in gradio's queue and see their place in it.
+- What a visitor makes lives in the visitor's own session. Files are deleted after an hour.
+- Jobs run in a thread that reports each finished patch: previews, progress, and a way to stop.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from PIL import Image
+
+from .cli.describing import answers
+from .data.images import ImageReadError, read_image
+from .evaluation.reconstruction import reconstruct_prepared
+from .modeling.image_processing_uniwetok import UniWeTokImageProcessor
+from .pipelines import UniWeTokConversation, UniWeTokEditPipeline, UniWeTokPipeline
+from .visualization import bit_planes
+
+
+LARGEST_UPLOAD = "20mb"
+LARGEST_SIDE = 1024  # pixels; larger uploads are scaled down, so that nobody waits for minutes
+NUM_PREVIEWS = 4
+KEPT_SECONDS = 3600
+PROMPTS = ["a fluent flat emoji of blue heart", "a noto emoji of red apple", "draw rocket in fluent style"]
+CSS = """
+footer {display: none}
+.figures {color: var(--body-text-color-subdued); font-size: 0.9em}
+.picture img {width: 100%; height: 100%; object-fit: contain}
+"""  # small pictures fill their frame
+
+
+class Studio:
+    """What the page does, without the page.
+
+    Args:
+        pipe: the pipeline that all visitors share.
+    """
+
+    def __init__(self, pipe: UniWeTokPipeline):
+        self.pipe = pipe
+        self.edit_pipe = UniWeTokEditPipeline.from_pipe(pipe)
+        for one in (self.pipe, self.edit_pipe):
+            one.set_progress_bar_config(disable=True)
+
+    def draw(self, prompt: str, seed: int, steps: int, guidance: float) -> Iterator[tuple[Image.Image, str]]:
+        """Previews and the picture, each with a line of figures."""
+        yield from self._previewed(self.pipe, {"prompt": _said(prompt, "Write what to draw.")}, seed, steps, guidance)
+
+    def edit(
+        self, picture: Image.Image, instruction: str, seed: int, steps: int, guidance: float
+    ) -> Iterator[tuple[Image.Image, str]]:
+        """Previews and the changed picture, each with a line of figures."""
+        call = {"image": picture, "prompt": _said(instruction, "Write what to change.")}
+        yield from self._previewed(self.edit_pipe, call, seed, steps, guidance)
+
+    def describe(self, picture: Image.Image, question: str) -> str:
+        """The answer to a question about a picture."""
+        question = _said(question, "Write a question.")
+        return answers(self.pipe.mllm, self.pipe.processor, [picture], question)[0]
+
+    def reconstruct(self, picture: Image.Image, seed: int) -> tuple[Image.Image, Image.Image, str]:
+        """What comes back from a picture's codes, its bit planes, and a line of figures."""
+        model = self.pipe.mllm.vision_model
+        processor = UniWeTokImageProcessor(stride=model.config.stride)
+        inputs = processor(picture)
+        with torch.no_grad():
+            codes = model.encode(inputs["pixel_values"].to(model.device, model.dtype)).codes[0]
+        (result,) = reconstruct_prepared(model, processor, inputs, [picture], int(seed))
+        figures = (
+            f"{picture.width} x {picture.height} pixels, {codes.shape[1]} x {codes.shape[2]} tokens, "
+            f"{result.num_bytes} bytes"
+        )
+        return result.result, bit_planes(codes), figures
+
+    def converse(
+        self, talk: UniWeTokConversation | None, text: str, pictures: list[Image.Image], seed: int
+    ) -> Iterator[tuple[UniWeTokConversation, str, list[Image.Image], bool]]:
+        """Goes on with a conversation: (conversation, text, pictures, whether it is the whole answer), previews
+        first."""
+        talk = talk or UniWeTokConversation(self.pipe)
+
+        def say(callback):
+            return talk.say(text, pictures, callback_on_step_end=callback, **self._defaults(seed))
+
+        for preview, reply in self._reported(say):
+            if reply is None:
+                yield talk, "", [preview[0]], False
+            else:
+                yield talk, reply.text, reply.images, True
+
+    def _defaults(self, seed: int) -> dict:
+        return {"generator": torch.Generator().manual_seed(int(seed))}
+
+    def _previewed(self, pipe, call: dict, seed: int, steps: int, guidance: float):
+        """Previews of a drawing and the drawing, each with a line of figures."""
+        start = time.monotonic()
+
+        def work(callback):
+            return pipe(
+                **call,
+                num_inference_steps=int(steps),
+                guidance_scale=float(guidance),
+                callback_on_step_end=callback,
+                **self._defaults(seed),
+            ).images[0]
+
+        for preview, picture in self._reported(work):
+            if picture is None:
+                yield preview[0], f"{preview[1]} of {preview[2]} patches"
+            else:
+                yield picture, f"{picture.width} x {picture.height} pixels in {time.monotonic() - start:.1f} s"
+
+    def _reported(self, work: Callable) -> Iterator[tuple[tuple | None, object]]:
+        """Runs `work(callback)` in a thread; yields ((preview, patch, patches), None) now and then, and at last (None,
+        result). Whoever closes this iterator stops the work, and waits until it has stopped."""
+        events, stopped = queue.Queue(), threading.Event()
+
+        def callback(pipe, step: int, count: int, tensors: dict) -> None:
+            pipe._interrupt = stopped.is_set()
+            if (step + 1) % max(1, count // NUM_PREVIEWS) == 0 and step + 1 < count:
+                preview = self.pipe.decode(tensors["codes"][:1], torch.Generator().manual_seed(0), "pil")[0]
+                events.put((preview, step + 1, count))
+
+        def run() -> None:
+            try:
+                with torch.no_grad():
+                    events.put(_Done(work(callback)))
+            except BaseException as error:  # told where somebody listens
+                events.put(_Done(error=error))
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        try:
+            while not isinstance(event := events.get(), _Done):
+                yield event, None
+            if event.error is not None:
+                raise event.error
+            yield None, event.result
+        finally:
+            stopped.set()
+            thread.join()
+
+
+class _Done:
+    """The last event of a job."""
+
+    def __init__(self, result=None, error: BaseException | None = None):
+        self.result, self.error = result, error
+
+
+def _said(text: str | None, otherwise: str) -> str:
+    """`text`, or a ValueError that says `otherwise`."""
+    if not text or not text.strip():
+        raise ValueError(otherwise)
+    return text
+
+
+def read_upload(path: str | None) -> Image.Image:
+    """An uploaded picture, scaled down to `LARGEST_SIDE`.
+
+    Raises:
+        ValueError: a sentence for the visitor, when there is none or it is no picture.
+    """
+    if path is None:
+        raise ValueError("Choose a picture first.")
+    try:
+        picture = read_image(path)
+    except ImageReadError as error:
+        raise ValueError(f"This file can't be used: {str(error).split(': ', 1)[-1]}.") from None
+    picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    return picture
+
+
+def build_app(pipe: UniWeTokPipeline, name: str):
+    """The page, a `gradio.Blocks`; `launch` it with the options of [`launch_options`].
+
+    Args:
+        pipe: the model behind it.
+        name: what to call the model.
+    """
+    import gradio as gr
+
+    studio = Studio(pipe)
+    steps, guidance = pipe.config.default_num_inference_steps, pipe.config.default_guidance_scale
+
+    def told(job: Callable) -> Callable:
+        """`job` with errors that are meant for people shown to them."""
+
+        def run(*inputs):
+            try:
+                yield from job(*inputs)
+            except (ValueError, MemoryError) as error:
+                raise gr.Error(str(error) or "There is not enough memory for this.", print_exception=False) from None
+
+        return run
+
+    def drawing_settings():
+        with gr.Accordion("Settings", open=False):
+            seed = gr.Number(0, label="Seed", precision=0, minimum=0, info="another seed, another picture")
+            num_steps = gr.Slider(1, 50, steps, step=1, label="Diffusion steps of a token")
+            scale = gr.Slider(1, 15, guidance, step=0.5, label="Guidance: how much the words count")
+        return [seed, num_steps, scale]
+
+    def buttons(label: str):
+        with gr.Row():
+            return gr.Button(label, variant="primary"), gr.Button("Stop", variant="stop")
+
+    def upload(label: str):
+        return gr.Image(type="filepath", label=label, sources=["upload", "clipboard"], height=280)
+
+    def result(label: str, height: int | None = 400):
+        return gr.Image(
+            label=label,
+            interactive=False,
+            height=height,
+            show_label=height is not None,
+            buttons=["download", "fullscreen"],
+            elem_classes="picture",
+            format="png",
+        )
+
+    def wire(triggers: list, job: Callable, inputs: list, outputs: list, stop) -> None:
+        event = gr.on(triggers, told(job), inputs, outputs, show_progress="minimal")
+        stop.click(None, cancels=[event])
+
+    with gr.Blocks(title=f"UniWeTok: {name}", delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
+        gr.Markdown(f"# UniWeTok\nPictures as 128-bit tokens, and one model that reads and draws them: **{name}**.")
+        with gr.Tab("Conversation"):
+            _conversation_tab(gr, studio, told)
+        with gr.Tab("Draw"), gr.Row():
+            with gr.Column():
+                prompt = gr.Textbox(label="What to draw", lines=1, placeholder=PROMPTS[0])
+                draw, stop = buttons("Draw")
+                settings = drawing_settings()
+                gr.Examples([[words] for words in PROMPTS], prompt)
+            with gr.Column():
+                drawn = result("Drawing")
+                figures = gr.Markdown(elem_classes="figures")
+        wire([draw.click, prompt.submit], studio.draw, [prompt, *settings], [drawn, figures], stop)
+
+        with gr.Tab("Edit"), gr.Row():
+            with gr.Column():
+                source = upload("Picture to change")
+                instruction = gr.Textbox(label="What to change", lines=1, placeholder="make the skin tone dark")
+                change, stop = buttons("Edit")
+                settings = drawing_settings()
+            with gr.Column():
+                edited = result("Result")
+                figures = gr.Markdown(elem_classes="figures")
+
+        def edit(path, *rest):
+            yield from studio.edit(read_upload(path), *rest)
+
+        wire([change.click, instruction.submit], edit, [source, instruction, *settings], [edited, figures], stop)
+
+        with gr.Tab("Describe"), gr.Row():
+            with gr.Column():
+                shown = upload("Picture")
+                question = gr.Textbox("what is this?", label="Question", lines=1)
+                ask, stop = buttons("Ask")
+            answer = gr.Textbox(label="Answer", interactive=False, lines=3)
+
+        def describe(path, words):
+            yield studio.describe(read_upload(path), words)
+
+        wire([ask.click, question.submit], describe, [shown, question], [answer], stop)
+
+        with gr.Tab("Reconstruct"):
+            with gr.Row():
+                with gr.Column():
+                    original = upload("Picture")
+                    rebuild, stop = buttons("Reconstruct")
+                    seed = gr.Number(0, label="Seed of the decoder's noise", precision=0, minimum=0)
+                with gr.Column():
+                    rebuilt = result("From its tokens")
+                    figures = gr.Markdown(elem_classes="figures")
+            gr.Markdown("The bits of its tokens, a map of the picture for each: black is -1, white +1.")
+            planes = result("Bit planes", None)
+
+        def reconstruct(path, number):
+            yield studio.reconstruct(read_upload(path), number)
+
+        wire([rebuild.click], reconstruct, [original, seed], [rebuilt, planes, figures], stop)
+    page.queue(default_concurrency_limit=1)
+    return page
+
+
+def _conversation_tab(gr, studio: Studio, told: Callable) -> None:
+    """Chat with text and pictures in both directions."""
+    chat = gr.Chatbot(
+        label="Conversation", height=460, feedback_options=None, buttons=["copy"], placeholder="Say something below."
+    )
+    box = gr.MultimodalTextbox(
+        label="Say something",
+        placeholder="draw red apple in noto style",
+        file_types=["image"],
+        file_count="multiple",
+        submit_btn="Send",
+    )
+    with gr.Row():
+        stop = gr.Button("Stop", variant="stop")
+        again = gr.Button("Start over")
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+    talk = gr.State(None)
+
+    def picture_message(role: str, picture: Image.Image) -> dict:
+        return {"role": role, "content": gr.Image(picture, height=160, show_label=False)}
+
+    def say(conversation, said, number, shown):
+        said = said or {}
+        pictures = [read_upload(path) for path in said.get("files") or []]
+        text = said.get("text") or ""
+        if not pictures:
+            _said(text, "Say something, or show a picture.")
+        shown = [*(shown or []), *(picture_message("user", picture) for picture in pictures)]
+        if text.strip():
+            shown.append({"role": "user", "content": text})
+        yield conversation, shown, None
+        for conversation, answer, drawn, _ in studio.converse(conversation, text, pictures, number):
+            messages = [picture_message("assistant", picture) for picture in drawn]
+            messages += [{"role": "assistant", "content": answer}] if answer else []
+            yield conversation, [*shown, *messages], gr.skip()  # whoever writes on meanwhile keeps the words
+
+    event = box.submit(told(say), [talk, box, seed, chat], [talk, chat, box], show_progress="minimal")
+    stop.click(None, cancels=[event])
+    again.click(lambda: (None, []), None, [talk, chat], cancels=[event])
+
+
+def launch_options() -> dict:
+    """Options of `launch` that belong to the page: limits, and no calls to other machines."""
+    return {"max_file_size": LARGEST_UPLOAD, "css": CSS, "share": False, "footer_links": []}
+
+
+__all__ = ["Studio", "build_app", "launch_options", "read_upload"]
