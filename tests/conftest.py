@@ -2,13 +2,22 @@
 
 import os
 
+from hub_server import HOME, HUB, HubServer
 
-# Read when transformers is imported: no test may reach the Hub.
+
+# Read when the Hugging Face libraries are imported: no test may reach the real Hub, or use a person's token and cache.
+# Where the fixture `hub` lifts the offline mode, the Hub is a server of our own.
+os.environ["HF_ENDPOINT"] = HUB.url
+os.environ["HF_HOME"] = HOME.name
+os.environ["HF_HUB_CACHE"] = f"{HOME.name}/hub"
+os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_TOKEN"] = ""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -35,6 +44,21 @@ TINY = {
 def fixtures() -> Path:
     """The folder of the files that tests read."""
     return Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Iterator[HubServer]:
+    """An empty Hub with an empty cache; the libraries of this process reach it with the token `hf_ada`, who may write
+    to `ada` and `org`. `tests/hub_server.py` says what it can do."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub_cache"))
+    monkeypatch.setenv("HF_TOKEN", "hf_ada")
+    huggingface_hub.close_session()  # connections that remember the offline mode, or a server that was stopped
+    HUB.clear()
+    HUB.start()
+    yield HUB
+    HUB.stop()
+    huggingface_hub.close_session()
 
 
 @pytest.fixture

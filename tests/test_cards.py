@@ -3,10 +3,11 @@ import shutil
 import pytest
 from huggingface_hub import ModelCard
 from tiny_models import build_tiny_pipeline
-from transformers import PreTrainedModel
 
 from uniwetok_hf import embedded_path
-from uniwetok_hf.cards import model_card
+from uniwetok_hf.cards import card_to_push, describe_training, model_card
+from uniwetok_hf.evaluation.intervals import Score
+from uniwetok_hf.evaluation.reports import Report, Row
 
 
 def test_card_of_a_pipeline():
@@ -27,44 +28,33 @@ def test_card_of_the_image_model_alone(tiny_model):
     assert "Not described by whoever pushed this model." in text
 
 
-def test_push_replaces_the_generic_card(tmp_path, monkeypatch):
-    from diffusers import DiffusionPipeline
-
-    pushed = []
-    monkeypatch.setattr(
-        DiffusionPipeline, "_upload_folder", lambda self, folder, *args, **kwargs: pushed.append(folder)
-    )
-    build_tiny_pipeline()._upload_folder(tmp_path, "someone/tiny")
-    assert pushed == [tmp_path] and "someone/tiny" in ModelCard.load(tmp_path / "README.md").text
-
-
-@pytest.mark.parametrize("kind", ["image model", "language model"])
-def test_models_are_pushed_with_the_card_too(tiny_model, tmp_path, monkeypatch, kind):
-    """All of `push_to_hub` but the network: what would be uploaded has our card and loads again."""
-    model = tiny_model if kind == "image model" else build_tiny_pipeline().mllm
-    monkeypatch.setattr("transformers.utils.hub.hf_api", lambda: NoNetwork)
-    pushed = []
-
-    def upload(self, folder, repo_id, *args, **kwargs):
-        pushed.append(repo_id)
-        shutil.copytree(folder, tmp_path / "pushed")
-
-    monkeypatch.setattr(PreTrainedModel, "_upload_modified_files", upload)
-    model.push_to_hub("someone/tiny")
-    assert pushed == ["someone/tiny"]
-    card = ModelCard.load(tmp_path / "pushed" / "README.md")
-    assert card.data.library_name == "uniwetok-hf" and "someone/tiny" in card.text
-    assert type(model).from_pretrained(tmp_path / "pushed").num_parameters() == model.num_parameters()
-
-
-class NoNetwork:
-    """The one call of the Hub's interface that comes before the upload."""
-
-    @staticmethod
-    def create_repo(repo_id, **kwargs):
-        return type("Url", (), {"repo_id": repo_id})
-
-
 def test_unknown_embedded_name():
     with pytest.raises(ValueError, match="`name` must be one of .*got 'nothing'"):
         embedded_path("nothing")
+
+
+def test_results_without_scores_of_the_model_are_tables_only(tiny_model, tmp_path):
+    rows = [Row({"what": "all white"}, {"psnr": Score(9.6, 10)})]
+    Report("reconstruction", "one", "emoji", "test", {}, rows).save(tmp_path / "results")
+    card = model_card(tiny_model, "org/one", results=tmp_path / "results")
+    assert "| all white | 9.60 | 10 |" in card.text and not card.data.eval_results
+    (tmp_path / "README.md").write_text("# Mine\n")
+    pushed = card_to_push(card, tmp_path / "README.md", ["eval_results"])
+    assert pushed.text == "# Mine\n" and not pushed.data.eval_results and pushed.data.license == "apache-2.0"
+
+
+def test_a_changed_text_is_a_persons(tiny_model, tmp_path):
+    old = model_card(tiny_model, "org/old")
+    for text, stays in ((str(old), False), (str(old).replace("\n", "\r\n"), False), (str(old) + "Hello.\n", True)):
+        (tmp_path / "README.md").write_text(text, newline="")
+        pushed = card_to_push(model_card(tiny_model, "org/new"), tmp_path / "README.md")
+        assert ("org/old" in pushed.text, "org/new" in pushed.text) == (stays, not stays)
+    changed = str(old).replace("Fine detail", "Very fine detail")
+    (tmp_path / "README.md").write_text(changed)
+    assert card_to_push(model_card(tiny_model, "org/new"), tmp_path / "README.md").text == ModelCard(changed).text
+
+
+def test_training_that_was_not_recorded(tmp_path):
+    assert describe_training(tmp_path) is None
+    shutil.copy(embedded_path("uniwetok-emoji") / "training.json", tmp_path)  # of the time before settings were kept
+    assert describe_training(tmp_path) is None

@@ -1,16 +1,35 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Model cards: `model_card.md`, filled from a model's configuration and from what its maker says of it."""
+"""Model cards: `model_card.md`, filled from a model's configuration, from the record of its training and from the
+results of its evaluations.
 
+A card that was filled in here ends with a line that holds a digest of its text. While the two agree nobody has
+written in it, and a push may fill it in anew; any other card is kept, see [`card_to_push`].
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
+GENERIC = re.compile(r"This is the model card of .* has been automatically generated\.")  # of transformers, diffusers
+FILLED_IN = re.compile(r"<!-- Filled in by uniwetok-hf \((\w+)\)\..*-->\s*\Z")
+RECORD = "training.json"
+Paths = str | os.PathLike | Iterable[str | os.PathLike]
 
 
 def model_card(
-    model, model_id: str | None = None, license: str = "apache-2.0", datasets=None, **sections
+    model,
+    model_id: str | None = None,
+    license: str = "apache-2.0",
+    datasets: list[str] | None = None,
+    results: Paths | None = None,
+    **sections,
 ) -> ModelCard:
     """The card of a [`UniWeTokModel`], a [`UniWeTokForCausalLM`] or a pipeline.
 
@@ -19,15 +38,20 @@ def model_card(
         model_id: its name on the Hub, used in the examples.
         license: an SPDX name.
         datasets: names of the training sets.
+        results: folders with what `uniwetok evaluate` wrote, or with such folders in them: their tables become the
+            section `evaluation`, their scores the card's `model-index`.
         sections: texts of the template: `model_name`, `model_summary`, `training`, `evaluation`, `limitations`,
             `attributions`. What is not given says so in the card.
+
+    Raises:
+        ValueError: when `results` has none, damaged ones, or those of several models.
     """
     mllm = getattr(model, "mllm", model if hasattr(model, "image_head") else None)
-    vision_model = mllm.vision_model if mllm is not None else model
-    config = vision_model.config
+    kind = "image tokenizer" if mllm is None else "pipeline" if mllm is not model else "language model"
+    vision_model = model if mllm is None else mllm.vision_model
     numbers = {
-        "stride": f"{config.stride} x {config.stride} pixels",
-        "num_bits": config.num_bits,
+        "stride": f"{vision_model.config.stride} x {vision_model.config.stride} pixels",
+        "num_bits": vision_model.config.num_bits,
         "encoder_parameters": _count(vision_model.encoder),
         "decoder_parameters": _count(vision_model.decoder),
         "stored_dtype": str(vision_model.dtype).removeprefix("torch."),
@@ -38,21 +62,166 @@ def model_card(
             "head_parameters": _count(mllm.image_head),
             "patch_size": mllm.config.patch_size,
         }
+    name = sections.get("model_name") or (model_id or "UniWeTok model").split("/")[-1]
+    tables, scores = read_results(results) if results is not None else (None, None)
     data = ModelCardData(
         license=license,
         library_name="uniwetok-hf",
-        pipeline_tag="text-to-image" if mllm is not None else "image-feature-extraction",
+        pipeline_tag={
+            "image tokenizer": "image-feature-extraction",
+            "language model": "image-text-to-text",
+            "pipeline": "text-to-image",
+        }[kind],
         tags=["uniwetok", "image-tokenizer", *(["text-to-image", "image-editing"] if mllm is not None else [])],
         datasets=datasets,
+        model_name=name if scores else None,
+        eval_results=scores or None,
     )
-    return ModelCard.from_template(
+    card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
-        is_pipeline=mllm is not None,
+        kind=kind,
         model_id=model_id,
-        **{"model_name": (model_id or "UniWeTok model").split("/")[-1], **numbers, **sections},
+        **{"model_name": name, "evaluation": tables, **numbers, **sections},
     )
+    card.text = f"{card.text.rstrip()}\n\n{_last_line(card.text)}\n"
+    return card
+
+
+def card_to_push(filled_in: ModelCard, readme: Path | str | None, given: Iterable[str] = ()) -> ModelCard:
+    """
+    The card that a push writes where there is one already.
+
+    Args:
+        filled_in: what [`model_card`] makes of the model.
+        readme: the card that is there, if any. While nobody changed its text, a generic one of the libraries is
+            replaced but for its tags, and one of ours but for metadata that are not the model's own. Any other text
+            stays as it is; metadata that it lacks are added.
+        given: fields of the metadata (`license`, `datasets`, `eval_results`) that the user asked for: they replace
+            what the card says.
+
+    Raises:
+        ValueError: when the metadata of `readme` can't be read.
+    """
+    import yaml
+
+    if readme is None or not Path(readme).is_file():
+        return filled_in
+    try:
+        card = ModelCard.load(readme)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{readme}: its metadata can't be read ({error}).") from error
+    filled_in.data.tags += [tag for tag in card.data.get("tags", []) if tag not in filled_in.data.tags]
+    if _is_generic(card):
+        return filled_in
+    given = set(given)
+    if _is_as_filled_in(card.text):
+        card.text = filled_in.text
+        # Of the metadata, all that is the model's own; old scores are not those of new weights.
+        given |= {"library_name", "pipeline_tag", "tags", "model_name", "eval_results"}
+    elif "eval_results" in given:
+        new = filled_in.data.eval_results or []
+        old = [score for score in card.data.get("eval_results", []) if not any(map(score.is_equal_except_value, new))]
+        filled_in.data.eval_results = old + new
+    for name, value in vars(filled_in.data).items():
+        if name in given or card.data.get(name) is None:
+            card.data[name] = value
+    return card
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:16]
+
+
+def _last_line(text: str) -> str:
+    return f"<!-- Filled in by uniwetok-hf ({_digest(text)}). Once this text is changed, pushes leave it alone. -->"
+
+
+def _is_generic(card: ModelCard) -> bool:
+    """Whether the text is that of the libraries' template, in which only their own description was filled in."""
+    description = GENERIC.search(card.text)
+    if description is None:
+        return False
+    return _digest(ModelCard.from_template(card.data, model_description=description[0]).text) == _digest(card.text)
+
+
+def _is_as_filled_in(text: str) -> bool:
+    last_line = FILLED_IN.search(text)
+    return last_line is not None and last_line[1] == _digest(text[: last_line.start()])
 
 
 def _count(module) -> str:
     return f"{sum(parameter.numel() for parameter in module.parameters()):,}"
+
+
+def read_results(paths: Paths) -> tuple[str, list[EvalResult]]:
+    """
+    What `uniwetok evaluate` found, for a card.
+
+    Args:
+        paths: folders with `results.json`, or with such folders in them.
+
+    Returns:
+        The tables in Markdown, and the scores of the model itself.
+
+    Raises:
+        ValueError: when there are none, damaged ones, or those of several models.
+    """
+    paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    tables, scores, models = [], [], set()
+    for path in paths:
+        folders = sorted(found.parent for found in Path(path).rglob("results.json"))
+        if not folders:
+            raise ValueError(f"`results` {path}: there is no results.json, as `uniwetok evaluate` writes it.")
+        for folder in folders:
+            try:
+                models.add(json.loads((folder / "results.json").read_text(encoding="utf-8"))["model"])
+                tables.append((folder / "results.md").read_text(encoding="utf-8").strip().replace("## ", "### ", 1))
+                if (folder / "model-index.yaml").exists():
+                    index = (folder / "model-index.yaml").read_text(encoding="utf-8").strip()
+                    scores += ModelCard(f"---\n{index}\n---\n").data.eval_results or []
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"`results` {folder}: not as `uniwetok evaluate` writes them ({error}).") from error
+    if len(models) > 1:
+        raise ValueError(f"`results` are those of several models: {', '.join(sorted(models))}. Give those of one.")
+    return "\n\n".join(tables), scores
+
+
+def describe_training(folder: str | os.PathLike) -> str | None:
+    """The section `training` of a card, from `training.json` in a model's folder; None when there is none, or it does
+    not say how the training went.
+
+    Raises:
+        ValueError: for a damaged file.
+    """
+    path = Path(folder) / RECORD
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        settings, networks = record.get("training"), record.get("loss_models", [])
+        if not settings:
+            return None
+        started_from = settings.get("init_from") or settings.get("vision_model") or "new weights"
+        rows = {
+            "data": ", ".join(dict.fromkeys(_shown_source(source) for source in settings["data"])),
+            "started from": _shown(started_from),
+            "steps": f"{settings['max_train_steps']:,}",
+            "batch size": settings["batch_size"],
+            "learning rate": f"{settings['learning_rate']:g}, {settings['lr_scheduler']}",
+            "decay of the averaged weights": settings.get("ema_decay") or "not averaged",
+            "frozen networks in losses": ", ".join(f"{n['name']} ({n['role']})" for n in networks) or "none",
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no training record ({type(error).__name__}: {error}).") from error
+    head = f"The last stage, with uniwetok-hf; `{RECORD}` has all its settings.\n\n| setting | value |\n| --- | --- |"
+    return "\n".join([head, *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def _shown_source(source: dict) -> str:
+    return _shown(source["path"]) + (f" ({source['task']})" if source.get("task") else "")
+
+
+def _shown(path: str) -> str:
+    """A path as a card shows it: of an absolute one, the end."""
+    return Path(path).name if Path(path).is_absolute() else path

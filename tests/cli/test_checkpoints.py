@@ -27,8 +27,8 @@ def pipeline_copy(pipeline_folder, workplace):
 
 
 @pytest.fixture
-def hub(workplace, monkeypatch):
-    """`hub(folder, name)` puts a checkpoint in the cache of the Hub, as if it had been fetched."""
+def fetched(workplace, monkeypatch):
+    """`fetched(folder, name)` puts a checkpoint in the cache of the Hub, as if it had been fetched."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(workplace / "cache"))
 
     def add(folder, name):
@@ -78,9 +78,9 @@ def test_sharded_checkpoint(pipeline_folder, workplace):
     assert same_weights(load_vision_model("sharded", "cpu"), model)
 
 
-def test_hub_ids_of_both_kinds(hub, pipeline_folder, vision_folder):
-    hub(pipeline_folder, "org/pipeline")
-    hub(vision_folder, "org/vision.1")
+def test_hub_ids_of_both_kinds(fetched, pipeline_folder, vision_folder):
+    fetched(pipeline_folder, "org/pipeline")
+    fetched(vision_folder, "org/vision.1")
     assert load_pipeline("org/pipeline", "cpu").mllm.config._name_or_path == "org/pipeline"
     assert same_weights(load_vision_model("org/pipeline", "cpu"), load_vision_model(str(pipeline_folder), "cpu"))
     assert same_weights(load_vision_model("org/vision.1", "cpu"), load_vision_model(str(vision_folder), "cpu"))
@@ -212,14 +212,14 @@ def test_folders_and_files_that_are_no_checkpoints(fails, photo, workplace):
     assert fails("reconstruct", photo, "--model", "nowhere").startswith("nowhere is neither a folder nor a Hub id")
 
 
-def test_unknown_hub_id_offline(fails, photo, hub):
+def test_unknown_hub_id_offline(fails, photo, fetched):
     message = fails("reconstruct", photo, "--model", "org/unknown")
     assert message.startswith("org/unknown is no folder here") and "can't be reached" in message
 
 
-def test_hub_id_of_the_wrong_kind_or_without_weights(fails, hub, vision_folder, pipeline_copy):
-    hub(vision_folder, "org/vision")
+def test_hub_id_of_the_wrong_kind_or_without_weights(fails, fetched, vision_folder, pipeline_copy):
+    fetched(vision_folder, "org/vision")
     assert fails("generate", "a", "--model", "org/vision").startswith("org/vision holds an image tokenizer")
     drop_weights(pipeline_copy)
-    hub(pipeline_copy, "org/half")
+    fetched(pipeline_copy, "org/half")
     assert "model.safetensors is missing" in fails("generate", "a", "--model", "org/half")

@@ -12,7 +12,7 @@ from uniwetok_hf.cli.main import build_parser, main
 
 
 COMMANDS = ("demo", "app", "reconstruct", "encode", "decode", "generate", "edit", "describe", "convert")
-COMMANDS += ("data", "encode-dataset", "train", "evaluate")
+COMMANDS += ("data", "encode-dataset", "train", "evaluate", "push")
 
 
 def help_of(capsys, *argv):

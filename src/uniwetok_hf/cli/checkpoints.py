@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .common import CommandError, one_line, resolve_device, user_errors
+from .common import CommandError, hub_bars, one_line, resolve_device, user_errors
 
 
 EMBEDDED = "uniwetok-emoji"
@@ -111,15 +111,27 @@ def _read_json(path: Path) -> dict:
 def _fetch(name: str, kinds: tuple[str, ...]) -> Checkpoint:
     """Fetches a checkpoint from the Hub or its cache: first the small files, which tell what kind it is."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=SMALL_FILES))
-        checkpoint = Checkpoint(folder, name, _kind_of(folder, name))
-        _check_kind(checkpoint, kinds, name)
-        snapshot_download(name, allow_patterns=[*SMALL_FILES, "*.safetensors"])
+        with hub_bars():
+            folder = Path(snapshot_download(name, allow_patterns=SMALL_FILES))
+            checkpoint = Checkpoint(folder, name, _kind_of(folder, name))
+            _check_kind(checkpoint, kinds, name)
+            # Of the same commit, whatever is pushed meanwhile: the cache calls its folder so.
+            snapshot_download(name, revision=folder.name, allow_patterns=[*SMALL_FILES, "*.safetensors"])
+    except GatedRepoError as error:
+        raise CommandError(f"{name} is a gated repository: ask for access on its page on the Hub") from error
     except RepositoryNotFoundError as error:
-        raise CommandError(f"{name} is neither a folder here nor a public repository on the Hub") from error
+        raise CommandError(
+            f"{name} is neither a folder here nor a repository on the Hub that you may read; for a private one, log "
+            "in with `hf auth login` or set HF_TOKEN"
+        ) from error
     except LocalEntryNotFoundError as error:
         raise CommandError(
             f"{name} is no folder here, and as a Hub id it is not in the cache and the Hub can't be reached"
@@ -218,6 +230,38 @@ def _load_parts(checkpoint: Checkpoint, device: str):
     return mllm, processor
 
 
+def check_pipeline(checkpoint: Checkpoint) -> None:
+    """Checks the parts of a pipeline folder beside its weights.
+
+    Raises:
+        CommandError: naming the file that is missing.
+    """
+    _require(checkpoint.folder, "processor/processor_config.json", "scheduler/scheduler_config.json")
+
+
+def describe_checkpoint(checkpoint: Checkpoint):
+    """The model of a checkpoint, or its pipeline, without the weights: all that a model card is filled in from."""
+    import torch
+
+    from uniwetok_hf import (
+        BinaryFlowScheduler,
+        UniWeTokForCausalLM,
+        UniWeTokModel,
+        UniWeTokPipeline,
+        UniWeTokProcessor,
+    )
+
+    model_class = UniWeTokModel if checkpoint.kind == "vision" else UniWeTokForCausalLM
+    with _loading(checkpoint):
+        config = model_class.config_class.from_pretrained(checkpoint.model_folder, local_files_only=True)
+        with torch.device("meta"):
+            model = model_class._from_config(config, dtype=config.dtype or torch.float32)
+        if checkpoint.kind != "pipeline":
+            return model
+        processor = UniWeTokProcessor.from_pretrained(checkpoint.folder / "processor", local_files_only=True)
+        return UniWeTokPipeline(processor, model, BinaryFlowScheduler())
+
+
 def load_language_model(name: str | None, device: str):
     """The language model of a pipeline folder and its processor."""
     return _load_parts(find_checkpoint(name, ("pipeline",)), device)
@@ -228,7 +272,7 @@ def load_pipeline(name: str | None, device: str):
     from uniwetok_hf import BinaryFlowScheduler, UniWeTokPipeline
 
     checkpoint = find_checkpoint(name, ("pipeline",))
-    _require(checkpoint.folder, "scheduler/scheduler_config.json")
+    check_pipeline(checkpoint)
     mllm, processor = _load_parts(checkpoint, device)
     with _loading(checkpoint):
         settings = UniWeTokPipeline.load_config(checkpoint.folder)

@@ -170,6 +170,21 @@ def progress_bar(total: float, description: str):
     return tqdm(total=total, desc=description, bar_format=layout, leave=False, disable=None)
 
 
+@contextlib.contextmanager
+def hub_bars() -> Iterator[None]:
+    """Inside the block, bars of what goes to and comes from the Hub are shown on terminals only."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    were_disabled = are_progress_bars_disabled()
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_disabled:
+            enable_progress_bars()
+
+
 def generator(seed: int):
     """A random generator on the CPU: it gives the same pictures on every device."""
     import torch

@@ -125,7 +125,7 @@ class UniWeTokProjector(nn.Module):
         return self.fc2(self.act(self.fc1(tokens)))
 
 
-class UniWeTokMLLMPreTrainedModel(UniWeTokCardMixin, PreTrainedModel):
+class UniWeTokMLLMPreTrainedModel(PreTrainedModel):
     config: UniWeTokMLLMConfig
     base_model_prefix = "model"
     input_modalities = ("image", "text")
@@ -308,7 +308,7 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
         )
 
 
-class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, GenerationMixin):
+class UniWeTokForCausalLM(UniWeTokCardMixin, UniWeTokMLLMPreTrainedModel, GenerationMixin):
     """The unified model: writes text with `generate`, draws pictures with `generate_codes`, learns both in
     `forward`."""
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
-from ..cards import model_card
+from ..cards import card_to_push, model_card
+from ..hub import upload
 from ..modeling.modeling_uniwetok_mllm import UniWeTokForCausalLM
 from ..modeling.noise_uniwetok import Generators
 from ..modeling.processing_uniwetok import UniWeTokProcessor
@@ -214,10 +215,20 @@ class UniWeTokPipeline(DiffusionPipeline):
         sample = self.mllm.vision_model.decode(codes.to(self.mllm.dtype), generator=generator).sample
         return self.processor.image_processor.postprocess(sample.float(), output_type=output_type)
 
-    def _upload_folder(self, working_dir, repo_id, *args, **kwargs):
-        """Pushes with our card in place of diffusers' generic one."""
-        model_card(self, repo_id).save(Path(working_dir) / "README.md")
-        return super()._upload_folder(working_dir, repo_id, *args, **kwargs)
+    def _upload_folder(self, working_dir, repo_id, token=None, commit_message=None, create_pr=False, subfolder=None):
+        """Pushes in one commit, with our card in place of diffusers' generic one."""
+        card = None
+        if not subfolder:
+            card = card_to_push(model_card(self, repo_id), Path(working_dir) / "README.md")
+        return upload(
+            working_dir,
+            repo_id,
+            card=card,
+            subfolder=subfolder,
+            token=token,
+            commit_message=commit_message or f"Upload {type(self).__name__}",
+            create_pr=create_pr,
+        )
 
 
 def _given(value, default):

@@ -1,0 +1,133 @@
+"""`uniwetok push`: a folder with a model or a pipeline to the Hub."""
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from .checkpoints import Checkpoint, check_pipeline, check_weights, describe_checkpoint, find_checkpoint
+from .common import CommandError, add_command, hub_bars, one_line, user_errors
+
+
+LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
+
+
+def add_commands(commands) -> None:
+    """Adds the sub-command."""
+    parser = add_command(
+        commands,
+        "push",
+        run_push,
+        "Put a pipeline, an image tokenizer or a language model on the Hub, with a model card.\n"
+        "All files of the folder go in one commit; its own README.md stays, completed by metadata that it lacks.",
+        [
+            "runs/emoji_mllm/pipeline org/name",
+            "runs/emoji_mllm/pipeline org/name --private --results results --datasets org/emoji",
+            "runs/emoji_uniwetok_stage3/model org/tokenizer --revision stage-3",
+        ],
+    )
+    parser.add_argument(
+        "folder", metavar="FOLDER", help="what a training, `uniwetok convert` or save_pretrained wrote"
+    )
+    parser.add_argument("repository", metavar="ORG/NAME", help="repository on the Hub, made when it isn't there")
+    parser.add_argument("--private", action="store_true", help="make it a private one")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch, made when it isn't there (default: main)")
+    parser.add_argument(
+        "--results", nargs="+", metavar="DIR", help="results of `uniwetok evaluate`, for the card (as `results/emoji`)"
+    )
+    parser.add_argument("--license", metavar="NAME", help="of the weights (default: apache-2.0)")
+    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="training sets, as the Hub calls them")
+
+
+def run_push(args: argparse.Namespace) -> None:
+    """`uniwetok push`."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    from uniwetok_hf.hub import hub_api, upload
+
+    if not Path(args.folder).is_dir():
+        raise CommandError(f"{args.folder} is no folder")
+    checkpoint = find_checkpoint(args.folder, ("pipeline", "vision", "mllm"))
+    check_weights(checkpoint.model_folder)
+    if checkpoint.kind == "pipeline":
+        check_pipeline(checkpoint)
+    with user_errors(HFValidationError):
+        validate_repo_id(args.repository)
+    model = describe_checkpoint(checkpoint)
+    make_card(model, checkpoint, args.repository, None, args)  # what is wrong is told before anything is sent
+    with hub_errors(args.repository), hub_bars():
+        api = hub_api()
+        user = api.whoami()["name"]
+        name = args.repository if "/" in args.repository else f"{user}/{args.repository}"
+        name = api.create_repo(name, private=args.private or None, exist_ok=True).repo_id
+        if args.private and not api.model_info(name).private:
+            raise CommandError(f"{name} is there already and is public: make it private on the Hub, or drop --private")
+        card = make_card(model, checkpoint, name, published_card(api, name, args.revision), args)
+        commit = upload(
+            checkpoint.folder,
+            name,
+            card=card,
+            revision=args.revision,
+            commit_message=f"Upload {checkpoint.name} with uniwetok-hf",
+        )
+    print(commit.commit_url)
+
+
+def make_card(model, checkpoint: Checkpoint, name: str, published: Path | None, args: argparse.Namespace):
+    """The card of `model`: the folder's own README.md, or that on the Hub, or one filled in from all that is known.
+
+    Raises:
+        CommandError: when results, the record of the training or the card's metadata can't be read.
+    """
+    from uniwetok_hf.cards import card_to_push, describe_training, model_card
+
+    given = {"license": args.license, "datasets": args.datasets, "eval_results": args.results}
+    readme = checkpoint.folder / "README.md"
+    with user_errors():
+        filled_in = model_card(
+            model,
+            name,
+            license=args.license or "apache-2.0",
+            datasets=args.datasets,
+            results=args.results,
+            training=describe_training(checkpoint.folder),
+        )
+        return card_to_push(
+            filled_in,
+            readme if readme.is_file() else published,
+            [field for field, value in given.items() if value],
+        )
+
+
+def published_card(api, name: str, revision: str | None) -> Path | None:
+    """The card that a repository has, of the branch or else of `main`."""
+    from huggingface_hub.errors import RemoteEntryNotFoundError, RevisionNotFoundError
+
+    for branch in dict.fromkeys((revision, None)):
+        with contextlib.suppress(RemoteEntryNotFoundError, RevisionNotFoundError):
+            return Path(api.hf_hub_download(name, "README.md", revision=branch))
+    return None
+
+
+@contextlib.contextmanager
+def hub_errors(name: str) -> Iterator[None]:
+    """What the Hub refuses, and what happens on the way there, as one line that says what to do."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    try:
+        yield
+    except LocalTokenNotFoundError as error:
+        raise CommandError(f"pushing to {name} needs a token of yours: {LOG_IN}") from error
+    except OfflineModeIsEnabled as error:
+        raise CommandError("HF_HUB_OFFLINE is set: nothing can be pushed") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status == 401:
+            raise CommandError(f"the Hub does not know your token: {LOG_IN}") from error
+        if status in (403, 404):
+            raise CommandError(f"your token may not write to {name}: {one_line(error)}") from error
+        raise CommandError(f"the Hub refused {name}: {one_line(error)}") from error
+    except (HTTPError, RuntimeError) as error:
+        why = one_line(error.__cause__ or error)
+        raise CommandError(f"the connection to the Hub failed ({why}): the same command goes on from there") from error
