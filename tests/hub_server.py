@@ -385,6 +385,11 @@ class _Handler(BaseHTTPRequestHandler):
         repository.branches[branch] = repository.find(self._json().get("startingPoint") or "main").sha
         return {}
 
+    def delete_branch(self, name, branch):
+        if branch == "main" or self._write(name).branches.pop(branch, None) is None:
+            raise Refusal(403 if branch == "main" else 404, f"Branch {branch} can't be deleted", "RevisionNotFound")
+        return {}
+
     def create_tag(self, name, revision):
         repository, tag = self._write(name), self._json()["tag"]
         if tag in repository.tags:
@@ -523,6 +528,7 @@ ROUTES = [
         ("GET", rf"{MODEL}/refs", _Handler.references),
         ("GET", rf"{MODEL}/commits/([^/]+)", _Handler.commits),
         ("POST", rf"{MODEL}/branch/([^/]+)", _Handler.create_branch),
+        ("DELETE", rf"{MODEL}/branch/([^/]+)", _Handler.delete_branch),
         ("POST", rf"{MODEL}/tag/([^/]+)", _Handler.create_tag),
         ("GET", rf"{MODEL}/tree/([^/]+)(?:/(.+))?", _Handler.tree),
         ("POST", rf"{MODEL}/paths-info/([^/]+)", _Handler.paths_info),

@@ -9,7 +9,6 @@ import importlib
 
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -38,8 +37,7 @@ AutoModel.register(UniWeTokHeadConfig, UniWeTokBinaryHead)
 AutoModel.register(UniWeTokMLLMConfig, UniWeTokMLLMModel)
 AutoModelForCausalLM.register(UniWeTokMLLMConfig, UniWeTokForCausalLM)
 AutoModelForImageTextToText.register(UniWeTokMLLMConfig, UniWeTokForCausalLM)
-AutoImageProcessor.register(UniWeTokConfig, image_processor_classes={"pil": UniWeTokImageProcessor})
-AutoProcessor.register(UniWeTokMLLMConfig, UniWeTokProcessor)
+AutoProcessor.register(UniWeTokMLLMConfig, UniWeTokProcessor)  # the image processor's is in its file
 
 _LAZY = {
     "BinaryFlowScheduler": "uniwetok_hf.schedulers",

@@ -202,3 +202,10 @@ def test_a_push_that_is_cut_off_goes_on(hub, uniwetok, succeeds, folder, monkeyp
     weights, expected = pushed.mllm.state_dict(), here.mllm.state_dict()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     assert len(HfApi().list_repo_commits("org/emoji")) == 2
+
+
+def test_code_comes_along_on_request(hub, succeeds, folder):
+    succeeds("push", folder, "org/emoji", "--include-code")
+    code = hub.files("org/emoji", "with-code")
+    assert not any(name.endswith(".py") for name in hub.files("org/emoji"))
+    assert {"pipeline_uniwetok.py", "mllm/modeling_uniwetok_mllm.py"} <= code.keys()

@@ -33,6 +33,11 @@ def add_commands(commands) -> None:
     parser.add_argument("--private", action="store_true", help="make it a private one")
     parser.add_argument("--revision", metavar="BRANCH", help="branch, made when it isn't there (default: main)")
     parser.add_argument(
+        "--include-code",
+        action="store_true",
+        help="also write the branch `with-code`, which loads where this package is not installed",
+    )
+    parser.add_argument(
         "--results", nargs="+", metavar="DIR", help="results of `uniwetok evaluate`, for the card (as `results/emoji`)"
     )
     parser.add_argument("--license", metavar="NAME", help="of the weights (default: apache-2.0)")
@@ -45,6 +50,7 @@ def run_push(args: argparse.Namespace) -> None:
     from huggingface_hub.utils import validate_repo_id
 
     from uniwetok_hf.hub import hub_api, upload
+    from uniwetok_hf.remote_code import push_code
 
     if not Path(args.folder).is_dir():
         raise CommandError(f"{args.folder} is no folder")
@@ -71,6 +77,8 @@ def run_push(args: argparse.Namespace) -> None:
             revision=args.revision,
             commit_message=f"Upload {checkpoint.name} with uniwetok-hf",
         )
+        if args.include_code:
+            push_code(name, revision=commit.oid)
     print(commit.commit_url)
 
 

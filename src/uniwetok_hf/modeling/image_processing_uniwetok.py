@@ -13,11 +13,13 @@ This file travels to the Hub as remote code: it imports nothing of this package 
 import numpy as np
 import torch
 from PIL import Image
+from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
-from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
+
+from .card_uniwetok import UniWeTokPushMixin
 
 
 FITS = ("pad", "resize", "crop")
@@ -130,7 +132,7 @@ def _as_size_list(
 
 
 # auto_docstring would list the options that are refused here, so the two docstrings are written by hand.
-class UniWeTokImageProcessor(PilBackend):  # trf-ignore: TRF057
+class UniWeTokImageProcessor(UniWeTokPushMixin, PilBackend):  # trf-ignore: TRF057
     r"""
     Turns pictures into `pixel_values` for [`UniWeTokModel`] and decoded samples back into pictures.
 

@@ -13,12 +13,14 @@ reads.
 
 import torch
 from torch.nn import functional as F
-from transformers import BatchFeature
+from transformers import AutoImageProcessor, BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.tokenization_utils_base import TextInput
 
-from .image_processing_uniwetok import UniWeTokImageProcessorKwargs
+from .card_uniwetok import UniWeTokPushMixin
+from .configuration_uniwetok import UniWeTokConfig
+from .image_processing_uniwetok import UniWeTokImageProcessor, UniWeTokImageProcessorKwargs
 
 
 CHAT_TEMPLATE = """\
@@ -56,7 +58,7 @@ class UniWeTokProcessorKwargs(ProcessingKwargs, total=False):
     return_labels: bool
 
 
-class UniWeTokProcessor(ProcessorMixin):
+class UniWeTokProcessor(UniWeTokPushMixin, ProcessorMixin):
     r"""
     Args:
         image_processor ([`UniWeTokImageProcessor`]): its stride is a multiple of `stride` x `patch_size`.
@@ -285,5 +287,9 @@ class UniWeTokProcessor(ProcessorMixin):
                 role, header = None, []
         return spoken
 
+
+# A saved processor names the class of its image processor, and AutoImageProcessor looks the name up. This stands here
+# and not in the package's `__init__`, because it must hold for the processor as remote code too.
+AutoImageProcessor.register(UniWeTokConfig, image_processor_classes={"pil": UniWeTokImageProcessor}, exist_ok=True)
 
 __all__ = ["UniWeTokProcessor", "UniWeTokProcessorKwargs"]

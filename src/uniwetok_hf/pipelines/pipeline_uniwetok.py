@@ -2,21 +2,17 @@
 """Text to image with the unified model: prompt -> codes, patch by patch -> picture (spec 3.3)."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
-from ..cards import card_to_push, model_card
-from ..hub import upload
-from ..modeling.modeling_uniwetok_mllm import UniWeTokForCausalLM
+from ..modeling.card_uniwetok import UniWeTokCardMixin
 from ..modeling.noise_uniwetok import Generators
-from ..modeling.processing_uniwetok import UniWeTokProcessor
-from ..schedulers.scheduling_binary_flow import BinaryFlowScheduler
 from .pipeline_output import UniWeTokPipelineOutput
 
 
-class UniWeTokPipeline(DiffusionPipeline):
+class UniWeTokPipeline(UniWeTokCardMixin, DiffusionPipeline):
     r"""
     Draws pictures from text.
 
@@ -42,9 +38,10 @@ class UniWeTokPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        processor: UniWeTokProcessor,
-        mllm: UniWeTokForCausalLM,
-        scheduler: BinaryFlowScheduler,
+        # The libraries' base classes: as remote code, the parts are classes of files of their own.
+        processor: ProcessorMixin,
+        mllm: PreTrainedModel,
+        scheduler: SchedulerMixin,
         default_size: int = 1024,
         default_num_inference_steps: int = 50,
         default_guidance_scale: float = 7.5,
@@ -214,21 +211,6 @@ class UniWeTokPipeline(DiffusionPipeline):
             return codes
         sample = self.mllm.vision_model.decode(codes.to(self.mllm.dtype), generator=generator).sample
         return self.processor.image_processor.postprocess(sample.float(), output_type=output_type)
-
-    def _upload_folder(self, working_dir, repo_id, token=None, commit_message=None, create_pr=False, subfolder=None):
-        """Pushes in one commit, with our card in place of diffusers' generic one."""
-        card = None
-        if not subfolder:
-            card = card_to_push(model_card(self, repo_id), Path(working_dir) / "README.md")
-        return upload(
-            working_dir,
-            repo_id,
-            card=card,
-            subfolder=subfolder,
-            token=token,
-            commit_message=commit_message or f"Upload {type(self).__name__}",
-            create_pr=create_pr,
-        )
 
 
 def _given(value, default):
