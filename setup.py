@@ -44,6 +44,9 @@ EXTRAS = {
     "eval": ["datasets>=5.2.0", "evaluate>=0.4.6", "scikit-image>=0.26.0"],
     "app": ["gradio>=6.31.0"],
     "docs": ["mkdocs>=1.6.1", "mkdocs-material>=9.8.2", "mkdocstrings[python]>=1.0.8"],
+    # What docs/deployment.md needs; large, so not part of `dev` (`make test-all` installs them).
+    "onnx": ["onnx>=1.23.2", "onnxruntime>=1.32.0", "onnxscript>=0.7.2"],
+    "quantize": ["torchao>=0.18.0"],
     # Real photographs to reconstruct; they come inside the scikit-image wheel, so the demo downloads nothing.
     "demo": ["scikit-image>=0.26.0"],
 }

@@ -410,6 +410,8 @@ def test_hidden_states_and_attentions(make_model, make_pictures):
     assert [weights.shape for weights in output.attentions] == [(2, 2, 10, 10)] * 4
     for weights in output.attentions:
         assert_near(weights.sum(-1), torch.ones(2, 2, 10, device=weights.device))
+    *left_out, last = model(pictures, generator=seeded(0), output_hidden_states=[-1]).hidden_states
+    assert left_out == [None] * 4 and torch.equal(last, output.hidden_states[-1])
     plain = model(pictures, generator=seeded(0))
     assert plain.hidden_states is None and plain.attentions is None
     assert torch.equal(plain.sample, output.sample)
@@ -494,19 +496,21 @@ def test_gradient_checkpointing_keeps_gradients_and_saves_memory(make_model, mak
         assert_near(checkpointed[name], gradient, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @torch.no_grad()
-def test_bfloat16_is_close_to_float32(make_model, make_pictures, codes, architecture):
+def test_low_precision_is_close_to_float32(make_model, make_pictures, codes, architecture, dtype):
     model = make_model(architecture=architecture)
     pictures = make_pictures(2, 3, 16, 24)
     latents = model.encode(pictures).latents
     sample = model.decode(codes, generator=seeded(0)).sample
-    model.to(torch.bfloat16)
-    encoded = model.encode(pictures.bfloat16())
-    decoded = model.decode(codes.bfloat16(), generator=seeded(0))
-    assert encoded.latents.dtype == encoded.codes.dtype == decoded.sample.dtype == torch.bfloat16
-    assert (encoded.latents.float() - latents).abs().max() < 0.05 * latents.abs().max()
-    assert (decoded.sample.float() - sample).abs().max() < 0.05 * sample.abs().max()
+    model.to(dtype)
+    encoded = model.encode(pictures.to(dtype))
+    decoded = model.decode(codes.to(dtype), generator=seeded(0))
+    assert encoded.latents.dtype == encoded.codes.dtype == decoded.sample.dtype == dtype
+    tolerance = 0.05 if dtype == torch.bfloat16 else 0.01
+    assert (encoded.latents.float() - latents).abs().max() < tolerance * latents.abs().max()
+    assert (decoded.sample.float() - sample).abs().max() < tolerance * sample.abs().max()
 
 
 def test_autocast_trains(tiny_model, make_pictures):

@@ -62,6 +62,17 @@ def test_predictions_are_float32_within_one(tokens, hidden_act):
     torch.testing.assert_close(low, prediction, atol=0.1, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_low_precision_is_close_to_float32(dtype, device):
+    head = make_head().to(device)
+    noisy, times, condition = (tensor.to(device) for tensor in make_inputs(3, 4))
+    expected = head(noisy, times, condition)
+    prediction = head.to(dtype)(noisy, times, condition.to(dtype))
+    tolerance = 0.05 if dtype == torch.bfloat16 else 0.01
+    assert (prediction - expected).abs().max() < tolerance * expected.abs().max()
+
+
 def test_a_new_head_predicts_zero():
     config = UniWeTokHeadConfig(num_bits=BITS, condition_size=CONDITION, hidden_size=16, head_dim=8)
     head = UniWeTokBinaryHead(config)

@@ -401,12 +401,16 @@ def test_image_features_are_what_the_placeholders_become(patch_size):
     tokens = codes_to_tokens(codes, patch_size)[0]
     table = codes_to_tokens(sinusoidal_positions(*codes.shape[2:], HIDDEN)[None], patch_size)[0]
     assert torch.equal(features.last_hidden_state, tokens)
-    torch.testing.assert_close(features.pooler_output, model.model.projector(tokens) + table)
+    [embedded] = features.pooler_output
+    torch.testing.assert_close(embedded, model.model.projector(tokens) + table)
     as_tuple = model.get_image_features(pixels, return_dict=False)
-    assert torch.equal(as_tuple[1], features.pooler_output)
+    assert torch.equal(as_tuple[1][0], embedded)
+    two = model.get_image_features([pixels[0], pixels[0, :, : 32 * patch_size]]).pooler_output
+    assert [len(picture) for picture in two] == [2 * patch_size**2, patch_size**2]
+    torch.testing.assert_close(two[0], embedded)
     ids = tokenize(picture_text(codes[0], patch_size), patch_size=patch_size)["input_ids"]
     embeddings = model.get_input_embeddings()(ids)
-    embeddings = embeddings.masked_scatter((ids == model.config.image_token_id)[..., None], features.pooler_output)
+    embeddings = embeddings.masked_scatter((ids == model.config.image_token_id)[..., None], embedded)
     if patch_size == 1:  # causal: embeddings alone say everything
         torch.testing.assert_close(model(inputs_embeds=embeddings).logits, model(ids, codes=codes).logits)
 

@@ -111,6 +111,17 @@ def test_a_row_with_its_own_generator_does_not_depend_on_its_batch(patch_size):
     assert other.row_image_losses[1] != whole.row_image_losses[1]
 
 
+def test_labels_may_come_shifted():
+    """As who gives each process a part of a row must: the next token may be in the next part."""
+    model = shared()
+    inputs, codes = training_batch()
+    labels = inputs.pop("labels")
+    shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    expected = model(**inputs, codes=codes, labels=labels, generator=seeded(0))
+    outputs = model(**inputs, codes=codes, labels=labels.roll(5), shift_labels=shifted, generator=seeded(0))
+    assert torch.equal(outputs.text_loss, expected.text_loss) and torch.equal(outputs.loss, expected.loss)
+
+
 def test_losses_do_not_depend_on_the_logits_that_are_kept():
     model, (inputs, codes) = shared(1), training_batch()
     whole = model(**inputs, codes=codes, generator=seeded(3))

@@ -251,6 +251,11 @@ def test_number_of_placeholders_can_be_asked(processor):
     p, side = processor.patch_size, 32 * processor.patch_size
     asked = processor._get_num_multimodal_tokens([(side, side), (side + 1, side)])
     assert asked["num_image_tokens"] == [p * p, 2 * p * p]
+    size = {"height": 2 * side, "width": side}
+    assert processor._get_num_multimodal_tokens([(5, 7)], size=size)["num_image_tokens"] == [2 * p * p]
+    small = build_tiny_processor(p)
+    small.image_processor.size = {"longest_edge": side}
+    assert small._get_num_multimodal_tokens([(9 * side, side)])["num_image_tokens"] == [p * p]
 
 
 # --- errors ---

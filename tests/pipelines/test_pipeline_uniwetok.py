@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from accelerate import cpu_offload
+from diffusers import AutoPipelineForImage2Image, AutoPipelineForText2Image, DiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
 from tiny_mllm import BITS, seeded
@@ -15,12 +16,16 @@ from tiny_models import build_tiny_pipeline
 
 from uniwetok_hf import (
     BinaryFlowScheduler,
+    UniWeTokEditPipeline,
     UniWeTokForCausalLM,
     UniWeTokModel,
     UniWeTokPipeline,
     UniWeTokProcessor,
 )
 from uniwetok_hf.pipelines import UniWeTokPipelineOutput
+
+
+DEFAULTS = ("default_size", "default_num_inference_steps", "default_guidance_scale")
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["single tokens", "patches"])
@@ -112,12 +117,16 @@ def test_no_guidance_at_one_or_less(pipeline):
     assert pipeline.do_classifier_free_guidance
 
 
-def test_scheduler_can_be_swapped(pipeline):
-    even = draw(pipeline, height=128, width=128)
-    other = UniWeTokPipeline(**pipeline.components | {"scheduler": BinaryFlowScheduler(shift=8.0)})
+def test_scheduler_can_be_swapped_from_its_config(pipeline):
+    size = {"height": 128, "width": 128}
+    even = draw(pipeline, **size)
+    other = UniWeTokPipeline(**pipeline.components, **{name: pipeline.config[name] for name in DEFAULTS})
     other.set_progress_bar_config(disable=True)
-    options = {"num_inference_steps": 2, "guidance_scale": 2.0, "height": 128, "width": 128}
-    assert not torch.equal(draw(other, **options), even)
+    other.scheduler = BinaryFlowScheduler.from_config(pipeline.scheduler.config)
+    assert torch.equal(draw(other, **size), even)
+    other.scheduler = BinaryFlowScheduler.from_config(pipeline.scheduler.config, shift=8.0)
+    assert not torch.equal(draw(other, **size), even)
+    assert pipeline.scheduler.config.shift == 1.0
 
 
 # --- what is returned ---
@@ -186,6 +195,20 @@ def test_callback_gets_the_codes_so_far(pipeline, side):
     assert torch.equal(first[:, :, :p], whole[:, :, :p])
     assert (first[:, :, p:] == 0).all()
     assert torch.equal(calls[1][2], whole)
+
+
+def test_codes_so_far_can_be_previewed(pipeline, side):
+    """Finite pictures of full size that change with every patch; the last of them is the picture."""
+    previews = []
+
+    def preview(pipe, step, total, tensors):
+        previews.append(pipe.decode(tensors["codes"], seeded(1), "pt"))
+
+    codes = draw(pipeline, height=2 * side, width=2 * side, callback_on_step_end=preview)
+    assert len(previews) == 4
+    assert all(images.shape == (1, 3, 2 * side, 2 * side) and images.isfinite().all() for images in previews)
+    assert torch.equal(previews[-1], pipeline.decode(codes, seeded(1), "pt"))
+    assert not any(torch.equal(later, earlier) for earlier, later in zip(previews, previews[1:], strict=False))
 
 
 def test_callback_can_ask_for_nothing(pipeline, side):
@@ -273,7 +296,7 @@ def test_saved_and_loaded(pipeline, tmp_path):
         "mllm": UniWeTokForCausalLM,
         "scheduler": BinaryFlowScheduler,
     }
-    for name in ("default_size", "default_num_inference_steps", "default_guidance_scale"):
+    for name in DEFAULTS:
         assert loaded.config[name] == pipeline.config[name]
     assert not loaded.mllm.training
     before, after = (pipe("a cat", generator=seeded(0), output_type="pt").images for pipe in (pipeline, loaded))
@@ -328,10 +351,33 @@ def test_loading_needs_our_class(pipeline, tmp_path):
         DiffusionPipeline.from_pretrained(tmp_path)
 
 
+def test_variants_are_saved_and_loaded(pipeline, side, tmp_path):
+    half = copy.deepcopy(pipeline).to(torch.float16)
+    half.save_pretrained(tmp_path, variant="fp16")
+    assert [path.name for path in tmp_path.rglob("*.safetensors")] == ["model.fp16.safetensors"]
+    loaded = UniWeTokPipeline.from_pretrained(tmp_path, variant="fp16", dtype=torch.float16)
+    loaded.set_progress_bar_config(disable=True)
+    assert loaded.dtype == torch.float16
+    size = {"height": side, "width": side}
+    assert torch.equal(draw(loaded, **size), draw(half, **size))
+
+
+def test_auto_pipelines_find_ours(pipeline, side, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    found = AutoPipelineForText2Image.from_pretrained(tmp_path)
+    assert type(found) is UniWeTokPipeline and found.config.default_size == pipeline.config.default_size
+    edit = AutoPipelineForImage2Image.from_pipe(found)
+    assert type(edit) is UniWeTokEditPipeline and edit.mllm is found.mllm
+    assert type(AutoPipelineForImage2Image.from_pretrained(tmp_path)) is UniWeTokEditPipeline
+    edit.set_progress_bar_config(disable=True)
+    assert edit(Image.new("RGB", (side, side)), "x", generator=seeded(0)).images[0].size == (side, side)
+
+
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
-def test_runs_in_bfloat16(pipeline, side, output_type):
-    low = copy.deepcopy(pipeline).to(torch.bfloat16)
-    assert low.dtype == torch.bfloat16
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_runs_in_low_precision(pipeline, side, output_type, dtype):
+    low = copy.deepcopy(pipeline).to(dtype)
+    assert low.dtype == dtype
     images = low("a cat", side, side, generator=seeded(0), output_type=output_type).images
     assert len(images) == 1
     if output_type != "pil":
@@ -342,4 +388,61 @@ def test_parts_are_named_and_the_offload_order_covers_the_models():
     assert UniWeTokPipeline.model_cpu_offload_seq == "mllm"
     expected, optional = UniWeTokPipeline._get_signature_keys(UniWeTokPipeline)
     assert set(expected) >= {"processor", "mllm", "scheduler"}
-    assert set(optional) == {"default_size", "default_num_inference_steps", "default_guidance_scale"}
+    assert set(optional) == set(DEFAULTS)
+
+
+# --- offloading ---
+
+
+def own(pipeline: UniWeTokPipeline) -> UniWeTokPipeline:
+    """A pipeline with a model of its own, which may be moved about."""
+    return build_tiny_pipeline(pipeline.processor.patch_size)
+
+
+def test_model_offloading_brings_the_model_before_it_is_used(pipeline, device):
+    """The hook that brings it waits for a call of the whole model, which drawing never makes. Where everything is on
+    the CPU anyway, it shows by what the hook was told."""
+    expected = pipeline("a cat", generator=seeded(0), output_type="pt").images
+    offloaded = own(pipeline)
+    offloaded.enable_model_cpu_offload(device=device)
+    hook, calls = offloaded.mllm._hf_hook, []
+    bring, forward = hook.pre_forward, offloaded.mllm.model.forward
+    hook.pre_forward = lambda *args, **kwargs: calls.append("brought") or bring(*args, **kwargs)
+    offloaded.mllm.model.forward = lambda *args, **kwargs: calls.append("used") or forward(*args, **kwargs)
+    images = offloaded("a cat", generator=seeded(0), output_type="pt").images
+    assert calls[:2] == ["brought", "used"]
+    torch.testing.assert_close(images.cpu(), expected, atol=1e-4, rtol=0)
+    assert offloaded.mllm._hf_hook is not hook  # put away again, for the next call
+    assert next(offloaded.mllm.parameters()).device.type == "cpu"
+
+
+def test_sequential_offloading_keeps_nothing_on_the_device(pipeline, device):
+    """accelerate's hooks on every layer, as `enable_sequential_cpu_offload` sets them; that itself wants an index on
+    its device, with which accelerate can't handle the CPU."""
+    offloaded = own(pipeline)
+    if device.type == "cpu":
+        cpu_offload(offloaded.mllm, device)
+    else:
+        offloaded.enable_sequential_cpu_offload(device=device)
+    assert {parameter.device.type for parameter in offloaded.mllm.parameters()} == {"meta"}
+    images = offloaded("a cat", generator=seeded(0), output_type="pt").images
+    expected = pipeline("a cat", generator=seeded(0), output_type="pt").images
+    torch.testing.assert_close(images.cpu(), expected, atol=1e-4, rtol=0)
+    assert {parameter.device.type for parameter in offloaded.mllm.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("offload_type", ["leaf_level", "block_level"])
+def test_group_offloading(pipeline, device, offload_type):
+    offloaded = own(pipeline)
+    options = {"num_blocks_per_group": 1} if offload_type == "block_level" else {}
+    offloaded.enable_group_offload(device, offload_type=offload_type, **options)
+    images = offloaded("a cat", generator=seeded(0), output_type="pt").images
+    expected = pipeline("a cat", generator=seeded(0), output_type="pt").images
+    torch.testing.assert_close(images.cpu(), expected, atol=1e-4, rtol=0)
+
+
+def test_offloading_without_a_device_to_offload_from_is_refused(pipeline):
+    if torch.accelerator.is_available():
+        pytest.skip("there is such a device here")
+    with pytest.raises(RuntimeError, match="requires accelerator"):
+        own(pipeline).enable_model_cpu_offload()

@@ -117,6 +117,11 @@ class UniWeTokConfig(PreTrainedConfig):
         return self.level_channels[-1]
 
     @property
+    def num_recorded_layers(self) -> int:
+        """Attention blocks of both halves, whose `hidden_states` a forward returns on request."""
+        return 2 * self.num_hidden_layers
+
+    @property
     def stride(self) -> int:
         """Pixels of one token's side."""
         return 2 ** (len(self.channel_multipliers) - 1)

@@ -25,7 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .card_uniwetok import UniWeTokCardMixin
 from .codes_uniwetok import binarize
@@ -72,7 +72,8 @@ def depth_to_space(hidden_states: torch.Tensor) -> torch.Tensor:
 def encoder_grid(length: int, device: torch.device) -> torch.Tensor:
     """Token positions of an axis in the encoder: `length` points from 0.5 to 7.5, in float32. A single token sits at
     0.5, where the published code divides zero by zero."""
-    return torch.linspace(0.5, 7.5, length, device=device, dtype=torch.float32)
+    steps = torch.arange(length, device=device, dtype=torch.float32)
+    return steps * 7 / torch.sym_max(length - 1, 1) + 0.5  # of a length that torch.export leaves open, too
 
 
 def decoder_grid(length: int, device: torch.device) -> torch.Tensor:
@@ -227,7 +228,8 @@ class UniWeTokTransformer(nn.Module):
             head_dim,
             self.config.rope_theta,
         )
-        registers = self.register_tokens.weight.expand(batch, -1, -1)
+        # By a call, not by the weight: a hook brings weights that are kept elsewhere for calls only.
+        registers = self.register_tokens(torch.arange(num_registers, device=device)).expand(batch, -1, -1)
         tokens = hidden_states.flatten(2).transpose(1, 2)  # [B, h*w, D], row by row
         tokens = torch.cat([registers.to(tokens.dtype), tokens], dim=1)
         for layer in self.layers:
@@ -336,7 +338,8 @@ class UniWeTokAdaptiveGroupNorm(nn.Module):
     def forward(self, hidden_states: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         tokens = codes.flatten(2)  # [B, bits, h*w]
         # The variance is the unbiased one; of a single token it is 0, where the published code gives NaN.
-        variance = tokens.var(-1) if tokens.shape[-1] > 1 else torch.zeros_like(tokens[..., 0])
+        count = tokens.shape[-1]
+        variance = tokens.var(-1, correction=0) * (count / torch.sym_max(count - 1, 1))
         gain = self.gain((variance + self.eps).sqrt())[:, :, None, None]
         shift = self.shift(tokens.mean(-1))[:, :, None, None]
         return gain * self.norm(hidden_states) + shift
@@ -409,7 +412,10 @@ class UniWeTokPreTrainedModel(UniWeTokCardMixin, PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": UniWeTokLayer, "attentions": UniWeTokAttention}
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(UniWeTokLayer, num_hidden_layers_key="num_recorded_layers"),
+        "attentions": OutputRecorder(UniWeTokAttention, index=1),
+    }
     _keys_to_ignore_on_load_unexpected = [r"^model\.(projector|language_model)\.", r"^(lm_head|image_head)\."]
 
     @torch.no_grad()

@@ -25,7 +25,7 @@ from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
 from .card_uniwetok import UniWeTokCardMixin
@@ -194,16 +194,18 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
         self, pixel_values: Pictures, image_sizes: torch.Tensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
         """Embeddings of pictures: `last_hidden_state` the tokens' bits [T, bits], `pooler_output` what the language
-        model reads in their place [T, hidden size]."""
+        model reads in their place, one [h*w, hidden size] a picture."""
         codes = self.encode_pictures(pixel_values, image_sizes)
-        tokens, positions = self.tokens(codes), self.positions(codes)
+        tokens = self.tokens(codes)
+        features = self.embed_image_tokens(tokens, self.positions(codes))
         return BaseModelOutputWithPooling(
-            last_hidden_state=tokens, pooler_output=self.embed_image_tokens(tokens, positions)
+            last_hidden_state=tokens, pooler_output=features.split([picture[0].numel() for picture in codes])
         )
 
     def embed_image_tokens(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Image tokens [..., bits] and their sinusoids to embeddings [..., hidden size]."""
-        embeddings = self.projector(tokens.to(self.projector.fc1.weight.dtype))
+        # Not the dtype of the projector's weights: they may be quantized, the word embeddings are not.
+        embeddings = self.projector(tokens.to(self.language_model.dtype))
         return embeddings + positions.to(embeddings.dtype)
 
     def image_mask(self, input_ids: torch.Tensor, num_tokens: int) -> torch.Tensor:
@@ -213,10 +215,10 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
             ValueError: when there are not `num_tokens` of them.
         """
         mask = input_ids == self.config.image_token_id
-        if int(mask.sum()) != num_tokens:
-            raise ValueError(
-                f"`input_ids` holds {int(mask.sum())} image placeholders, the given pictures have {num_tokens} tokens."
-            )
+        torch_compilable_check(
+            mask.sum() == num_tokens,
+            lambda: f"`input_ids` holds {mask.sum()} image placeholders, the given pictures have {num_tokens} tokens.",
+        )
         return mask
 
     def block_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -313,6 +315,8 @@ class UniWeTokForCausalLM(UniWeTokCardMixin, UniWeTokMLLMPreTrainedModel, Genera
     `forward`."""
 
     output_modalities = ("image", "text")
+    # transformers' Trainer counts text alone, so it can't say by what to divide the image loss of a part of a batch.
+    accepts_loss_kwargs = False
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
 
@@ -366,10 +370,14 @@ class UniWeTokForCausalLM(UniWeTokCardMixin, UniWeTokMLLMPreTrainedModel, Genera
                 the two losses are divided; by default those of this batch. Whoever cuts a batch in parts gives those
                 of the whole, and adds up the parts' losses.
             timesteps: times of the diffusion loss, one a draw, instead of drawn ones: to measure, not to train.
+            kwargs: `shift_labels` [B, L], the labels one position to the left, where each process gets a part of each
+                row; what else the language model takes.
 
         Raises:
             ValueError: when placeholders and pictures don't match.
         """
+        # No argument of its own: transformers' Trainer would count it among the labels that it waits for.
+        shift_labels = kwargs.pop("shift_labels", None)
         codes = self.model.read_pictures(pixel_values, image_sizes, codes)
         has_targets = labels is not None and codes is not None and image_is_target is not None
         targets = image_is_target.tolist() if has_targets else []
@@ -388,10 +396,12 @@ class UniWeTokForCausalLM(UniWeTokCardMixin, UniWeTokMLLMPreTrainedModel, Genera
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
-        logits, text_logits = self._logits(hidden_states, labels, logits_to_keep)
+        if labels is not None and shift_labels is None:
+            shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
+        logits, text_logits = self._logits(hidden_states, shift_labels, logits_to_keep)
         losses = {}
         if labels is not None:
-            losses = self._text_loss(text_logits, labels, num_items_in_batch)
+            losses = self._text_loss(text_logits, shift_labels, num_items_in_batch)
             losses["loss"] = self.config.text_loss_weight * losses["text_loss"]
             if any(targets):
                 to_draw = self._patches_to_draw(hidden_states, input_ids, codes, targets)
@@ -408,31 +418,31 @@ class UniWeTokForCausalLM(UniWeTokCardMixin, UniWeTokMLLMPreTrainedModel, Genera
         )
 
     def _logits(
-        self, hidden_states: torch.Tensor, labels: torch.Tensor | None, logits_to_keep: int | torch.Tensor
+        self, hidden_states: torch.Tensor, shift_labels: torch.Tensor | None, logits_to_keep: int | torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits to return, and those [text tokens, vocabulary] that predict the labels: few where there are pictures,
         so whoever wants losses alone keeps no logits. By one call: FSDP loses gradients of a tied layer called
         twice."""
         kept = slice_logits_to_keep(hidden_states, logits_to_keep)
-        if labels is None:
+        if shift_labels is None:
             return self.lm_head(kept), None
-        is_text = labels[:, 1:] != -100
+        is_text = shift_labels != -100
         if isinstance(logits_to_keep, int) and logits_to_keep == 0:
             logits = self.lm_head(kept)
-            return logits, logits[:, :-1][is_text]
-        predicting = hidden_states[:, :-1][is_text]
+            return logits, logits[is_text]
+        predicting = hidden_states[is_text]
         logits = self.lm_head(torch.cat([kept.flatten(0, 1), predicting]))
         kept_logits, text_logits = logits.split([len(logits) - len(predicting), len(predicting)])
         return kept_logits.view(*kept.shape[:2], logits.shape[-1]), text_logits
 
     def _text_loss(
-        self, logits: torch.Tensor, labels: torch.Tensor, num_items: int | torch.Tensor | None
+        self, logits: torch.Tensor, shift_labels: torch.Tensor, num_items: int | torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
         """Cross-entropy of the next token; 0, not NaN, for a batch that has no text to predict."""
-        is_text = labels[:, 1:] != -100
-        losses = F.cross_entropy(logits.float(), labels[:, 1:][is_text], reduction="none")
+        is_text = shift_labels != -100
+        losses = F.cross_entropy(logits.float(), shift_labels[is_text], reduction="none")
         num_items = is_text.sum().clamp_min(1) if num_items is None else num_items
-        sums = _sum_by_row(losses, is_text.nonzero()[:, 0], len(labels))
+        sums = _sum_by_row(losses, is_text.nonzero()[:, 0], len(shift_labels))
         return {"text_loss": losses.sum() / num_items, "row_text_losses": sums}
 
     def _patches_to_draw(

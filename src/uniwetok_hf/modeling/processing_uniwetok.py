@@ -20,7 +20,7 @@ from transformers.tokenization_utils_base import TextInput
 
 from .card_uniwetok import UniWeTokPushMixin
 from .configuration_uniwetok import UniWeTokConfig
-from .image_processing_uniwetok import UniWeTokImageProcessor, UniWeTokImageProcessorKwargs
+from .image_processing_uniwetok import UniWeTokImageProcessor, UniWeTokImageProcessorKwargs, plan_sizes
 
 
 CHAT_TEMPLATE = """\
@@ -252,8 +252,9 @@ class UniWeTokProcessor(UniWeTokPushMixin, ProcessorMixin):
         """How many placeholders pictures of (height, width) pixels take."""
         if image_sizes is None:
             return MultiModalData()
-        unit, per_unit = self.image_processor.stride, (self.image_processor.stride // self.stride) ** 2
-        counts = [-(-height // unit) * -(-width // unit) * per_unit for height, width in image_sizes]
+        options = {name: kwargs.get(name, getattr(self.image_processor, name)) for name in ("stride", "fit", "size")}
+        targets = [plan_sizes(height, width, **options)[1] for height, width in image_sizes]
+        counts = [(height // self.stride) * (width // self.stride) for height, width in targets]
         return MultiModalData(num_image_tokens=counts, num_image_patches=[1] * len(counts))
 
     def _size_and_query_ids(self) -> list[int]:

@@ -1,6 +1,6 @@
 """diffusers pipelines. Imported when a pipeline is first used, since diffusers is slow to import."""
 
-from diffusers.pipelines import pipeline_loading_utils
+from diffusers.pipelines import auto_pipeline, pipeline_loading_utils
 
 from .conversation import UniWeTokConversation, UniWeTokReply
 from .pipeline_output import UniWeTokPipelineOutput
@@ -12,6 +12,9 @@ from .pipeline_uniwetok_edit import UniWeTokEditPipeline
 # without trusting remote code, and modules can move without breaking saved pipelines. The top level exposes the
 # library base classes that diffusers looks for beside them.
 pipeline_loading_utils.LOADABLE_CLASSES.setdefault("uniwetok_hf", {})
+# And with this, `AutoPipelineForText2Image` and `AutoPipelineForImage2Image` know which of the two is theirs.
+auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING.setdefault("uniwetok", UniWeTokPipeline)
+auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.setdefault("uniwetok", UniWeTokEditPipeline)
 
 __all__ = [
     "UniWeTokConversation",

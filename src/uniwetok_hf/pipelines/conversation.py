@@ -98,6 +98,7 @@ class UniWeTokConversation:
             InterruptedError: when a callback interrupted the turn.
         """
         pipe, processor = self.pipe, self.pipe.processor
+        pipe._load_model()
         images = [images] if isinstance(images, Image.Image) else list(images)
         shown = self._encode(images)
         content = [{"type": "image"}] * len(shown) + ([{"type": "text", "text": text}] if text else [])
@@ -166,12 +167,12 @@ class UniWeTokConversation:
     def _write(self, pictures: list[torch.Tensor], max_new_tokens: int) -> tuple[str, int]:
         """Text until the turn ends or a picture begins, and the token that ended it."""
         mllm, processor = self.pipe.mllm, self.pipe.processor
-        ids = torch.tensor([self._ids], device=mllm.device)
+        ids = torch.tensor([self._ids], device=self.pipe._execution_device)
         ends = [processor.turn_end_token_id, processor.vision_start_token_id]
         written = mllm.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            codes=[codes.to(mllm.device) for codes in pictures] or None,
+            codes=[codes.to(ids.device) for codes in pictures] or None,
             past_key_values=self._cache,
             do_sample=False,
             max_new_tokens=max_new_tokens,
@@ -193,7 +194,7 @@ class UniWeTokConversation:
     ) -> torch.Tensor:
         """Codes [bits, h, w] of the picture that the last token begins; the cache then has it whole."""
         pipe, processor = self.pipe, self.pipe.processor
-        tokenizer, device = processor.tokenizer, pipe.mllm.device
+        tokenizer, device = processor.tokenizer, pipe._execution_device
         start = tokenizer(processor.picture_tokens(*size), add_special_tokens=False)["input_ids"]
         self._ids += start
         _, negative = processor.drawing_inputs(["picture"], *size)
@@ -229,7 +230,7 @@ class UniWeTokConversation:
             return []
         pixel_values = self.pipe.processor.image_processor(images)["pixel_values"]
         mllm = self.pipe.mllm
-        pixel_values = [picture.to(mllm.device, mllm.dtype) for picture in pixel_values]
+        pixel_values = [picture.to(self.pipe._execution_device, mllm.dtype) for picture in pixel_values]
         return [codes.float() for codes in mllm.model.encode_pictures(pixel_values)]
 
     def _forget(self) -> None:

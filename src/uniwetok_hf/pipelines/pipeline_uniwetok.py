@@ -176,6 +176,7 @@ class UniWeTokPipeline(UniWeTokCardMixin, DiffusionPipeline):
     ) -> torch.Tensor:
         """Codes [B, bits, h, w] of the pictures that `prompts` ask for, or that edit `images`."""
         device = self._execution_device
+        self._load_model()
         inputs, negative = self.processor.drawing_inputs(prompts, height, width, images)
         stride, patch_size = self.processor.stride, self.processor.patch_size
         self._guidance_scale = guidance_scale
@@ -209,8 +210,14 @@ class UniWeTokPipeline(UniWeTokCardMixin, DiffusionPipeline):
         """Pictures of codes [B, bits, h, w], as `output_type` asks."""
         if output_type == "latent":
             return codes
+        self._load_model()
         sample = self.mllm.vision_model.decode(codes.to(self.mllm.dtype), generator=generator).sample
         return self.processor.image_processor.postprocess(sample.float(), output_type=output_type)
+
+    def _load_model(self):
+        """Model offloading waits for a call of the whole model to bring it to the device, and drawing calls parts."""
+        if hasattr(self.mllm, "_hf_hook"):
+            self.mllm._hf_hook.pre_forward(self.mllm)
 
 
 def _given(value, default):

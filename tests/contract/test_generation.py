@@ -1,0 +1,182 @@
+"""What users of transformers expect of a model that answers questions about pictures: its `pipeline`, and the options
+of `generate`, each shown to do what it says."""
+
+import pytest
+import torch
+from PIL import Image
+from tiny_mllm import build, processor, shared
+from transformers import StoppingCriteria, TextStreamer, pipeline
+
+
+def conversation(patch_size: int, *words: str) -> list[dict]:
+    """A question about a picture of as many patches as words."""
+    side = 32 * patch_size
+    picture = Image.linear_gradient("L").convert("RGB").resize((side * len(words), side))
+    return [
+        {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": " ".join(words)}]}
+    ]
+
+
+@pytest.fixture(params=[1, 2], ids=["single tokens", "patches"])
+def patch_size(request) -> int:
+    return request.param
+
+
+@pytest.fixture
+def inputs(patch_size, device) -> dict:
+    """Two questions of different lengths about pictures of different sizes."""
+    conversations = [conversation(patch_size, "what", "is", "it?"), conversation(patch_size, "why?")]
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+    return dict(processor(patch_size).apply_chat_template(conversations, **options).to(device))
+
+
+@pytest.fixture
+def model(patch_size, device):
+    return shared(patch_size).to(device)
+
+
+def write(model, inputs: dict, **options) -> torch.Tensor:
+    """The ids of 8 new tokens a row, greedy unless told otherwise."""
+    written = model.generate(**inputs, **{"max_new_tokens": 8, "do_sample": False} | options)
+    return written[:, inputs["input_ids"].shape[1] :]
+
+
+def first(inputs: dict) -> dict:
+    """The first question alone, whose row has no padding."""
+    width, height = inputs["image_sizes"][0].tolist()[::-1]
+    picture = inputs["pixel_values"][:1, :, :height, :width]
+    return {
+        "input_ids": inputs["input_ids"][:1],
+        "attention_mask": inputs["attention_mask"][:1],
+        "pixel_values": picture,
+    }
+
+
+# --- pipeline("image-text-to-text") ---
+
+
+def test_chat_pipeline_answers_like_generate(model, patch_size, device):
+    chat = pipeline("image-text-to-text", model=model, processor=processor(patch_size), device=device)
+    # Of one size: the pipeline stacks what is in a batch.
+    questions = [conversation(patch_size, "what", "is", "it?"), conversation(patch_size, "o", "r", "why?")]
+    options = {"generate_kwargs": {"max_new_tokens": 8, "do_sample": False}, "return_full_text": False}
+    answers = [chat(text=question, **options)[0]["generated_text"] for question in questions]
+    for question, answer in zip(questions, answers, strict=True):
+        given = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+        one = processor(patch_size).apply_chat_template(question, **given).to(device)
+        [ids] = write(model, one)
+        assert answer == processor(patch_size).decode(ids, skip_special_tokens=True)
+    assert answers[0] != answers[1]
+    batch = chat(text=questions, batch_size=2, **options)
+    assert [answer[0]["generated_text"] for answer in batch] == answers
+
+
+def test_chat_pipeline_loads_from_a_folder(tmp_path, patch_size):
+    build(patch_size).save_pretrained(tmp_path)
+    processor(patch_size).save_pretrained(tmp_path)
+    chat = pipeline("image-text-to-text", model=str(tmp_path))
+    assert type(chat.model).__name__ == "UniWeTokForCausalLM"
+    full = chat(text=conversation(patch_size, "hm"), max_new_tokens=2)[0]["generated_text"]
+    assert [turn["role"] for turn in full] == ["user", "assistant"]  # the conversation, one turn longer
+
+
+# --- generate ---
+
+
+def test_sampling_options(model, inputs):
+    greedy = write(model, inputs)
+    assert torch.equal(write(model, inputs, do_sample=True, top_k=1), greedy)
+    assert torch.equal(write(model, inputs, do_sample=True, top_k=0, top_p=1e-6), greedy)
+    assert torch.equal(write(model, inputs, do_sample=True, top_k=0, temperature=1e-4), greedy)
+    assert torch.equal(write(model, inputs, do_sample=True, top_k=0, min_p=1.0), greedy)
+    torch.manual_seed(0)  # generate knows no generator
+    sampled = write(model, inputs, do_sample=True, top_k=0)
+    assert not torch.equal(sampled, greedy)
+
+
+def test_beams_are_scored_by_what_the_model_says(model, inputs, patch_size):
+    """Of rows with a picture each: every beam keeps its own row's."""
+    length = inputs["input_ids"].shape[1]
+    options = {"max_new_tokens": 4, "do_sample": False, "num_beams": 3, "num_return_sequences": 2}
+    found = model.generate(**inputs, **options, return_dict_in_generate=True, output_scores=True)
+    one = first(inputs)
+    for row in range(2):  # the two best of the first question
+        ids = found.sequences[row : row + 1]
+        with torch.no_grad():
+            logits = model(**one | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}).logits
+        chances = logits[0, length - 1 : -1].log_softmax(-1).gather(1, ids[0, length:, None])
+        torch.testing.assert_close(chances.mean(), found.sequences_scores[row], atol=1e-4, rtol=0)
+    assert found.sequences_scores[0] >= found.sequences_scores[1]
+
+
+def test_what_must_and_must_not_be_written(model, inputs):
+    greedy = write(model, inputs)
+    banned = greedy[0, 0].item()
+    assert banned not in write(model, inputs, bad_words_ids=[[banned]])
+    assert banned not in write(model, inputs, suppress_tokens=[banned])
+    repeated = write(model, inputs, no_repeat_ngram_size=1)
+    assert all(len(set(row)) == len(row) for row in repeated.tolist())
+
+
+def test_stopping(model, inputs, patch_size):
+    class AfterThree(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            done = input_ids.shape[1] >= inputs["input_ids"].shape[1] + 3
+            return torch.full((len(input_ids),), done, device=input_ids.device)
+
+    greedy = write(model, inputs)
+    assert torch.equal(write(model, inputs, stopping_criteria=[AfterThree()]), greedy[:, :3])
+    one = first(inputs)
+    [expected] = write(model, one).tolist()
+    stop = expected[2]
+    assert write(model, one, eos_token_id=stop)[0].tolist() == expected[: expected.index(stop) + 1]
+    least = write(model, one, eos_token_id=stop, min_new_tokens=6)[0]
+    assert len(least) >= 6
+
+
+def test_stop_strings(model, inputs, patch_size):
+    words = processor(patch_size).tokenizer
+    letters = [words.convert_tokens_to_ids(letter) for letter in "ab"]
+    biased = {(token,): 100.0 for token in letters}
+    written = write(model, inputs, sequence_bias=biased, stop_strings=["a", "b"], tokenizer=words)
+    assert written.shape[1] == 1 and set(written.flatten().tolist()) <= set(letters)
+
+
+def test_streamer_writes_the_answer_as_it_comes(model, inputs, patch_size, capsys):
+    words = processor(patch_size).tokenizer
+    one = first(inputs)
+    streamer = TextStreamer(words, skip_prompt=True, skip_special_tokens=True)
+    [ids] = write(model, one, streamer=streamer)
+    assert capsys.readouterr().out == words.decode(ids, skip_special_tokens=True) + "\n"
+
+
+@pytest.mark.parametrize("options", [{"cache_implementation": "static"}, {"use_cache": False}], ids=str)
+def test_caches_agree(model, inputs, options):
+    assert torch.equal(write(model, inputs, **options), write(model, inputs))
+
+
+@pytest.mark.parametrize("assistant", ["itself", "prompt lookup"])
+def test_assisted_generation_changes_nothing(model, inputs, assistant):
+    one = first(inputs)
+    options = {"assistant_model": model} if assistant == "itself" else {"prompt_lookup_num_tokens": 3}
+    assert torch.equal(write(model, one, **options), write(model, one))
+
+
+def test_going_on_with_a_cache(model, inputs):
+    """A second turn reads only what is new: the picture is in the cache."""
+    one = first(inputs)
+    start = model.generate(**one, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
+    turn = torch.cat([start.sequences, torch.tensor([[65, 66, 67]], device=start.sequences.device)], dim=1)
+    longer = {"input_ids": turn, "attention_mask": torch.ones_like(turn)}
+    cached = write(model, longer, past_key_values=start.past_key_values)
+    assert torch.equal(cached, write(model, one | longer))
+
+
+def test_scores_of_the_answer(model, inputs):
+    options = {"return_dict_in_generate": True, "output_logits": True, "output_scores": True}
+    answer = model.generate(**inputs, max_new_tokens=4, do_sample=False, **options)
+    logits = torch.stack(answer.logits, dim=1)
+    assert logits.shape == (2, 4, model.config.text_config.vocab_size)
+    assert torch.equal(logits.argmax(-1), answer.sequences[:, -4:])
+    chances = model.compute_transition_scores(answer.sequences, answer.scores, normalize_logits=True)
+    assert (chances <= 0).all()
