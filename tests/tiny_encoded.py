@@ -3,13 +3,15 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from datasets import Dataset, load_from_disk
 from PIL import Image
-from tiny_training import VISION
+from tiny_training import VISION, write
 
 from uniwetok_hf import UniWeTokConfig, UniWeTokModel
 from uniwetok_hf.data.encoded_parts import EncodingSettings
 from uniwetok_hf.data.encoding import encode_dataset
+from uniwetok_hf.training import train_mllm
 from uniwetok_hf.training.run import seeded_weights
 
 
@@ -76,3 +78,29 @@ def encode_emoji(emoji: Path, folder: Path, vision: UniWeTokModel) -> dict:
             fields[name].append({"path": path, "task": "emoji_editing", "edits": edits, "weight": 2.0})
             fields[name].append({"path": path, "task": "emoji_conversations", "edits": edits})
     return fields
+
+
+def run(fields, folder, **more):
+    """Runs a training in `folder`; returns its output folder."""
+    return train_mllm.main(write(folder, fields, output_dir=str(folder / "run"), **more)).parent
+
+
+def later(fields, **more) -> dict:
+    """Fields of a stage after the first."""
+    first = ("vision_model", "text_model", "head", "mllm", "num_size_tokens", "vocab_size")
+    return {name: value for name, value in fields.items() if name not in first} | more
+
+
+def stop_before(step: int, monkeypatch, fields, folder, **more) -> None:
+    """A run that ends, as if by Ctrl-C, before this step."""
+    train_step = train_mllm.MLLMTrainer.train_step
+
+    def until(trainer, pieces, current):
+        if current == step:
+            raise KeyboardInterrupt
+        train_step(trainer, pieces, current)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_mllm.MLLMTrainer, "train_step", until)
+        run(fields, folder, **more)
+    assert not (folder / "run" / "pipeline").exists()

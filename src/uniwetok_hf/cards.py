@@ -150,6 +150,45 @@ def _is_as_filled_in(text: str) -> bool:
     return last_line is not None and last_line[1] == _digest(text[: last_line.start()])
 
 
+ADAPTER_TEXT = """\
+---
+{{ card_data }}
+---
+
+# {{ name }}
+
+An adapter ({{ method }}{{ ", rank " ~ rank if rank }}) for a model of uniwetok-hf (`pip install uniwetok-hf`)
+{%- if base_model %}, trained on {{ base_model }}{% endif %}.
+
+```python
+pipe.load_lora_weights("{{ model_id or "path/to/this/folder" }}", adapter_name="{{ name }}")
+pipe.set_adapters("{{ name }}", 0.8)
+```
+
+`pipe` is a `UniWeTokPipeline` of the model that it was trained on. With the command line:
+`uniwetok generate "..." --lora {{ model_id or "path/to/this/folder" }}`.
+"""
+
+
+def adapter_card(config, model_id: str | None = None) -> ModelCard:
+    """The card of an adapter, from its `peft` config."""
+    base_model = config.base_model_name_or_path or None
+    tags = ["uniwetok", "text-to-image", str(config.peft_type.value).lower()]
+    is_on_hub = base_model is not None and base_model.count("/") == 1
+    data = ModelCardData(library_name="uniwetok-hf", tags=tags, base_model=base_model if is_on_hub else None)
+    card = ModelCard.from_template(
+        data,
+        template_str=ADAPTER_TEXT,
+        name=(model_id or "adapter").split("/")[-1],
+        model_id=model_id,
+        method=config.peft_type.value,
+        rank=getattr(config, "r", None),
+        base_model=base_model,
+    )
+    card.text = f"{card.text.rstrip()}\n\n{_last_line(card.text)}\n"
+    return card
+
+
 def _count(module) -> str:
     return f"{sum(parameter.numel() for parameter in module.parameters()):,}"
 

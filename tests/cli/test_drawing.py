@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_models import build_tiny_mllm
 
 from uniwetok_hf import UniWeTokEditPipeline, UniWeTokPipeline
+from uniwetok_hf.adapters import lora_config, save_adapter
 from uniwetok_hf.cli import drawing
 
 
@@ -132,3 +134,42 @@ def test_pictures_are_saved_as_they_come(uniwetok, pipeline_folder, workplace, m
     result = uniwetok("generate", "apple", "--num-images", 2, "--model", pipeline_folder)
     assert (result.code, result.out) == (130, ["apple-0.png"])
     assert [path.name for path in workplace.iterdir()] == ["apple-0.png"]
+
+
+def test_drawn_with_adapters(succeeds, fails, pipeline_folder, pipeline, workplace):
+    for name, seed in (("one", 1), ("two", 2)):
+        mllm = build_tiny_mllm()
+        mllm.add_adapter(lora_config(r=2))
+        with torch.no_grad():
+            for parameter in (p for p in mllm.parameters() if p.requires_grad):
+                parameter.copy_(torch.randn(parameter.shape, generator=noise(seed)))
+        save_adapter(mllm, workplace / name)
+    model = ["--model", pipeline_folder]
+    plain = pixels(*succeeds("generate", "apple", *model, "--output", "plain.png"))
+    one = pixels(*succeeds("generate", "apple", *model, "--output", "one.png", "--lora", "one"))
+    off = pixels(*succeeds("generate", "apple", *model, "--output", "off.png", "--lora", "one:0"))
+    both = pixels(*succeeds("generate", "apple", *model, "--output", "both.png", "--lora", "one", "--lora", "two:0.5"))
+    assert (off == plain).all() and (one != plain).any() and (both != one).any()
+    pipeline = UniWeTokPipeline.from_pretrained(pipeline_folder, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.load_lora_weights("one", adapter_name="one")
+    pipeline.load_lora_weights("two", adapter_name="two")
+    pipeline.set_adapters(["one", "two"], [1.0, 0.5])
+    assert (both == np.asarray(pipeline("apple", generator=[noise(0)]).images[0])).all()
+    succeeds("edit", "one.png", "blue", *model, "--lora", "one", "--output", "edited.png")
+    message = fails("generate", "apple", *model, "--lora", "nowhere:0.5")
+    assert "--lora: `pretrained_model_name_or_path` nowhere is no adapter" in message
+
+
+def test_weights_of_adapters():
+    for text, parsed in {
+        "a/b": ("a/b", 1.0),
+        "a/b:0.5": ("a/b", 0.5),
+        "a:b": ("a:b", 1.0),
+        "a:-2": ("a", -2.0),
+        "a:nan": ("a:nan", 1.0),
+        r"C:\a": (r"C:\a", 1.0),
+        r"C:\a:2": (r"C:\a", 2.0),
+        ":2": (":2", 1.0),
+    }.items():
+        assert drawing._adapter(text) == parsed

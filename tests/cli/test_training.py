@@ -1,5 +1,8 @@
 """`uniwetok train`, end to end: stages by name, fields from the command line, errors of one line."""
 
+import json
+from pathlib import Path
+
 import pytest
 import yaml
 from PIL import Image
@@ -93,6 +96,16 @@ def test_both_trainings_make_a_pipeline_that_draws(uniwetok, succeeds, fixtures,
     assert (result.code, result.out[-1]) == (0, "run/pipeline")
     succeeds("generate", "heart", "--model", "run/pipeline", "--output", "heart.png")
     assert Image.open("heart.png").size == (32, 32)
+
+    # And on to an adapter: the switch alone, and with fields of the section.
+    fields = {"output_dir": "adapter", "init_from": "run", "data": language["data"], "max_train_steps": 1}
+    (workplace / "lora.yaml").write_text(yaml.safe_dump(fields | {"batch_size": 2}))
+    for folder, options in (("first", ["--lora"]), ("second", ["--lora", "--set", "lora.r=2"])):
+        result = uniwetok("train", "mllm", "--config", "lora.yaml", "--set", f"output_dir={folder}", *options)
+        assert (result.code, result.out[-1]) == (0, f"{folder}/adapter")
+    ranks = [json.loads(Path(name, "adapter", "adapter_config.json").read_text())["r"] for name in ("first", "second")]
+    assert ranks == [16, 2]
+    succeeds("generate", "heart", "--model", "run/pipeline", "--lora", "second/adapter:0.5", "--output", "heart.png")
 
 
 LANGUAGE = {

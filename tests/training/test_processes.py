@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_encoded import LANGUAGE, build_vision, encode_emoji
+from tiny_encoded import LANGUAGE, build_vision, encode_emoji, later
 from tiny_training import VISION, all_losses, log_lines, write
 
 from uniwetok_hf import UniWeTokPipeline
@@ -93,6 +93,21 @@ def test_the_language_model_gets_the_same_gradients(language):
 
 def test_the_language_model_gets_the_same_losses(language):
     assert_same_logs(*(language[1][processes][1] for processes in (1, 2)))
+
+
+@pytest.mark.slow
+def test_an_adapter_gets_the_same_gradients(language, tmp_path):
+    """Also those samples that draw nothing use all of it, for which the other process would else wait."""
+    fields, runs = language
+    more = {"init_from": str(runs[1][1]), "lora": {"r": 2, "options": {"init_lora_weights": "gaussian"}}}
+    adapters = on_one_and_two("mllm", later(fields, **more), tmp_path)
+    assert_same_gradients(adapters, count=3)
+    assert all(gradient is not None for step in adapters[2][0] for gradient in step)
+    assert any(gradient.any() for gradient in adapters[1][0][0])
+    assert_same_logs(adapters[1][1], adapters[2][1])
+    one, two = (load_file(adapters[n][1] / "adapter" / "adapter_model.safetensors") for n in (1, 2))
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, two[name], atol=1e-5, rtol=1e-5)
 
 
 def test_fsdp_trains_like_one_process(language, tmp_path):

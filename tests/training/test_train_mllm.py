@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from tiny_encoded import LANGUAGE, build_vision, encode, encode_emoji, pictures
+from tiny_encoded import LANGUAGE, build_vision, encode, encode_emoji, later, pictures, run, stop_before
 from tiny_language import LLAMA, save_language_model
 from tiny_training import assert_same_weights, log_lines, write
 from transformers import LlamaConfig
@@ -36,17 +36,6 @@ def fields(fixtures, tmp_path_factory):
 def trained(fields, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     return run(fields, folder, prompts=["a noto emoji of red heart"])
-
-
-def run(fields, folder, **more):
-    """Runs a training in `folder`; returns its output folder."""
-    return train_mllm.main(write(folder, fields, output_dir=str(folder / "run"), **more)).parent
-
-
-def later(fields, **more) -> dict:
-    """Fields of a stage after the first."""
-    first = ("vision_model", "text_model", "head", "mllm", "num_size_tokens", "vocab_size")
-    return {name: value for name, value in fields.items() if name not in first} | more
 
 
 def weights(path) -> dict[str, torch.Tensor]:
@@ -111,21 +100,6 @@ def test_a_finished_training_is_not_replaced(trained):
     with pytest.raises(ValueError, match="`output_dir` .* holds the pipeline of a finished training"):
         train_mllm.main(trained.parent / "config.yaml")
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(trained).items())
-
-
-def stop_before(step: int, monkeypatch, fields, folder, **more) -> None:
-    """A run that ends, as if by Ctrl-C, before this step."""
-    train_step = MLLMTrainer.train_step
-
-    def until(trainer, pieces, current):
-        if current == step:
-            raise KeyboardInterrupt
-        train_step(trainer, pieces, current)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(MLLMTrainer, "train_step", until)
-        run(fields, folder, **more)
-    assert not (folder / "run" / "pipeline").exists()
 
 
 @pytest.mark.parametrize("step", [1, 3])
@@ -357,7 +331,7 @@ def test_bad_settings_are_named(fields, tmp_path, more, message):
 def test_shipped_configs_are_read():
     names = [name for name in shipped_configs() if "mllm" in name]
     stages = {"emoji_mllm", "paper_mllm_pretrain"}
-    stages |= {f"emoji_mllm_{stage}" for stage in ("draw", "edit", "chat", "patch")}
+    stages |= {f"emoji_mllm_{stage}" for stage in ("draw", "edit", "chat", "patch", "lora")}
     stages |= {f"paper_mllm_{stage}" for stage in ("gen", "edit", "chat", "patch")}
     assert stages == set(names)
     configs = {name: read_config(MLLMTrainingConfig, find_config(name)) for name in names}
@@ -365,7 +339,7 @@ def test_shipped_configs_are_read():
     for name, config in configs.items():
         assert config.output_dir == f"runs/{name}"
         assert (config.init_from is None) != (config.vision_model is None)
-        assert config.init_from in outputs | {None}
+        assert config.init_from in outputs | {None, "uniwetok-emoji"}
 
 
 @pytest.mark.parametrize("name", ["fsdp", "deepspeed"])

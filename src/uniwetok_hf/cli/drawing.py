@@ -1,6 +1,7 @@
 """`uniwetok generate` and `edit`: pictures from words, with the unified model."""
 
 import argparse
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -57,6 +58,14 @@ def add_commands(commands) -> None:
 
 def _add_drawing_options(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        type=_adapter,
+        metavar="A[:W]",
+        help="adapter to draw with (folder or Hub id) and its weight (default: 1); repeat to mix several",
+    )
     parser.add_argument("--output", metavar="DIR|FILE", help="folder, or file of a single picture (default: .)")
     parser.add_argument("--height", type=positive_int, metavar="N", help="in pixels (default: the model's)")
     parser.add_argument("--width", type=positive_int, metavar="N", help="in pixels (default: the model's)")
@@ -72,13 +81,33 @@ def _add_drawing_options(parser: argparse.ArgumentParser) -> None:
     add_seed_option(parser, "seed of the first picture")
 
 
+def _adapter(text: str) -> tuple[str, float]:
+    """Argparse type: a folder or Hub id, with or without `:weight`."""
+    name, _, weight = text.rpartition(":")
+    with contextlib.suppress(argparse.ArgumentTypeError):
+        return (name, finite_float(weight)) if name else (text, 1.0)
+    return text, 1.0
+
+
+def _load_pipeline(args: argparse.Namespace):
+    """The pipeline of `--model` with the adapters of `--lora`."""
+    pipeline = load_pipeline(args.model, args.device)
+    names = [f"adapter_{index}" for index in range(len(args.lora))]
+    with user_errors(ValueError, ImportError, prefix="--lora: "):
+        for name, (source, _) in zip(names, args.lora, strict=True):
+            pipeline.load_lora_weights(source, adapter_name=name)
+        if names:
+            pipeline.set_adapters(names, [weight for _, weight in args.lora])
+    return pipeline
+
+
 def run_generate(args: argparse.Namespace) -> None:
     """`uniwetok generate`."""
     prompts = [_not_empty("PROMPT", prompt) for prompt in args.prompts]
     prompts = list(dict.fromkeys(prompts))
     jobs = [(prompt, args.seed + i) for prompt in prompts for i in range(args.num_images)]
     targets = output_paths(args.output, [f"{slug(prompt)}-{seed}" for prompt, seed in jobs])
-    pipeline = load_pipeline(args.model, args.device)
+    pipeline = _load_pipeline(args)
     default = pipeline.config.default_size
     height, width = check_size(pipeline, args.height or default, args.width or default)
     drawn = draw(
@@ -102,7 +131,7 @@ def run_edit(args: argparse.Namespace) -> None:
     stem = f"{Path(args.picture).stem}-{slug(instruction)}"
     targets = output_paths(args.output, [f"{stem}-{seed}" for seed in seeds], [args.picture])
     check_pictures([args.picture])
-    pipeline = load_pipeline(args.model, args.device)
+    pipeline = _load_pipeline(args)
     picture = read_image(args.picture)
     height, width, content = seen_size(pipeline.processor, picture, args.picture)
     if args.height or args.width:

@@ -1,6 +1,7 @@
 """`uniwetok train tokenizer|mllm|siglip`: trainings as YAML files say."""
 
 import argparse
+import dataclasses
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -23,7 +24,11 @@ EXAMPLES = {
         "--config emoji_uniwetok_stage1 emoji_uniwetok_stage2 emoji_uniwetok_stage3",
         "--config stage1.yaml --set max_train_steps=100 --set adversarial.weight=0.05 --set prior=null",
     ],
-    "mllm": ["--config emoji_mllm", "--config my_mllm.yaml --set output_dir=runs/second --set seed=1"],
+    "mllm": [
+        "--config emoji_mllm",
+        "--config my_mllm.yaml --set output_dir=runs/second --set seed=1",
+        "--config emoji_mllm_draw --lora --set output_dir=runs/adapter",
+    ],
     "siglip": ["--config emoji_siglip"],
 }
 
@@ -78,7 +83,13 @@ def add_commands(commands) -> None:
             metavar="FIELD=VALUE",
             help="change a field of all of them (section.field=value for one in a section); repeat",
         )
-        parser.set_defaults(run=run_train)
+        if name == "mllm":
+            parser.add_argument(
+                "--lora",
+                action="store_true",
+                help="train adapters in place of the model; the field `lora` says which, and without it the default",
+            )
+        parser.set_defaults(run=run_train, lora=False)
 
 
 def _assignment(text: str) -> tuple[str, str]:
@@ -110,9 +121,11 @@ def run_train(args: argparse.Namespace) -> None:
         paths = [find_config(name) for name in args.config]
     if len(paths) > 1 and "output_dir" in overrides:
         raise CommandError("--set output_dir=... would put several stages into one folder; set it in their files")
-    with user_errors(ValueError, OSError, FloatingPointError):
+    with user_errors(ValueError, OSError, ImportError, FloatingPointError):
         config_class = getattr(module, TRAININGS[args.kind][1])
         configs = [read_config(config_class, path, **overrides) for path in paths]  # all of them, before hours of work
+        if args.lora:
+            configs = [dataclasses.replace(config, lora=config.lora or module.LoraSettings()) for config in configs]
         for config in configs:
             result = module.finished(config)
             if result is not None and len(configs) > 1:

@@ -3,6 +3,14 @@
 from pathlib import Path
 
 
+FOLDER = Path(__file__).parent
+
+
+def embedded_names() -> list[str]:
+    """Names of the embedded checkpoints."""
+    return sorted(folder.name for folder in FOLDER.iterdir() if (folder / "model_index.json").exists())
+
+
 def embedded_path(name: str) -> Path:
     """Folder of an embedded checkpoint, for `from_pretrained`. On a CPU load it with `dtype=torch.float32`: bfloat16
     is how it is stored, but slow to compute with.
@@ -10,8 +18,7 @@ def embedded_path(name: str) -> Path:
     Raises:
         ValueError: for a name that is not embedded; the message lists those that are.
     """
-    here = Path(__file__).parent
-    names = sorted(folder.name for folder in here.iterdir() if (folder / "model_index.json").exists())
-    if name not in names:
-        raise ValueError(f"`name` must be one of {', '.join(names) or '(none is installed)'}, got {name!r}.")
-    return here / name
+    if name not in embedded_names():
+        known = ", ".join(embedded_names()) or "(none is installed)"
+        raise ValueError(f"`name` must be one of {known}, got {name!r}.")
+    return FOLDER / name

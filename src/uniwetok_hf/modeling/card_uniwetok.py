@@ -70,7 +70,11 @@ class UniWeTokCardMixin(UniWeTokPushMixin):
             return super()._upload_modified_files(working_dir, repo_id, files_timestamps, **kwargs)
         self._forget_code(working_dir)
         cards, hub = (importlib.import_module(f"uniwetok_hf.{name}") for name in ("cards", "hub"))
-        card = cards.card_to_push(cards.model_card(self, repo_id), Path(working_dir) / "README.md")
+        if getattr(self, "_hf_peft_config_loaded", False):  # transformers pushes the active adapter alone
+            card = cards.adapter_card(self.peft_config[self.active_adapters()[0]], repo_id)
+        else:
+            card = cards.model_card(self, repo_id)
+        card = cards.card_to_push(card, Path(working_dir) / "README.md")
         card.save(Path(working_dir) / "README.md")
         written = {
             name

@@ -9,12 +9,13 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..modeling.card_uniwetok import UniWeTokCardMixin
 from ..modeling.noise_uniwetok import Generators
+from .lora_pipeline import UniWeTokLoraMixin
 from .pipeline_output import UniWeTokPipelineOutput
 
 
-class UniWeTokPipeline(UniWeTokCardMixin, DiffusionPipeline):
+class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
     r"""
-    Draws pictures from text.
+    Draws pictures from text. Adapters are loaded, mixed and merged as in diffusers ([`UniWeTokLoraMixin`]).
 
     Args:
         processor ([`UniWeTokProcessor`]): prompts and pictures to model inputs.

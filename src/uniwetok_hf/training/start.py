@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ..data.text import train_text_vocabulary
+from ..embedded import embedded_names, embedded_path
 from ..modeling.configuration_uniwetok_mllm import UniWeTokHeadConfig, UniWeTokMLLMConfig
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..modeling.modeling_uniwetok import UniWeTokModel
@@ -77,15 +78,19 @@ def start_folder(config) -> str:
 
 
 def find_result(path: str | os.PathLike, name: str) -> str:
-    """The `name` folder of the finished training whose `output_dir` is `path`; `path` itself when it is no such
-    folder, but a model or the name of one.
+    """The `name` folder of the finished training whose `output_dir` is `path`, or the folder of the embedded model of
+    that name; `path` itself when it is neither, but a model or the name of one.
 
     Raises:
-        ValueError: when that training is not finished.
+        ValueError: when that training is not finished, or made an adapter.
     """
     folder = Path(path)
     if (folder / name).is_dir():
         return str(folder / name)
+    if not folder.exists() and str(path) in embedded_names():
+        return str(embedded_path(str(path)))
+    if (folder / "adapter").is_dir():
+        raise ValueError(f"{path} is a training of an adapter: it has no `{name}`. Start from its `init_from`.")
     if (folder / "log.jsonl").exists():
         raise ValueError(f"{path} is a training that is not finished: it has no `{name}` yet.")
     return str(path)

@@ -8,6 +8,7 @@
 - Pictures come as codes (`uniwetok encode-dataset`). Bits of those to be drawn are flipped on input, never as targets.
 - Stages as in the paper: one unified pretraining, separate finetunes for drawing, editing and chat (`init_from`), and
   a short one in which a step draws more tokens (`mllm: {patch_size: ...}`).
+- With `lora` adapters learn in place of the model, and are all that is saved.
 
 A step is one optimizer step over `batch_size` samples, whatever the number of processes and pieces: which samples they
 are, their words, flips, times and noise belong to their running numbers (`samples`), and the two losses are divided by
@@ -30,11 +31,13 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import get_scheduler
 
+from ..adapters import save_adapter
 from ..data.encoded import encoder_fingerprint
 from ..evaluation.records import RECORD, training_record
 from .checkpoints import load_checkpoint, make_output_folder, save_checkpoint, save_whole
 from .configuration import config_values, flat_values, read_config, setting
 from .conversations import ConversationBatches, Piece, prefetched
+from .lora import LoraSettings, add_lora, checkpoint_adapters_only
 from .pictures import picture_grid
 from .run import Figures, averaged_weights, log_images, start_accelerator, stop_unless_finite
 from .samples import NOISE, sample_generators
@@ -52,7 +55,9 @@ ACCURACY_TIMES = (0.0, 0.25, 0.5, 0.75)
 class MLLMTrainingConfig:
     """One stage."""
 
-    output_dir: str = setting(help="folder of the run: checkpoints, log.jsonl, samples, and at the end `pipeline`")
+    output_dir: str = setting(
+        help="folder of the run: checkpoints, log.jsonl, samples, and at the end `pipeline`, or with `lora` `adapter`"
+    )
     data: list[TaskSource] = setting(help="encoded datasets and what is practised on them; each has a weight")
     max_train_steps: int = setting(help="optimizer steps")
     batch_size: int = setting(help="samples a step over all processes")
@@ -72,6 +77,7 @@ class MLLMTrainingConfig:
         {}, "fields of the whole model's config: patch_size, text_loss_weight, bit_flip_probability, ..."
     )
     trainable: list[str] = setting([], "expressions of which the names of trained parameters hold one; empty: all")
+    lora: LoraSettings | None = setting(None, "adapters that learn in place of the model; null: the model learns")
     # the pipeline that comes out; null: as in init_from
     resolution: int | None = setting(None, "side in pixels of pictures that are drawn where a call says none")
     input_size: dict | None = setting(None, "`size` of the image processor: what given pictures are brought to")
@@ -122,6 +128,16 @@ class MLLMTrainingConfig:
             raise ValueError("`data` must name at least one encoded dataset.")
         if not 0 <= self.text_dropout <= 1:
             raise ValueError(f"`text_dropout` must be from 0 to 1, got {self.text_dropout}.")
+        if self.lora:
+            if self.init_from is None or "patch_size" in self.mllm:
+                raise ValueError("`lora` needs `init_from`, a finished pipeline, and leaves its `mllm.patch_size`.")
+            if self.trainable:
+                raise ValueError("`trainable` can't be given with `lora`, whose `targets` say what learns.")
+
+    @property
+    def result(self) -> str:
+        """Name of the folder that says that the stage is finished."""
+        return "adapter" if self.lora else "pipeline"
 
 
 class MLLMTrainer:
@@ -134,6 +150,8 @@ class MLLMTrainer:
         self.is_sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         if self.is_sharded and config.ema_decay is not None:
             raise ValueError("`ema_decay` must be null under FSDP and DeepSpeed, where no process has all weights.")
+        if self.is_sharded and config.lora:
+            raise ValueError("`lora` trains on one device or on copies (DDP), not yet under FSDP and DeepSpeed.")
         mixture, held_out = self.open_tasks(config.data, config.text_dropout), None
         if config.validation_data:
             held_out = self.open_tasks(config.validation_data)
@@ -143,9 +161,13 @@ class MLLMTrainer:
             self.mllm.set_attn_implementation(config.attn_implementation)
         self.batches = self.make_batches(mixture)
         self.held_out_batches = held_out and self.make_batches(held_out)
-        make_output_folder(self.folder, "pipeline")
+        make_output_folder(self.folder, config.result)
 
-        self.parameters = choose_parameters(self.mllm, config.trainable)
+        if config.lora:
+            self.parameters = add_lora(self.mllm, config.lora, config.seed)
+            checkpoint_adapters_only(self.accelerator)
+        else:
+            self.parameters = choose_parameters(self.mllm, config.trainable)
         if config.gradient_checkpointing:
             self.mllm.activation_checkpointing_enable()
         optimizer, scheduler = self.make_optimizer()
@@ -242,7 +264,7 @@ class MLLMTrainer:
         )
 
     def train(self) -> Path:
-        """Runs the stage to its end, from its last checkpoint if there is one, and returns the pipeline's folder.
+        """Runs the stage to its end, from its last checkpoint if there is one, and returns the folder of its result.
 
         Raises:
             FloatingPointError: at a loss that is not finite; the checkpoints are kept.
@@ -329,8 +351,8 @@ class MLLMTrainer:
         log_images(self.accelerator, {"drawings": picture_grid(list(drawn * 2 - 1), columns=4)}, step)
 
     def save(self) -> Path:
-        """Writes `pipeline`, which says that the stage is finished."""
-        accelerator, folder = self.accelerator, self.folder / "pipeline"
+        """Writes `pipeline` or `adapter`, which says that the stage is finished."""
+        accelerator, folder = self.accelerator, self.folder / self.config.result
         if self.ema:
             self.ema.copy_to(self.parameters)
         weights = accelerator.get_state_dict(self.model) if self.is_sharded else None
@@ -342,11 +364,14 @@ class MLLMTrainer:
             record = training_record(started_from=[start_folder(self.config)])
             record["training"] = config_values(self.config)
 
-            def save_pipeline(path: Path):
-                pipeline.save_pretrained(path)
+            def save_result(path: Path):
+                if self.config.lora:
+                    save_adapter(pipeline.mllm, path, base_model=self.config.init_from)
+                else:
+                    pipeline.save_pretrained(path)
                 (path / RECORD).write_text(json.dumps(record, indent=1))
 
-            save_whole(save_pipeline, folder)
+            save_whole(save_result, folder)
         accelerator.wait_for_everyone()
         return folder
 
@@ -436,13 +461,13 @@ def whole_model(model: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module
 
 
 def finished(config: MLLMTrainingConfig) -> Path | None:
-    """The pipeline of a stage that was run to its end."""
-    folder = Path(config.output_dir) / "pipeline"
+    """The pipeline, or the adapter, of a stage that was run to its end."""
+    folder = Path(config.output_dir) / config.result
     return folder if folder.is_dir() else None
 
 
 def train(config: MLLMTrainingConfig) -> Path:
-    """Runs a stage, or goes on with it, and returns the pipeline's folder."""
+    """Runs a stage, or goes on with it, and returns the folder of its pipeline or adapter."""
     return MLLMTrainer(config).train()
 
 

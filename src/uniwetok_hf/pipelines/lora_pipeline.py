@@ -1,0 +1,247 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""LoRA adapters in a pipeline, under the names that diffusers users know.
+
+Most of it is diffusers' own `LoraBaseMixin`, which handles transformers models too: `get_active_adapters`,
+`get_list_adapters`, `enable_lora`, `disable_lora`, `unload_lora_weights`. Ours are loading and saving, in the format
+of `peft` (`adapter_config.json` and `adapter_model.safetensors`, as `uniwetok train mllm --lora` and `save_pretrained`
+of `peft` and transformers write it), and errors where diffusers goes on in silence.
+
+Pipelines made of one model (`from_pipe`) share its adapters.
+"""
+
+import os
+import warnings
+from pathlib import Path
+
+from diffusers.loaders.lora_base import LoraBaseMixin
+from huggingface_hub import HfApi
+from transformers.utils import cached_file
+
+from ..adapters import (
+    CONFIG_FILE,
+    PEFT_PREFIX,
+    WEIGHTS_FILE,
+    adapter_tensors,
+    load_peft,
+    register_default_targets,
+    save_adapter,
+    save_adapter_card,
+)
+
+
+# Methods of `peft` whose updates can be weighted and merged.
+WEIGHTED_METHODS = ("LORA", "LOHA", "LOKR")
+
+register_default_targets()  # diffusers has imported peft already, where there is one
+
+
+class UniWeTokLoraMixin(LoraBaseMixin):
+    """Adapters of `mllm`: of the language model, the head and the image tokenizer."""
+
+    _lora_loadable_modules = ["mllm"]
+
+    @classmethod
+    def lora_state_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **hub_options):
+        """The tensors of an adapter, named as in the whole model, and its `peft` config; arguments and errors as those
+        of [`load_lora_weights`]. Nothing but safetensors is read."""
+        peft = load_peft()
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        source = os.fspath(pretrained_model_name_or_path)
+        problem = f"`pretrained_model_name_or_path` {source} is no adapter ({CONFIG_FILE}, {WEIGHTS_FILE}): "
+        try:
+            config_file, weights_file = (cached_file(source, f, **hub_options) for f in (CONFIG_FILE, WEIGHTS_FILE))
+        except OSError as error:
+            raise ValueError(problem + str(error)) from error
+        try:
+            config, tensors = peft.PeftConfig.from_pretrained(Path(config_file).parent), load_file(weights_file)
+        except (KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise ValueError(f"{problem}{type(error).__name__}: {error}") from error
+        tensors = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors.items()}
+        if all(name.startswith("decoder.") for name in tensors):  # trained on a UniWeTokModel by itself
+            tensors = {f"model.vision_model.{name}": tensor for name, tensor in tensors.items()}
+        return tensors, config
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path: str | os.PathLike,
+        adapter_name: str | None = None,
+        adapter_weight: float = 1.0,
+        **hub_options,
+    ) -> None:
+        """Loads an adapter and makes it the active one; `set_adapters` mixes several.
+
+        Args:
+            pretrained_model_name_or_path: folder, or id on the Hub, of an adapter in the format of `peft`.
+            adapter_name: what to call it; "default_0", "default_1", ... when not given.
+            adapter_weight: what its update is multiplied with.
+            hub_options: `subfolder`, `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
+
+        Raises:
+            ImportError: when `peft` is not installed.
+            ValueError: when there is no such adapter, it fits another model, its name is taken, or adapters are fused;
+                the pipeline is then as it was.
+        """
+        self._check_not_fused()
+        tensors, config = self.lora_state_dict(pretrained_model_name_or_path, **hub_options)
+        problem = f"`pretrained_model_name_or_path` {pretrained_model_name_or_path} "
+        loaded, active, base_model = self._adapters(), self.get_active_adapters(), config.base_model_name_or_path
+        if adapter_name is None:
+            adapter_name = next(name for i in range(len(loaded) + 1) if (name := f"default_{i}") not in loaded)
+        if adapter_name in loaded:
+            raise ValueError(f"`adapter_name` {adapter_name!r} is taken; loaded are {', '.join(loaded)}.")
+        if config.peft_type not in WEIGHTED_METHODS or getattr(config, "modules_to_save", None):
+            kind = "one with `modules_to_save`" if config.peft_type in WEIGHTED_METHODS else config.peft_type.value
+            raise ValueError(
+                f"{problem}is an adapter of another kind ({kind}) than pipelines weight and merge: "
+                f"{', '.join(WEIGHTED_METHODS)}. `pipe.mllm.load_adapter` loads it."
+            )
+        try:
+            # Not `load_adapter`: it finds an adapter's weights by looking for its name inside of the names of all.
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are what this is for
+                self.mllm.add_adapter(config, adapter_name)
+            if strange := set(adapter_tensors(self.mllm, adapter_name)) ^ set(tensors):
+                raise ValueError(f"{min(strange)} is only in one of the two")
+            load_peft().set_peft_model_state_dict(self.mllm, tensors, adapter_name)
+        except (ValueError, RuntimeError) as error:
+            self._forget(adapter_name)
+            if active:
+                self.mllm.set_adapter(active)
+            raise ValueError(f"{problem}is an adapter for another model: {error}") from error
+        config.base_model_name_or_path = base_model  # not where this model was loaded from
+        self.mllm.train(self.mllm.training)  # the new layers too
+        self.set_adapters(adapter_name, adapter_weight)
+
+    def save_lora_weights(
+        self,
+        save_directory: str | os.PathLike,
+        adapter_name: str | None = None,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+    ) -> None:
+        """Writes an adapter as a folder that `load_lora_weights`, `peft` and transformers read.
+
+        Args:
+            save_directory: the folder.
+            adapter_name: which adapter; the active one when not given.
+            push_to_hub, repo_id, private, token: whether to push it as well, and where to; by default the repository
+                is called like the folder.
+
+        Raises:
+            ValueError: when there is no adapter of that name, or none is named and not just one is active.
+        """
+        active = self.get_active_adapters()
+        if adapter_name is None and len(active) != 1:
+            raise ValueError(f"`adapter_name` must be given when {len(active)} adapters are active.")
+        adapter_name = adapter_name or active[0]
+        self._check_names(adapter_name)
+        save_adapter(self.mllm, save_directory, adapter_name)
+        if push_to_hub:
+            api, folder = HfApi(token=token), Path(save_directory)
+            repo_id = api.create_repo(repo_id or folder.name, private=private, exist_ok=True).repo_id
+            save_adapter_card(self.mllm.peft_config[adapter_name], folder, repo_id)
+            api.upload_folder(
+                repo_id=repo_id, folder_path=folder, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, "README.md"]
+            )
+
+    def set_adapters(self, adapter_names: list[str] | str, adapter_weights=None) -> None:
+        """Makes these adapters the active ones; `adapter_weights`, a number or one for each, multiply their updates.
+
+        Raises:
+            ValueError: for a name that no adapter has, or when adapters are fused.
+        """
+        self._check_not_fused()
+        self._check_names(adapter_names)
+        super().set_adapters(adapter_names, adapter_weights)
+
+    def delete_adapters(self, adapter_names: list[str] | str) -> None:
+        """Forgets adapters.
+
+        Raises:
+            ValueError: for a name that no adapter has, or when adapters are fused.
+        """
+        self._check_not_fused()
+        self._check_names(adapter_names)
+        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+            self._forget(name)
+
+    def fuse_lora(
+        self,
+        components: list[str] | tuple[str, ...] = ("mllm",),
+        lora_scale: float = 1.0,
+        safe_fusing: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> None:
+        """Adds `lora_scale` times the updates of the active adapters (of `adapter_names`, which it then makes active)
+        to the weights, where they cost no time. `unfuse_lora` takes them out again; after `unload_lora_weights` the
+        sum is a model like any other.
+
+        Raises:
+            ValueError: when no adapter is loaded, some are fused already, or there is not one of that name.
+        """
+        self._check_not_fused()
+        self._check_names(adapter_names or [])
+        if not self._adapters():
+            raise ValueError("`fuse_lora` needs an adapter: load one with `load_lora_weights`.")
+        if adapter_names:
+            self.mllm.set_adapter(list(adapter_names))
+        super().fuse_lora(list(components), lora_scale, safe_fusing)
+        self.mllm._fused_lora_scale = lora_scale  # with the model, which other pipelines may share
+
+    def unfuse_lora(self, components: list[str] | tuple[str, ...] = ("mllm",)) -> None:
+        """Undoes `fuse_lora`, its `lora_scale` included."""
+        is_fused = self._is_fused()
+        super().unfuse_lora(list(components))
+        if is_fused:
+            for layer in self._adapted_layers():
+                layer.unscale_layer(self.mllm._fused_lora_scale)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """Saves the pipeline.
+
+        Raises:
+            ValueError: when adapters are loaded: transformers would save one of them in the place of the model.
+        """
+        if self._adapters():
+            raise ValueError(
+                "The pipeline has adapters. `save_lora_weights` saves one; to save the pipeline, call "
+                "`unload_lora_weights` first, after `fuse_lora` if it is to keep what they learnt."
+            )
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _adapters(self) -> list[str]:
+        return list(getattr(self.mllm, "peft_config", None) or {})
+
+    def _adapted_layers(self) -> list:
+        layer_class = load_peft().tuners.tuners_utils.BaseTunerLayer
+        return [module for module in self.mllm.modules() if isinstance(module, layer_class)]
+
+    def _is_fused(self) -> bool:
+        return bool(self._adapters()) and any(layer.merged for layer in self._adapted_layers())
+
+    def _check_not_fused(self) -> None:
+        if self._is_fused():
+            raise ValueError("Adapters are fused into the weights; call `unfuse_lora` or `unload_lora_weights` first.")
+
+    def _check_names(self, adapter_names: list[str] | str) -> None:
+        loaded = self._adapters()
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        if unknown := [name for name in names if name not in loaded]:
+            known = f"loaded are {', '.join(loaded)}" if loaded else "none is loaded"
+            raise ValueError(f"`adapter_names`: there is no adapter {unknown[0]!r}; {known}.")
+
+    def _forget(self, adapter_name: str) -> None:
+        """Removes an adapter, of which there may be only a part; with the last of them the layers around the weights
+        go too, under whose names the model would else be saved."""
+        if adapter_name in self._adapters():
+            self.mllm.delete_adapter(adapter_name)
+        if not self._adapters():
+            self.unload_lora_weights()
+            self.mllm._hf_peft_config_loaded = False
+
+
+__all__ = ["UniWeTokLoraMixin"]
