@@ -29,7 +29,7 @@ def test_python_blocks(workplace, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
     names = {}
     blocks = [code for language, code in BLOCKS if language == "python"]
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for code in blocks:
         exec(compile(code, "README.md", "exec"), names)
     assert Image.open("reconstruction.png").size == (100, 75)

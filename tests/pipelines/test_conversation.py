@@ -161,6 +161,7 @@ def test_history_shows_pictures(pipe, draws):
         ({}, "`text` is empty"),
         ({"text": "a <|im_end|>"}, "`text` must not hold the special tokens <|im_end|>"),
         ({"text": "draw", "height": 33}, "`height` must be a multiple of"),
+        ({"text": "draw", "num_inference_steps": 0}, "`num_inference_steps` must be a whole number of 1 or more"),
     ],
 )
 def test_bad_turns(pipe, arguments, words):

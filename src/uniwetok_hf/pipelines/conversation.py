@@ -20,7 +20,7 @@ from transformers import DynamicCache
 
 from ..modeling.codes_uniwetok import load_codes, save_codes
 from ..modeling.noise_uniwetok import Generators
-from .pipeline_uniwetok import UniWeTokPipeline
+from .pipeline_uniwetok import UniWeTokPipeline, _given
 
 
 FORMAT, VERSION = "uniwetok-conversation", 1
@@ -94,7 +94,7 @@ class UniWeTokConversation:
             max_new_tokens: longest answer in text tokens.
 
         Raises:
-            ValueError: when nothing is said, or the text holds special tokens.
+            ValueError: when nothing is said, the text holds special tokens, or another argument is out of range.
             InterruptedError: when a callback interrupted the turn.
         """
         pipe, processor = self.pipe, self.pipe.processor
@@ -106,9 +106,11 @@ class UniWeTokConversation:
             raise ValueError("`text` is empty and there are no `images`: say or show something.")
         processor.check_words([text], "text")
         size = self._drawing_size(height, width, [*self.codes, *shown])
+        num_inference_steps = _given(num_inference_steps, pipe.config.default_num_inference_steps)
+        pipe.check_inputs(text or "picture", num_inference_steps, 1, generator, "pil", [])
         settings = {
-            "num_inference_steps": num_inference_steps or pipe.config.default_num_inference_steps,
-            "guidance_scale": pipe.config.default_guidance_scale if guidance_scale is None else guidance_scale,
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": _given(guidance_scale, pipe.config.default_guidance_scale),
             "generator": generator,
             "callback_on_step_end": callback_on_step_end,
         }
