@@ -152,8 +152,8 @@ def test_accumulation_changes_nothing(fields, tmp_path):
         assert losses[pieces] == pytest.approx(losses[1], rel=1e-5)
         for whole, part in zip(runs[1], runs[pieces], strict=True):
             assert len(whole) > 30
-            for one, other in zip(whole, part, strict=True):
-                torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+            for one, other in zip(whole, part, strict=True):  # sums in another order, of memory aligned otherwise
+                torch.testing.assert_close(one, other, atol=5e-6, rtol=1e-4)
 
 
 def test_the_loss_of_a_step_by_hand(fields, tmp_path):
