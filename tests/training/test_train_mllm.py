@@ -141,8 +141,8 @@ def test_accumulation_changes_nothing(fields, tmp_path):
         "mllm": {"patch_size": 1, "text_loss_weight": 0.2, "num_diffusion_draws": 2},
         "max_grad_norm": None,
     }
-    # One step: a gradient near 0 may take Adam either way, and from then on the weights are others.
-    more |= {"max_train_steps": 1, "validation_data": []}
+    # Adam's epsilon is large: with the paper's, rounding alone moves weights whose gradient is near 0 by whole steps.
+    more |= {"learning_rate": 1e-5, "adam_epsilon": 1.0, "max_train_steps": 2, "validation_data": []}
     runs = {
         pieces: gradients_of(fields, tmp_path / str(pieces), gradient_accumulation_steps=pieces, **more)
         for pieces in (1, 2, 4)
@@ -153,7 +153,7 @@ def test_accumulation_changes_nothing(fields, tmp_path):
         for whole, part in zip(runs[1], runs[pieces], strict=True):
             assert len(whole) > 30
             for one, other in zip(whole, part, strict=True):
-                assert (one - other).norm() <= 1e-3 * one.norm() + 1e-6
+                torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
 
 
 def test_the_loss_of_a_step_by_hand(fields, tmp_path):
