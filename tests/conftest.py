@@ -20,6 +20,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from uniwetok_hf.modeling.configuration_uniwetok import UniWeTokConfig
 from uniwetok_hf.modeling.modeling_uniwetok import UniWeTokModel
@@ -44,6 +45,14 @@ TINY = {
 def fixtures() -> Path:
     """The folder of the files that tests read."""
     return Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def accelerate_forgets() -> Iterator[None]:
+    """Accelerate keeps the precision and the device of a process' first training for all that follow; here every file
+    of tests begins without."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

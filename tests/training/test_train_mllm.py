@@ -8,7 +8,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from tiny_encoded import LANGUAGE, build_vision, encode, encode_emoji, later, pictures, run, stop_before
+from tiny_encoded import (
+    build_vision,
+    emoji_training,
+    encode,
+    later,
+    pictures,
+    run,
+    stop_before,
+)
 from tiny_language import LLAMA, save_language_model
 from tiny_training import assert_same_weights, log_lines, write
 from transformers import LlamaConfig
@@ -26,10 +34,7 @@ MODEL = ("pipeline", "mllm", "model.safetensors")
 @pytest.fixture(scope="module")
 def fields(fixtures, tmp_path_factory):
     """A training on the three emoji tasks of the fixtures."""
-    folder = tmp_path_factory.mktemp("language")
-    vision = build_vision()
-    vision.save_pretrained(folder / "vision")
-    return {**LANGUAGE, **encode_emoji(fixtures / "emoji", folder, vision), "vision_model": str(folder / "vision")}
+    return emoji_training(fixtures / "emoji", tmp_path_factory.mktemp("language"))
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +146,8 @@ def test_accumulation_changes_nothing(fields, tmp_path):
         "mllm": {"patch_size": 1, "text_loss_weight": 0.2, "num_diffusion_draws": 2},
         "max_grad_norm": None,
     }
-    # Adam's epsilon is large: with the paper's, rounding alone moves weights whose gradient is near 0 by whole steps.
-    more |= {"learning_rate": 1e-5, "adam_epsilon": 1.0, "max_train_steps": 2, "validation_data": []}
+    # A gradient near 0 may take Adam either way; plain weights then differ by the step's size.
+    more |= {"learning_rate": 1e-5, "max_train_steps": 2, "validation_data": []}
     runs = {
         pieces: gradients_of(fields, tmp_path / str(pieces), gradient_accumulation_steps=pieces, **more)
         for pieces in (1, 2, 4)
