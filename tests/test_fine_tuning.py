@@ -2,18 +2,18 @@
 
 import importlib.util
 import json
-import re
 import shlex
 from pathlib import Path
 
 import pytest
+from markdown_blocks import blocks
 from PIL import Image
 
 from uniwetok_hf.cli.main import main
 
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs" / "fine-tuning.md").read_text(encoding="utf-8"), re.DOTALL)
+BLOCKS = blocks((ROOT / "docs" / "fine-tuning.md").read_text(encoding="utf-8"))
 SHORT = ["--set", "max_train_steps=2", "--set", "batch_size=2", "--set", "mixed_precision='no'"]
 
 

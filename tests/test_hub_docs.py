@@ -1,11 +1,11 @@
 """Every block of docs/hub.md runs, in order, in one place, as a reader would run them."""
 
-import re
 import shlex
 import shutil
 from pathlib import Path
 
 from huggingface_hub import ModelCard
+from markdown_blocks import blocks
 from PIL import Image
 from tiny_models import build_tiny_pipeline
 
@@ -15,7 +15,7 @@ from uniwetok_hf.evaluation.reports import Report, Row
 
 
 PAGE = (Path(__file__).parent.parent / "docs" / "hub.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE, re.DOTALL)
+BLOCKS = blocks(PAGE)
 
 
 def test_all_blocks(hub, tmp_path, monkeypatch):

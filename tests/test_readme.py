@@ -1,11 +1,11 @@
 """Every block of the README runs, in order, in one place, as a reader would run them."""
 
-import re
 import shlex
 import shutil
 from pathlib import Path
 
 import pytest
+from markdown_blocks import blocks
 from PIL import Image
 
 from uniwetok_hf.cli.main import build_parser, main
@@ -13,7 +13,7 @@ from uniwetok_hf.training.configuration import find_config
 
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+BLOCKS = blocks(README)
 
 
 @pytest.fixture(scope="module")

@@ -80,6 +80,13 @@ def encode_emoji(emoji: Path, folder: Path, vision: UniWeTokModel) -> dict:
     return fields
 
 
+def emoji_training(emoji: Path, folder: Path) -> dict:
+    """Fields of a training of a new language model on the emoji tasks; image tokenizer and codes are in `folder`."""
+    vision = build_vision()
+    vision.save_pretrained(folder / "vision")
+    return {**LANGUAGE, **encode_emoji(emoji, folder, vision), "vision_model": str(folder / "vision")}
+
+
 def run(fields, folder, **more):
     """Runs a training in `folder`; returns its output folder."""
     return train_mllm.main(write(folder, fields, output_dir=str(folder / "run"), **more)).parent

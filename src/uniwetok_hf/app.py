@@ -16,8 +16,7 @@ from PIL import Image
 
 from .cli.describing import answers
 from .data.images import ImageReadError, read_image
-from .evaluation.reconstruction import reconstruct_prepared
-from .modeling.image_processing_uniwetok import UniWeTokImageProcessor
+from .evaluation.reconstruction import reconstruct
 from .pipelines import UniWeTokConversation, UniWeTokEditPipeline, UniWeTokPipeline
 from .visualization import bit_planes
 
@@ -65,17 +64,10 @@ class Studio:
 
     def reconstruct(self, picture: Image.Image, seed: int) -> tuple[Image.Image, Image.Image, str]:
         """What comes back from a picture's codes, its bit planes, and a line of figures."""
-        model = self.pipe.mllm.vision_model
-        processor = UniWeTokImageProcessor(stride=model.config.stride)
-        inputs = processor(picture)
-        with torch.no_grad():
-            codes = model.encode(inputs["pixel_values"].to(model.device, model.dtype)).codes[0]
-        (result,) = reconstruct_prepared(model, processor, inputs, [picture], int(seed))
-        figures = (
-            f"{picture.width} x {picture.height} pixels, {codes.shape[1]} x {codes.shape[2]} tokens, "
-            f"{result.num_bytes} bytes"
-        )
-        return result.result, bit_planes(codes), figures
+        (result,) = reconstruct(self.pipe.mllm.vision_model, [picture], int(seed))
+        _, height, width = result.codes.shape
+        figures = f"{picture.width} x {picture.height} pixels, {height} x {width} tokens, {result.num_bytes} bytes"
+        return result.result, bit_planes(result.codes), figures
 
     def converse(
         self, talk: UniWeTokConversation | None, text: str, pictures: list[Image.Image], seed: int
@@ -185,36 +177,60 @@ def build_app(pipe: UniWeTokPipeline, name: str):
     """
     import gradio as gr
 
-    studio = Studio(pipe)
-    steps, guidance = pipe.config.default_num_inference_steps, pipe.config.default_guidance_scale
+    studio, widgets = Studio(pipe), _Widgets(gr, pipe)
+    with gr.Blocks(title=f"UniWeTok: {name}", delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
+        gr.Markdown(f"# UniWeTok\nPictures as 128-bit tokens, and one model that reads and draws them: **{name}**.")
+        for tab in (_conversation_tab, _draw_tab, _edit_tab, _describe_tab, _reconstruct_tab):
+            tab(gr, studio, widgets)
+    page.queue(default_concurrency_limit=1)
+    return page
 
-    def told(job: Callable) -> Callable:
+
+class _Widgets:
+    """What the tabs are made of."""
+
+    def __init__(self, gr, pipe: UniWeTokPipeline):
+        self.gr, self.defaults = gr, pipe.config
+
+    def told(self, job: Callable) -> Callable:
         """`job` with errors that are meant for people shown to them."""
 
         def run(*inputs):
             try:
                 yield from job(*inputs)
             except (ValueError, MemoryError) as error:
-                raise gr.Error(str(error) or "There is not enough memory for this.", print_exception=False) from None
+                words = str(error) or "There is not enough memory for this."
+                raise self.gr.Error(words, print_exception=False) from None
 
         return run
 
-    def drawing_settings():
+    def wire(self, triggers: list, job: Callable, inputs: list, outputs: list, stop) -> None:
+        """Runs `job` on any of the triggers, until it is done or stopped."""
+        event = self.gr.on(triggers, self.told(job), inputs, outputs, show_progress="minimal")
+        stop.click(None, cancels=[event])
+
+    def drawing_settings(self) -> list:
+        gr, steps, guidance = (
+            self.gr,
+            self.defaults.default_num_inference_steps,
+            self.defaults.default_guidance_scale,
+        )
         with gr.Accordion("Settings", open=False):
-            seed = gr.Number(0, label="Seed", precision=0, minimum=0, info="another seed, another picture")
-            num_steps = gr.Slider(1, 50, steps, step=1, label="Diffusion steps of a token")
-            scale = gr.Slider(1, 15, guidance, step=0.5, label="Guidance: how much the words count")
-        return [seed, num_steps, scale]
+            return [
+                gr.Number(0, label="Seed", precision=0, minimum=0, info="another seed, another picture"),
+                gr.Slider(1, 50, steps, step=1, label="Diffusion steps of a token"),
+                gr.Slider(1, 15, guidance, step=0.5, label="Guidance: how much the words count"),
+            ]
 
-    def buttons(label: str):
-        with gr.Row():
-            return gr.Button(label, variant="primary"), gr.Button("Stop", variant="stop")
+    def buttons(self, label: str):
+        with self.gr.Row():
+            return self.gr.Button(label, variant="primary"), self.gr.Button("Stop", variant="stop")
 
-    def upload(label: str):
-        return gr.Image(type="filepath", label=label, sources=["upload", "clipboard"], height=280)
+    def upload(self, label: str):
+        return self.gr.Image(type="filepath", label=label, sources=["upload", "clipboard"], height=280)
 
-    def result(label: str, height: int | None = 400):
-        return gr.Image(
+    def result(self, label: str, height: int | None = 400):
+        return self.gr.Image(
             label=label,
             interactive=False,
             height=height,
@@ -224,88 +240,89 @@ def build_app(pipe: UniWeTokPipeline, name: str):
             format="png",
         )
 
-    def wire(triggers: list, job: Callable, inputs: list, outputs: list, stop) -> None:
-        event = gr.on(triggers, told(job), inputs, outputs, show_progress="minimal")
-        stop.click(None, cancels=[event])
+    def result_with_figures(self, label: str) -> list:
+        with self.gr.Column():
+            return [self.result(label), self.gr.Markdown(elem_classes="figures")]
 
-    with gr.Blocks(title=f"UniWeTok: {name}", delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
-        gr.Markdown(f"# UniWeTok\nPictures as 128-bit tokens, and one model that reads and draws them: **{name}**.")
-        with gr.Tab("Conversation"):
-            _conversation_tab(gr, studio, told)
-        with gr.Tab("Draw"), gr.Row():
+
+def _draw_tab(gr, studio: Studio, widgets: _Widgets) -> None:
+    with gr.Tab("Draw"), gr.Row():
+        with gr.Column():
+            prompt = gr.Textbox(label="What to draw", lines=1, placeholder=PROMPTS[0])
+            draw, stop = widgets.buttons("Draw")
+            settings = widgets.drawing_settings()
+            gr.Examples([[words] for words in PROMPTS], prompt)
+        results = widgets.result_with_figures("Drawing")
+    widgets.wire([draw.click, prompt.submit], studio.draw, [prompt, *settings], results, stop)
+
+
+def _edit_tab(gr, studio: Studio, widgets: _Widgets) -> None:
+    with gr.Tab("Edit"), gr.Row():
+        with gr.Column():
+            source = widgets.upload("Picture to change")
+            instruction = gr.Textbox(label="What to change", lines=1, placeholder="make the skin tone dark")
+            change, stop = widgets.buttons("Edit")
+            settings = widgets.drawing_settings()
+        results = widgets.result_with_figures("Result")
+
+    def edit(path, *rest):
+        yield from studio.edit(read_upload(path), *rest)
+
+    widgets.wire([change.click, instruction.submit], edit, [source, instruction, *settings], results, stop)
+
+
+def _describe_tab(gr, studio: Studio, widgets: _Widgets) -> None:
+    with gr.Tab("Describe"), gr.Row():
+        with gr.Column():
+            shown = widgets.upload("Picture")
+            question = gr.Textbox("what is this?", label="Question", lines=1)
+            ask, stop = widgets.buttons("Ask")
+        answer = gr.Textbox(label="Answer", interactive=False, lines=3)
+
+    def describe(path, words):
+        yield studio.describe(read_upload(path), words)
+
+    widgets.wire([ask.click, question.submit], describe, [shown, question], [answer], stop)
+
+
+def _reconstruct_tab(gr, studio: Studio, widgets: _Widgets) -> None:
+    with gr.Tab("Reconstruct"):
+        with gr.Row():
             with gr.Column():
-                prompt = gr.Textbox(label="What to draw", lines=1, placeholder=PROMPTS[0])
-                draw, stop = buttons("Draw")
-                settings = drawing_settings()
-                gr.Examples([[words] for words in PROMPTS], prompt)
-            with gr.Column():
-                drawn = result("Drawing")
-                figures = gr.Markdown(elem_classes="figures")
-        wire([draw.click, prompt.submit], studio.draw, [prompt, *settings], [drawn, figures], stop)
+                original = widgets.upload("Picture")
+                rebuild, stop = widgets.buttons("Reconstruct")
+                seed = gr.Number(0, label="Seed of the decoder's noise", precision=0, minimum=0)
+            rebuilt, figures = widgets.result_with_figures("From its tokens")
+        gr.Markdown("The bits of its tokens, a map of the picture for each: black is -1, white +1.")
+        planes = widgets.result("Bit planes", None)
 
-        with gr.Tab("Edit"), gr.Row():
-            with gr.Column():
-                source = upload("Picture to change")
-                instruction = gr.Textbox(label="What to change", lines=1, placeholder="make the skin tone dark")
-                change, stop = buttons("Edit")
-                settings = drawing_settings()
-            with gr.Column():
-                edited = result("Result")
-                figures = gr.Markdown(elem_classes="figures")
+    def rebuild_it(path, number):
+        yield studio.reconstruct(read_upload(path), number)
 
-        def edit(path, *rest):
-            yield from studio.edit(read_upload(path), *rest)
-
-        wire([change.click, instruction.submit], edit, [source, instruction, *settings], [edited, figures], stop)
-
-        with gr.Tab("Describe"), gr.Row():
-            with gr.Column():
-                shown = upload("Picture")
-                question = gr.Textbox("what is this?", label="Question", lines=1)
-                ask, stop = buttons("Ask")
-            answer = gr.Textbox(label="Answer", interactive=False, lines=3)
-
-        def describe(path, words):
-            yield studio.describe(read_upload(path), words)
-
-        wire([ask.click, question.submit], describe, [shown, question], [answer], stop)
-
-        with gr.Tab("Reconstruct"):
-            with gr.Row():
-                with gr.Column():
-                    original = upload("Picture")
-                    rebuild, stop = buttons("Reconstruct")
-                    seed = gr.Number(0, label="Seed of the decoder's noise", precision=0, minimum=0)
-                with gr.Column():
-                    rebuilt = result("From its tokens")
-                    figures = gr.Markdown(elem_classes="figures")
-            gr.Markdown("The bits of its tokens, a map of the picture for each: black is -1, white +1.")
-            planes = result("Bit planes", None)
-
-        def reconstruct(path, number):
-            yield studio.reconstruct(read_upload(path), number)
-
-        wire([rebuild.click], reconstruct, [original, seed], [rebuilt, planes, figures], stop)
-    page.queue(default_concurrency_limit=1)
-    return page
+    widgets.wire([rebuild.click], rebuild_it, [original, seed], [rebuilt, planes, figures], stop)
 
 
-def _conversation_tab(gr, studio: Studio, told: Callable) -> None:
+def _conversation_tab(gr, studio: Studio, widgets: _Widgets) -> None:
     """Chat with text and pictures in both directions."""
-    chat = gr.Chatbot(
-        label="Conversation", height=460, feedback_options=None, buttons=["copy"], placeholder="Say something below."
-    )
-    box = gr.MultimodalTextbox(
-        label="Say something",
-        placeholder="draw red apple in noto style",
-        file_types=["image"],
-        file_count="multiple",
-        submit_btn="Send",
-    )
-    with gr.Row():
-        stop = gr.Button("Stop", variant="stop")
-        again = gr.Button("Start over")
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+    with gr.Tab("Conversation"):
+        chat = gr.Chatbot(
+            label="Conversation",
+            height=460,
+            feedback_options=None,
+            buttons=["copy"],
+            placeholder="Say something below.",
+        )
+        box = gr.MultimodalTextbox(
+            label="Say something",
+            placeholder="draw red apple in noto style",
+            file_types=["image"],
+            file_count="multiple",
+            submit_btn="Send",
+        )
+        with gr.Row():
+            stop = gr.Button("Stop", variant="stop")
+            again = gr.Button("Start over")
+            seed = gr.Number(0, label="Seed", precision=0, minimum=0)
     talk = gr.State(None)
 
     def picture_message(role: str, picture: Image.Image) -> dict:
@@ -326,7 +343,7 @@ def _conversation_tab(gr, studio: Studio, told: Callable) -> None:
             messages += [{"role": "assistant", "content": answer}] if answer else []
             yield conversation, [*shown, *messages], gr.skip()  # whoever writes on meanwhile keeps the words
 
-    event = box.submit(told(say), [talk, box, seed, chat], [talk, chat, box], show_progress="minimal")
+    event = box.submit(widgets.told(say), [talk, box, seed, chat], [talk, chat, box], show_progress="minimal")
     stop.click(None, cancels=[event])
     again.click(lambda: (None, []), None, [talk, chat], cancels=[event])
 

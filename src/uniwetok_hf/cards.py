@@ -84,8 +84,7 @@ def model_card(
         model_id=model_id,
         **{"model_name": name, "evaluation": tables, **numbers, **sections},
     )
-    card.text = f"{card.text.rstrip()}\n\n{_last_line(card.text)}\n"
-    return card
+    return _signed(card)
 
 
 def card_to_push(filled_in: ModelCard, readme: Path | str | None, given: Iterable[str] = ()) -> ModelCard:
@@ -133,8 +132,10 @@ def _digest(text: str) -> str:
     return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:16]
 
 
-def _last_line(text: str) -> str:
-    return f"<!-- Filled in by uniwetok-hf ({_digest(text)}). Once this text is changed, pushes leave it alone. -->"
+def _signed(card: ModelCard) -> ModelCard:
+    note = f"Filled in by uniwetok-hf ({_digest(card.text)}). Once this text is changed, pushes leave it alone."
+    card.text = f"{card.text.rstrip()}\n\n<!-- {note} -->\n"
+    return card
 
 
 def _is_generic(card: ModelCard) -> bool:
@@ -185,8 +186,7 @@ def adapter_card(config, model_id: str | None = None) -> ModelCard:
         rank=getattr(config, "r", None),
         base_model=base_model,
     )
-    card.text = f"{card.text.rstrip()}\n\n{_last_line(card.text)}\n"
-    return card
+    return _signed(card)
 
 
 def _count(module) -> str:

@@ -1,11 +1,11 @@
 """The blocks of docs/deployment.md, and the Trainer's in docs/training.md, run as a reader would run them."""
 
-import re
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from markdown_blocks import blocks
 from PIL import Image
 
 
@@ -13,8 +13,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 pytestmark = pytest.mark.slow
 
 
-def blocks(page: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
+def python_blocks(page: str) -> list[str]:
+    return [code for language, code in blocks((DOCS / page).read_text(encoding="utf-8")) if language == "python"]
 
 
 def run(code: str, names: dict) -> None:
@@ -27,7 +27,7 @@ def test_deployment(needs, tmp_path, monkeypatch):
     if needs and not find_spec(needs):
         pytest.skip(f"{needs} is not installed")
     monkeypatch.chdir(tmp_path)
-    start, *others = blocks("deployment.md")
+    start, *others = python_blocks("deployment.md")
     names = {}
     run(start, names)
     ran = 0
@@ -47,7 +47,7 @@ def test_deployment(needs, tmp_path, monkeypatch):
 def test_trainer(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.linear_gradient("L").resize((100, 75)).convert("RGB").save("photo.jpg")
-    [code] = [block for block in blocks("training.md") if "Trainer(" in block]
+    [code] = [block for block in python_blocks("training.md") if "Trainer(" in block]
     names = {}
     run(code, names)
     assert names["trainer"].state.global_step == 3

@@ -6,12 +6,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from uniwetok_hf.files import save_whole
 from uniwetok_hf.training.checkpoints import (
     list_checkpoints,
     load_checkpoint,
     make_output_folder,
     save_checkpoint,
-    save_whole,
 )
 
 

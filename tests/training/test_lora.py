@@ -7,7 +7,15 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny_encoded import LANGUAGE, build_vision, encode, encode_emoji, later, pictures, run, stop_before
+from tiny_encoded import (
+    build_vision,
+    emoji_training,
+    encode,
+    later,
+    pictures,
+    run,
+    stop_before,
+)
 from tiny_training import assert_same_weights, log_lines
 
 from uniwetok_hf import UniWeTokPipeline, embedded_path
@@ -26,9 +34,7 @@ ADAPTER = ("adapter", "adapter_model.safetensors")
 def fields(fixtures, tmp_path_factory):
     """A training of an adapter on drawing and describing, on top of a tiny pipeline."""
     folder = tmp_path_factory.mktemp("base")
-    vision = build_vision()
-    vision.save_pretrained(folder / "vision")
-    fields = {**LANGUAGE, **encode_emoji(fixtures / "emoji", folder, vision), "vision_model": str(folder / "vision")}
+    fields = emoji_training(fixtures / "emoji", folder)
     # Long enough for the head to say something: a new one gives 0, whatever an adapter does before.
     more = {"max_train_steps": 20, "checkpointing_steps": 20, "learning_rate": 3e-3, "validation_data": []}
     base = run(fields, folder, **more)

@@ -7,8 +7,6 @@ job alone. A picture that was drawn stays in the conversation as its codes; it i
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +16,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from transformers import DynamicCache
 
+from ..files import save_whole
 from ..modeling.codes_uniwetok import load_codes, save_codes
 from ..modeling.noise_uniwetok import Generators
 from .pipeline_uniwetok import UniWeTokPipeline, _given
@@ -200,25 +199,16 @@ class UniWeTokConversation:
         start = tokenizer(processor.picture_tokens(*size), add_special_tokens=False)["input_ids"]
         self._ids += start
         _, negative = processor.drawing_inputs(["picture"], *size)
-        num_patches = size[0] * size[1] // (processor.stride * processor.patch_size) ** 2
-        pipe._interrupt = False
-
-        def on_patch(step: int, codes: torch.Tensor) -> bool:
-            if callback_on_step_end is not None:
-                callback_on_step_end(pipe, step, num_patches, {"codes": codes})
-            return pipe._interrupt
-
-        ids = torch.tensor([self._ids], device=device)
-        codes = pipe.mllm.generate_codes(
-            ids,
+        codes = pipe.draw_codes(
+            *size,
+            num_inference_steps,
+            guidance_scale,
+            generator,
+            callback_on_step_end,
+            input_ids=torch.tensor([self._ids], device=device),
             negative_input_ids=negative["input_ids"].to(device),
-            guidance_scale=guidance_scale,
-            num_inference_steps=num_inference_steps,
-            scheduler=pipe.scheduler,
-            generator=generator,
-            callback=on_patch,
             past_key_values=self._cache,
-        ).codes[0]
+        )[0]
         if pipe._interrupt:
             raise InterruptedError("The turn was interrupted; the conversation is as it was before.")
         num_tokens = codes.shape[1] * codes.shape[2]
@@ -269,22 +259,14 @@ class UniWeTokConversation:
         folder = Path(folder)
         if folder.exists() and not (folder / MESSAGES_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
             raise ValueError(f"`folder` {folder} holds something else than a conversation.")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
+        record = {"format": FORMAT, "version": VERSION, "messages": self.messages}
+
+        def write(temporary: Path) -> None:
+            temporary.mkdir(parents=True)
             save_codes(temporary / PICTURES_FILE, self.codes, self.pipe.mllm.vision_model.config)
-            record = {"format": FORMAT, "version": VERSION, "messages": self.messages}
             (temporary / MESSAGES_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
-            if folder.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-                folder.rename(old / "old")
-                temporary.rename(folder)
-                shutil.rmtree(old)
-            else:
-                temporary.rename(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        return folder
+
+        return save_whole(write, folder)
 
     @classmethod
     def load(cls, folder: str | os.PathLike, pipe: UniWeTokPipeline) -> "UniWeTokConversation":

@@ -177,8 +177,36 @@ class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
     ) -> torch.Tensor:
         """Codes [B, bits, h, w] of the pictures that `prompts` ask for, or that edit `images`."""
         device = self._execution_device
-        self._load_model()
         inputs, negative = self.processor.drawing_inputs(prompts, height, width, images)
+        return self.draw_codes(
+            height,
+            width,
+            num_inference_steps,
+            guidance_scale,
+            generator,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+            input_ids=inputs["input_ids"].to(device),
+            attention_mask=inputs["attention_mask"].to(device),
+            pixel_values=inputs["pixel_values"].to(device, self.mllm.dtype) if images is not None else None,
+            image_sizes=inputs.get("image_sizes"),
+            negative_input_ids=negative["input_ids"].to(device),
+        )
+
+    def draw_codes(
+        self,
+        height: int,
+        width: int,
+        num_inference_steps: int,
+        guidance_scale: float,
+        generator: Generators,
+        callback_on_step_end: Callable | None,
+        callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("codes",),
+        **inputs,
+    ) -> torch.Tensor:
+        """Codes [B, bits, h, w] of pictures of `height` x `width` pixels, which the prompts in `inputs` begin: further
+        arguments of [`UniWeTokForCausalLM.generate_codes`]. Shows progress, calls back, and may be interrupted."""
+        self._load_model()
         stride, patch_size = self.processor.stride, self.processor.patch_size
         self._guidance_scale = guidance_scale
         self._interrupt = False
@@ -194,16 +222,12 @@ class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
                 return self._interrupt
 
             output = self.mllm.generate_codes(
-                inputs["input_ids"].to(device),
-                attention_mask=inputs["attention_mask"].to(device),
-                pixel_values=inputs["pixel_values"].to(device, self.mllm.dtype) if images is not None else None,
-                image_sizes=inputs.get("image_sizes"),
-                negative_input_ids=negative["input_ids"].to(device),
                 guidance_scale=guidance_scale,
                 num_inference_steps=num_inference_steps,
                 scheduler=self.scheduler,
                 generator=generator,
                 callback=on_patch,
+                **inputs,
             )
         return output.codes
 

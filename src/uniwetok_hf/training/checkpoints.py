@@ -108,16 +108,6 @@ def make_output_folder(path: str | os.PathLike, result: str) -> Path:
     return folder
 
 
-def save_whole(save, final: Path) -> Path:
-    """Calls `save(folder)` with a temporary folder beside `final` and renames it when all of it is there."""
-    temporary = final.with_name(f".{final.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    save(temporary)
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
-    return final
-
-
 def same_everywhere(value):
     """The main process' `value`, on all processes."""
     return broadcast_object_list([value])[0]

@@ -34,7 +34,8 @@ from transformers import get_scheduler
 from ..adapters import save_adapter
 from ..data.encoded import encoder_fingerprint
 from ..evaluation.records import RECORD, training_record
-from .checkpoints import load_checkpoint, make_output_folder, save_checkpoint, save_whole
+from ..files import save_whole
+from .checkpoints import load_checkpoint, make_output_folder, save_checkpoint
 from .configuration import config_values, flat_values, read_config, setting
 from .conversations import ConversationBatches, Piece, prefetched
 from .lora import LoraSettings, add_lora, checkpoint_adapters_only
@@ -46,8 +47,7 @@ from .tasks import TaskMixture, TaskSource
 
 
 # Times of the flow at which validation tells how many bits the head gets right. At 0 it sees noise alone: what is over
-# one half there, the language model knew. The embedded model has 85, 91, 96 and 100 % on emoji it was trained on, and
-# 73, 82, 94 and 100 % on others; a mean over the training's times lies in between and says less.
+# one half there, the language model knew. A mean over the training's times lies in between and says less.
 ACCURACY_TIMES = (0.0, 0.25, 0.5, 0.75)
 
 

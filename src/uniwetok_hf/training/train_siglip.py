@@ -45,7 +45,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..evaluation.choices import cosines, top_k_outcomes
 from ..evaluation.rows import EMOJI_PROMPT
-from .checkpoints import make_output_folder, save_whole
+from ..files import save_whole
+from .checkpoints import make_output_folder
 from .configuration import read_config, setting
 from .run import seeded_weights
 from .samples import AUGMENTATION, EpochOrder, GroupedOrder, sample_generator

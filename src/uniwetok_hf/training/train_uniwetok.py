@@ -29,10 +29,11 @@ from transformers import get_scheduler
 
 from ..data.sources import PictureSource
 from ..evaluation.records import loss_model, training_record
+from ..files import save_whole
 from ..modeling.configuration_uniwetok import UniWeTokConfig
 from ..modeling.modeling_uniwetok import UniWeTokModel
 from ..modeling.noise_uniwetok import draw_noise
-from .checkpoints import load_checkpoint, make_output_folder, save_checkpoint, save_whole
+from .checkpoints import load_checkpoint, make_output_folder, save_checkpoint
 from .configuration import config_values, flat_values, read_config, setting
 from .figures import BitUsage
 from .losses.adversarial import LeCam, PatchDiscriminator, discriminator_loss, generator_loss
