@@ -24,6 +24,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.hf_api import RepoFile
 
+from .hub import hub_api
 from .version import __version__
 
 
@@ -97,7 +98,7 @@ def push_code(repo_id: str, *, revision: str = "main", token: str | bool | None 
     """
     if revision == REVISION:
         raise ValueError(f"`revision` must be one without code, got {revision!r}.")
-    api = HfApi(token=token)
+    api = hub_api(token)
     source = api.repo_info(repo_id, revision=revision).sha
     files = _tree(api, repo_id, source)
     large = [path for path, file in files.items() if file.lfs is not None]
