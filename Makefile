@@ -101,10 +101,11 @@ train-emoji: $(INSTALLED)  ## train a model like the embedded one from data to c
 	@$(BIN)/uniwetok train tokenizer --config emoji_uniwetok_stage1 emoji_uniwetok_stage2 emoji_uniwetok_stage3
 	@for split in train validation; do test -f $(CODES)/$$split/encoding.json || $(BIN)/uniwetok encode-dataset \
 		data/emoji $(CODES)/$$split --split $$split --size 128 --model runs/emoji_uniwetok_stage3/model; done
-	@test -d runs/emoji_mllm/pipeline || $(BIN)/uniwetok train mllm --config emoji_mllm
-	@$(BIN)/uniwetok evaluate reconstruction data/emoji --sizes 128 --by style --model runs/emoji_mllm/pipeline
-	@$(BIN)/uniwetok evaluate emoji data/emoji --judge runs/emoji_judge/model --model runs/emoji_mllm/pipeline
-	@echo "runs/emoji_mllm/pipeline is the model, results/ its figures. It took $(elapsed)."
+	@for name in emoji_mllm emoji_mllm_longer; do test -d runs/$$name/pipeline || \
+		$(BIN)/uniwetok train mllm --config $$name; done
+	@$(BIN)/uniwetok evaluate reconstruction data/emoji --sizes 128 --by style --model runs/emoji_mllm_longer/pipeline
+	@$(BIN)/uniwetok evaluate emoji data/emoji --judge runs/emoji_judge/model --model runs/emoji_mllm_longer/pipeline
+	@echo "runs/emoji_mllm_longer/pipeline is the model, results/ its figures. It took $(elapsed)."
 
 clean:  ## remove what the commands wrote, and .venv
 	rm -rf $(VENV) .cache build dist site demo_output src/*.egg-info .pytest_cache .ruff_cache

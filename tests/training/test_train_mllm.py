@@ -315,6 +315,22 @@ def test_a_gradient_that_is_not_finite_stops_the_run(fields, trained, tmp_path, 
         run(stage, tmp_path)
 
 
+@pytest.mark.slow
+def test_compiled_layers_learn_the_same(fields, trained, tmp_path):
+    """Validation and drawing, which are not compiled, in between."""
+    torch.compiler.reset()
+    folder = run(fields, tmp_path, compile=True, prompts=["a noto emoji of red heart"])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2  # a layer of each part
+    expected, found = (
+        [json.loads(line) for line in (run_folder / "log.jsonl").read_text().splitlines()]
+        for run_folder in (trained, folder)
+    )
+    for name in ("loss", "grad_norm", "validation_image_loss_emoji_drawing"):
+        values = [[line[name] for line in lines if name in line] for lines in (expected, found)]
+        torch.testing.assert_close(*values, rtol=1e-3, atol=0)
+    assert weights(folder).keys() == weights(trained).keys()
+
+
 @pytest.mark.parametrize(
     "more, message",
     [
@@ -336,7 +352,7 @@ def test_bad_settings_are_named(fields, tmp_path, more, message):
 def test_shipped_configs_are_read():
     names = [name for name in shipped_configs() if "mllm" in name]
     stages = {"emoji_mllm", "paper_mllm_pretrain"}
-    stages |= {f"emoji_mllm_{stage}" for stage in ("draw", "edit", "chat", "patch", "lora")}
+    stages |= {f"emoji_mllm_{stage}" for stage in ("longer", "draw", "edit", "chat", "patch", "lora")}
     stages |= {f"paper_mllm_{stage}" for stage in ("gen", "edit", "chat", "patch")}
     assert stages == set(names)
     configs = {name: read_config(MLLMTrainingConfig, find_config(name)) for name in names}

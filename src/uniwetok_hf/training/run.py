@@ -61,14 +61,12 @@ class JsonLinesTracker(GeneralTracker):
             image.save(self.folder / "samples" / f"{name}-{step:06d}.png")
 
 
-def start_accelerator(config, folder: Path, compiles: bool = False) -> tuple[Accelerator, JsonLinesTracker]:
-    """An Accelerator as the config wants it, logging to `folder` and to the trackers in `report_to`; with `compiles`
-    it compiles whatever it prepares."""
+def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTracker]:
+    """An Accelerator as the config wants it, logging to `folder` and to the trackers in `report_to`."""
     tracker = JsonLinesTracker(folder)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        dynamo_backend="inductor" if compiles else None,
         log_with=[tracker, *config.report_to],
         project_dir=folder,
         step_scheduler_with_optimizer=False,  # the schedule counts our steps, whatever the number of processes

@@ -30,6 +30,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import get_scheduler
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..adapters import save_adapter
 from ..data.encoded import encoder_fingerprint
@@ -106,7 +107,7 @@ class MLLMTrainingConfig:
     gradient_accumulation_steps: int = setting(1, "pieces into which each process cuts its share of a step")
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, more time")
     mixed_precision: str | None = setting(None, "no, fp16 or bf16; null: as accelerate is configured")
-    compile: bool = setting(False, "torch.compile the model")
+    compile: bool = setting(False, "torch.compile the layers; takes a minute and a C++ compiler")
     attn_implementation: str | None = setting(
         None,
         "sdpa, eager, flex_attention, ...; null: the model's. On a CPU eager is fastest for short sequences",
@@ -146,7 +147,7 @@ class MLLMTrainer:
     def __init__(self, config: MLLMTrainingConfig):
         self.config = config
         self.folder = Path(config.output_dir)
-        self.accelerator, self.tracker = start_accelerator(config, self.folder, config.compile)
+        self.accelerator, self.tracker = start_accelerator(config, self.folder)
         self.is_sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         if self.is_sharded and config.ema_decay is not None:
             raise ValueError("`ema_decay` must be null under FSDP and DeepSpeed, where no process has all weights.")
@@ -170,6 +171,8 @@ class MLLMTrainer:
             self.parameters = choose_parameters(self.mllm, config.trainable)
         if config.gradient_checkpointing:
             self.mllm.activation_checkpointing_enable()
+        if config.compile:
+            compile_layers(self.mllm)
         optimizer, scheduler = self.make_optimizer()
         if (deepspeed := self.accelerator.state.deepspeed_plugin) is not None:  # it would ask a DataLoader
             deepspeed.deepspeed_config["train_micro_batch_size_per_gpu"] = self.batches.piece_size
@@ -320,7 +323,8 @@ class MLLMTrainer:
         """Losses of each task and bit accuracies on held-out rows, and drawings of the prompts, by the averaged model
         where there is one. All processes compute the same."""
         self.model.eval()
-        with averaged_weights(self.ema, self.parameters) if self.ema else contextlib.nullcontext():
+        averaged = averaged_weights(self.ema, self.parameters) if self.ema else contextlib.nullcontext()
+        with averaged, torch.compiler.set_stance("force_eager"):  # not worth compiling for
             figures = self.measure(held_out) if held_out else {}
             if self.config.prompts and self.accelerator.is_main_process and not self.is_sharded:
                 self.draw_prompts(step)
@@ -448,6 +452,15 @@ def choose_parameters(model: nn.Module, trainable: list[str]) -> list[nn.Paramet
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in chosen)
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Compiles the layers of language model and head in place: one graph for all that are alike, of any length. What
+    lies between them follows the data, and would break a graph of the whole."""
+    for part in (model.model.language_model, model.image_head):
+        for layer in part.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.compile(dynamic=True)
 
 
 def whole_model(model: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
