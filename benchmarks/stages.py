@@ -4,7 +4,7 @@
     python benchmarks/stages.py data/emoji data/faces_and_text runs/emoji_uniwetok_stage1 runs/emoji_uniwetok_stage2 \\
         runs/emoji_uniwetok_stage3 --output docs/assets
 
-- `stages.jpg`: held-out emoji, a face and words at several sizes, and what the model of each stage makes of them;
+- `stages.jpg`: held-out emoji, faces and words at two sizes, and what the model of each stage makes of them;
 - `sizes.jpg`: the last stage at sizes that it was trained on, and at sizes that it was not;
 - `training_curve.svg`: PSNR of held-out pictures over the hours of training.
 """
@@ -54,13 +54,13 @@ def labelled(picture: Image.Image, original: Image.Image | None, height: int = T
 def stages_sheet(models: dict[str, UniWeTokModel], pictures: list[Image.Image]) -> Image.Image:
     """A row for each picture and size: the original, then each stage."""
     rows = []
-    for height, width in [(64, 64), (128, 128), (96, 160)]:
+    for height, width in [(64, 64), (128, 128)]:
         for picture in pictures:
             original = fitted(picture, height, width)
             cells = [labelled(original, None)]
             cells += [labelled(reconstruct(model, [original])[0].result, original) for model in models.values()]
             rows.append(sheets.beside([sheets.text_block(f"{height} x {width}", 13, 70), *cells], middle=True))
-    note = "Left the original, then what the models of the stages make of it: " + ", ".join(models) + "."
+    note = "Left the original, then what the models make of it that come out of " + ", ".join(models) + "."
     return sheets.page([sheets.section("What each stage adds", note, sheets.grid(rows, 2))])
 
 
@@ -101,6 +101,7 @@ def draw_curve(runs: list[Path], path: Path) -> None:
         axes.plot(*zip(*points, strict=True), "o-", markersize=3, label=size)
     for end in ends[:-1]:
         axes.axvline(end, color="grey", linestyle=":")
+    axes.set_title("dotted: a stage ends", fontsize=10)
     axes.set(xlabel="hours of training on two CPU cores", ylabel="PSNR of held-out pictures, dB")
     axes.legend(title="size")
     axes.grid(alpha=0.3)
@@ -117,7 +118,8 @@ def main() -> None:
 
     options.output.mkdir(parents=True, exist_ok=True)
     models = {
-        run.name: UniWeTokModel.from_pretrained(run / "model", dtype=torch.float32).eval() for run in options.runs
+        f"stage {n}": UniWeTokModel.from_pretrained(run / "model", dtype=torch.float32).eval()
+        for n, run in enumerate(options.runs, 1)
     }
     emoji, others = choose(options.emoji, 4, 37), choose(options.faces_and_text, 4, 29)
     print(save_image(stages_sheet(models, emoji[:3] + others[:3]), options.output / "stages.jpg"))
