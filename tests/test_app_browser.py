@@ -49,14 +49,25 @@ def page(request, browser, address):
     page.on("request", lambda sent: strangers.append(sent.url) if not sent.url.startswith(OWN) else None)
     page.goto(address)
     yield page
-    if folder := os.environ.get("UNIWETOK_SCREENSHOTS"):
-        name = request.node.name.removeprefix("test_").replace("[", "-").rstrip("]")
-        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
     page.close()
     assert strangers == []  # the page asks no other machine for anything
 
 
 OWN = ("http://127.0.0.1", "http://localhost", "data:", "blob:")
+
+
+def keep_picture(page, name: str) -> None:
+    if folder := os.environ.get("UNIWETOK_SCREENSHOTS"):
+        window = "wide" if page.viewport_size["width"] > 800 else "narrow"
+        page.screenshot(path=Path(folder) / f"app-{name}-{window}.png", full_page=True)
+
+
+def upload(page, button: str) -> None:
+    """A pizza, into the tab that has the button: its parts come one by one."""
+    page.get_by_role("button", name=button).wait_for()
+    panel = page.locator("[role=tabpanel]:visible")
+    panel.locator("input[type=file]").set_input_files(PICTURES / "noto-pizza.png")
+    panel.locator("img[src*='/file=']").first.wait_for()
 
 
 def open_tab(page, name: str) -> None:
@@ -77,36 +88,37 @@ def test_draw(page):
     page.keyboard.press("Enter")
     page.get_by_text("128 x 128 pixels in").wait_for()
     assert page.locator("img[src*='/file=']:visible").count() == 1
+    keep_picture(page, "draw")
 
 
 def test_edit_and_bad_uploads(page, tmp_path):
     open_tab(page, "Edit")
     page.get_by_role("button", name="Edit").click()
     page.get_by_text("Choose a picture first.").wait_for()
-    page.locator("input[type=file]").last.set_input_files(PICTURES / "noto-pizza.png")
-    page.locator("img[src*='/file=']:visible").first.wait_for()
+    upload(page, "Edit")
     page.get_by_label("What to change").fill("redraw in fluent flat style")
     page.keyboard.press("Enter")
     page.get_by_text("128 x 128 pixels in").wait_for()
+    keep_picture(page, "edit")
 
 
 def test_describe(page):
     open_tab(page, "Describe")
-    page.locator("input[type=file]").last.set_input_files(PICTURES / "noto-pizza.png")
-    page.locator("img[src*='/file=']:visible").first.wait_for()
+    upload(page, "Ask")
     page.get_by_role("button", name="Ask").click()
     page.wait_for_function("[...document.querySelectorAll('textarea')].some(box => box.disabled && box.value)")
+    keep_picture(page, "describe")
 
 
 def test_reconstruct(page):
     open_tab(page, "Reconstruct")
-    page.locator("input[type=file]").last.set_input_files(PICTURES / "noto-pizza.png")
-    page.locator("img[src*='/file=']:visible").first.wait_for()
+    upload(page, "Reconstruct")
     page.get_by_role("button", name="Reconstruct").click()
     page.get_by_text("128 x 128 pixels, 4 x 4 tokens, 256 bytes").wait_for()
     page.wait_for_function(
         "[...document.querySelectorAll('img[src*=\"/file=\"]')].filter(i => i.offsetParent).length == 3"
     )
+    keep_picture(page, "reconstruct")
 
 
 def test_converse(page, browser, address):
@@ -120,6 +132,7 @@ def test_converse(page, browser, address):
         page.wait_for_timeout(500)
         assert box.input_value() in ("", "which style is this?")
     page.locator("[data-testid=bot]").nth(1).wait_for()
+    keep_picture(page, "converse")
     other = browser.new_page()
     other.goto(address)
     other.get_by_placeholder("draw red apple in noto style").wait_for()
