@@ -1,9 +1,13 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Folders that are there as a whole or not at all."""
+"""Folders that are there as a whole or not at all, and names that can only be those of files."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+
+
+OUR_FOLDERS = (("runs",), ("data",))
 
 
 def save_whole(save: Callable[[Path], object], final: Path) -> Path:
@@ -18,3 +22,12 @@ def save_whole(save: Callable[[Path], object], final: Path) -> Path:
     temporary.rename(final)
     shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def is_local_name(name: str | os.PathLike) -> bool:
+    """Whether this can't be the name of a repository on the Hub, which has one "/" at the most. Of what lies in `runs`
+    or `data`, as everything that the shipped configs name, nobody asks the Hub."""
+    path = Path(name)
+    return (
+        path.is_absolute() or str(name).startswith((".", "~")) or len(path.parts) > 2 or path.parts[:1] in OUR_FOLDERS
+    )

@@ -159,6 +159,10 @@ def test_drawn_with_adapters(succeeds, fails, pipeline_folder, pipeline, workpla
     succeeds("edit", "one.png", "blue", *model, "--lora", "one", "--output", "edited.png")
     message = fails("generate", "apple", *model, "--lora", "nowhere:0.5")
     assert "--lora: `pretrained_model_name_or_path` nowhere is no adapter" in message
+    assert "there is no such folder, and on the Hub names are org/name" in message
+    (workplace / "run").mkdir()
+    (workplace / "one").rename(workplace / "run" / "adapter")
+    assert "run/adapter is what the training made" in fails("generate", "apple", *model, "--lora", "run")
 
 
 def test_weights_of_adapters():

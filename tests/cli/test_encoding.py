@@ -1,6 +1,7 @@
 import io
 import json
 import tarfile
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -47,7 +48,7 @@ def test_a_parquet_file(captions, vision_folder, succeeds):
     assert "as JPEG of quality 90: " in lines[1]
     assert lines[1].endswith("measured on 1)")
     assert lines[2].endswith(" pictures a second")
-    assert lines[3:] == ["codes"]
+    assert lines[3:] == ["columns beside the codes: text", "codes"]
     dataset = open_encoded("codes")
     assert dataset["text"][:] == ["a", "b", "c"]
     assert grid(dataset[0]["image"]) == [(2, 2)]
@@ -57,7 +58,18 @@ def test_a_parquet_file(captions, vision_folder, succeeds):
 
 def test_it_may_be_run_again(captions, vision_folder, succeeds):
     command = ("encode-dataset", captions, "codes", "--size", 64, "--model", vision_folder)
-    assert succeeds(*command) == succeeds(*command)
+    *figures, folder = succeeds(*command)
+    assert succeeds(*command) == [*figures, "it was complete already, nothing had to be done", folder]
+
+
+def test_words_that_come_later_are_not_lost(vision_folder, succeeds, fails):
+    """A folder of pictures whose metadata.jsonl is written after the first try."""
+    Path("pictures").mkdir()
+    Path("pictures/a.png").write_bytes(png(0)["bytes"])
+    command = ("encode-dataset", "pictures", "codes", "--size", 64, "--model", vision_folder)
+    assert any("none: nothing to draw from or to say" in line for line in succeeds(*command))
+    Path("pictures/metadata.jsonl").write_text('{"file_name": "a.png", "text": "a"}\n')
+    assert "captions or other columns beside the pictures are not what they were when codes" in fails(*command)
 
 
 def test_edits_have_two_columns_of_pictures(vision_folder, succeeds):

@@ -22,6 +22,14 @@ def help_of(capsys, *argv):
     return capsys.readouterr().out
 
 
+def test_strange_arguments_are_told_with_the_usage_of_the_command(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["generate", "apple", "--seeds", "3"])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert "usage: uniwetok generate" in error and "unrecognized arguments: --seeds 3" in error
+
+
 def test_help_lists_every_command(capsys):
     text = help_of(capsys)
     listed = [line.split()[0] for line in text.splitlines() if re.match(" {4}[a-z]", line)]

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
+from tiny_models import build_tiny_mllm
 
 from uniwetok_hf import UniWeTokModel, UniWeTokPipeline, load_codes
+from uniwetok_hf.adapters import lora_config, save_adapter
 from uniwetok_hf.evaluation.intervals import Score
 from uniwetok_hf.evaluation.reports import Report, Row
 
@@ -209,3 +211,21 @@ def test_code_comes_along_on_request(hub, succeeds, folder):
     code = hub.files("org/emoji", "with-code")
     assert not any(name.endswith(".py") for name in hub.files("org/emoji"))
     assert {"pipeline_uniwetok.py", "mllm/modeling_uniwetok_mllm.py"} <= code.keys()
+
+
+def test_an_adapter(hub, succeeds, fails, workplace):
+    mllm = build_tiny_mllm()
+    mllm.add_adapter(lora_config(r=2))
+    save_adapter(mllm, workplace / "adapter", base_model="org/base")
+    out = succeeds("push", "adapter", "org/style", "--private")
+    assert out[-1].startswith(f"{hub.url}/org/style/commit/") and hub.history("org/style")[0].startswith(
+        "Upload adapter"
+    )
+    files = hub.files("org/style")
+    assert files["adapter_model.safetensors"] == (workplace / "adapter" / "adapter_model.safetensors").read_bytes()
+    card = card_of(hub, "org/style")
+    assert card.data.base_model == "org/base" and "org/style" in card.text
+    (workplace / "adapter" / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
+    succeeds("push", "adapter", "org/style")
+    assert "# Mine" in card_of(hub, "org/style").text
+    assert "is an adapter, which takes no --include-code" in fails("push", "adapter", "org/style", "--include-code")

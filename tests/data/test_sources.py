@@ -283,10 +283,12 @@ def broken_tar(folder):
         (lambda folder: folder / "nothing*.parquet", {}, "`path` .*no such file"),
         (lambda folder: folder / "nothing.tar", {}, "`path` .*no such file"),
         (lambda folder: folder / "nothing*", {}, "`path` .*must end in"),
+        (lambda folder: "data/emoji", {}, "not there yet: `uniwetok data emoji data/emoji` makes it"),
         (lambda folder: "nobody/nothing", {}, "`path` nobody/nothing: .*no such file or folder, and the Hub can't"),
     ],
 )
-def test_what_is_wrong_is_said(make, fields, message, tmp_path):
+def test_what_is_wrong_is_said(make, fields, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
         open_source(PictureSource(str(make(tmp_path)), **fields))
 

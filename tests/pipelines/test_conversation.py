@@ -160,6 +160,8 @@ def test_history_shows_pictures(pipe, draws):
     [
         ({}, "`text` is empty"),
         ({"text": "a <|im_end|>"}, "`text` must not hold the special tokens <|im_end|>"),
+        ({"text": "draw " * 5000}, "the conversation would be"),
+        ({"text": "draw", "images": "absent.png"}, "absent.png"),
         ({"text": "draw", "height": 33}, "`height` must be a multiple of"),
         ({"text": "draw", "num_inference_steps": 0}, "`num_inference_steps` must be a whole number of 1 or more"),
     ],
@@ -169,6 +171,17 @@ def test_bad_turns(pipe, arguments, words):
     with pytest.raises(ValueError, match=words.replace("|", r"\|")):
         talk.say(**arguments)
     assert talk.messages == [] and talk.codes == []
+
+
+def test_pictures_come_from_files_too(pipe, draws, tmp_path):
+    picture(64).save(tmp_path / "a.png")
+    codes = []
+    for shown in (picture(64), tmp_path / "a.png", [str(tmp_path / "a.png")]):
+        talk = UniWeTokConversation(pipe)
+        reply = talk.say("draw", images=shown, generator=seeded(0), **STEPS)
+        codes.append(talk.codes)
+    assert all(torch.equal(ours, first) for other in codes[1:] for ours, first in zip(other, codes[0], strict=True))
+    assert "tensor" not in repr(reply)  # in a notebook: words and pictures, not bits
 
 
 def test_bad_folders(pipe, tmp_path):

@@ -255,6 +255,7 @@ def test_progress_bar_counts_patches_and_can_be_disabled(pipeline, side, capsys)
         ({"prompt": ["a", ""]}, "prompt"),
         ({"prompt": ["a", 3]}, "prompt"),
         ({"prompt": None}, "prompt"),
+        ({"prompt": "a " * 5000}, "prompt"),  # more than the model's positions
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"num_inference_steps": -1}, "num_inference_steps"),
         ({"num_inference_steps": 2.5}, "num_inference_steps"),

@@ -68,7 +68,7 @@ def test_overrides_win_also_in_sections_and_as_null(tmp_path):
     "text, message",
     [
         ("rate: 1", "missing field steps"),
-        ("steps: 1\nstep: 2", "unknown field step; the fields are steps, rate"),
+        ("steps: 1\nstep: 2", r"unknown field step \(did you mean steps\?\); the fields are steps, rate"),
         ("steps: many", "`steps` must be a whole number, got 'many'"),
         ("steps: true", "`steps` must be a whole number, got True"),
         ("steps: 1.5", "`steps` must be a whole number, got 1.5"),
@@ -112,6 +112,13 @@ def test_explanations_name_every_field():
     assert "  rate (a number, default 0.001): how fast" in lines
     assert "      weight (a number, required): how much" in lines
     assert sum("how much" in line for line in lines) == 2
+
+
+def test_a_bare_no_is_text_where_text_is_wanted(tmp_path):
+    """YAML 1.1 reads it as false; `mixed_precision: no` is what people write."""
+    assert read(tmp_path, "steps: 3\nname: no").name == "no"
+    with pytest.raises(ValueError, match="`name` must be text or null, got True"):
+        read(tmp_path, "steps: 3\nname: yes")
 
 
 def test_configs_are_found_by_name_or_path(tmp_path):

@@ -11,7 +11,7 @@ from tiny_mllm import training_batch
 from tiny_models import build_tiny_pipeline
 from transformers import AutoModelForCausalLM, CohereConfig, GPT2Config, LlamaConfig, PhiConfig, Qwen3Config
 
-from uniwetok_hf import UniWeTokPipeline
+from uniwetok_hf import UniWeTokModel, UniWeTokPipeline
 from uniwetok_hf.training.start import (
     continued_pipeline,
     find_result,
@@ -225,6 +225,13 @@ def test_going_on_from_a_run(saved):
     assert dict(pipeline.config)["default_guidance_scale"] == 4.0 and pipeline.config.default_size == 64
     sized = start_pipeline(config(init_from=str(saved), resolution=96, input_size={"height": 96, "width": 96}))
     assert sized.config.default_size == 96 and dict(sized.processor.image_processor.size)["height"] == 96
+
+
+def test_an_image_tokenizer_inside_of_a_pipeline(saved):
+    new = {"text_model": {"model_type": "qwen3", **QWEN}, "head": HEAD, "mllm": MLLM, "num_size_tokens": 8}
+    found = start_pipeline(config(vision_model=str(saved / "pipeline"), **new), ["a red heart"]).mllm.vision_model
+    expected = UniWeTokModel.from_pretrained(saved / "pipeline", subfolder="mllm")
+    assert all(torch.equal(found.state_dict()[name], tensor) for name, tensor in expected.state_dict().items())
 
 
 def test_starts_that_contradict_themselves(saved):

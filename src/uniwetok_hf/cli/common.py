@@ -73,7 +73,7 @@ def add_command(commands, name: str, run, description: str, examples: Sequence[s
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.epilog = "\n".join(["examples:", *(f"  {parser.prog} {example}".rstrip() for example in examples)])
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     return parser
 
 

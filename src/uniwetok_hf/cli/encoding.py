@@ -130,8 +130,9 @@ def run_encode_dataset(args: argparse.Namespace) -> None:
         raise CommandError('encode-dataset needs datasets: pip install "uniwetok-hf[train]"')
     import torch
 
+    from uniwetok_hf.data.encoded import ENCODING_FILE
     from uniwetok_hf.data.encoded_parts import EncodingSettings
-    from uniwetok_hf.data.encoding import encode_dataset
+    from uniwetok_hf.data.encoding import encode_dataset, encoded_features
 
     resolve_device(args.device)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -153,6 +154,7 @@ def run_encode_dataset(args: argparse.Namespace) -> None:
         )
         settings.check_stride(model.config.stride)  # before a dataset is fetched
         dataset = _open(args)
+        ended_before = _time_of(Path(args.out) / ENCODING_FILE)
         encoding = encode_dataset(
             dataset, args.out, model, settings, args.device, args.num_processes, rank, world_size
         )
@@ -161,9 +163,20 @@ def run_encode_dataset(args: argparse.Namespace) -> None:
         return
     if encoding.num_skipped:
         warn(f"{encoding.num_skipped} rows are left out, see {Path(args.out) / 'skipped.jsonl'}")
+    features = encoded_features(dataset.features, encoding.picture_columns)
+    words = [name for name in features if name not in encoding.picture_columns]
     for line in describe_encoding(encoding):
         print(line)
+    none = "none: nothing to draw from or to say (a folder of pictures has its words in metadata.jsonl)"
+    print(f"columns beside the codes: {', '.join(words) or none}")
+    if ended_before is not None and ended_before == _time_of(Path(args.out) / ENCODING_FILE):
+        print("it was complete already, nothing had to be done")
     print(args.out)
+
+
+def _time_of(path: Path) -> int | None:
+    """When a file was written, if it was."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _open(args: argparse.Namespace):

@@ -62,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter is no reason to stop
-    args = build_parser().parse_args(argv)
+    args, strange = build_parser().parse_known_args(argv)
+    if strange:  # with the usage of the command, where argparse would print that of all commands
+        args.parser.error(f"unrecognized arguments: {' '.join(strange)}")
     try:
         args.run(args)
         sys.stdout.flush()

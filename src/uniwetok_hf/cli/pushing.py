@@ -18,12 +18,13 @@ def add_commands(commands) -> None:
         commands,
         "push",
         run_push,
-        "Put a pipeline, an image tokenizer or a language model on the Hub, with a model card.\n"
+        "Put a pipeline, an image tokenizer, a language model or an adapter on the Hub, with a model card.\n"
         "All files of the folder go in one commit; its own README.md stays, completed by metadata that it lacks.",
         [
             "runs/emoji_mllm/pipeline org/name",
             "runs/emoji_mllm/pipeline org/name --private --results results --datasets org/emoji",
             "runs/emoji_uniwetok_stage3/model org/tokenizer --revision stage-3",
+            "runs/my_style/adapter org/my-style",
         ],
     )
     parser.add_argument(
@@ -46,29 +47,22 @@ def add_commands(commands) -> None:
 
 def run_push(args: argparse.Namespace) -> None:
     """`uniwetok push`."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    from uniwetok_hf.hub import hub_api, upload
+    from uniwetok_hf.hub import upload
     from uniwetok_hf.remote_code import push_code
 
     if not Path(args.folder).is_dir():
         raise CommandError(f"{args.folder} is no folder")
+    if (Path(args.folder) / "adapter_config.json").is_file():
+        return push_adapter(args)
     checkpoint = find_checkpoint(args.folder, ("pipeline", "vision", "mllm"))
     check_weights(checkpoint.model_folder)
     if checkpoint.kind == "pipeline":
         check_pipeline(checkpoint)
-    with user_errors(HFValidationError):
-        validate_repo_id(args.repository)
+    check_name(args.repository)
     model = describe_checkpoint(checkpoint)
     make_card(model, checkpoint, args.repository, None, args)  # what is wrong is told before anything is sent
     with hub_errors(args.repository), hub_bars():
-        api = hub_api()
-        user = api.whoami()["name"]
-        name = args.repository if "/" in args.repository else f"{user}/{args.repository}"
-        name = api.create_repo(name, private=args.private or None, exist_ok=True).repo_id
-        if args.private and not api.model_info(name).private:
-            raise CommandError(f"{name} is there already and is public: make it private on the Hub, or drop --private")
+        api, name = made_repository(args)
         card = make_card(model, checkpoint, name, published_card(api, name, args.revision), args)
         commit = upload(
             checkpoint.folder,
@@ -79,6 +73,53 @@ def run_push(args: argparse.Namespace) -> None:
         )
         if args.include_code:
             push_code(name, revision=commit.oid)
+    print(commit.commit_url)
+
+
+def check_name(repository: str) -> None:
+    """Raises a `CommandError` for what can't be the name of a repository."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    with user_errors(HFValidationError):
+        validate_repo_id(repository)
+
+
+def made_repository(args: argparse.Namespace) -> tuple:
+    """The Hub's client, and the whole name of the repository, which is made when it isn't there.
+
+    Raises:
+        CommandError: when it was to be private and is there as a public one.
+    """
+    from uniwetok_hf.hub import hub_api
+
+    api = hub_api()
+    user = api.whoami()["name"]
+    name = args.repository if "/" in args.repository else f"{user}/{args.repository}"
+    name = api.create_repo(name, private=args.private or None, exist_ok=True).repo_id
+    if args.private and not api.model_info(name).private:
+        raise CommandError(f"{name} is there already and is public: make it private on the Hub, or drop --private")
+    return api, name
+
+
+def push_adapter(args: argparse.Namespace) -> None:
+    """An adapter, with its own README.md or, where nobody has changed that, one that has the repository's name."""
+    from uniwetok_hf.adapters import load_peft
+    from uniwetok_hf.cards import adapter_card
+    from uniwetok_hf.hub import upload
+
+    if given := [f"--{name}" for name in ("include_code", "results", "license", "datasets") if getattr(args, name)]:
+        raise CommandError(f"{args.folder} is an adapter, which takes no {given[0].replace('_', '-')}")
+    check_name(args.repository)
+    folder, readme = Path(args.folder), Path(args.folder) / "README.md"
+    with user_errors(ImportError, TypeError, KeyError):
+        config = load_peft().PeftConfig.from_pretrained(folder)
+    written = readme.is_file() and readme.read_text(encoding="utf-8") != str(adapter_card(config))
+    with hub_errors(args.repository), hub_bars():
+        _, name = made_repository(args)
+        card = None if written else adapter_card(config, name)
+        message = f"Upload {folder.resolve().name} with uniwetok-hf"
+        commit = upload(folder, name, card=card, revision=args.revision, commit_message=message)
     print(commit.commit_url)
 
 

@@ -12,6 +12,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import json
 import multiprocessing
@@ -146,9 +147,20 @@ def _describe(dataset, model, settings: EncodingSettings) -> dict:
         "num_bits": model.config.num_bits,
         "stride": model.config.stride,
         "source_rows": len(dataset) if _has_length(dataset) else None,
+        "source_words": _digest_of_words(dataset, settings.columns) if _has_length(dataset) else None,
         **dataclasses.asdict(settings),
     }
     return json.loads(json.dumps(state))
+
+
+def _digest_of_words(dataset, columns: Sequence[str]) -> str:
+    """Of all that is kept beside the codes, column names included: a caption that has changed is another source."""
+    kept = [name for name in encoded_features(dataset.features, columns) if name not in columns]
+    digest = hashlib.sha256(json.dumps(kept).encode())
+    if kept:
+        for table in dataset.select_columns(kept).with_format("arrow").iter(1000):
+            digest.update(repr(table.to_pylist()).encode())  # values, however Arrow holds them
+    return digest.hexdigest()[:16]
 
 
 def _begin(folder: Path, state: dict) -> Encoding | None:
@@ -157,7 +169,12 @@ def _begin(folder: Path, state: dict) -> Encoding | None:
     if saved is None and any(folder.glob("part-*.parquet")):
         raise ValueError(f"`folder` {folder} holds parts, but not the settings they were made with: name another.")
     for name, value in state.items() if saved is not None else ():
-        if name != "model" and saved.get(name) != value:  # a model is known by its fingerprint
+        if name == "source_words" and saved.get(name, value) != value:
+            raise ValueError(
+                f"`dataset`: captions or other columns beside the pictures are not what they were when {folder} was "
+                "begun; name another folder, or remove this one."
+            )
+        if name not in ("model", "source_words") and saved.get(name) != value:  # a model: by its fingerprint
             raise ValueError(
                 f"`{name}`: {folder} was begun with {saved.get(name)!r}, and can't go on with {value!r}; name another "
                 "folder, or remove this one."

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..files import is_local_name
 from .images import ImageReadError, read_image
 
 
@@ -21,6 +22,8 @@ IMAGE_COLUMN = "image"
 
 # Folders with these names inside a folder of pictures are splits; all others are classes or just folders.
 SPLIT_FOLDERS = {"train", "validation", "val", "valid", "dev", "test", "eval"}
+# What the shipped configs read, and the commands that make it.
+MADE_BY = {"data/emoji": "emoji", "data/faces_and_text": "faces-and-text"}
 # What a saved dataset is split into when it is streamed: these come in another order each epoch.
 NUM_SHARDS = 64
 
@@ -133,7 +136,11 @@ def _load_splits(source: PictureSource) -> dict:
         return _load_folder(path.resolve(), source)
     builder = _builder_of(source.path)
     if builder is None and not glob.has_magic(source.path):
-        if path.is_absolute() or source.path.startswith(".") or source.path.count("/") > 1:
+        if command := MADE_BY.get(source.path):
+            raise ValueError(
+                f"`path` {source.path} is not there yet: `uniwetok data {command} {source.path}` makes it."
+            )
+        if is_local_name(source.path):
             raise ValueError(f"`path` {source.path}: there is no such file or folder.")
         return _load(source, source.path, name=source.name)
     if builder is None:

@@ -303,7 +303,7 @@ class UniWeTokEncoder(nn.Module):
         self.conv_out = nn.Conv2d(hidden_size, config.num_bits, 1)
 
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
-        hidden_states = self.conv_in(pixel_values)
+        hidden_states = self.conv_in(pixel_values.to(self.conv_in.weight.dtype))
         for block in self.down_blocks:
             hidden_states = block(hidden_states)
         if self.config.architecture == "hybrid":
@@ -388,7 +388,8 @@ class UniWeTokDecoder(nn.Module):
         self.conv_out = nn.Conv2d(config.level_channels[0], config.num_channels, 3, padding=1)
 
     def forward(self, codes: torch.Tensor, noise: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
-        hidden_states = self.conv_in(codes if noise is None else torch.cat([codes, noise], dim=1))
+        codes = codes.to(self.conv_in.weight.dtype)
+        hidden_states = self.conv_in(codes if noise is None else torch.cat([codes, noise.to(codes.dtype)], dim=1))
         if self.config.architecture == "hybrid":
             hidden_states = self.transformer(hidden_states, **kwargs)
         for block in self.mid_blocks:
@@ -483,8 +484,8 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
         """Encodes pictures.
 
         Args:
-            pixel_values: float [B, 3, H, W] in [-1, 1], or a list of [3, H, W] of any sizes. H and W are multiples of
-                `config.stride`; [`UniWeTokImageProcessor`] sees to that.
+            pixel_values: [B, 3, H, W] in [-1, 1], or a list of [3, H, W] of any sizes; computed with in the model's
+                dtype. H and W are multiples of `config.stride`; [`UniWeTokImageProcessor`] sees to that.
 
         Raises:
             ValueError: for another shape, or a side that is no multiple of the stride.
@@ -509,7 +510,7 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
         """Decodes codes.
 
         Args:
-            codes: [B, bits, h, w] of {-1, +1}, or a list of [bits, h, w] of any sizes.
+            codes: [B, bits, h, w] of {-1, +1}, or a list of [bits, h, w] of any sizes; any dtype.
             generator: source of the decoder's noise; one for all pictures in turn, or a list with one a picture.
             noise: the noise itself, shaped like `codes`, instead of drawing it. Not used without `decoder_noise`.
 

@@ -1,6 +1,11 @@
 """diffusers pipelines. Imported when a pipeline is first used, since diffusers is slow to import."""
 
-from diffusers.pipelines import auto_pipeline, pipeline_loading_utils
+from ..quiet import without_warning
+
+
+# Of pipelines that are not ours, and on CPUs nobody should install torchvision for them.
+with without_warning("transformers.utils.import_utils", "requires torchvision"):
+    from diffusers.pipelines import auto_pipeline, pipeline_loading_utils
 
 from .conversation import UniWeTokConversation, UniWeTokReply
 from .pipeline_output import UniWeTokPipelineOutput

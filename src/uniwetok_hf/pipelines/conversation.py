@@ -16,6 +16,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from transformers import DynamicCache
 
+from ..data.images import read_image
 from ..files import save_whole
 from ..modeling.codes_uniwetok import load_codes, save_codes
 from ..modeling.noise_uniwetok import Generators
@@ -33,7 +34,7 @@ class UniWeTokReply(BaseOutput):
 
     text: str = ""
     images: list[Image.Image] = field(default_factory=list)
-    codes: list[torch.Tensor] = field(default_factory=list)
+    codes: list[torch.Tensor] = field(default_factory=list, repr=False)
 
 
 class UniWeTokConversation:
@@ -71,7 +72,7 @@ class UniWeTokConversation:
     def say(
         self,
         text: str = "",
-        images: Image.Image | Sequence[Image.Image] = (),
+        images: Image.Image | str | os.PathLike | Sequence[Image.Image | str | os.PathLike] = (),
         generator: Generators = None,
         height: int | None = None,
         width: int | None = None,
@@ -84,7 +85,7 @@ class UniWeTokConversation:
 
         Args:
             text: what to say.
-            images: pictures to show before the words, one or several.
+            images: pictures to show before the words, one or several, as PIL images or files.
             generator: source of the randomness of drawn pictures.
             height, width: size in pixels of pictures that the answer draws; when not given that of the last picture in
                 the conversation, or the pipeline's `default_size`.
@@ -93,13 +94,14 @@ class UniWeTokConversation:
             max_new_tokens: longest answer in text tokens.
 
         Raises:
-            ValueError: when nothing is said, the text holds special tokens, or another argument is out of range.
+            ValueError: when nothing is said, the text holds special tokens, a picture can't be read, the conversation
+                grows longer than the model's positions reach, or another argument is out of range.
             InterruptedError: when a callback interrupted the turn.
         """
         pipe, processor = self.pipe, self.pipe.processor
         pipe._load_model()
-        images = [images] if isinstance(images, Image.Image) else list(images)
-        shown = self._encode(images)
+        images = [images] if isinstance(images, Image.Image | str | os.PathLike) else list(images)
+        shown = self._encode([read_image(image) for image in images])
         content = [{"type": "image"}] * len(shown) + ([{"type": "text", "text": text}] if text else [])
         if not content:
             raise ValueError("`text` is empty and there are no `images`: say or show something.")
@@ -162,6 +164,12 @@ class UniWeTokConversation:
         sizes = [(stride * codes.shape[1], stride * codes.shape[2]) for codes in pictures]
         new = processor(text=[text], picture_sizes=sizes or None)["input_ids"][0].tolist()
         self._ids += new
+        most = getattr(self.pipe.mllm.config.text_config, "max_position_embeddings", None)
+        if most is not None and len(self._ids) > most:
+            raise ValueError(
+                f"`text`: the conversation would be {len(self._ids)} tokens long, and the model's positions reach "
+                f"{most}; say less, or begin a new one."
+            )
         self._num_read, self._num_codes_read = len(self.messages) + 1, len(self.codes)  # the answer will be known too
         return pictures
 

@@ -50,6 +50,10 @@ class UniWeTokLoraMixin(LoraBaseMixin):
 
         source = os.fspath(pretrained_model_name_or_path)
         problem = f"`pretrained_model_name_or_path` {source} is no adapter ({CONFIG_FILE}, {WEIGHTS_FILE}): "
+        if not os.path.isdir(source) and source.count("/") != 1:
+            raise ValueError(f"{problem}there is no such folder, and on the Hub names are org/name")
+        if os.path.isdir(adapter := os.path.join(source, "adapter")):
+            raise ValueError(f"{problem}{adapter} is what the training made")
         try:
             config_file, weights_file = (cached_file(source, f, **hub_options) for f in (CONFIG_FILE, WEIGHTS_FILE))
         except OSError as error:

@@ -208,6 +208,13 @@ class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
         arguments of [`UniWeTokForCausalLM.generate_codes`]. Shows progress, calls back, and may be interrupted."""
         self._load_model()
         stride, patch_size = self.processor.stride, self.processor.patch_size
+        given, drawn = inputs["input_ids"].shape[1], (height // stride) * (width // stride)
+        most = getattr(self.mllm.config.text_config, "max_position_embeddings", None)
+        if most is not None and given + drawn > most:
+            raise ValueError(
+                f"`prompt`: {given} tokens, and {drawn} to draw after them, are more than the {most} that the model's "
+                "positions reach; say it in fewer words, or draw smaller."
+            )
         self._guidance_scale = guidance_scale
         self._interrupt = False
         self._num_timesteps = (height // stride // patch_size) * (width // stride // patch_size)

@@ -15,6 +15,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from ..quiet import without_warning
+
 
 FOLDER, MANIFEST = "checkpoints", "manifest.json"
 
@@ -27,7 +29,8 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, data_stat
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
+    with without_warning("accelerate.utils.other", "Removed shared tensor"):  # tied weights, which load as they are
+        accelerator.save_state(str(temporary))
     (temporary / f"data-{accelerator.process_index}.json").write_text(json.dumps(data_state))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -59,6 +62,7 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> tuple[int, dict |
     if not found:
         return 0, None
     manifest = check_checkpoint(found[-1])
+    accelerator.print(f"Going on from step {manifest['step']} ({found[-1]})")
     accelerator.load_state(str(found[-1]))
     # It counts pieces, of which a step may have another number now; a checkpoint lies between two steps.
     accelerator.step = 0

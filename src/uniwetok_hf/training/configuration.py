@@ -11,6 +11,7 @@ A field may be a dataclass itself (a section of the file), a list of them, or No
 
 import copy
 import dataclasses
+import difflib
 import os
 import types
 import typing
@@ -114,7 +115,9 @@ def _build(config_class: type, values: Mapping, where: str, prefix: str):
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     if unknown := sorted(set(map(str, values)) - set(fields)):
         names = ", ".join(prefix + name for name in unknown)
-        raise ValueError(f"{where}unknown field {names}; the fields are {', '.join(fields)}.")
+        close = difflib.get_close_matches(unknown[0], fields, n=1)
+        hint = f" (did you mean {prefix}{close[0]}?)" if close else ""
+        raise ValueError(f"{where}unknown field {names}{hint}; the fields are {', '.join(fields)}.")
     required = {
         name
         for name, field in fields.items()
@@ -149,6 +152,8 @@ def _value(hint, value, where: str, name: str):
             return value
         if isinstance(option, type) and type(value) is option:
             return value
+        if option is str and value is False:  # YAML 1.1 reads `mixed_precision: no` so
+            return "no"
         if origin is dict and isinstance(value, dict):
             return value
     raise ValueError(f"{where}`{name}` must be {_type_name(hint)}, got {value!r}.")

@@ -54,7 +54,9 @@ def start_pipeline(config, texts: Iterable[str] = ()) -> UniWeTokPipeline:
                 "Give `init_from`, a finished pipeline; or `vision_model`, the trained image tokenizer, and either "
                 "`language_model`, a checkpoint, or `text_model`, the fields of a new one."
             )
-        vision_model = UniWeTokModel.from_pretrained(start_folder(config), dtype=torch.float32)
+        folder = start_folder(config)
+        subfolder = "mllm" if os.path.isfile(os.path.join(folder, "model_index.json")) else ""  # of a pipeline
+        vision_model = UniWeTokModel.from_pretrained(folder, subfolder=subfolder, dtype=torch.float32)
         num_size_tokens = config.num_size_tokens or LARGEST_SIDE // vision_model.config.stride
         fields = {"head": config.head, "mllm": config.mllm, "num_size_tokens": num_size_tokens, "seed": config.seed}
         if config.language_model:

@@ -201,7 +201,8 @@ class EncodedTask:
         if name not in self.rows.features:
             raise ValueError(
                 f"{where}: there is no column `{name}`; there are {', '.join(self.rows.features)}. `columns` of the "
-                "source says which column is which."
+                "source says which column is which; if words came after encoding (metadata.jsonl beside pictures), "
+                "encode into a new folder."
             )
         if kind in (PICTURE, PICTURES) and name not in self.encoding.picture_columns:
             known = ", ".join(self.encoding.picture_columns)

@@ -12,6 +12,7 @@ paper's is SigLIP 2 so400m, whose vectors have 1152 channels).
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 
 import torch
@@ -21,6 +22,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 from transformers.utils import logging
 
 from ..evaluation.records import weight_digests
+from ..files import is_local_name
+from ..quiet import without_warning
 
 
 logger = logging.get_logger(__name__)
@@ -56,14 +59,19 @@ class Teacher(nn.Module):
         self.embedding_size = self.embed_pictures(torch.zeros(1, 3, *image_size, device=self.mean.device)).shape[1]
 
     @classmethod
+    @without_warning("transformers.configuration_utils", "within the vocabulary")  # of SigLIP's own defaults
     def from_pretrained(cls, name_or_path: str | os.PathLike, dtype: torch.dtype = torch.float32) -> "Teacher":
         """Loads a folder, or a model of the Hub by name, with its image processor and, for a dual encoder, its text
         tokenizer. Without an image processor, mean and deviation are 0.5.
 
         Raises:
-            OSError: when there is no model.
-            ValueError: for a model that reads no fixed-size pictures, or lacks weights.
+            OSError: when the Hub has no such model.
+            ValueError: when there is no such folder; for a model that reads no fixed-size pictures, or lacks weights.
         """
+        if is_local_name(name_or_path) and not os.path.isdir(name_or_path):
+            made_by = re.fullmatch(r"runs/(emoji_\w+)/model", str(name_or_path))
+            hint = f" yet: `uniwetok train siglip --config {made_by[1]}` makes it" if made_by else ""
+            raise ValueError(f"`name_or_path` {name_or_path}: there is no such folder{hint}.")
         config = AutoConfig.from_pretrained(name_or_path)
         if config.model_type.startswith("siglip2"):
             raise ValueError(

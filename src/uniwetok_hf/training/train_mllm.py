@@ -66,7 +66,9 @@ class MLLMTrainingConfig:
     validation_samples: int = setting(128, "how many of each of them")
     # what it starts from: `init_from`, or `vision_model` with `language_model` or `text_model`
     init_from: str | None = setting(None, "the stage before (its output_dir), or a pipeline to go on with")
-    vision_model: str | None = setting(None, "the trained image tokenizer: its last stage, or a model")
+    vision_model: str | None = setting(
+        None, "the trained image tokenizer: its last stage, a model, or a pipeline's (uniwetok-emoji)"
+    )
     language_model: str | None = setting(
         None, "causal language model (folder or Hub name) to start from: Qwen3, Llama, ..."
     )
