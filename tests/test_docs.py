@@ -1,6 +1,7 @@
 """The Python of the pages that other tests don't run, as a reader would paste it: page by page, in an empty folder
 with a photograph."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 from markdown_blocks import blocks
 from PIL import Image
 from safetensors.torch import load_file
+
+from uniwetok_hf.cli.main import main
 
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -25,3 +28,17 @@ def test_page(page, tmp_path, monkeypatch, fixtures, capsys):
     names = {}
     for code in codes:
         exec(compile(code, f"{page}.md", "exec"), names)
+
+
+@pytest.mark.slow
+def test_a_try_of_both_trainings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my_pictures").mkdir()
+    Image.linear_gradient("L").resize((128, 128)).convert("RGB").save("my_pictures/a.png")
+    Path("my_pictures/metadata.jsonl").write_text('{"file_name": "a.png", "text": "a grey sky"}\n')
+    text = (DOCS / "training.md").read_text(encoding="utf-8").split("## A try in two minutes")[1]
+    commands = blocks(text)[0][1].splitlines()
+    assert len(commands) == 3
+    for command in commands:
+        assert main([*shlex.split(command)[1:], *(["--set", "max_train_steps=2"] if "train" in command else [])]) == 0
+    assert Path("runs/try_tokenizer/model").is_dir() and Path("runs/try_mllm/pipeline").is_dir()
