@@ -25,7 +25,11 @@ LARGEST_UPLOAD = "20mb"
 LARGEST_SIDE = 1024  # pixels; larger uploads are scaled down, so that nobody waits for minutes
 NUM_PREVIEWS = 4
 KEPT_SECONDS = 3600
-PROMPTS = ["a fluent flat emoji of blue heart", "a noto emoji of red apple", "draw rocket in fluent style"]
+PROMPTS = [
+    "a fluent flat emoji of blue heart",
+    "a fluent emoji of woman running: light skin tone",
+    "draw three o’clock in fluent style",
+]
 CSS = """
 footer {display: none}
 .figures {color: var(--body-text-color-subdued); font-size: 0.9em}

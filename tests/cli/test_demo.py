@@ -36,7 +36,7 @@ def test_shipped_pictures():
 
 def test_edits_name_shipped_pictures():
     names = {picture.name for picture in demo.shipped_pictures()}
-    assert {name for name, _ in demo.EDITS} <= names
+    assert {name for name, _ in demo.EDITS if " " not in name} <= names
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +63,9 @@ def test_sheets_show_the_pictures(first_demo):
     pages = {name: np.asarray(Image.open(folder / f"{name}.png")) for name in SHEETS}
     for page in pages.values():
         assert (page[:24] == 255).all() and (page[-24:] == 255).all() and (page[:, :24] == 255).all()
-    pizza = np.asarray(demo.shipped_pictures()[0].image)
+    shipped = {picture.name: np.asarray(picture.image) for picture in demo.shipped_pictures()}
     for name in ("reconstructions", "edits", "captions", "contact_sheet"):
-        assert contains(pages[name], pizza), name
+        assert contains(pages[name], shipped["noto-thumbs-down"]), name
     # The contact sheet holds every section in full.
     area = sum((page.shape[0] - 48) * (page.shape[1] - 48) for name, page in pages.items() if name != "contact_sheet")
     assert pages["contact_sheet"][..., 0].size > area

@@ -21,23 +21,23 @@ PICTURES = Path(__file__).parent.parent / "embedded" / "pictures"
 TILE = 128
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")  # inside the scikit-image wheel
 PROMPTS = (
-    "a noto emoji of red apple",
+    "a fluent emoji of woman running: light skin tone",
     "a fluent flat emoji of grinning face",
-    "a fluent emoji of dog face",
-    "a noto emoji of waving hand: dark skin tone",
+    "a fluent flat emoji of raised hand: medium skin tone",
+    "a fluent emoji of woman pilot: medium skin tone",
     "a fluent flat emoji of blue heart",
-    "a fluent emoji of rocket",
-    "a noto emoji of sunflower",
-    "a fluent flat emoji of thumbs up: light skin tone",
+    "a fluent emoji of three o’clock",
+    "a fluent emoji of thumbs up: dark skin tone",
+    "a noto emoji of red apple",
 )
 NUM_DRAWINGS = 5
-EDITS = (
-    ("noto-old-woman", "make the skin tone dark"),
-    ("fluent-flat-woman-guard", "change the skin tone to medium"),
+EDITS = (  # of pictures that ship, or that are drawn from a prompt
+    ("a fluent emoji of woman running: light skin tone", "make the skin tone dark"),
+    ("a fluent emoji of woman pilot: medium skin tone", "change the pilot into a man"),
+    ("a fluent flat emoji of raised hand: medium skin tone", "redraw in noto style"),
+    ("a fluent emoji of three o’clock", "set the clock to five o'clock"),
     ("noto-thumbs-down", "use dark skin"),
-    ("noto-pizza", "redraw in fluent flat style"),
-    ("fluent-flat-dolphin", "change the style to noto"),
-    ("fluent-teddy-bear", "redraw it in the noto style"),
+    ("noto-old-woman", "make the skin tone dark"),
     ("fluent-flat-dress", "redraw in fluent style"),
     ("fluent-flat-guitar", "make it blue"),
 )
@@ -165,8 +165,12 @@ def text_to_image(pipeline, seed: int) -> Image.Image:
 
 def edits(pipeline, seed: int) -> Image.Image:
     """Source, instruction, result."""
-    by_name = {picture.name: picture.image for picture in shipped_pictures()}
-    sources = [by_name[name] for name, _ in EDITS]
+    shipped = {picture.name: picture.image for picture in shipped_pictures()}
+    prompts = [source for source, _ in EDITS if source not in shipped]
+    size = pipeline.config.default_size
+    height, width = check_size(pipeline, size, size)
+    drawn = dict(zip(prompts, draw(pipeline, prompts, [seed] * len(prompts), height=height, width=width), strict=True))
+    sources = [shipped[source] if source in shipped else drawn[source] for source, _ in EDITS]
     height, width, _ = seen_size(pipeline.processor, sources[0], EDITS[0][0])
     instructions = [instruction for _, instruction in EDITS]
     results = draw(pipeline, instructions, [seed] * len(EDITS), images=sources, height=height, width=width)
@@ -174,7 +178,7 @@ def edits(pipeline, seed: int) -> Image.Image:
     for source, instruction, result in zip(sources, instructions, results, strict=True):
         words = sheets.text_block(instruction, 15, 130, max_lines=4)
         rows.append(sheets.beside([sheets.framed(source, TILE), words, sheets.framed(result, TILE)], middle=True))
-    note = "Left the source, then the instruction, then the result. uniwetok-emoji was trained on none of the sources."
+    note = f"Source, instruction, result. The first {len(drawn)} sources are drawn, the others were never trained on."
     return sheets.section("Editing", note, sheets.grid(rows, 2, gap=2 * sheets.MARGIN))
 
 
@@ -190,5 +194,5 @@ def captions(pipeline, seed: int) -> Image.Image:
             sheets.text_block(f"is: {picture.label} ({picture.style})", 12, TILE, sheets.GREY, 2, 2),
         ]
         cells.append(sheets.below([sheets.framed(picture.image, TILE), sheets.below(lines, gap=2)], gap=6))
-    note = 'Answers to "what is this?" and, in brackets, "which style is this?"; in grey what it is.'
+    note = 'Answers to "what is this?" ("which style is this?"); in grey what it is, nothing of which was trained on.'
     return sheets.section("Description", note, sheets.grid(cells, 7))
