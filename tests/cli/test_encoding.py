@@ -74,7 +74,8 @@ def test_words_that_come_later_are_not_lost(vision_folder, succeeds, fails):
 
 def test_edits_have_two_columns_of_pictures(vision_folder, succeeds):
     edits = save_parquet("edits.parquet", source=[png(0)], instruction=["none"], target=[png(0)])
-    options = ("--longest-edge", 64, "--variants", 3, "--crop-scale", 0.9, "--flip", "--seed", 5, "--fit", "resize")
+    options = ("--longest-edge", 64, "--variants", 3, "--crop-scale", 0.9, "--flip", "--seed", 5, "--same-crops")
+    options += ("--fit", "resize")
     lines = succeeds("encode-dataset", edits, "codes", *options, "--model", vision_folder)
     assert lines[0] == "1 rows with 2 pictures, 3 variants of each"
     (row,) = open_encoded("codes")
@@ -82,6 +83,7 @@ def test_edits_have_two_columns_of_pictures(vision_folder, succeeds):
     assert grid(row["source"]) == [(1, 2)] * 3
     settings = read_encoding("codes").settings
     assert (settings["seed"], settings["flip"], settings["crop_scale"], settings["fit"]) == (5, True, 0.9, "resize")
+    assert settings["same_crops"] is True
 
 
 def test_columns_are_chosen(vision_folder, succeeds):

@@ -179,6 +179,14 @@ def test_variants_are_a_function_of_seed_row_and_number(encode):
     assert len(set(crops)) == len(crops) == 18
 
 
+def test_same_crops_in_all_rows(encode):
+    dataset = make_dataset(image=[make_picture(0, 32, 32)] * 3)
+    rows, _ = encode(dataset, num_variants=4, crop_scale=0.3, same_crops=True)
+    assert rows[0] == rows[1] == rows[2]
+    assert len({variant["codes"] for variant in rows[0]["image"]}) == 4
+    assert encode(dataset.select([2]), first_row=2, num_variants=4, crop_scale=0.3, same_crops=True)[0] == rows[:1]
+
+
 def test_variants_are_alike_in_all_columns(encode, tiny_model):
     """The target is the source with inverted colours: so it must be crop by crop, as the model sees it."""
     source = make_picture(0, 48, 48)

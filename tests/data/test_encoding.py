@@ -158,6 +158,17 @@ def test_other_settings_are_refused_by_name(encode, make_model, change, finished
         encode(**change)
 
 
+def test_a_folder_that_is_older_than_same_crops_has_its_own_in_each_row(encode, tmp_path):
+    encoding = encode()
+    path = tmp_path / "codes" / "encoding.json"
+    values = json.loads(path.read_text())
+    del values["settings"]["same_crops"]
+    path.write_text(json.dumps(values))
+    assert encode().num_rows == encoding.num_rows
+    with pytest.raises(ValueError, match="`same_crops`: .* was begun with False, and can't go on with True"):
+        encode(same_crops=True)
+
+
 def test_another_model_precision_or_dataset_is_refused(encode, make_model, pictures):
     encode()
     with pytest.raises(ValueError, match="`fingerprint`: .* was begun with"):

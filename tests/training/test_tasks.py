@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tiny_encoded import build_vision, encode, encode_emoji, pictures
 
 from uniwetok_hf.data.encoded import encoder_fingerprint
 from uniwetok_hf.training.tasks import FORMATS, Row, TaskMixture, TaskSource, open_task
+from uniwetok_hf.training.tasks_emoji import EDITS_IN_PLACE
 
 
 FORMATS_PAGE = Path(__file__).parents[2] / "docs" / "data-formats.md"
@@ -344,8 +346,9 @@ def test_emoji_tasks(emoji):
 def test_emoji_words_are_of_the_row(emoji):
     task = open_task(emoji["emoji_drawing"])
     seen = set()
-    for index in range(10 * len(task)):
-        row, words = task.rows[index % len(task)], shape(task.sample(index % len(task), seeded(index)))[0][1][0]
+    for seed in range(10 * len(task)):
+        sample = task.sample(0, seeded(seed))
+        row, words = task.rows[int(re.findall(r"row (\d+)", sample.origin)[0])], shape(sample)[0][1][0]
         seen.add(row["style"] in words)
         toned = row["name"] in words and row["tone"] and row["tone"] in words
         assert row["label"] in words or toned or any(keyword in words for keyword in row["keywords"])
@@ -363,6 +366,46 @@ def test_emoji_words_are_of_the_row(emoji):
     known = {row["name"], row["style"], row["group"], caption} | ({row["tone"]} if row["tone"] else set())
     assert answers == known
     assert {row["name"], row["label"], row["group"], "yes", "no"} <= set(task.texts())
+
+
+def test_concepts_are_drawn_by_the_root_of_their_number_of_pictures(emoji):
+    task = open_task(emoji["emoji_drawing"])
+    places = [int(re.findall(r"row (\d+)", task.sample(0, seeded(seed)).origin)[0]) for seed in range(2000)]
+    concepts = task.rows["concept"]
+    drawn, pictures = Counter(concepts[place] for place in places), Counter(concepts)
+    assert len(set(pictures.values())) > 1
+    weights = {concept: count**0.5 for concept, count in pictures.items()}
+    for concept, weight in weights.items():
+        assert drawn[concept] / 2000 == pytest.approx(weight / sum(weights.values()), abs=0.03)
+    assert set(places) == set(range(len(task)))
+
+
+def test_edits_in_place_are_of_the_same_crop_of_both_pictures(fixtures, vision, tmp_path):
+    from datasets import load_from_disk
+
+    rows = load_from_disk(str(fixtures / "emoji" / "pictures"))["train"]
+    edits = str(fixtures / "emoji" / "edits" / "train")
+    table = {(edit["source"], edit["target"]): edit["kind"] for edit in load_from_disk(edits)}
+    shown = {}
+    for same_crops in (True, False):
+        path = encode(rows, tmp_path / str(same_crops), vision, num_variants=3, same_crops=same_crops)
+        for name in ("emoji_editing", "emoji_conversations", "emoji_drawing"):
+            task = open_task(TaskSource(path=path, task=name, edits=edits))
+            cells = [(row["id"], variant, cell) for row in task.rows for variant, cell in enumerate(row["image"])]
+            variant_of = {cell["codes"]: (name, variant) for name, variant, cell in reversed(cells)}
+            samples = [task.sample(0, seeded(seed)) for seed in range(150)]
+            shown[name, same_crops] = [[variant_of[cell["codes"]] for cell in sample.pictures] for sample in samples]
+
+    for name in ("emoji_editing", "emoji_conversations"):
+        for drawn in shown[name, True]:
+            variants = {variant for _, variant in drawn}
+            assert len(variants) == 1
+            changes = zip(drawn, drawn[1:], strict=False)
+            kinds = {table[before, after] for (before, _), (after, _) in changes}
+            assert variants == {0} or kinds <= set(EDITS_IN_PLACE)
+        assert {variant for drawn in shown[name, True] for _, variant in drawn} == {0, 1, 2}
+        assert {variant for drawn in shown[name, False] for _, variant in drawn} == {0}
+    assert {variant for drawn in shown["emoji_drawing", True] for _, variant in drawn} == {0}
 
 
 def test_emoji_conversations_follow_the_edits(emoji):

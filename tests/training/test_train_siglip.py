@@ -119,6 +119,15 @@ def test_texts_are_labels_captions_and_keywords(pairs):
     assert "" not in texts  # a row without keywords is described by its label
 
 
+def test_texts_are_as_often_of_a_kind_as_weighted(data):
+    rows = read_rows(str(data), ["train"])
+    pairs = EmojiPairs(rows, 200, 16, seed=3, text_weights=(0.0, 3.0, 1.0))
+    kinds = [next(iter(pairs[number].statements))[0] for number in range(200)]
+    with_keywords = [kind for number, kind in enumerate(kinds) if pairs.texts[pairs.order[number]]["keywords"]]
+    assert 0.15 < with_keywords.count("keyword") / len(with_keywords) < 0.35
+    assert all("emoji of" in pairs[number].text for number, kind in enumerate(kinds) if kind == "style")
+
+
 def test_a_pair_is_a_function_of_seed_and_number(pairs, data):
     def same(one, other):
         return torch.equal(one.pixel_values, other.pixel_values) and one.text == other.text
@@ -336,6 +345,9 @@ def test_wrong_settings_are_refused(make_config, tmp_path, data):
     for scale in ([0.5], [0.9, 0.5], [0.0, 1.0], [0.5, 1.5]):
         with pytest.raises(ValueError, match="`crop_scale`"):
             make_config(crop_scale=scale)
+    for weights in ([1.0, 1.0], [1.0, -1.0, 1.0], [0.0, 0.0, 0.0]):
+        with pytest.raises(ValueError, match="`text_weights` must be three numbers of 0 or more"):
+            make_config(text_weights=weights)
     with pytest.raises(ValueError, match="`group_size` must be 1 or more, got 0"):
         make_config(group_size=0)
     with pytest.raises(ValueError, match="`mixed_precision` must be no, fp16 or bf16, got 'int8'"):

@@ -113,6 +113,11 @@ def _add_picture_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--flip", action="store_true", help="mirror half of the crops; not where left and right, or letters, matter"
     )
+    parser.add_argument(
+        "--same-crops",
+        action="store_true",
+        help="the same crops in all rows, where edits are a table of rows, as those of `uniwetok data emoji` are",
+    )
     add_seed_option(parser, "seed of the crops")
 
 
@@ -147,6 +152,7 @@ def run_encode_dataset(args: argparse.Namespace) -> None:
             num_variants=args.variants,
             crop_scale=args.crop_scale,
             flip=args.flip,
+            same_crops=args.same_crops,
             seed=args.seed,
             rows_per_part=args.rows_per_part,
             batch_size=args.batch_size,

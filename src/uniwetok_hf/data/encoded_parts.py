@@ -46,6 +46,8 @@ class EncodingSettings:
     crop_scale: smallest side of a random crop, as a share of the picture's.
     flip: whether half of the random crops are mirrored. Off by default: captions and edits speak of left and right,
         and letters can't be mirrored.
+    same_crops: whether variant k is the same crop in all rows, so that it stays comparable between rows: for edits
+        that are a table of rows. Otherwise every row has its own crops.
     seed: of the random crops.
     rows_per_part: rows of the source in one Parquet file.
     batch_size: pictures that are encoded at once.
@@ -60,6 +62,7 @@ class EncodingSettings:
     num_variants: int = 1
     crop_scale: float = 0.8
     flip: bool = False
+    same_crops: bool = False
     seed: int = 0
     rows_per_part: int = 1000
     batch_size: int = 16
@@ -195,8 +198,8 @@ class PartEncoder:
         """All variants of one picture, uint8 [3, H, W], and the bytes that it took."""
         path = cell if isinstance(cell, str) else cell.get("path") if isinstance(cell, dict) else None
         picture = read_cell(cell, path or f"row {row}")
-        # One generator a row: all of its pictures are cropped and mirrored alike.
-        generator = sample_generator(self.settings.seed, row, AUGMENTATION)
+        # One generator a row, or one for all: pictures that share it are cropped and mirrored alike.
+        generator = sample_generator(self.settings.seed, 0 if self.settings.same_crops else row, AUGMENTATION)
         pictures = [picture]
         for _ in range(self.settings.num_variants - 1):
             draws = torch.rand(4, generator=generator).tolist()

@@ -174,9 +174,10 @@ def _begin(folder: Path, state: dict) -> Encoding | None:
                 f"`dataset`: captions or other columns beside the pictures are not what they were when {folder} was "
                 "begun; name another folder, or remove this one."
             )
-        if name not in ("model", "source_words") and saved.get(name) != value:  # a model: by its fingerprint
+        before = saved.get(name, False if name == "same_crops" else None)  # older folders don't say it
+        if name not in ("model", "source_words") and before != value:  # a model: by its fingerprint
             raise ValueError(
-                f"`{name}`: {folder} was begun with {saved.get(name)!r}, and can't go on with {value!r}; name another "
+                f"`{name}`: {folder} was begun with {before!r}, and can't go on with {value!r}; name another "
                 "folder, or remove this one."
             )
     if (folder / ENCODING_FILE).exists():

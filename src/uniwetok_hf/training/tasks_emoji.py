@@ -4,9 +4,11 @@ and conversations in which these follow each other, with words put together from
 encoded as any others; edits stay a table of their ids."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
+from ..data.encoded import Encoding
 from .tasks import (
     ANYTHING,
     IMAGE_ITEM,
@@ -34,7 +36,9 @@ QUESTIONS = {
     "caption": ("describe the picture", "describe it"),
 }
 CLAIMS = {"name": "is this {}?", "style": "is it drawn in {} style?", "tone": "does it have {}?"}
-QUESTION_KINDS = ("name", "name", "name", "style", "group", "tone", "caption", "claim")
+QUESTION_KINDS = ("name", "name", "style", "style", "tone", "tone", "group", "caption", "claim")
+# Edits that leave the rest of a picture where it was, in whichever crop.
+EDITS_IN_PLACE = ("tone", "gender", "hair", "colour", "clock")
 
 
 def chance(probability: float, generator: torch.Generator) -> bool:
@@ -53,11 +57,32 @@ def drawing_prompt(row: Row, generator: torch.Generator) -> str:
     return pick(prompts, generator).format(style=row["style"], what=what)
 
 
+def pick_variant(count: int, generator: torch.Generator) -> int:
+    """The plain picture half of the time, else one of its crops."""
+    return 0 if count == 1 or chance(0.5, generator) else torch.randint(1, count, (), generator=generator).item()
+
+
 class EmojiDrawing(EncodedTask):
-    columns = {"image": PICTURE, **dict.fromkeys(("label", "name", "style", "tone", "keywords"), ANYTHING)}
+    """Concepts take turns by the root of their number of pictures: people come in up to 18 styles and skin tones, an
+    apple in 3 styles."""
+
+    columns = {"image": PICTURE, **dict.fromkeys(("concept", "label", "name", "style", "tone", "keywords"), ANYTHING)}
+
+    def __init__(self, source: TaskSource, encode_options: str):
+        super().__init__(source, encode_options)
+        self.places: dict[str, list[int]] = {}
+        for place, concept in enumerate(self.rows[self.names["concept"]]):
+            self.places.setdefault(concept, []).append(place)
+        self.chances = torch.tensor([float(len(places)) for places in self.places.values()]).sqrt()
+
+    def sample(self, index: int, generator: torch.Generator, without_text: bool = False) -> Sample:
+        """Any picture; it is drawn from `generator`, not taken by `index`."""
+        concept = torch.multinomial(self.chances, 1, generator=generator).item()
+        return super().sample(pick(list(self.places.values())[concept], generator), generator, without_text)
 
     def converse(self, row: Row, without_text: bool) -> Sample:
-        return drawing(None if without_text else drawing_prompt(row, row.generator), row.picture("image"))
+        # No crop: the prompt would have to tell.
+        return drawing(None if without_text else drawing_prompt(row, row.generator), row["image"][0])
 
     def texts(self) -> Iterator[str]:
         for row in self.rows.select_columns([self.names[name] for name in ("label", "style", "keywords")]):
@@ -97,18 +122,29 @@ class EmojiQuestions(EncodedTask):
 
 class EmojiDescribing(EmojiQuestions):
     def converse(self, row: Row, without_text: bool) -> Sample:
-        return describing(row.picture("image"), *self.question_about(row, row.generator))
+        variant = pick_variant(self.encoding.num_variants, row.generator)
+        return describing(row["image"][variant], *self.question_about(row, row.generator))
+
+
+@dataclass
+class Edit:
+    """A change of row `source` to row `target`."""
+
+    source: int
+    instruction: str
+    target: int
+    kind: str
 
 
 class EditTable:
-    """The edits of a split between the pictures of an encoded dataset, as (source row, instruction, target row). Kinds
-    take turns by the root of their number: changes of skin tone alone are half of all.
+    """The edits of a split between the pictures of an encoded dataset. Kinds take turns by the root of their number:
+    changes of skin tone alone are half of all.
 
     Raises:
         ValueError: when there is no such table, or nothing in it is of these pictures.
     """
 
-    def __init__(self, source: TaskSource, ids: list[str]):
+    def __init__(self, source: TaskSource, ids: list[str], encoding: Encoding):
         from datasets import load_from_disk
 
         if source.edits is None:
@@ -121,25 +157,32 @@ class EditTable:
                 f"`edits` {source.edits} is no split of `uniwetok data emoji`'s edits, DATA/edits/train ({error})."
             ) from None
         index_of = {name: index for index, name in enumerate(ids)}
-        self.kinds: dict[str, list[tuple[int, str, int]]] = {}
-        self.of_source: dict[int, list[tuple[int, str, int]]] = {}
+        self.kinds: dict[str, list[Edit]] = {}
+        self.of_source: dict[int, list[Edit]] = {}
         for edit in edits:
             if edit["source"] in index_of and edit["target"] in index_of:
-                places = index_of[edit["source"]], edit["instruction"], index_of[edit["target"]]
-                self.kinds.setdefault(edit["kind"], []).append(places)
-                self.of_source.setdefault(places[0], []).append(places)
+                edit |= {side: index_of[edit[side]] for side in ("source", "target")}
+                self.kinds.setdefault(edit["kind"], []).append(Edit(**edit))
+                self.of_source.setdefault(edit["source"], []).append(Edit(**edit))
         if not self.kinds:
             raise ValueError(f"`edits` {source.edits}: none of them is between two pictures of {source.path}.")
         self.chances = torch.tensor([float(len(found)) for found in self.kinds.values()]).sqrt()
+        # Crops of two rows are comparable only when they are the same ones.
+        self.num_variants = encoding.num_variants if encoding.settings.get("same_crops") else 1
 
-    def draw(self, generator: torch.Generator) -> tuple[int, str, int]:
+    def draw(self, generator: torch.Generator) -> Edit:
         """Any edit."""
         kind = torch.multinomial(self.chances, 1, generator=generator).item()
         return pick(list(self.kinds.values())[kind], generator)
 
+    def variant_for(self, edit: Edit, generator: torch.Generator) -> int:
+        """Which variant of both pictures to show. Crops teach that an edit keeps the picture it is given: whole
+        pictures are so few that the model learns them by heart."""
+        return pick_variant(self.num_variants, generator) if edit.kind in EDITS_IN_PLACE else 0
+
     def texts(self) -> Iterator[str]:
         for edits in self.kinds.values():
-            yield from (instruction for _, instruction, _ in edits)
+            yield from (edit.instruction for edit in edits)
 
 
 class EmojiEditing(EncodedTask):
@@ -147,15 +190,15 @@ class EmojiEditing(EncodedTask):
 
     def __init__(self, source: TaskSource, encode_options: str):
         super().__init__(source, encode_options)
-        self.edits = EditTable(source, self.rows[self.names["id"]])
+        self.edits = EditTable(source, self.rows[self.names["id"]], self.encoding)
 
     def sample(self, index: int, generator: torch.Generator, without_text: bool = False) -> Sample:
         """Any of the edits; they are drawn from `generator`, not taken by `index`."""
-        source, instruction, target = self.edits.draw(generator)
-        # The pictures are of two rows, whose crops differ: only the plain variant keeps the rest as it was.
-        cells = [self.rows[place][self.names["image"]][0] for place in (source, target)]
-        sample = editing(cells[0], None if without_text else instruction, cells[1])
-        sample.task, sample.origin = self.name, f"{self.path}, edit of row {source} to row {target}"
+        edit = self.edits.draw(generator)
+        variant = self.edits.variant_for(edit, generator)
+        cells = [self.rows[place][self.names["image"]][variant] for place in (edit.source, edit.target)]
+        sample = editing(cells[0], None if without_text else edit.instruction, cells[1])
+        sample.task, sample.origin = self.name, f"{self.path}, edit of row {edit.source} to row {edit.target}"
         return sample
 
     def texts(self) -> Iterator[str]:
@@ -169,13 +212,14 @@ class EmojiConversations(EmojiQuestions):
 
     def __init__(self, source: TaskSource, encode_options: str):
         super().__init__(source, encode_options)
-        self.edits = EditTable(source, self.rows[self.names["id"]])
+        self.edits = EditTable(source, self.rows[self.names["id"]], self.encoding)
 
     def sample(self, index: int, generator: torch.Generator, without_text: bool = False) -> Sample:
         """Any conversation; its edits are drawn from `generator`, not taken by `index`."""
-        first, instruction, target = self.edits.draw(generator)
+        edit = self.edits.draw(generator)
+        first, variant = edit.source, 0
         origin = f"{self.path}, conversation about row {first}"
-        messages, places = [], [first]
+        messages, places = [], [first, edit.target]
 
         def say(*items: dict) -> None:
             messages.append({"role": ("user", "assistant")[len(messages) % 2], "content": list(items)})
@@ -193,24 +237,26 @@ class EmojiConversations(EmojiQuestions):
             say(IMAGE_ITEM)
             if chance(0.5, generator):
                 ask(first)
-            say(text_item(instruction))
-        elif chance(0.5, generator):
-            ask(first, IMAGE_ITEM)
-            say(text_item(instruction))
+            say(text_item(edit.instruction))
         else:
-            say(IMAGE_ITEM, text_item(instruction))
-        say(IMAGE_ITEM)
-        places.append(target)
-        if chance(0.5, generator):
-            ask(target)
-        if chance(0.3, generator) and target in self.edits.of_source:
-            _, instruction, target = pick(self.edits.of_source[target], generator)
-            say(text_item(instruction))
-            say(IMAGE_ITEM)
-            places.append(target)
+            variant = self.edits.variant_for(edit, generator)
             if chance(0.5, generator):
-                ask(target)
-        cells = [self.rows[place][self.names["image"]][0] for place in places]
+                ask(first, IMAGE_ITEM)
+                say(text_item(edit.instruction))
+            else:
+                say(IMAGE_ITEM, text_item(edit.instruction))
+        say(IMAGE_ITEM)
+        if chance(0.5, generator):
+            ask(edit.target)
+        if chance(0.3, generator) and edit.target in self.edits.of_source:
+            edit = pick(self.edits.of_source[edit.target], generator)
+            variant = variant if edit.kind in EDITS_IN_PLACE else 0
+            say(text_item(edit.instruction))
+            say(IMAGE_ITEM)
+            places.append(edit.target)
+            if chance(0.5, generator):
+                ask(edit.target)
+        cells = [self.rows[place][self.names["image"]][variant] for place in places]
         return Sample(messages, cells, self.name, origin)
 
     def texts(self) -> Iterator[str]:

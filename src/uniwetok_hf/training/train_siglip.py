@@ -66,6 +66,9 @@ class SiglipTrainingConfig:
     image_size: int = setting(64, "side in pixels")
     vision_model: dict = setting({}, "fields of transformers' SiglipVisionConfig")
     text_model: dict = setting({}, "fields of SiglipTextConfig")
+    text_weights: list[float] = setting(
+        [1.0, 1.0, 1.0], "how often a picture's text is its label, its label with the style, some of its keywords"
+    )
     group_size: int = setting(
         1,
         "pictures of one concept that come together; over 1, the batches hold what is hard to tell apart: the same "
@@ -89,6 +92,11 @@ class SiglipTrainingConfig:
     def __post_init__(self):
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"`crop_scale` must be two sides in (0, 1], the smaller first, got {self.crop_scale}.")
+        if len(self.text_weights) != 3 or min(self.text_weights) < 0 or sum(self.text_weights) == 0:
+            raise ValueError(
+                "`text_weights` must be three numbers of 0 or more, of labels, of labels with the style, and of "
+                f"keywords, got {self.text_weights}."
+            )
         if self.group_size < 1:
             raise ValueError(f"`group_size` must be 1 or more, got {self.group_size}.")
         if self.mixed_precision not in ("no", "fp16", "bf16"):
@@ -125,6 +133,7 @@ class EmojiPairs(Dataset):
         crop_probability: float = 0.0,
         crop_scale: Sequence[float] = (1.0, 1.0),
         group_size: int = 1,
+        text_weights: Sequence[float] = (1.0, 1.0, 1.0),
     ):
         if len(rows) == 0:
             raise ValueError("`rows` is empty: there is nothing to learn from.")
@@ -132,6 +141,7 @@ class EmojiPairs(Dataset):
         self.texts = rows.select_columns(["label", "style", "keywords"]).to_list()
         self.length, self.image_size, self.seed = length, image_size, seed
         self.crop_probability, self.crop_scale = crop_probability, crop_scale
+        self.text_weights = torch.tensor(text_weights)
         self.order = EpochOrder(len(rows), seed)
         if group_size > 1:
             self.order = GroupedOrder(rows["concept"], group_size, seed)
@@ -156,7 +166,7 @@ class EmojiPairs(Dataset):
 
     def _describe(self, row: dict, generator: torch.Generator) -> tuple[str, frozenset[Statement]]:
         """One of the row's texts and what it states."""
-        kind = torch.randint(3, (), generator=generator).item()
+        kind = torch.multinomial(self.text_weights, 1, generator=generator).item()
         if kind == 2 and row["keywords"]:
             count = torch.randint(1, 5, (), generator=generator).item()
             picks = torch.randperm(len(row["keywords"]), generator=generator)[:count].tolist()
@@ -364,6 +374,7 @@ def train(config: SiglipTrainingConfig) -> Path:
         config.crop_probability,
         config.crop_scale,
         config.group_size,
+        config.text_weights,
     )
     text_tokenizer = train_text_tokenizer(pairs.all_texts(), config.vocab_size, config.text_length)
     with seeded_weights(config.seed):  # Trainer seeds torch's global generator; here that ends with the block
