@@ -99,13 +99,15 @@ train-emoji: $(INSTALLED)  ## train a model like the embedded one from data to c
 	@for name in siglip judge; do test -d runs/emoji_$$name/model || \
 		$(BIN)/uniwetok train siglip --config emoji_$$name || exit 1; done
 	@$(BIN)/uniwetok train tokenizer --config emoji_uniwetok_stage1 emoji_uniwetok_stage2 emoji_uniwetok_stage3
-	@for split in train validation; do test -f $(CODES)/$$split/encoding.json || $(BIN)/uniwetok encode-dataset \
-		data/emoji $(CODES)/$$split --split $$split --size 128 --model runs/emoji_uniwetok_stage3/model || exit 1; done
-	@for name in emoji_mllm emoji_mllm_longer; do test -d runs/$$name/pipeline || \
+	@$(BIN)/uniwetok encode-dataset data/emoji $(CODES)/train --size 128 --variants 4 --same-crops \
+		--model runs/emoji_uniwetok_stage3/model
+	@$(BIN)/uniwetok encode-dataset data/emoji $(CODES)/validation --split validation --size 128 \
+		--model runs/emoji_uniwetok_stage3/model
+	@for name in emoji_mllm emoji_mllm_longer emoji_mllm_crops; do test -d runs/$$name/pipeline || \
 		$(BIN)/uniwetok train mllm --config $$name || exit 1; done
-	@$(BIN)/uniwetok evaluate reconstruction data/emoji --sizes 128 --by style --model runs/emoji_mllm_longer/pipeline
-	@$(BIN)/uniwetok evaluate emoji data/emoji --judge runs/emoji_judge/model --model runs/emoji_mllm_longer/pipeline
-	@echo "runs/emoji_mllm_longer/pipeline is the model, results/ its figures. It took $(elapsed)."
+	@$(BIN)/uniwetok evaluate reconstruction data/emoji --sizes 128 --by style --model runs/emoji_mllm_crops/pipeline
+	@$(BIN)/uniwetok evaluate emoji data/emoji --judge runs/emoji_judge/model --model runs/emoji_mllm_crops/pipeline
+	@echo "runs/emoji_mllm_crops/pipeline is the model, results/ its figures. It took $(elapsed)."
 
 clean:  ## remove what the commands wrote, and .venv
 	rm -rf $(VENV) .cache build dist site demo_output src/*.egg-info .pytest_cache .ruff_cache

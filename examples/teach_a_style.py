@@ -40,7 +40,7 @@ from uniwetok_hf.evaluation.records import check_unseen
 
 
 OLD, OLD_STYLES = "noto", ("noto", "fluent flat", "fluent")
-NUM_LEARNT, NUM_RIVALS, NUM_SHOWN = 30, 31, 8
+NUM_LEARNT, NUM_REHEARSED, NUM_RIVALS, NUM_SHOWN = 30, 200, 31, 8
 STYLES = {  # the colours of what was black, grey and white
     "delft": ("#0b1f66", "#4f86ff", "white"),
     "blueprint": ("white", "#93b4ff", "#1d4ed8"),
@@ -77,11 +77,11 @@ def prompts(style: str, rows: list[dict]) -> list[str]:
 def teach(folder: Path, settings: list[str]) -> None:
     """The commands of docs/fine-tuning.md."""
     commands, data = [], []
-    for name, variants in (("pictures", 4), ("drawings", 1)):
+    for name, variants, weight in (("pictures", 4, 1.0), ("drawings", 1, 2.0)):
         codes = str(folder / f"{name}-codes")
         size = ["--size", "128", "--variants", str(variants)]
         commands.append(["encode-dataset", str(folder / name), codes, *size])
-        data.append({"path": codes, "task": "captions"})
+        data.append({"path": codes, "task": "captions", "weight": weight})
     settings = [f"output_dir={folder / 'run'}", f"data={json.dumps(data)}", *settings]
     train = ["train", "mllm", "--config", "emoji_mllm_lora"]
     commands.append([*train, *(part for setting in settings for part in ("--set", setting))])
@@ -152,13 +152,13 @@ def main(argv: list[str] | None = None) -> None:
     if judge is not None:
         check_unseen(judge.model, args.judge, embedded_path("uniwetok-emoji"))
 
-    rows = choose_rows(args.data, NUM_LEARNT + args.count)
-    learnt, rows = rows[:NUM_LEARNT], rows[NUM_LEARNT:]
+    rows = choose_rows(args.data, NUM_LEARNT + args.count + NUM_REHEARSED)
+    learnt, rows, rehearsed = rows[:NUM_LEARNT], rows[NUM_LEARNT:-NUM_REHEARSED], rows[-NUM_REHEARSED:]
     pipe = UniWeTokPipeline.from_pretrained(embedded_path("uniwetok-emoji"), dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     pictures = [restyle(row["image"], new) for row in learnt]
     write_captioned_pictures(folder / "pictures", pictures, prompts(new, learnt))
-    known = [prompt for style in OLD_STYLES for prompt in prompts(style, learnt)]
+    known = [prompt for style in OLD_STYLES for prompt in prompts(style, learnt + rehearsed)]
     write_captioned_pictures(folder / "drawings", draw_all(pipe, known), known)
     teach(folder, args.set)
     taught = time.monotonic()
