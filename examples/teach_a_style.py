@@ -40,7 +40,7 @@ from uniwetok_hf.evaluation.records import check_unseen
 
 
 OLD, OLD_STYLES = "noto", ("noto", "fluent flat", "fluent")
-NUM_LEARNT, NUM_REHEARSED, NUM_RIVALS, NUM_SHOWN = 30, 200, 31, 8
+NUM_LEARNT, NUM_REHEARSED, NUM_RIVALS, NUM_SHOWN = 30, 100, 31, 8
 STYLES = {  # the colours of what was black, grey and white
     "delft": ("#0b1f66", "#4f86ff", "white"),
     "blueprint": ("white", "#93b4ff", "#1d4ed8"),

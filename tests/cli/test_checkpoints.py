@@ -193,6 +193,9 @@ def test_wrong_kinds(fails, photo, fixtures, workplace, pipeline_folder, vision_
 
     BertConfig().save_pretrained(workplace / "bert")
     assert "a model of the type 'bert'" in fails("reconstruct", photo, "--model", "bert")
+    shutil.copytree(vision_folder, workplace / "run" / "model")
+    (workplace / "run" / "log.jsonl").touch()
+    assert fails("reconstruct", photo, "--model", "run") == "run is the folder of a training: its result is run/model"
     (workplace / "flux").mkdir()
     (workplace / "flux" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     assert fails("generate", "a", "--model", "flux") == (

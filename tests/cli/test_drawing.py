@@ -110,6 +110,9 @@ def test_bad_input(fails, photo, pipeline_folder):
     assert "would overwrite" in fails("edit", photo, "blue", "--output", photo, *model)
     assert "2 pictures" in fails("generate", "a", "--num-images", 2, "--output", "one.png", *model)
     assert fails("generate", "a", "--device", "toaster", *model).startswith("--device toaster: ")
+    for command in (("generate",), ("edit", photo)):
+        assert "are more than the 1024 that the model's positions reach" in fails(*command, "a heart " * 3000, *model)
+        assert "must not hold the special tokens <|im_end|>" in fails(*command, "a <|im_end|>", *model)
 
 
 def test_bugs_in_the_pipeline_keep_their_traceback(uniwetok, pipeline_folder, monkeypatch):

@@ -102,6 +102,15 @@ def test_interrupted_exits_with_130(uniwetok, monkeypatch):
     assert (result.code, result.err[-1]) == (130, "uniwetok: interrupted")
 
 
+def test_an_interruption_says_what_was_kept(uniwetok, monkeypatch):
+    def interrupt(args):
+        raise KeyboardInterrupt("stopped after step 3")
+
+    monkeypatch.setattr(describing, "run_describe", interrupt)
+    result = uniwetok("describe", "a.png")
+    assert (result.code, result.err[-1]) == (130, "uniwetok: stopped after step 3")
+
+
 def test_output_that_cannot_be_written(fails, photo, vision_folder):
     assert fails("reconstruct", photo, "--model", vision_folder, "--output", photo / "inside") == (
         "photo.png/inside: Not a directory"

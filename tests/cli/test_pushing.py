@@ -144,6 +144,7 @@ def test_branches(hub, succeeds, folder, vision_folder):
 
 def test_what_is_wrong_is_told_before_anything_is_sent(hub, fails, folder, results, workplace):
     assert fails("push", "nowhere", "org/name") == "nowhere is no folder"
+    assert "org/na me" in fails("push", "uniwetok-emoji", "org/na me")
     assert "org/na me" in fails("push", folder, "org/na me")
     assert "there is no results.json" in fails("push", folder, "org/name", "--results", folder)
     Report("editing", "other", "emoji", "test", {}, []).save(results / "other")

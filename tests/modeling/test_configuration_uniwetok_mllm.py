@@ -122,3 +122,26 @@ def test_head_feed_forward_is_half_as_wide_again():
 def test_head_sizes_are_checked(fields, named):
     with pytest.raises((ValueError, StrictDataclassFieldValidationError), match=named):
         UniWeTokHeadConfig(**fields)
+
+
+def test_a_config_of_another_type_is_refused(tmp_path):
+    UniWeTokConfig().save_pretrained(tmp_path / "vision")
+    Qwen3Config().save_pretrained(tmp_path / "text")
+    for config_class, folder in (
+        (UniWeTokMLLMConfig, "vision"),
+        (UniWeTokConfig, "text"),
+        (UniWeTokHeadConfig, "text"),
+    ):
+        with pytest.raises(ValueError, match=f"of a model of the type .*, {config_class.__name__} reads"):
+            config_class.from_pretrained(tmp_path / folder)
+    UniWeTokMLLMConfig().save_pretrained(tmp_path / "mllm")
+    assert UniWeTokConfig.from_pretrained(tmp_path / "mllm").num_bits == 128  # a part of it is found
+
+
+def test_positions_that_are_not_there():
+    config = UniWeTokMLLMConfig(text_config={"model_type": "qwen3", "max_position_embeddings": 20})
+    config.check_positions(15, 5)
+    with pytest.raises(ValueError, match="`prompt`: 16 tokens, and 5 that follow them, are more than the 20 that"):
+        config.check_positions(16, 5)
+    with pytest.raises(ValueError, match="`text`: 21 tokens are more than the 20 that"):
+        config.check_positions(21, 0, "text")

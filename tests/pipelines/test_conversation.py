@@ -160,7 +160,7 @@ def test_history_shows_pictures(pipe, draws):
     [
         ({}, "`text` is empty"),
         ({"text": "a <|im_end|>"}, "`text` must not hold the special tokens <|im_end|>"),
-        ({"text": "draw " * 5000}, "the conversation would be"),
+        ({"text": "draw " * 5000}, "25019 tokens are more than the 1024"),
         ({"text": "draw", "images": "absent.png"}, "absent.png"),
         ({"text": "draw", "height": 33}, "`height` must be a multiple of"),
         ({"text": "draw", "num_inference_steps": 0}, "`num_inference_steps` must be a whole number of 1 or more"),

@@ -276,3 +276,5 @@ def test_what_is_no_adapter_is_refused(adapters, tmp_path, damage):
         (folder / "adapter_config.json").write_text('{"peft_type": "NONE"}')
     with pytest.raises(ValueError, match=f"`pretrained_model_name_or_path` {folder} is no adapter"):
         build_tiny_pipeline().load_lora_weights(folder)
+    with pytest.raises(ValueError, match="`pretrained_model_name_or_path` must be the folder .* got a dict"):
+        build_tiny_pipeline().load_lora_weights({"weight": torch.zeros(1)})

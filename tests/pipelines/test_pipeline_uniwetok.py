@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload
-from diffusers import AutoPipelineForImage2Image, AutoPipelineForText2Image, DiffusionPipeline
+from diffusers import AutoPipelineForImage2Image, AutoPipelineForText2Image, DDIMScheduler, DiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
 from tiny_mllm import BITS, seeded
@@ -346,10 +346,21 @@ def test_image_tokenizer_is_stored_once_and_loads_alone(pipeline, tmp_path):
     assert all(torch.equal(own[name], tensor) for name, tensor in loaded.state_dict().items())
 
 
-def test_loading_needs_our_class(pipeline, tmp_path):
+def test_diffusers_finds_our_class(pipeline, side, tmp_path):
     pipeline.save_pretrained(tmp_path)
-    with pytest.raises((AttributeError, ValueError)):
-        DiffusionPipeline.from_pretrained(tmp_path)
+    loaded = DiffusionPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert type(loaded) is UniWeTokPipeline
+    assert torch.equal(draw(loaded, height=side, width=side), draw(pipeline, height=side, width=side))
+
+
+def test_another_scheduler_or_generator_is_refused(pipeline, side):
+    other = UniWeTokPipeline(pipeline.processor, pipeline.mllm, DDIMScheduler(), default_size=side)
+    with pytest.raises(ValueError, match="`scheduler` must be a BinaryFlowScheduler.* It is a DDIMScheduler"):
+        other("a cat")
+    for generator in (0, [seeded(0), 1]):
+        with pytest.raises(ValueError, match="`generator` must be a torch.Generator, or a list"):
+            pipeline(["a cat", "a dog"], generator=generator)
 
 
 def test_variants_are_saved_and_loaded(pipeline, side, tmp_path):

@@ -14,10 +14,12 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tiny_training import VISION, all_losses, assert_same_weights, log_lines, write
+from transformers import AutoImageProcessor
 
 from uniwetok_hf import UniWeTokModel
 from uniwetok_hf.evaluation.records import read_training_record
 from uniwetok_hf.training import train_uniwetok
+from uniwetok_hf.training.checkpoints import list_checkpoints
 from uniwetok_hf.training.configuration import find_config, read_config, shipped_configs
 from uniwetok_hf.training.losses.distillation import PrePostDistillation
 from uniwetok_hf.training.train_uniwetok import UniWeTokTrainer, UniWeTokTrainingConfig
@@ -53,10 +55,30 @@ def test_a_run_leaves_a_model_its_losses_and_figures(trained, fields):
     names = {"distillation", "prior.safetensors", "discriminator.safetensors", "lecam.safetensors"}
     assert {path.name for path in (trained / "losses").iterdir()} == names
     assert PrePostDistillation.from_pretrained(trained / "losses" / "distillation").post_pool is not None
+    assert AutoImageProcessor.from_pretrained(trained / "model").stride == model.config.stride
     assert json.loads((trained / "model" / "training.json").read_text())["training"]["batch_size"] == 4
     record = read_training_record(trained / "model")
     assert [seen.role for seen in record.loss_models] == ["teacher", "perceptual"] and record.is_complete
     assert not [path for path in trained.rglob("*") if ".tmp" in path.name]
+
+
+def test_the_first_interrupt_waits_for_the_step_and_keeps_it(fields, trained, tmp_path, monkeypatch):
+    path = write(tmp_path, fields, output_dir=str(tmp_path / "run"), checkpointing_steps=100)
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        step = UniWeTokTrainer.train_step
+
+        def interrupted(self, pixels, numbers, current):
+            if current == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            return step(self, pixels, numbers, current)
+
+        patch.setattr(UniWeTokTrainer, "train_step", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="stopped after step 3; the same command goes on from there"):
+            train_uniwetok.main(path)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert [found.name for found in list_checkpoints(tmp_path / "run")] == ["step-000003"]
+    assert_same_runs(train_uniwetok.main(path).parent, trained)
 
 
 def test_a_run_stopped_in_the_middle_resumes_exactly(fields, trained, tmp_path, monkeypatch):

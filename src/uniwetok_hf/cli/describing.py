@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from .checkpoints import load_language_model
-from .common import CommandError, add_command, add_model_options, check_pictures, positive_int
+from .common import CommandError, add_command, add_model_options, check_pictures, positive_int, user_errors
 from .drawing import seen_size
 
 
@@ -38,15 +38,21 @@ def run_describe(args: argparse.Namespace) -> None:
     for path in args.pictures:
         picture = read_image(path)
         seen_size(processor, picture, path)
-        (answer,) = answers(mllm, processor, [picture], args.question, args.max_new_tokens)
+        with user_errors():
+            (answer,) = answers(mllm, processor, [picture], args.question, args.max_new_tokens)
         print(f"{path}: {answer}", flush=True)
 
 
 def answers(mllm, processor, pictures: Sequence[Image.Image], question: str, max_new_tokens: int = 40) -> list[str]:
-    """The model's most likely answer to `question` about each of `pictures`, in one line."""
+    """The model's most likely answer to `question` about each of `pictures`, in one line.
+
+    Raises:
+        ValueError: when the question is longer than the model's positions reach.
+    """
     content = [{"type": "image"}, {"type": "text", "text": question}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     inputs = processor(images=list(pictures), text=[text] * len(pictures))
+    mllm.config.check_positions(inputs["input_ids"].shape[1], max_new_tokens, "question")
     inputs.pop("image_is_target")
     inputs["pixel_values"] = inputs["pixel_values"].to(mllm.dtype)
     output = mllm.generate(

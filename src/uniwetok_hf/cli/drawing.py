@@ -182,11 +182,23 @@ def seen_size(processor, picture: Image.Image, name: str) -> tuple[int, int, tup
     return height, width, inputs["content_sizes"][0]
 
 
+def check_prompts(pipeline, prompts: Sequence[str], images: Sequence[Image.Image] | None, size: tuple[int, int]):
+    """
+    Raises:
+        CommandError: when a prompt holds special tokens, or is longer than the model can read before it draws.
+    """
+    stride = pipeline.processor.stride
+    with user_errors():
+        inputs, _ = pipeline.processor.drawing_inputs(list(prompts), *size, None if images is None else list(images))
+        num_drawn = (size[0] // stride) * (size[1] // stride)
+        pipeline.mllm.config.check_positions(inputs["input_ids"].shape[1], num_drawn)
+
+
 def draw(
     pipeline, prompts: Sequence[str], seeds: Sequence[int], images: Sequence[Image.Image] | None = None, **options
 ) -> Iterator[Image.Image]:
     """Draws one picture for each prompt and seed, or edits `images`, a few at a time, with one generator a picture.
-    `options` go to the pipeline; with `images`, `height` and `width` must be among them.
+    `options` go to the pipeline; `height` and `width` are among them.
 
     Codes are decoded one by one: in a batch the last bits of the pixels would depend on the others.
     """
@@ -197,6 +209,7 @@ def draw(
     if images is not None:
         pipeline = UniWeTokEditPipeline.from_pipe(pipeline)
         pipeline.set_progress_bar_config(disable=True)
+    check_prompts(pipeline, prompts, images, (options["height"], options["width"]))
     with progress_bar(len(prompts), "drawing") as bar:
         for start in range(0, len(prompts), BATCH_SIZE):
             part = slice(start, start + BATCH_SIZE)

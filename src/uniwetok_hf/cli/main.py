@@ -80,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.filename is not None and error.strerror:
             return _fail(f"{error.filename}: {error.strerror}")
         return _report_unexpected(error)
-    except KeyboardInterrupt:
-        print("\nuniwetok: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"\nuniwetok: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
     except Exception as error:
         return _report_unexpected(error)

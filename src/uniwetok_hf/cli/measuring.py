@@ -322,8 +322,7 @@ def emoji(args: argparse.Namespace):
     }
     found = evaluate_drawing(pipe, rows, everything, judge, **settings)
     found += evaluate_edits(edit_pipe, pipe, combination_edits(edits, everything, chosen), judge, **settings)
-    names = sorted({row["name"] for row in everything})
-    found += evaluate_naming(pipe.mllm, pipe.processor, rows, names, judge, args.seed, args.batch_size)
+    found += evaluate_naming(pipe.mllm, pipe.processor, rows, everything, judge, args.seed, args.batch_size)
     return _report(args, protocol, found, [])
 
 

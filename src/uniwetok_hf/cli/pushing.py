@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from .checkpoints import Checkpoint, check_pipeline, check_weights, describe_checkpoint, find_checkpoint
+from .checkpoints import EMBEDDED, Checkpoint, check_pipeline, check_weights, describe_checkpoint, find_checkpoint
 from .common import CommandError, add_command, hub_bars, one_line, user_errors
 
 
@@ -50,7 +50,7 @@ def run_push(args: argparse.Namespace) -> None:
     from uniwetok_hf.hub import upload
     from uniwetok_hf.remote_code import push_code
 
-    if not Path(args.folder).is_dir():
+    if not Path(args.folder).is_dir() and args.folder != EMBEDDED:
         raise CommandError(f"{args.folder} is no folder")
     if (Path(args.folder) / "adapter_config.json").is_file():
         return push_adapter(args)

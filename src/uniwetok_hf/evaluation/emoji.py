@@ -152,11 +152,18 @@ def evaluate_edits(
 
 
 def evaluate_naming(
-    mllm, processor, rows: Sequence[Mapping], names: Sequence[str], judge: Judge, seed: int = 0, batch_size: int = 16
+    mllm,
+    processor,
+    rows: Sequence[Mapping],
+    pool: Sequence[Mapping],
+    judge: Judge,
+    seed: int = 0,
+    batch_size: int = 16,
 ) -> list[Row]:
     """
-    How often answers are right; beside the model's names those of the judge, which takes the nearest of `names`, of
-    the pictures and of the pictures after the image tokenizer.
+    How often answers are right. Beside the model's names those of the judge, which is shown the pictures, and the
+    pictures after the image tokenizer, and takes the nearest of all labels in `pool` of the row's own skin tone: a
+    label without a skin tone is another picture's.
     """
     asked = [question for question in questions_of_emoji(rows) if question.kind in ASKED]
     answers = answer_all(mllm, processor, asked, batch_size=batch_size)
@@ -168,10 +175,16 @@ def evaluate_naming(
             score = share_score([exact_match(*pair) for pair in pairs], usual)
             table.append(Row({"what": "model", "of": f"{column}s"}, {"exact_match": score}, for_card=True))
     real = [row["image"] for row in rows]
-    texts = judge.embed_texts(list(names))
+    labels = {
+        tone: sorted({row["label"] for row in pool if row["tone"] == tone}) for tone in {r["tone"] for r in rows}
+    }
+    texts = {tone: judge.embed_texts(of_tone) for tone, of_tone in labels.items()}
     decoded = decode_all(mllm.model.vision_model, real, seed)
     for what, pictures in {"judge, through the codes": decoded, "judge, real": real}.items():
-        best = cosines(judge.embed_images(pictures), texts).argmax(1)
-        outcomes = [names[index] == row["name"] for index, row in zip(best, rows, strict=True)]
-        table.append(Row({"what": what, "of": "names"}, {"exact_match": share_score(outcomes, 1 / len(names))}))
+        outcomes = []
+        for row, features in zip(rows, judge.embed_images(pictures), strict=True):
+            nearest = cosines(features[None], texts[row["tone"]])[0].argmax()
+            outcomes.append(labels[row["tone"]][nearest] == row["label"])
+        chance = float(np.mean([1 / len(labels[row["tone"]]) for row in rows]))
+        table.append(Row({"what": what, "of": "names"}, {"exact_match": share_score(outcomes, chance)}))
     return table

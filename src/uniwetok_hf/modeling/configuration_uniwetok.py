@@ -13,8 +13,24 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 
+class CheckedTypeMixin:
+    """A config that refuses the file of a model of another type, of which transformers would make one with random
+    weights, as large as the defaults say."""
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        found = config_dict.get("model_type", cls.model_type)
+        if found != cls.model_type:
+            raise ValueError(
+                f"The config is of a model of the type {found!r}, {cls.__name__} reads {cls.model_type!r}. The model "
+                "of a pipeline lies in its folder `mllm`; the authors' own files are converted first, by `uniwetok "
+                "convert`."
+            )
+        return super().from_dict(config_dict, **kwargs)
+
+
 @strict
-class UniWeTokConfig(PreTrainedConfig):
+class UniWeTokConfig(CheckedTypeMixin, PreTrainedConfig):
     r"""
     Args:
         architecture (`str`, defaults to `"hybrid"`):

@@ -11,11 +11,11 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .configuration_uniwetok import UniWeTokConfig
+from .configuration_uniwetok import CheckedTypeMixin, UniWeTokConfig
 
 
 @strict
-class UniWeTokHeadConfig(PreTrainedConfig):
+class UniWeTokHeadConfig(CheckedTypeMixin, PreTrainedConfig):
     r"""
     Args:
         num_bits (`int`, defaults to 128): Bits of a token.
@@ -78,7 +78,7 @@ class UniWeTokHeadConfig(PreTrainedConfig):
 
 
 @strict
-class UniWeTokMLLMConfig(PreTrainedConfig):
+class UniWeTokMLLMConfig(CheckedTypeMixin, PreTrainedConfig):
     r"""
     Args:
         text_config: Config of the causal language model; Qwen3 when not given.
@@ -148,6 +148,20 @@ class UniWeTokMLLMConfig(PreTrainedConfig):
     def tokens_per_patch(self) -> int:
         """P, the tokens that one step reads or draws."""
         return self.patch_size**2
+
+    def check_positions(self, given: int, following: int, argument: str = "prompt") -> None:
+        """
+        Raises:
+            ValueError: when `given` tokens and those `following` them are more than the language model has positions;
+                the message blames `argument`.
+        """
+        most = getattr(self.text_config, "max_position_embeddings", None)
+        if most is not None and given + following > most:
+            rest = f", and {following} that follow them," if following else ""
+            raise ValueError(
+                f"`{argument}`: {given} tokens{rest} are more than the {most} that the model's positions reach; say "
+                "it in fewer words, or begin anew."
+            )
 
 
 __all__ = ["UniWeTokHeadConfig", "UniWeTokMLLMConfig"]

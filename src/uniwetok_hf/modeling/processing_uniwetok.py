@@ -126,6 +126,11 @@ class UniWeTokProcessor(UniWeTokPushMixin, ProcessorMixin):
             raise ValueError("`text` is required: it says where the pictures go.")
         if images is not None and picture_sizes is not None:
             raise ValueError("Give either `images` or `picture_sizes`, not both.")
+        if images is not None and self.image_token not in "".join([text] if isinstance(text, str) else text):
+            raise ValueError(
+                f"`text` says nowhere where `images` go ({self.image_token}): give messages to `apply_chat_template`, "
+                "which writes it."
+            )
         return_labels = kwargs.pop("return_labels", self.return_labels)
         if picture_sizes is not None:
             inputs = self._text_around_codes(text, picture_sizes, **kwargs)

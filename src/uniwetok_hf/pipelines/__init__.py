@@ -5,6 +5,7 @@ from ..quiet import without_warning
 
 # Of pipelines that are not ours, and on CPUs nobody should install torchvision for them.
 with without_warning("transformers.utils.import_utils", "requires torchvision"):
+    import diffusers
     from diffusers.pipelines import auto_pipeline, pipeline_loading_utils
 
 from .conversation import UniWeTokConversation, UniWeTokReply
@@ -20,6 +21,10 @@ pipeline_loading_utils.LOADABLE_CLASSES.setdefault("uniwetok_hf", {})
 # And with this, `AutoPipelineForText2Image` and `AutoPipelineForImage2Image` know which of the two is theirs.
 auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING.setdefault("uniwetok", UniWeTokPipeline)
 auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.setdefault("uniwetok", UniWeTokEditPipeline)
+# `DiffusionPipeline.from_pretrained` looks for the class that a folder names among diffusers' own, and nowhere else.
+for pipeline_class in (UniWeTokPipeline, UniWeTokEditPipeline):
+    if not hasattr(diffusers, pipeline_class.__name__):
+        setattr(diffusers, pipeline_class.__name__, pipeline_class)
 
 __all__ = [
     "UniWeTokConversation",

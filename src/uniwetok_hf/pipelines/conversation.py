@@ -164,12 +164,7 @@ class UniWeTokConversation:
         sizes = [(stride * codes.shape[1], stride * codes.shape[2]) for codes in pictures]
         new = processor(text=[text], picture_sizes=sizes or None)["input_ids"][0].tolist()
         self._ids += new
-        most = getattr(self.pipe.mllm.config.text_config, "max_position_embeddings", None)
-        if most is not None and len(self._ids) > most:
-            raise ValueError(
-                f"`text`: the conversation would be {len(self._ids)} tokens long, and the model's positions reach "
-                f"{most}; say less, or begin a new one."
-            )
+        self.pipe.mllm.config.check_positions(len(self._ids), 0, "text")
         self._num_read, self._num_codes_read = len(self.messages) + 1, len(self.codes)  # the answer will be known too
         return pictures
 

@@ -48,6 +48,12 @@ class UniWeTokLoraMixin(LoraBaseMixin):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        if isinstance(pretrained_model_name_or_path, dict):
+            raise ValueError(
+                "`pretrained_model_name_or_path` must be the folder or Hub id of an adapter, got a dict of tensors: "
+                "they don't say of which rank and kind they are. `peft.set_peft_model_state_dict(pipe.mllm, ...)` "
+                "takes them after `pipe.mllm.add_adapter(config)`."
+            )
         source = os.fspath(pretrained_model_name_or_path)
         problem = f"`pretrained_model_name_or_path` {source} is no adapter ({CONFIG_FILE}, {WEIGHTS_FILE}): "
         if not os.path.isdir(source) and source.count("/") != 1:

@@ -92,6 +92,11 @@ class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
         ):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{name}` must be a whole number of 1 or more, got {value!r}.")
+        if not all(isinstance(one, torch.Generator) for one in _listed(generator)):
+            raise ValueError(
+                "`generator` must be a torch.Generator, or a list with one a picture, such as "
+                f"torch.Generator().manual_seed(0), got {generator!r}."
+            )
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
         count = len(prompts) * num_images_per_prompt
@@ -100,6 +105,11 @@ class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` may hold {self._callback_tensor_inputs}, got {sorted(unknown)}."
+            )
+        if not hasattr(self.scheduler, "advance"):
+            raise ValueError(
+                f"`scheduler` must be a BinaryFlowScheduler: bits are drawn by a flow of their own. It is a "
+                f"{type(self.scheduler).__name__}."
             )
         return prompts
 
@@ -208,13 +218,7 @@ class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
         arguments of [`UniWeTokForCausalLM.generate_codes`]. Shows progress, calls back, and may be interrupted."""
         self._load_model()
         stride, patch_size = self.processor.stride, self.processor.patch_size
-        given, drawn = inputs["input_ids"].shape[1], (height // stride) * (width // stride)
-        most = getattr(self.mllm.config.text_config, "max_position_embeddings", None)
-        if most is not None and given + drawn > most:
-            raise ValueError(
-                f"`prompt`: {given} tokens, and {drawn} to draw after them, are more than the {most} that the model's "
-                "positions reach; say it in fewer words, or draw smaller."
-            )
+        self.mllm.config.check_positions(inputs["input_ids"].shape[1], (height // stride) * (width // stride))
         self._guidance_scale = guidance_scale
         self._interrupt = False
         self._num_timesteps = (height // stride // patch_size) * (width // stride // patch_size)
@@ -250,6 +254,10 @@ class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
         """Model offloading waits for a call of the whole model to bring it to the device, and drawing calls parts."""
         if hasattr(self.mllm, "_hf_hook"):
             self.mllm._hf_hook.pre_forward(self.mllm)
+
+
+def _listed(generator: Generators) -> list:
+    return [] if generator is None else generator if isinstance(generator, list) else [generator]
 
 
 def _given(value, default):

@@ -5,6 +5,8 @@ finite, averaging weights."""
 import contextlib
 import json
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from diffusers.training_utils import EMAModel
 from PIL import Image
+from tqdm.auto import tqdm
 
 from .checkpoints import list_checkpoints
 
@@ -145,6 +148,27 @@ def stop_unless_finite(accelerator: Accelerator, figures: dict[str, torch.Tensor
         found = list_checkpoints(folder)
         last = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
         raise FloatingPointError(f"Not finite at step {step + 1}: {names}; {last}. Try a smaller learning rate.")
+
+
+@contextlib.contextmanager
+def interrupt_sets(stop: threading.Event, accelerator: Accelerator) -> Iterator[None]:
+    """Inside the block a first Ctrl-C sets `stop`, so that the step that runs can end and be kept; a second one ends
+    at once. With several processes it does that from the first on: they could not agree on the step."""
+    if accelerator.num_processes > 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(number, frame):
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        tqdm.write("Stopping after this step, with a checkpoint. Again to stop at once.")
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ import contextlib
 import json
 import math
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,7 @@ from .configuration import config_values, flat_values, read_config, setting
 from .conversations import ConversationBatches, Piece, prefetched
 from .lora import LoraSettings, add_lora, checkpoint_adapters_only
 from .pictures import picture_grid
-from .run import Figures, averaged_weights, log_images, start_accelerator, stop_unless_finite
+from .run import Figures, averaged_weights, interrupt_sets, log_images, start_accelerator, stop_unless_finite
 from .samples import NOISE, sample_generators
 from .start import start_folder, start_pipeline
 from .tasks import TaskMixture, TaskSource
@@ -150,6 +151,7 @@ class MLLMTrainer:
         self.config = config
         self.folder = Path(config.output_dir)
         self.accelerator, self.tracker = start_accelerator(config, self.folder)
+        self.stop = threading.Event()  # ends the run after the step, with a checkpoint
         self.is_sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         if self.is_sharded and config.ema_decay is not None:
             raise ValueError("`ema_decay` must be null under FSDP and DeepSpeed, where no process has all weights.")
@@ -306,8 +308,10 @@ class MLLMTrainer:
                 figures |= self.validate(held_out, done)
             if figures:
                 accelerator.log(figures, step=done)
-            if done % config.checkpointing_steps == 0 or is_last:
+            if done % config.checkpointing_steps == 0 or is_last or self.stop.is_set():
                 save_checkpoint(accelerator, self.folder, done, self.state_dict(), config.checkpoints_total_limit)
+            if self.stop.is_set() and not is_last:
+                raise KeyboardInterrupt(f"stopped after step {done}; the same command goes on from there")
         for tracker in accelerator.trackers:  # `end_training` would also part from the other processes
             tracker.finish()
         return self.save()
@@ -483,7 +487,9 @@ def finished(config: MLLMTrainingConfig) -> Path | None:
 
 def train(config: MLLMTrainingConfig) -> Path:
     """Runs a stage, or goes on with it, and returns the folder of its pipeline or adapter."""
-    return MLLMTrainer(config).train()
+    trainer = MLLMTrainer(config)
+    with interrupt_sets(trainer.stop, trainer.accelerator):
+        return trainer.train()
 
 
 def main(config_path: str, **overrides) -> Path:

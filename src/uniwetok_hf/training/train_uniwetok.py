@@ -17,6 +17,7 @@ share it, but not the pieces of a step that `gradient_accumulation_steps` makes.
 
 import json
 import math
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from ..data.sources import PictureSource
 from ..evaluation.records import loss_model, training_record
 from ..files import save_whole
 from ..modeling.configuration_uniwetok import UniWeTokConfig
+from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..modeling.modeling_uniwetok import UniWeTokModel
 from ..modeling.noise_uniwetok import draw_noise
 from .checkpoints import load_checkpoint, make_output_folder, save_checkpoint
@@ -47,6 +49,7 @@ from .pictures import Bucket, PictureBatches, picture_grid, validation_pictures
 from .run import (
     Figures,
     averaged_weights,
+    interrupt_sets,
     log_images,
     seeded_weights,
     start_accelerator,
@@ -163,6 +166,7 @@ class UniWeTokTrainer:
         self.config = config
         self.folder = Path(config.output_dir)
         self.accelerator, self.tracker = start_accelerator(config, self.folder)
+        self.stop = threading.Event()  # ends the run after the step, with a checkpoint
         accelerator = self.accelerator
         self.batches = PictureBatches(
             config.data,
@@ -432,8 +436,10 @@ class UniWeTokTrainer:
                 figures |= self.validate(done)
             if figures:
                 accelerator.log(figures, step=done)
-            if done % config.checkpointing_steps == 0 or is_last:
+            if done % config.checkpointing_steps == 0 or is_last or self.stop.is_set():
                 save_checkpoint(accelerator, self.folder, done, self.state_dict(), config.checkpoints_total_limit)
+            if self.stop.is_set() and not is_last:
+                raise KeyboardInterrupt(f"stopped after step {done}; the same command goes on from there")
         for tracker in accelerator.trackers:  # `end_training` would also part from the other processes
             tracker.finish()
         return self.save()
@@ -532,8 +538,10 @@ class UniWeTokTrainer:
             record["training"] = config_values(self.config)
 
             def save_model(path: Path):
+                model = self.unwrap(self.model)
                 with averaged_weights(self.ema, self.averaged):
-                    self.unwrap(self.model).save_pretrained(path)
+                    model.save_pretrained(path)
+                UniWeTokImageProcessor(stride=model.config.stride).save_pretrained(path)
                 (path / "training.json").write_text(json.dumps(record, indent=1))
 
             save_whole(save_model, folder / "model")
@@ -591,7 +599,9 @@ def finished(config: UniWeTokTrainingConfig) -> Path | None:
 
 def train(config: UniWeTokTrainingConfig) -> Path:
     """Runs one stage; see [`UniWeTokTrainer.train`]."""
-    return UniWeTokTrainer(config).train()
+    trainer = UniWeTokTrainer(config)
+    with interrupt_sets(trainer.stop, trainer.accelerator):
+        return trainer.train()
 
 
 def main(config_path: str, **overrides) -> Path:
