@@ -14,7 +14,7 @@ from PIL import Image
 from uniwetok_hf.cli import demo
 from uniwetok_hf.cli.checkpoints import load_pipeline
 from uniwetok_hf.cli.main import main
-from uniwetok_hf.data.emoji import concept_split
+from uniwetok_hf.data.emoji import concept_split, picture_split
 
 
 SHEETS = ("reconstructions", "photographs", "text_to_image", "edits", "captions", "contact_sheet")
@@ -23,10 +23,14 @@ SHEETS = ("reconstructions", "photographs", "text_to_image", "edits", "captions"
 def test_shipped_pictures():
     rows = json.loads((demo.PICTURES / "pictures.json").read_text())
     files = {path.name for path in demo.PICTURES.glob("*.png")}
-    assert files == {row["file"] for row in rows} and len(rows) == 14
-    splits = [concept_split(row["id"].split("/")[1]) for row in rows]
-    assert splits == [row["split"] for row in rows]
+    assert files == {row["file"] for row in rows} and len(rows) == 21
+    splits = [row["split"] for row in rows]
+    assert [concept_split(row["id"].split("/")[1]) for row in rows[:14]] == splits[:14]
     assert (splits.count("test"), splits.count("validation")) == (12, 2)
+    for row in rows[14:]:  # skin tones are the modifiers 1F3FB (light) to 1F3FF (dark)
+        concept = re.sub("-1F3F[B-F]", "", row["id"].split("/")[1])
+        tone = re.search(r"(\S+ skin tone)", row["label"])[1]
+        assert picture_split(concept, row["style"], tone) == row["split"] == "test_combinations"
     assert {row["style"] for row in rows} == {"noto", "fluent flat", "fluent"}
     for picture in demo.shipped_pictures():
         assert (picture.image.mode, picture.image.size) == ("RGB", (128, 128))

@@ -36,9 +36,9 @@ EDITS = (  # of pictures that ship, or that are drawn from a prompt
     ("a fluent emoji of woman pilot: medium skin tone", "change the pilot into a man"),
     ("a fluent flat emoji of raised hand: medium skin tone", "redraw in noto style"),
     ("a fluent emoji of three o’clock", "set the clock to five o'clock"),
+    ("fluent-man-farmer-medium-dark-skin-tone", "make the skin tone light"),
+    ("fluent-flat-person-climbing-medium-dark-skin-tone", "redraw in noto style"),
     ("noto-thumbs-down", "use dark skin"),
-    ("noto-old-woman", "make the skin tone dark"),
-    ("fluent-flat-dress", "redraw in fluent style"),
     ("fluent-flat-guitar", "make it blue"),
 )
 QUESTIONS = ("what is this?", "which style is this?")
@@ -46,12 +46,14 @@ QUESTIONS = ("what is this?", "which style is this?")
 
 @dataclass
 class Shipped:
-    """A picture that ships with the package: the image, and what it shows in which style."""
+    """A picture that ships with the package: the image, what it shows in which style, and whether the embedded model
+    knows the concept, and only not in this style and skin tone."""
 
     image: Image.Image
     label: str
     style: str
     name: str
+    is_known: bool
 
 
 def add_commands(commands) -> None:
@@ -108,14 +110,16 @@ def shipped_pictures() -> list[Shipped]:
     shipped = []
     for row in rows:
         with Image.open(PICTURES / row["file"]) as image:
-            shipped.append(Shipped(image.convert("RGB"), row["label"], row["style"], Path(row["file"]).stem))
+            is_known = row["split"] == "test_combinations"
+            name = Path(row["file"]).stem
+            shipped.append(Shipped(image.convert("RGB"), row["label"], row["style"], name, is_known))
     return shipped
 
 
 def reconstructions(pipeline, seed: int) -> Image.Image:
     """Pairs of emoji and what comes back from their codes."""
     cells = []
-    for picture in shipped_pictures():
+    for picture in [picture for picture in shipped_pictures() if not picture.is_known]:
         pair, figures = _pair(pipeline, picture.image, seed, TILE, picture.name)
         name = sheets.text_block(f"{picture.label} ({picture.style})", width=pair.width, max_lines=1)
         cells.append(sheets.below([pair, sheets.below([name, figures], gap=0)], gap=4))
@@ -178,13 +182,16 @@ def edits(pipeline, seed: int) -> Image.Image:
     for source, instruction, result in zip(sources, instructions, results, strict=True):
         words = sheets.text_block(instruction, 15, 130, max_lines=4)
         rows.append(sheets.beside([sheets.framed(source, TILE), words, sheets.framed(result, TILE)], middle=True))
-    note = f"Source, instruction, result. The first {len(drawn)} sources are drawn, the others were never trained on."
+    note = (
+        f"Source, instruction, result. The first {len(drawn)} sources are drawn; of the next two it knows the concept "
+        "in other skin tones; the last two show something it has never seen."
+    )
     return sheets.section("Editing", note, sheets.grid(rows, 2, gap=2 * sheets.MARGIN))
 
 
 def captions(pipeline, seed: int) -> Image.Image:
     """Pictures with the model's answers under them. Answers are the most likely ones: `seed` changes nothing."""
-    pictures = shipped_pictures()
+    pictures = sorted(shipped_pictures(), key=lambda picture: not picture.is_known)
     images = [picture.image for picture in pictures]
     whats, styles = (answers(pipeline.mllm, pipeline.processor, images, question, 24) for question in QUESTIONS)
     cells = []
@@ -194,5 +201,8 @@ def captions(pipeline, seed: int) -> Image.Image:
             sheets.text_block(f"is: {picture.label} ({picture.style})", 12, TILE, sheets.GREY, 2, 2),
         ]
         cells.append(sheets.below([sheets.framed(picture.image, TILE), sheets.below(lines, gap=2)], gap=6))
-    note = 'Answers to "what is this?" ("which style is this?"); in grey what it is, nothing of which was trained on.'
+    note = (
+        'Answers to "what is this?" ("which style is this?"); in grey what it is. Of the first row it knows the '
+        "concepts, but not in this style and skin tone; the others show something it has never seen."
+    )
     return sheets.section("Description", note, sheets.grid(cells, 7))
