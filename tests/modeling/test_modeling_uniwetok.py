@@ -460,6 +460,7 @@ def test_compiled_flex_attention_agrees(tiny_model, make_pictures):
 @pytest.mark.slow
 @torch.no_grad()
 def test_compiles_to_one_graph(tiny_model, make_pictures, codes):
+    torch.compiler.reset()  # transformers' wrapper of all forwards is compiled anew for each, eight times at most
     pictures = make_pictures(2, 3, 8, 12)
     for function, arguments in (
         (tiny_model, {"pixel_values": pictures, "noise": codes}),
