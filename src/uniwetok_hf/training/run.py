@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -162,7 +163,7 @@ def interrupt_sets(stop: threading.Event, accelerator: Accelerator) -> Iterator[
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        tqdm.write("Stopping after this step, with a checkpoint. Again to stop at once.")
+        tqdm.write("Stopping after this step, with a checkpoint. Again to stop at once.", file=sys.stderr)
 
     before = signal.signal(signal.SIGINT, note)
     try:
