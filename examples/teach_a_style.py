@@ -7,9 +7,10 @@
 
 A style is a fixed change of Noto's pictures: "delft", blue on white, or with `--style` "blueprint", white on blue,
 which is further from all that the model knows. An adapter (LoRA) learns it from 30 concepts; beside them it is trained
-on what the model itself draws of these in its old styles, so that it does not forget them. Before and after, the model
-draws other concepts, in the new style and in Noto's own. What is written into `--output` (runs/delft): the captioned
-pictures, the drawings, their codes, the training, `scores.json`, `scores.md`, and `before_and_after.jpg`.
+on what the model itself draws of these and of 100 others in its old styles, so that it does not forget. Before and
+after, the model draws other concepts, in the new style and in Noto's own. What is written into `--output`
+(runs/delft): the captioned pictures, the drawings, their codes, the training, `scores.json`, `scores.md`, and
+`before_and_after.jpg`.
 
 Scores, each over drawings of concepts that the adapter was not trained on:
 
@@ -153,7 +154,8 @@ def main(argv: list[str] | None = None) -> None:
         check_unseen(judge.model, args.judge, embedded_path("uniwetok-emoji"))
 
     rows = choose_rows(args.data, NUM_LEARNT + args.count + NUM_REHEARSED)
-    learnt, rows, rehearsed = rows[:NUM_LEARNT], rows[NUM_LEARNT:-NUM_REHEARSED], rows[-NUM_REHEARSED:]
+    learnt, rows = rows[:NUM_LEARNT], rows[NUM_LEARNT:]
+    rows, rehearsed = rows[: args.count], rows[args.count :]
     pipe = UniWeTokPipeline.from_pretrained(embedded_path("uniwetok-emoji"), dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     pictures = [restyle(row["image"], new) for row in learnt]

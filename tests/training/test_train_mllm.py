@@ -2,6 +2,8 @@
 or to larger patches, and saves what the package can load."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -24,11 +26,52 @@ from transformers import LlamaConfig
 from uniwetok_hf import UniWeTokModel, UniWeTokPipeline
 from uniwetok_hf.evaluation.records import LossModel, read_training_record, training_record
 from uniwetok_hf.training import train_mllm
+from uniwetok_hf.training.checkpoints import list_checkpoints
 from uniwetok_hf.training.configuration import CONFIGS, find_config, read_config, shipped_configs
 from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig, TaskTally, choose_parameters
 
 
 MODEL = ("pipeline", "mllm", "model.safetensors")
+
+
+def interrupt_at(step: int, monkeypatch, times: int = 1) -> None:
+    """Ctrl-C is pressed in this step."""
+    train_step = MLLMTrainer.train_step
+
+    def interrupted(trainer, pieces, current):
+        for _ in range(times if current == step else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+        train_step(trainer, pieces, current)
+
+    monkeypatch.setattr(MLLMTrainer, "train_step", interrupted)
+
+
+def test_an_interrupt_waits_for_the_step_and_a_second_does_not(fields, tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="stopped after step 1;"):
+        interrupt_at(0, patch)
+        run(fields, tmp_path, checkpointing_steps=100)
+    folder = tmp_path / "run"
+    assert [found.name for found in list_checkpoints(folder)] == ["step-000001"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="^$"):
+        interrupt_at(1, patch, times=2)
+        run(fields, tmp_path, checkpointing_steps=100)
+    assert [found.name for found in list_checkpoints(folder)] == ["step-000001"]
+    # In the last step there is nothing to stop but what comes after the training.
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="is finished"):
+        interrupt_at(fields["max_train_steps"] - 1, patch)
+        run(fields, tmp_path, checkpointing_steps=100)
+    assert (folder / "pipeline").is_dir() and signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_that_is_ignored_stays_ignored(fields, tmp_path, monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with monkeypatch.context() as patch:
+            interrupt_at(1, patch)
+            assert run(fields, tmp_path, validation_data=[]).is_dir()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +395,7 @@ def test_bad_settings_are_named(fields, tmp_path, more, message):
 def test_shipped_configs_are_read():
     names = [name for name in shipped_configs() if "mllm" in name]
     stages = {"emoji_mllm", "paper_mllm_pretrain"}
-    stages |= {f"emoji_mllm_{stage}" for stage in ("longer", "draw", "edit", "chat", "patch", "lora")}
+    stages |= {f"emoji_mllm_{stage}" for stage in ("longer", "crops", "draw", "edit", "chat", "patch", "lora")}
     stages |= {f"paper_mllm_{stage}" for stage in ("gen", "edit", "chat", "patch")}
     assert stages == set(names)
     configs = {name: read_config(MLLMTrainingConfig, find_config(name)) for name in names}

@@ -83,9 +83,10 @@ def _kind_of(folder: Path, name: str) -> str:
         found = _read_json(folder / "config.json").get("model_type")
         if found in ("uniwetok", "uniwetok_mllm"):
             return "vision" if found == "uniwetok" else "mllm"
-    for result in ("pipeline", "model"):
-        if (folder / "log.jsonl").is_file() and (folder / result).is_dir():
-            raise CommandError(f"{name} is the folder of a training: its result is {name}/{result}")
+    if (folder / "log.jsonl").is_file():
+        results = [result for result in ("pipeline", "model", "adapter") if (folder / result).is_dir()]
+        what = f"its result is {name}/{results[0]}" if results else "it is not finished"
+        raise CommandError(f"{name} is the folder of a training: {what}")
     if any((folder / published).exists() for published in PUBLISHED_FILES):
         raise CommandError(f"{name} is in the published layout: convert it first with `uniwetok convert {name} OUT`")
     if (folder / "config.json").is_file():

@@ -38,8 +38,7 @@ def run_describe(args: argparse.Namespace) -> None:
     for path in args.pictures:
         picture = read_image(path)
         seen_size(processor, picture, path)
-        with user_errors():
-            (answer,) = answers(mllm, processor, [picture], args.question, args.max_new_tokens)
+        (answer,) = answers(mllm, processor, [picture], args.question, args.max_new_tokens)
         print(f"{path}: {answer}", flush=True)
 
 
@@ -47,12 +46,13 @@ def answers(mllm, processor, pictures: Sequence[Image.Image], question: str, max
     """The model's most likely answer to `question` about each of `pictures`, in one line.
 
     Raises:
-        ValueError: when the question is longer than the model's positions reach.
+        CommandError: when the question is longer than the model's positions reach.
     """
     content = [{"type": "image"}, {"type": "text", "text": question}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     inputs = processor(images=list(pictures), text=[text] * len(pictures))
-    mllm.config.check_positions(inputs["input_ids"].shape[1], max_new_tokens, "question")
+    with user_errors():
+        mllm.config.check_positions(inputs["input_ids"].shape[1], 1, "question")
     inputs.pop("image_is_target")
     inputs["pixel_values"] = inputs["pixel_values"].to(mllm.dtype)
     output = mllm.generate(

@@ -189,9 +189,12 @@ def check_prompts(pipeline, prompts: Sequence[str], images: Sequence[Image.Image
     """
     stride = pipeline.processor.stride
     with user_errors():
-        inputs, _ = pipeline.processor.drawing_inputs(list(prompts), *size, None if images is None else list(images))
-        num_drawn = (size[0] // stride) * (size[1] // stride)
-        pipeline.mllm.config.check_positions(inputs["input_ids"].shape[1], num_drawn)
+        for start in range(0, len(prompts), BATCH_SIZE):
+            part = slice(start, start + BATCH_SIZE)
+            sources = None if images is None else list(images[part])
+            inputs, _ = pipeline.processor.drawing_inputs(list(prompts[part]), *size, sources)
+            num_drawn = (size[0] // stride) * (size[1] // stride)
+            pipeline.mllm.config.check_positions(inputs["input_ids"].shape[1], num_drawn)
 
 
 def draw(

@@ -316,6 +316,7 @@ def emoji(args: argparse.Namespace):
         "captions": "32: its own, 16 of its group, 8 of its name, 7 of its style",
         "edits": "candidates: target, source, target in other styles, source in other skin tones",
         "answers": "the most likely ones; case and punctuation do not count",
+        "names of the judge": "the nearest of all labels of the row's own skin tone",
         **_drawing_protocol(args, pipe),
         "judge": judge.describe(),
         "did training losses see the judge": _unseen(judge, args),

@@ -10,7 +10,7 @@ concept, style and skin tone that it never saw together?
 - Naming: name without skin tone, style and skin tone, each asked for by itself and right when the words are the same.
 
 Beside the model stand the ceilings: the same scores of the real pictures, and of the real pictures after the image
-tokenizer.
+tokenizer. Names are another task for the judge, which can't write: it chooses among all labels of the row's skin tone.
 """
 
 from collections import Counter, defaultdict

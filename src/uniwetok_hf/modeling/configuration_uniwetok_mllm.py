@@ -160,7 +160,7 @@ class UniWeTokMLLMConfig(CheckedTypeMixin, PreTrainedConfig):
             rest = f", and {following} that follow them," if following else ""
             raise ValueError(
                 f"`{argument}`: {given} tokens{rest} are more than the {most} that the model's positions reach; say "
-                "it in fewer words, or begin anew."
+                "it in fewer words, draw smaller, or begin anew."
             )
 
 

@@ -154,8 +154,13 @@ def stop_unless_finite(accelerator: Accelerator, figures: dict[str, torch.Tensor
 @contextlib.contextmanager
 def interrupt_sets(stop: threading.Event, accelerator: Accelerator) -> Iterator[None]:
     """Inside the block a first Ctrl-C sets `stop`, so that the step that runs can end and be kept; a second one ends
-    at once. With several processes it does that from the first on: they could not agree on the step."""
-    if accelerator.num_processes > 1 or threading.current_thread() is not threading.main_thread():
+    at once. With several processes it does that from the first on: they could not agree on the step.
+
+    Raises:
+        KeyboardInterrupt: when it was too late to stop the block: what comes after it is not begun.
+    """
+    is_main = accelerator.num_processes == 1 and threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script
         yield
         return
 
@@ -170,6 +175,8 @@ def interrupt_sets(stop: threading.Event, accelerator: Accelerator) -> Iterator[
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+    if stop.is_set():
+        raise KeyboardInterrupt("the training had reached its end, and is finished")
 
 
 @contextlib.contextmanager

@@ -343,7 +343,7 @@ class TaskMixture:
         return self.tasks[source].sample(self.orders[source][position], generator, without_text)
 
     def held_out(self, count: int) -> list[tuple[int, Sample]]:
-        """`count` rows of each source, or all where it has fewer, always the same ones, with numbers from 0 on."""
+        """`count` samples of each source, or as many as it has rows, always the same ones, with numbers from 0 on."""
         chosen = [
             (task, order[position])
             for task, order in zip(self.tasks, self.orders, strict=True)

@@ -195,7 +195,8 @@ class EmojiEditing(EncodedTask):
     def sample(self, index: int, generator: torch.Generator, without_text: bool = False) -> Sample:
         """Any of the edits; they are drawn from `generator`, not taken by `index`."""
         edit = self.edits.draw(generator)
-        variant = self.edits.variant_for(edit, generator)
+        # Without words nothing tells of a crop: guidance is measured against whole pictures.
+        variant = 0 if without_text else self.edits.variant_for(edit, generator)
         cells = [self.rows[place][self.names["image"]][variant] for place in (edit.source, edit.target)]
         sample = editing(cells[0], None if without_text else edit.instruction, cells[1])
         sample.task, sample.origin = self.name, f"{self.path}, edit of row {edit.source} to row {edit.target}"

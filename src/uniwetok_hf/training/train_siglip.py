@@ -141,7 +141,7 @@ class EmojiPairs(Dataset):
         self.texts = rows.select_columns(["label", "style", "keywords"]).to_list()
         self.length, self.image_size, self.seed = length, image_size, seed
         self.crop_probability, self.crop_scale = crop_probability, crop_scale
-        self.text_weights = torch.tensor(text_weights)
+        self.text_weights = torch.tensor(text_weights, dtype=torch.float32)
         self.order = EpochOrder(len(rows), seed)
         if group_size > 1:
             self.order = GroupedOrder(rows["concept"], group_size, seed)

@@ -397,6 +397,7 @@ class UniWeTokTrainer:
 
         Raises:
             FloatingPointError: at a loss that is not finite; the checkpoints are kept.
+            KeyboardInterrupt: after the step in which `stop` was set; its checkpoint is kept.
             ValueError: when the last checkpoint is broken.
         """
         config, accelerator = self.config, self.accelerator
@@ -436,9 +437,10 @@ class UniWeTokTrainer:
                 figures |= self.validate(done)
             if figures:
                 accelerator.log(figures, step=done)
-            if done % config.checkpointing_steps == 0 or is_last or self.stop.is_set():
+            is_stopped = self.stop.is_set()
+            if done % config.checkpointing_steps == 0 or is_last or is_stopped:
                 save_checkpoint(accelerator, self.folder, done, self.state_dict(), config.checkpoints_total_limit)
-            if self.stop.is_set() and not is_last:
+            if is_stopped and not is_last:
                 raise KeyboardInterrupt(f"stopped after step {done}; the same command goes on from there")
         for tracker in accelerator.trackers:  # `end_training` would also part from the other processes
             tracker.finish()
