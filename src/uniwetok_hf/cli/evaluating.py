@@ -221,7 +221,7 @@ def _add_emoji(protocols) -> None:
         measuring.emoji,
         "Draw, edit and name emoji in combinations of concept, style and skin tone that training never shows.\n"
         "Beside the model: the real pictures, before and after the image tokenizer.",
-        ["data/emoji --judge runs/emoji_judge/model", "data/emoji --judge judge --split test --count 100"],
+        ["data/emoji --judge weights/emoji_judge", "data/emoji --judge judge --split test --count 100"],
         "pipeline folder",
         split="test_combinations",
     )
