@@ -42,6 +42,7 @@ from uniwetok_hf.evaluation.records import check_unseen
 
 OLD, OLD_STYLES = "noto", ("noto", "fluent flat", "fluent")
 NUM_LEARNT, NUM_REHEARSED, NUM_RIVALS, NUM_SHOWN = 30, 100, 31, 8
+NUM_STEPS = 300
 STYLES = {  # the colours of what was black, grey and white
     "delft": ("#0b1f66", "#4f86ff", "white"),
     "blueprint": ("white", "#93b4ff", "#1d4ed8"),
@@ -83,7 +84,7 @@ def teach(folder: Path, settings: list[str]) -> None:
         size = ["--size", "128", "--variants", str(variants)]
         commands.append(["encode-dataset", str(folder / name), codes, *size])
         data.append({"path": codes, "task": "captions", "weight": weight})
-    settings = [f"output_dir={folder / 'run'}", f"data={json.dumps(data)}", *settings]
+    settings = [f"output_dir={folder / 'run'}", f"data={json.dumps(data)}", f"max_train_steps={NUM_STEPS}", *settings]
     train = ["train", "mllm", "--config", "emoji_mllm_lora"]
     commands.append([*train, *(part for setting in settings for part in ("--set", setting))])
     for command in commands:
@@ -144,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--style", choices=STYLES, default="delft", help="what it is taught")
     parser.add_argument("--output", help="folder to be made; runs/STYLE when not given")
     parser.add_argument("--count", type=int, default=96, help="concepts to be drawn before and after")
-    parser.add_argument("--judge", help="dual encoder for R-precision, such as runs/emoji_judge/model")
+    parser.add_argument("--judge", help="dual encoder for R-precision, such as weights/emoji_judge")
     parser.add_argument("--figure", help="where else to put the picture, such as docs/assets/teach_a_style.jpg")
     parser.add_argument("--set", action="append", default=[], help="a field of the training, as of `uniwetok train`")
     args = parser.parse_args(argv)
