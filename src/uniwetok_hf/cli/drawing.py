@@ -188,12 +188,12 @@ def check_prompts(pipeline, prompts: Sequence[str], images: Sequence[Image.Image
         CommandError: when a prompt holds special tokens, or is longer than the model can read before it draws.
     """
     stride = pipeline.processor.stride
+    num_drawn = (size[0] // stride) * (size[1] // stride)
     with user_errors():
         for start in range(0, len(prompts), BATCH_SIZE):
             part = slice(start, start + BATCH_SIZE)
             sources = None if images is None else list(images[part])
             inputs, _ = pipeline.processor.drawing_inputs(list(prompts[part]), *size, sources)
-            num_drawn = (size[0] // stride) * (size[1] // stride)
             pipeline.mllm.config.check_positions(inputs["input_ids"].shape[1], num_drawn)
 
 
