@@ -361,6 +361,7 @@ def test_another_scheduler_or_generator_is_refused(pipeline, side):
     for generator in (0, [seeded(0), 1]):
         with pytest.raises(ValueError, match="`generator` must be a torch.Generator, or a list"):
             pipeline(["a cat", "a dog"], generator=generator)
+    assert len(pipeline(["a cat", "a dog"], side, side, generator=(seeded(0), seeded(1))).images) == 2
 
 
 def test_variants_are_saved_and_loaded(pipeline, side, tmp_path):

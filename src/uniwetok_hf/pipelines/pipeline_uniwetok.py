@@ -257,7 +257,7 @@ class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
 
 
 def _listed(generator: Generators) -> list:
-    return [] if generator is None else generator if isinstance(generator, list) else [generator]
+    return [] if generator is None else list(generator) if isinstance(generator, list | tuple) else [generator]
 
 
 def _given(value, default):
