@@ -91,23 +91,27 @@ check-dist: dist  ## install the wheel in a clean environment and run the demo f
 	@echo "make check-dist took $(elapsed): the demo runs from the installed wheel."
 
 CODES := data/emoji_codes
+TRAINED := runs/emoji_mllm_narrow_crops
 
 # What is finished is not made again: after an interruption the same command goes on.
-train-emoji: $(INSTALLED)  ## train a model like the embedded one from data to card figures into runs/ (hours; needs npm)
+train-emoji: $(INSTALLED)  ## train a model like the embedded one from data to card into runs/ (hours; needs npm)
 	@$(BIN)/uniwetok data emoji data/emoji
 	@$(BIN)/uniwetok data faces-and-text data/faces_and_text
 	@for name in siglip judge; do test -d runs/emoji_$$name/model || \
 		$(BIN)/uniwetok train siglip --config emoji_$$name || exit 1; done
 	@$(BIN)/uniwetok train tokenizer --config emoji_uniwetok_stage1 emoji_uniwetok_stage2 emoji_uniwetok_stage3
-	@$(BIN)/uniwetok encode-dataset data/emoji $(CODES)/train --size 128 --variants 4 --same-crops \
-		--model runs/emoji_uniwetok_stage3/model
+	@$(BIN)/uniwetok encode-dataset data/emoji $(CODES)/train --size 128 --variants 10 --crop-scale 0.7 \
+		--same-crops --model runs/emoji_uniwetok_stage3/model
 	@$(BIN)/uniwetok encode-dataset data/emoji $(CODES)/validation --split validation --size 128 \
 		--model runs/emoji_uniwetok_stage3/model
-	@for name in emoji_mllm emoji_mllm_longer emoji_mllm_crops; do test -d runs/$$name/pipeline || \
+	@for name in emoji_mllm emoji_mllm_longer emoji_mllm_crops emoji_mllm_narrow_crops; do test -d runs/$$name/pipeline || \
 		$(BIN)/uniwetok train mllm --config $$name || exit 1; done
-	@$(BIN)/uniwetok evaluate reconstruction data/emoji --sizes 128 --by style --model runs/emoji_mllm_crops/pipeline
-	@$(BIN)/uniwetok evaluate emoji data/emoji --judge runs/emoji_judge/model --model runs/emoji_mllm_crops/pipeline
-	@echo "runs/emoji_mllm_crops/pipeline is the model, results/ its figures. It took $(elapsed)."
+	@$(BIN)/uniwetok evaluate reconstruction data/emoji --sizes 128 --by style --model $(TRAINED)/pipeline \
+		--output $(TRAINED)/results/reconstruction
+	@$(BIN)/uniwetok evaluate emoji data/emoji --judge runs/emoji_judge/model --model $(TRAINED)/pipeline \
+		--output $(TRAINED)/results/emoji
+	@$(BIN)/uniwetok push $(TRAINED)/pipeline uniwetok-emoji --results $(TRAINED)/results --card $(TRAINED)/pipeline/README.md
+	@echo "$(TRAINED)/pipeline is the model, with its card. It took $(elapsed)."
 
 clean:  ## remove what the commands wrote, and .venv
 	rm -rf $(VENV) .cache build dist site demo_output src/*.egg-info .pytest_cache .ruff_cache

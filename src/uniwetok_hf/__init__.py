@@ -7,15 +7,23 @@ Importing registers the Auto classes. Pipelines and the scheduler are imported w
 
 import importlib
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    PreTrainedModel,  # diffusers looks for these two base classes beside our components
-    ProcessorMixin,
-)
+from .quiet import without_warning
+
+
+# What torchao, where it is installed, says of kernels for GPUs when transformers imports it.
+with (
+    without_warning("torchao", "Failed to load"),
+    without_warning("torch.utils._pytree", "is an Enum subclass"),
+):
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoProcessor,
+        PreTrainedModel,  # diffusers looks for these two base classes beside our components
+        ProcessorMixin,
+    )
 
 from .embedded import embedded_path
 from .modeling.codes_uniwetok import CodesFileError, SavedCodes, load_codes, pack_codes, save_codes, unpack_codes

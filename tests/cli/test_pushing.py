@@ -123,6 +123,21 @@ def test_a_card_that_a_person_wrote_is_kept(hub, succeeds, folder, results):
     assert {score.metric_type: score.metric_value for score in card.data.eval_results} == {"f1": 0.75, "psnr": 21.5}
 
 
+def test_a_card_to_read_before_anything_is_sent(hub, succeeds, fails, folder, results):
+    """What is written is what a push would send; put into the folder and changed, it is what the next push sends."""
+    assert succeeds("push", folder, "org/emoji", "--results", "results", "--card", "card.md") == ["card.md"]
+    assert "org/emoji" not in hub.repositories
+    read = Path("card.md").read_text()
+    assert sorted(path.name for path in Path().iterdir()) == ["card.md", "results", "runs"]
+    succeeds("push", folder, "org/emoji", "--results", "results")
+    assert hub.files("org/emoji")["README.md"].decode() == read
+
+    (folder / "README.md").write_text(read.replace("## Training", "By me.\n\n## Training"))
+    succeeds("push", folder, "org/emoji", "--results", "results")
+    assert "By me." in card_of(hub, "org/emoji").text
+    assert "--card runs is a folder" in fails("push", folder, "org/emoji", "--card", "runs")
+
+
 def test_a_card_that_nobody_changed_is_filled_in_anew(hub, succeeds, folder, results):
     succeeds("push", folder, "org/emoji", "--results", results, "--license", "mit")
     (folder / "training.json").unlink()
@@ -230,3 +245,4 @@ def test_an_adapter(hub, succeeds, fails, workplace):
     succeeds("push", "adapter", "org/style")
     assert "# Mine" in card_of(hub, "org/style").text
     assert "is an adapter, which takes no --include-code" in fails("push", "adapter", "org/style", "--include-code")
+    assert "is an adapter, which takes no --card" in fails("push", "adapter", "org/style", "--card", "card.md")

@@ -13,7 +13,7 @@ from tiny_encoded import build_vision, encode, encode_emoji, pictures
 
 from uniwetok_hf.data.encoded import encoder_fingerprint
 from uniwetok_hf.training.tasks import FORMATS, Row, TaskMixture, TaskSource, open_task
-from uniwetok_hf.training.tasks_emoji import EDITS_IN_PLACE
+from uniwetok_hf.training.tasks_emoji import COPIES, EDITS_IN_PLACE
 
 
 FORMATS_PAGE = Path(__file__).parents[2] / "docs" / "data-formats.md"
@@ -386,6 +386,7 @@ def test_edits_in_place_are_of_the_same_crop_of_both_pictures(fixtures, vision, 
     rows = load_from_disk(str(fixtures / "emoji" / "pictures"))["train"]
     edits = str(fixtures / "emoji" / "edits" / "train")
     table = {(edit["source"], edit["target"]): edit["kind"] for edit in load_from_disk(edits)}
+    table |= {(name, name): "copy" for name in rows["id"]}
     shown = {}
     for same_crops in (True, False):
         path = encode(rows, tmp_path / str(same_crops), vision, num_variants=3, same_crops=same_crops)
@@ -435,22 +436,28 @@ def test_emoji_conversations_follow_the_edits(emoji):
         assert len(sample.pictures) == edits + 1
 
 
-def test_emoji_edits_are_those_of_the_table(emoji, fixtures):
+def test_emoji_edits_are_those_of_the_table_and_copies(emoji, fixtures):
     from datasets import load_from_disk
 
     task = open_task(emoji["emoji_editing"])
     table = load_from_disk(emoji["emoji_editing"].edits).to_list()
     known = {(edit["source"], edit["instruction"], edit["target"]) for edit in table}
     ids = list(task.rows["id"])
-    kinds = set()
+    kinds, copies = set(), 0
     for seed in range(60):
         sample = task.sample(0, seeded(seed))
         source, target = map(int, re.findall(r"row (\d+)", sample.origin))
-        assert (ids[source], sample.messages[0]["content"][1]["text"], ids[target]) in known
+        instruction = sample.messages[0]["content"][1]["text"]
         assert sample.pictures[1]["codes"] == task.rows[target]["image"][0]["codes"]
+        if instruction in COPIES:
+            assert source == target == 0
+            copies += 1
+            continue
+        assert (ids[source], instruction, ids[target]) in known
         kinds |= {edit["kind"] for edit in table if (edit["source"], edit["target"]) == (ids[source], ids[target])}
+    assert 0 < copies < 20
     assert len(kinds) == len({edit["kind"] for edit in table})
-    assert {instruction for _, instruction, _ in known} == set(task.texts())
+    assert {instruction for _, instruction, _ in known} | set(COPIES) == set(task.texts())
 
 
 def test_emoji_edits_without_their_table(emoji, fixtures):

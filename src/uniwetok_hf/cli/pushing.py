@@ -41,6 +41,9 @@ def add_commands(commands) -> None:
     parser.add_argument(
         "--results", nargs="+", metavar="DIR", help="results of `uniwetok evaluate`, for the card (as `results/emoji`)"
     )
+    parser.add_argument(
+        "--card", metavar="FILE", help="write the card there and send nothing: to read it, or to go on writing it"
+    )
     parser.add_argument("--license", metavar="NAME", help="of the weights (default: apache-2.0)")
     parser.add_argument("--datasets", nargs="+", metavar="NAME", help="training sets, as the Hub calls them")
 
@@ -60,7 +63,11 @@ def run_push(args: argparse.Namespace) -> None:
         check_pipeline(checkpoint)
     check_name(args.repository)
     model = describe_checkpoint(checkpoint)
-    make_card(model, checkpoint, args.repository, None, args)  # what is wrong is told before anything is sent
+    # What is wrong is told before anything is sent.
+    card = make_card(model, checkpoint, args.repository, None, args)
+    if args.card:
+        write_card(card, Path(args.card))
+        return print(args.card)
     with hub_errors(args.repository), hub_bars():
         api, name = made_repository(args)
         card = make_card(model, checkpoint, name, published_card(api, name, args.revision), args)
@@ -108,7 +115,8 @@ def push_adapter(args: argparse.Namespace) -> None:
     from uniwetok_hf.cards import adapter_card
     from uniwetok_hf.hub import upload
 
-    if given := [f"--{name}" for name in ("include_code", "results", "license", "datasets") if getattr(args, name)]:
+    not_for_adapters = ("include_code", "results", "card", "license", "datasets")
+    if given := [f"--{name}" for name in not_for_adapters if getattr(args, name)]:
         raise CommandError(f"{args.folder} is an adapter, which takes no {given[0].replace('_', '-')}")
     check_name(args.repository)
     folder, readme = Path(args.folder), Path(args.folder) / "README.md"
@@ -147,6 +155,15 @@ def make_card(model, checkpoint: Checkpoint, name: str, published: Path | None, 
             readme if readme.is_file() else published,
             [field for field, value in given.items() if value],
         )
+
+
+def write_card(card, path: Path) -> None:
+    """Writes a card under a temporary name, which is then that of `path`."""
+    if path.is_dir():
+        raise CommandError(f"--card {path} is a folder, not a file")
+    temporary = path.with_name(f".{path.name}.tmp")
+    card.save(temporary)
+    temporary.replace(path)
 
 
 def published_card(api, name: str, revision: str | None) -> Path | None:

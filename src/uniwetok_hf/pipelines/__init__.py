@@ -3,8 +3,12 @@
 from ..quiet import without_warning
 
 
-# Of pipelines that are not ours, and on CPUs nobody should install torchvision for them.
-with without_warning("transformers.utils.import_utils", "requires torchvision"):
+# Of pipelines that are not ours, and on CPUs nobody should install torchvision for them; and of weights that an older
+# torchao quantized.
+with (
+    without_warning("transformers.utils.import_utils", "requires torchvision"),
+    without_warning("diffusers.quantizers.torchao.torchao_quantizer", "Unable to import `torchao`"),
+):
     import diffusers
     from diffusers.pipelines import auto_pipeline, pipeline_loading_utils
 

@@ -36,9 +36,12 @@ QUESTIONS = {
     "caption": ("describe the picture", "describe it"),
 }
 CLAIMS = {"name": "is this {}?", "style": "is it drawn in {} style?", "tone": "does it have {}?"}
-QUESTION_KINDS = ("name", "name", "style", "style", "tone", "tone", "group", "caption", "claim")
-# Edits that leave the rest of a picture where it was, in whichever crop.
-EDITS_IN_PLACE = ("tone", "gender", "hair", "colour", "clock")
+QUESTION_KINDS = ("name", "name", "style", "style", "tone", "tone", "tone", "group", "caption", "claim")
+# Edits that leave things where they were: the same crop of both pictures is such an edit, too.
+EDITS_IN_PLACE = ("tone", "gender", "hair", "colour", "clock", "style", "copy")
+# Edits that change nothing: what is to be learnt for all others is to keep what is not spoken of.
+COPIES = ("keep it as it is", "draw the same again", "copy the picture")
+COPY_CHANCE, CROP_CHANCE = 0.1, 2 / 3
 
 
 def chance(probability: float, generator: torch.Generator) -> bool:
@@ -57,9 +60,11 @@ def drawing_prompt(row: Row, generator: torch.Generator) -> str:
     return pick(prompts, generator).format(style=row["style"], what=what)
 
 
-def pick_variant(count: int, generator: torch.Generator) -> int:
-    """The plain picture half of the time, else one of its crops."""
-    return 0 if count == 1 or chance(0.5, generator) else torch.randint(1, count, (), generator=generator).item()
+def pick_variant(count: int, crop_chance: float, generator: torch.Generator) -> int:
+    """One of the crops with `crop_chance`, else the plain picture."""
+    if count == 1 or not chance(crop_chance, generator):
+        return 0
+    return torch.randint(1, count, (), generator=generator).item()
 
 
 class EmojiDrawing(EncodedTask):
@@ -122,7 +127,7 @@ class EmojiQuestions(EncodedTask):
 
 class EmojiDescribing(EmojiQuestions):
     def converse(self, row: Row, without_text: bool) -> Sample:
-        variant = pick_variant(self.encoding.num_variants, row.generator)
+        variant = pick_variant(self.encoding.num_variants, 0.5, row.generator)
         return describing(row["image"][variant], *self.question_about(row, row.generator))
 
 
@@ -178,7 +183,7 @@ class EditTable:
     def variant_for(self, edit: Edit, generator: torch.Generator) -> int:
         """Which variant of both pictures to show. Crops teach that an edit keeps the picture it is given: whole
         pictures are so few that the model learns them by heart."""
-        return pick_variant(self.num_variants, generator) if edit.kind in EDITS_IN_PLACE else 0
+        return pick_variant(self.num_variants, CROP_CHANCE, generator) if edit.kind in EDITS_IN_PLACE else 0
 
     def texts(self) -> Iterator[str]:
         for edits in self.kinds.values():
@@ -193,8 +198,10 @@ class EmojiEditing(EncodedTask):
         self.edits = EditTable(source, self.rows[self.names["id"]], self.encoding)
 
     def sample(self, index: int, generator: torch.Generator, without_text: bool = False) -> Sample:
-        """Any of the edits; they are drawn from `generator`, not taken by `index`."""
+        """Any of the edits, drawn from `generator`; now and then a copy of row `index`."""
         edit = self.edits.draw(generator)
+        if chance(COPY_CHANCE, generator):
+            edit = Edit(index, pick(COPIES, generator), index, "copy")
         # Without words nothing tells of a crop: guidance is measured against whole pictures.
         variant = 0 if without_text else self.edits.variant_for(edit, generator)
         cells = [self.rows[place][self.names["image"]][variant] for place in (edit.source, edit.target)]
@@ -203,7 +210,8 @@ class EmojiEditing(EncodedTask):
         return sample
 
     def texts(self) -> Iterator[str]:
-        return self.edits.texts()
+        yield from self.edits.texts()
+        yield from COPIES * 100
 
 
 class EmojiConversations(EmojiQuestions):
