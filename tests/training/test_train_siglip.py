@@ -1,4 +1,7 @@
 import json
+import os
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -284,6 +287,23 @@ def test_interrupted_training_goes_on_exactly(run, make_config, monkeypatch):
     assert finished(config) == path
     with pytest.raises(ValueError, match="`output_dir`"):
         train(config)
+
+
+def test_ctrl_c_keeps_the_step(run, make_config, monkeypatch):
+    config, order = make_config(), EpochOrder.__getitem__
+
+    def press(self, position):
+        if position == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return order(self, position)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="stopped after step 1;"):
+        patch.setattr(EpochOrder, "__getitem__", press)
+        train(config)
+    assert [path.name for path in Path(config.output_dir).glob("checkpoint-*")] == ["checkpoint-1"]
+    assert finished(config) is None
+    path = train(config)
+    assert_same_weights(path / "model.safetensors", run[0] / "model.safetensors")
 
 
 def test_low_precision_runs(make_config, tmp_path, request):

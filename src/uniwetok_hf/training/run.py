@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.tracking import GeneralTracker
 from diffusers.training_utils import EMAModel
 from PIL import Image
@@ -152,7 +152,7 @@ def stop_unless_finite(accelerator: Accelerator, figures: dict[str, torch.Tensor
 
 
 @contextlib.contextmanager
-def interrupt_sets(stop: threading.Event, accelerator: Accelerator) -> Iterator[None]:
+def interrupt_sets(stop: threading.Event, accelerator: Accelerator | PartialState) -> Iterator[None]:
     """Inside the block a first Ctrl-C sets `stop`, so that the step that runs can end and be kept; a second one ends
     at once. With several processes it does that from the first on: they could not agree on the step.
 

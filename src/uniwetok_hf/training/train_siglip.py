@@ -20,6 +20,7 @@ its own pictures with its own texts only.
 
 import json
 import math
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ from transformers import (
     SiglipTextConfig,
     SiglipVisionConfig,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
 from transformers.trainer_utils import get_last_checkpoint
@@ -48,7 +50,7 @@ from ..evaluation.rows import EMOJI_PROMPT
 from ..files import save_whole
 from .checkpoints import make_output_folder
 from .configuration import read_config, setting
-from .run import seeded_weights
+from .run import interrupt_sets, seeded_weights
 from .samples import AUGMENTATION, EpochOrder, GroupedOrder, sample_generator
 from .teachers import Teacher
 
@@ -323,6 +325,18 @@ def make_arguments(config: SiglipTrainingConfig, folder: Path) -> TrainingArgume
     )
 
 
+class StopAfterStep(TrainerCallback):
+    """Ends the training after the step in which `stop` was set, with a checkpoint."""
+
+    def __init__(self, stop: threading.Event):
+        self.stop = stop
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.stop.is_set():
+            control.should_save = control.should_training_stop = True
+        return control
+
+
 def save(folder: Path, model: SiglipModel, text_tokenizer: PreTrainedTokenizerFast) -> None:
     """Model, text tokenizer and image processor, for `Teacher.from_pretrained` and the Auto classes."""
     size = model.config.vision_config.image_size
@@ -362,8 +376,16 @@ def train(config: SiglipTrainingConfig) -> Path:
     processor.
 
     Raises:
+        KeyboardInterrupt: after the step in which Ctrl-C was pressed; its checkpoint is kept.
         ValueError: for data that are not there, or a training that is finished.
     """
+    stop = threading.Event()
+    with interrupt_sets(stop, PartialState()):
+        return train_until(stop, config)
+
+
+def train_until(stop: threading.Event, config: SiglipTrainingConfig) -> Path:
+    """[`train`], until `stop` is set."""
     rows = read_rows(config.data, config.splits)
     folder = make_output_folder(config.output_dir, "model")
     pairs = EmojiPairs(
@@ -385,8 +407,11 @@ def train(config: SiglipTrainingConfig) -> Path:
             data_collator=PairCollator(text_tokenizer),
             train_dataset=pairs,
             compute_loss_func=sigmoid_loss,
+            callbacks=[StopAfterStep(stop)],
         )
         trainer.train(resume_from_checkpoint=get_last_checkpoint(folder))
+    if stop.is_set() and (done := trainer.state.global_step) < config.max_train_steps:
+        raise KeyboardInterrupt(f"stopped after step {done}; the same command goes on from there")
     if trainer.is_world_process_zero():
         save_whole(lambda path: save(path, model, text_tokenizer), folder / "model")
         if config.validation_split:
