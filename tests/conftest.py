@@ -1,6 +1,7 @@
 """Fixtures of all tests. The models are the real classes at a tiny size, on `UNIWETOK_TEST_DEVICE` (default: cpu)."""
 
 import os
+import signal
 
 from hub_server import HOME, HUB, HubServer
 
@@ -122,3 +123,11 @@ def make_pictures(device) -> Callable[..., torch.Tensor]:
         return (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1).to(device)
 
     return make
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C interrupts, also where the tests run in the background of a script, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

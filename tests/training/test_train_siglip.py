@@ -289,6 +289,7 @@ def test_interrupted_training_goes_on_exactly(run, make_config, monkeypatch):
         train(config)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_keeps_the_step(run, make_config, monkeypatch):
     config, order = make_config(), EpochOrder.__getitem__
 

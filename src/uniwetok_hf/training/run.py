@@ -179,6 +179,11 @@ def interrupt_sets(stop: threading.Event, accelerator: Accelerator | PartialStat
         raise KeyboardInterrupt("the training had reached its end, and is finished")
 
 
+def stopped_after(step: int) -> KeyboardInterrupt:
+    """What a training raises that was stopped and has kept this step."""
+    return KeyboardInterrupt(f"stopped after step {step}; the same command goes on from there")
+
+
 @contextlib.contextmanager
 def seeded_weights(seed: int) -> Iterator[None]:
     """Inside the block new models start from `seed`; outside, torch's global generator is as it was."""

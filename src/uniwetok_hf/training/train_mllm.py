@@ -42,7 +42,15 @@ from .configuration import config_values, flat_values, read_config, setting
 from .conversations import ConversationBatches, Piece, prefetched
 from .lora import LoraSettings, add_lora, checkpoint_adapters_only
 from .pictures import picture_grid
-from .run import Figures, averaged_weights, interrupt_sets, log_images, start_accelerator, stop_unless_finite
+from .run import (
+    Figures,
+    averaged_weights,
+    interrupt_sets,
+    log_images,
+    start_accelerator,
+    stop_unless_finite,
+    stopped_after,
+)
 from .samples import NOISE, sample_generators
 from .start import start_folder, start_pipeline
 from .tasks import TaskMixture, TaskSource
@@ -313,7 +321,7 @@ class MLLMTrainer:
             if done % config.checkpointing_steps == 0 or is_last or is_stopped:
                 save_checkpoint(accelerator, self.folder, done, self.state_dict(), config.checkpoints_total_limit)
             if is_stopped and not is_last:
-                raise KeyboardInterrupt(f"stopped after step {done}; the same command goes on from there")
+                raise stopped_after(done)
         for tracker in accelerator.trackers:  # `end_training` would also part from the other processes
             tracker.finish()
         return self.save()

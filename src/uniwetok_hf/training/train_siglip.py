@@ -50,7 +50,7 @@ from ..evaluation.rows import EMOJI_PROMPT
 from ..files import save_whole
 from .checkpoints import make_output_folder
 from .configuration import read_config, setting
-from .run import interrupt_sets, seeded_weights
+from .run import interrupt_sets, seeded_weights, stopped_after
 from .samples import AUGMENTATION, EpochOrder, GroupedOrder, sample_generator
 from .teachers import Teacher
 
@@ -411,7 +411,7 @@ def train_until(stop: threading.Event, config: SiglipTrainingConfig) -> Path:
         )
         trainer.train(resume_from_checkpoint=get_last_checkpoint(folder))
     if stop.is_set() and (done := trainer.state.global_step) < config.max_train_steps:
-        raise KeyboardInterrupt(f"stopped after step {done}; the same command goes on from there")
+        raise stopped_after(done)
     if trainer.is_world_process_zero():
         save_whole(lambda path: save(path, model, text_tokenizer), folder / "model")
         if config.validation_split:

@@ -54,6 +54,7 @@ from .run import (
     seeded_weights,
     start_accelerator,
     stop_unless_finite,
+    stopped_after,
     trainable_parameters,
 )
 from .samples import NOISE, PRIOR, sample_generators
@@ -441,7 +442,7 @@ class UniWeTokTrainer:
             if done % config.checkpointing_steps == 0 or is_last or is_stopped:
                 save_checkpoint(accelerator, self.folder, done, self.state_dict(), config.checkpoints_total_limit)
             if is_stopped and not is_last:
-                raise KeyboardInterrupt(f"stopped after step {done}; the same command goes on from there")
+                raise stopped_after(done)
         for tracker in accelerator.trackers:  # `end_training` would also part from the other processes
             tracker.finish()
         return self.save()
