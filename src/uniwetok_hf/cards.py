@@ -171,12 +171,20 @@ pipe.set_adapters("{{ name }}", 0.8)
 """
 
 
-def adapter_card(config, model_id: str | None = None) -> ModelCard:
-    """The card of an adapter, from its `peft` config."""
+def adapter_card(
+    config, model_id: str | None = None, license: str | None = None, datasets: list[str] | None = None
+) -> ModelCard:
+    """The card of an adapter, from its `peft` config; `license` and `datasets` as in [`model_card`]."""
     base_model = config.base_model_name_or_path or None
     tags = ["uniwetok", "text-to-image", str(config.peft_type.value).lower()]
     is_on_hub = base_model is not None and base_model.count("/") == 1
-    data = ModelCardData(library_name="uniwetok-hf", tags=tags, base_model=base_model if is_on_hub else None)
+    data = ModelCardData(
+        license=license,
+        library_name="uniwetok-hf",
+        tags=tags,
+        datasets=datasets,
+        base_model=base_model if is_on_hub else None,
+    )
     card = ModelCard.from_template(
         data,
         template_str=ADAPTER_TEXT,

@@ -61,6 +61,8 @@ def test_answers_end_with_the_turn(make_picture, pipeline_folder):
 def test_bad_input(fails, photo, make_picture, pipeline_folder, workplace):
     model = ["--model", pipeline_folder]
     assert fails("describe", photo, "--question", " ", *model) == "--question is empty"
+    asked = fails("describe", photo, "what is it?", *model)
+    assert asked == "what is it?: no such file; a question goes into --question"
     assert fails("describe", photo, "--question", "why " * 3000, *model).startswith("`question`: ")
     make_picture("huge.png", 600, 40)
     assert fails("describe", "huge.png", *model).startswith("huge.png: `width` must be a multiple of 32")

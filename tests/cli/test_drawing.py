@@ -33,13 +33,22 @@ def test_generate_is_the_pipeline(succeeds, pipeline_folder, pipeline):
     assert (pixels("a-red-apple-7.png") == np.asarray(expected)).all()
 
 
-def test_options_reach_the_pipeline(succeeds, pipeline_folder, pipeline):
+def test_options_reach_the_pipeline(uniwetok, pipeline_folder, pipeline):
     options = ["--height", 32, "--width", 96, "--steps", 3, "--guidance-scale", 1.5, "--output", "out/apple.png"]
-    assert succeeds("generate", "apple", "--model", pipeline_folder, *options) == ["out/apple.png"]
+    result = uniwetok("generate", "apple", "--model", pipeline_folder, *options)
+    assert (result.code, result.out) == (0, ["out/apple.png"])
     expected = pipeline(
         "apple", height=32, width=96, num_inference_steps=3, guidance_scale=1.5, generator=[noise(0)]
     ).images[0]
     assert (pixels("out/apple.png") == np.asarray(expected)).all()
+
+
+def test_a_size_that_is_not_the_models_own_is_told(uniwetok, pipeline_folder):
+    result = uniwetok("generate", "apple", "--model", pipeline_folder, "--height", 32)
+    assert result.code == 0 and result.out == ["apple-0.png"]
+    assert "uniwetok: warning: the model's own size is 64x64; at 64x32 it may draw nothing of sense" in result.err
+    result = uniwetok("generate", "apple", "--model", pipeline_folder, "--height", 64)
+    assert not any("warning" in line for line in result.err)
 
 
 def test_a_picture_does_not_depend_on_its_batch(succeeds, pipeline_folder, monkeypatch):

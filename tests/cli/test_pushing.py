@@ -241,8 +241,14 @@ def test_an_adapter(hub, succeeds, fails, workplace):
     assert files["adapter_model.safetensors"] == (workplace / "adapter" / "adapter_model.safetensors").read_bytes()
     card = card_of(hub, "org/style")
     assert card.data.base_model == "org/base" and "org/style" in card.text
+    assert card.data.get("license") is None
+    succeeds("push", "adapter", "org/style", "--license", "cc-by-4.0", "--datasets", "org/delft")
+    card = card_of(hub, "org/style")
+    assert (card.data.license, card.data.datasets) == ("cc-by-4.0", ["org/delft"]) and "org/style" in card.text
+    assert succeeds("push", "adapter", "org/style", "--card", "card.md") == ["card.md"]
+    assert "# style" in Path("card.md").read_text()
     (workplace / "adapter" / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
     succeeds("push", "adapter", "org/style")
-    assert "# Mine" in card_of(hub, "org/style").text
+    card = card_of(hub, "org/style")
+    assert card.text == "# Mine\n" and (card.data.license, card.data.base_model) == ("mit", "org/base")
     assert "is an adapter, which takes no --include-code" in fails("push", "adapter", "org/style", "--include-code")
-    assert "is an adapter, which takes no --card" in fails("push", "adapter", "org/style", "--card", "card.md")

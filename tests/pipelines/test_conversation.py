@@ -163,6 +163,7 @@ def test_history_shows_pictures(pipe, draws):
         ({"text": "draw " * 5000}, "25019 tokens are more than the 1024"),
         ({"text": "draw", "images": "absent.png"}, "absent.png"),
         ({"text": "draw", "height": 33}, "`height` must be a multiple of"),
+        ({"text": "draw", "guidance_scale": "3"}, "`guidance_scale` must be a number, got '3'"),
         ({"text": "draw", "num_inference_steps": 0}, "`num_inference_steps` must be a whole number of 1 or more"),
     ],
 )

@@ -35,7 +35,7 @@ def test_pushed_and_loaded_by_id(hub, pipe, tmp_path):
     loaded.load_lora_weights("org/emoji-sketch", adapter_name="drawn")
     first, second = adapter(pipe), adapter(loaded)
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-    with pytest.raises(ValueError, match="`pretrained_model_name_or_path` org/nothing is no adapter"):
+    with pytest.raises(ValueError, match="`pretrained_model_name_or_path` org/nothing is neither a folder here nor"):
         loaded.load_lora_weights("org/nothing")
 
 

@@ -256,6 +256,7 @@ def test_progress_bar_counts_patches_and_can_be_disabled(pipeline, side, capsys)
         ({"prompt": ["a", 3]}, "prompt"),
         ({"prompt": None}, "prompt"),
         ({"prompt": "a " * 5000}, "prompt"),  # more than the model's positions
+        ({"guidance_scale": "3"}, "guidance_scale"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"num_inference_steps": -1}, "num_inference_steps"),
         ({"num_inference_steps": 2.5}, "num_inference_steps"),

@@ -184,6 +184,7 @@ def test_pictures_of_different_sizes_need_a_size(pipeline, side):
         ({"image": None}, "image"),
         ({"image": "no such file.png"}, "image"),
         ({"height": 100}, "height"),
+        ({"guidance_scale": "3"}, "guidance_scale"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt"),
         ({"output_type": "jpg"}, "output_type"),

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image
 
@@ -33,6 +34,8 @@ def run_describe(args: argparse.Namespace) -> None:
 
     if not args.question.strip():
         raise CommandError("--question is empty")
+    if asked := [path for path in args.pictures if " " in path and not Path(path).exists()]:
+        raise CommandError(f"{asked[0]}: no such file; a question goes into --question")
     check_pictures(args.pictures)
     mllm, processor = load_language_model(args.model, args.device)
     for path in args.pictures:

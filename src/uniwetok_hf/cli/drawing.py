@@ -21,10 +21,12 @@ from .common import (
     progress_bar,
     slug,
     user_errors,
+    warn,
 )
 
 
 BATCH_SIZE = 8  # pictures drawn at once
+SIDE = "in pixels (default: the model's own, 128 of uniwetok-emoji)"
 
 
 def add_commands(commands) -> None:
@@ -67,8 +69,12 @@ def _add_drawing_options(parser: argparse.ArgumentParser) -> None:
         help="adapter to draw with (folder or Hub id) and its weight (default: 1); repeat to mix several",
     )
     parser.add_argument("--output", metavar="DIR|FILE", help="folder, or file of a single picture (default: .)")
-    parser.add_argument("--height", type=positive_int, metavar="N", help="in pixels (default: the model's)")
-    parser.add_argument("--width", type=positive_int, metavar="N", help="in pixels (default: the model's)")
+    parser.add_argument(
+        "--height", type=positive_int, metavar="N", help="in pixels (default: the model's own, 128 of uniwetok-emoji)"
+    )
+    parser.add_argument(
+        "--width", type=positive_int, metavar="N", help="in pixels (default: the model's own, 128 of uniwetok-emoji)"
+    )
     parser.add_argument(
         "--steps", type=positive_int, metavar="N", help="diffusion steps a patch (default: the model's)"
     )
@@ -110,6 +116,8 @@ def run_generate(args: argparse.Namespace) -> None:
     pipeline = _load_pipeline(args)
     default = pipeline.config.default_size
     height, width = check_size(pipeline, args.height or default, args.width or default)
+    if (height, width) != (default, default):
+        warn(f"the model's own size is {default}x{default}; at {width}x{height} it may draw nothing of sense")
     drawn = draw(
         pipeline,
         [prompt for prompt, _ in jobs],

@@ -2,7 +2,7 @@
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .checkpoints import EMBEDDED, Checkpoint, check_pipeline, check_weights, describe_checkpoint, find_checkpoint
@@ -110,22 +110,29 @@ def made_repository(args: argparse.Namespace) -> tuple:
 
 
 def push_adapter(args: argparse.Namespace) -> None:
-    """An adapter, with its own README.md or, where nobody has changed that, one that has the repository's name."""
+    """An adapter, with a card as that of a model."""
     from uniwetok_hf.adapters import load_peft
     from uniwetok_hf.cards import adapter_card
     from uniwetok_hf.hub import upload
 
-    not_for_adapters = ("include_code", "results", "card", "license", "datasets")
-    if given := [f"--{name}" for name in not_for_adapters if getattr(args, name)]:
+    if given := [f"--{name}" for name in ("include_code", "results") if getattr(args, name)]:
         raise CommandError(f"{args.folder} is an adapter, which takes no {given[0].replace('_', '-')}")
     check_name(args.repository)
-    folder, readme = Path(args.folder), Path(args.folder) / "README.md"
+    folder = Path(args.folder)
     with user_errors(ImportError, TypeError, KeyError):
         config = load_peft().PeftConfig.from_pretrained(folder)
-    written = readme.is_file() and readme.read_text(encoding="utf-8") != str(adapter_card(config))
+
+    def card_for(name: str, published: Path | None):
+        filled_in = adapter_card(config, name, args.license, args.datasets)
+        return own_or_filled_in(filled_in, folder, published, {"license": args.license, "datasets": args.datasets})
+
+    card = card_for(args.repository, None)
+    if args.card:
+        write_card(card, Path(args.card))
+        return print(args.card)
     with hub_errors(args.repository), hub_bars():
-        _, name = made_repository(args)
-        card = None if written else adapter_card(config, name)
+        api, name = made_repository(args)
+        card = card_for(name, published_card(api, name, args.revision))
         message = f"Upload {folder.resolve().name} with uniwetok-hf"
         commit = upload(folder, name, card=card, revision=args.revision, commit_message=message)
     print(commit.commit_url)
@@ -137,10 +144,9 @@ def make_card(model, checkpoint: Checkpoint, name: str, published: Path | None, 
     Raises:
         CommandError: when results, the record of the training or the card's metadata can't be read.
     """
-    from uniwetok_hf.cards import card_to_push, describe_training, model_card
+    from uniwetok_hf.cards import describe_training, model_card
 
     given = {"license": args.license, "datasets": args.datasets, "eval_results": args.results}
-    readme = checkpoint.folder / "README.md"
     with user_errors():
         filled_in = model_card(
             model,
@@ -150,6 +156,16 @@ def make_card(model, checkpoint: Checkpoint, name: str, published: Path | None, 
             results=args.results,
             training=describe_training(checkpoint.folder),
         )
+    return own_or_filled_in(filled_in, checkpoint.folder, published, given)
+
+
+def own_or_filled_in(filled_in, folder: Path, published: Path | None, given: Mapping[str, object]):
+    """The card of the folder, or the `published` one, or the one that is `filled_in`; `given` are the options that set
+    fields of it."""
+    from uniwetok_hf.cards import card_to_push
+
+    readme = folder / "README.md"
+    with user_errors():
         return card_to_push(
             filled_in,
             readme if readme.is_file() else published,

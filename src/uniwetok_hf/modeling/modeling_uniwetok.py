@@ -481,7 +481,7 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
 
     @can_return_tuple
     def encode(self, pixel_values: torch.Tensor | Sequence[torch.Tensor], **kwargs) -> UniWeTokEncoderOutput:
-        """Encodes pictures.
+        """Encodes pictures. In training the gradient of the codes passes straight through to the latents.
 
         Args:
             pixel_values: [B, 3, H, W] in [-1, 1], or a list of [3, H, W] of any sizes; computed with in the model's

@@ -108,10 +108,11 @@ class UniWeTokConversation:
         processor.check_words([text], "text")
         size = self._drawing_size(height, width, [*self.codes, *shown])
         num_inference_steps = _given(num_inference_steps, pipe.config.default_num_inference_steps)
-        pipe.check_inputs(text or "picture", num_inference_steps, 1, generator, "pil", [])
+        guidance_scale = _given(guidance_scale, pipe.config.default_guidance_scale)
+        pipe.check_inputs(text or "picture", num_inference_steps, guidance_scale, 1, generator, "pil", [])
         settings = {
             "num_inference_steps": num_inference_steps,
-            "guidance_scale": _given(guidance_scale, pipe.config.default_guidance_scale),
+            "guidance_scale": guidance_scale,
             "generator": generator,
             "callback_on_step_end": callback_on_step_end,
         }

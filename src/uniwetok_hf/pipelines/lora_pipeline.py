@@ -15,6 +15,7 @@ from pathlib import Path
 
 from diffusers.loaders.lora_base import LoraBaseMixin
 from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
 from transformers.utils import cached_file
 
 from ..adapters import (
@@ -63,6 +64,11 @@ class UniWeTokLoraMixin(LoraBaseMixin):
         try:
             config_file, weights_file = (cached_file(source, f, **hub_options) for f in (CONFIG_FILE, WEIGHTS_FILE))
         except OSError as error:
+            if isinstance(error.__cause__, RepositoryNotFoundError):
+                raise ValueError(
+                    f"`pretrained_model_name_or_path` {source} is neither a folder here nor a repository on the Hub "
+                    "that you may read; for a private one, log in with `hf auth login` or pass `token`."
+                ) from error
             raise ValueError(problem + str(error)) from error
         try:
             config, tensors = peft.PeftConfig.from_pretrained(Path(config_file).parent), load_file(weights_file)
@@ -145,6 +151,8 @@ class UniWeTokLoraMixin(LoraBaseMixin):
             ValueError: when there is no adapter of that name, or none is named and not just one is active.
         """
         active = self.get_active_adapters()
+        if not self._adapters():
+            raise ValueError("`save_lora_weights` needs an adapter: load one with `load_lora_weights`.")
         if adapter_name is None and len(active) != 1:
             raise ValueError(f"`adapter_name` must be given when {len(active)} adapters are active.")
         adapter_name = adapter_name or active[0]
@@ -186,9 +194,9 @@ class UniWeTokLoraMixin(LoraBaseMixin):
         safe_fusing: bool = False,
         adapter_names: list[str] | None = None,
     ) -> None:
-        """Adds `lora_scale` times the updates of the active adapters (of `adapter_names`, which it then makes active)
-        to the weights, where they cost no time. `unfuse_lora` takes them out again; after `unload_lora_weights` the
-        sum is a model like any other.
+        """Adds the updates of the active adapters (of `adapter_names`, which it then makes active) to the weights,
+        where they cost no time: each with the weight that `set_adapters` gave it, all of them times `lora_scale`.
+        `unfuse_lora` takes them out again; after `unload_lora_weights` the sum is a model like any other.
 
         Raises:
             ValueError: when no adapter is loaded, some are fused already, or there is not one of that name.
@@ -205,7 +213,9 @@ class UniWeTokLoraMixin(LoraBaseMixin):
     def unfuse_lora(self, components: list[str] | tuple[str, ...] = ("mllm",)) -> None:
         """Undoes `fuse_lora`, its `lora_scale` included."""
         is_fused = self._is_fused()
-        super().unfuse_lora(list(components))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already unmerged")  # layers that the adapter leaves alone
+            super().unfuse_lora(list(components))
         if is_fused:
             for layer in self._adapted_layers():
                 layer.unscale_layer(self.mllm._fused_lora_scale)

@@ -77,6 +77,7 @@ class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
         self,
         prompt: str | list[str],
         num_inference_steps: int,
+        guidance_scale: float,
         num_images_per_prompt: int,
         generator: Generators,
         output_type: str,
@@ -92,6 +93,8 @@ class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
         ):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{name}` must be a whole number of 1 or more, got {value!r}.")
+        if not isinstance(guidance_scale, int | float):
+            raise ValueError(f"`guidance_scale` must be a number, got {guidance_scale!r}.")
         if not all(isinstance(one, torch.Generator) for one in _listed(generator)):
             raise ValueError(
                 "`generator` must be a torch.Generator, or a list with one a picture, such as "
@@ -152,6 +155,7 @@ class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
         prompts = self.check_inputs(
             prompt,
             num_inference_steps,
+            guidance_scale,
             num_images_per_prompt,
             generator,
             output_type,

@@ -49,7 +49,8 @@ class UniWeTokEditPipeline(UniWeTokPipeline):
         Args:
             image: the picture to change, or a list of them.
             prompt: the instruction; one for all pictures, or one a picture.
-            height, width: size of the result in pixels; that at which the model sees the source when not given.
+            height, width: size of the result in pixels. When not given, that at which the model sees the source: as
+                `processor.image_processor` scales it and, with its `fit` "pad", fills it up at the right and below.
 
         The other arguments are those of [`UniWeTokPipeline`].
 
@@ -60,12 +61,15 @@ class UniWeTokEditPipeline(UniWeTokPipeline):
         guidance_scale = _given(guidance_scale, self.config.default_guidance_scale)
         images = image if isinstance(image, list) else [image]
         if not images or any(picture is None or isinstance(picture, str) for picture in images):
-            raise ValueError(f"`image` must be a picture or a list of pictures, got {image!r}.")
+            raise ValueError(
+                f"`image` must be a picture or a list of pictures (PIL.Image.open reads a file), got {image!r}."
+            )
         if isinstance(prompt, str):
             prompt = [prompt] * len(images)
         prompts = self.check_inputs(
             prompt,
             num_inference_steps,
+            guidance_scale,
             num_images_per_prompt,
             generator,
             output_type,
