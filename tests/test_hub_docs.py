@@ -7,8 +7,9 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 from markdown_blocks import blocks
 from PIL import Image
-from tiny_models import build_tiny_pipeline
+from tiny_models import build_tiny_mllm, build_tiny_pipeline
 
+from uniwetok_hf.adapters import lora_config, save_adapter
 from uniwetok_hf.cli.main import main
 from uniwetok_hf.evaluation.intervals import Score
 from uniwetok_hf.evaluation.reports import Report, Row
@@ -22,6 +23,9 @@ def test_all_blocks(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pipeline = build_tiny_pipeline()
     pipeline.save_pretrained("runs/emoji_mllm/pipeline")
+    adapted = build_tiny_mllm()
+    adapted.add_adapter(lora_config(r=2))
+    save_adapter(adapted, "runs/my_style/adapter")
     rows = [Row({"what": "model"}, {"psnr": Score(21.5, 10)}, for_card=True)]
     Report("reconstruction", "emoji_mllm/pipeline", "emoji", "test", {}, rows).save("results/reconstruction")
     Image.linear_gradient("L").resize((100, 75)).convert("RGB").save("photo.jpg")
@@ -37,6 +41,7 @@ def test_all_blocks(hub, tmp_path, monkeypatch):
     assert {name: repository.private for name, repository in hub.repositories.items()} == {
         "org/emoji": False,
         "org/draft": True,
+        "org/my-style": False,
         "org/emoji-tokenizer": True,
     }
     assert type(names["tokenizer"]) is type(pipeline.mllm.vision_model) and Path("photo.safetensors").exists()

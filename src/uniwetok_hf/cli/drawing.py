@@ -117,7 +117,7 @@ def run_generate(args: argparse.Namespace) -> None:
     default = pipeline.config.default_size
     height, width = check_size(pipeline, args.height or default, args.width or default)
     if (height, width) != (default, default):
-        warn(f"the model's own size is {default}x{default}; at {width}x{height} it may draw nothing of sense")
+        warn(f"{width}x{height} is not the model's own {default}x{default}: it makes sense if that was trained, too")
     drawn = draw(
         pipeline,
         [prompt for prompt, _ in jobs],
