@@ -122,7 +122,7 @@ def test_reconstruct(page):
 
 
 def test_converse(page, browser, address):
-    box = page.get_by_placeholder("draw red apple in noto style")
+    box = page.get_by_placeholder("draw blue heart in fluent style")
     box.fill("draw blue heart in fluent style")
     page.keyboard.press("Enter")
     page.locator(".bot img").first.wait_for()
@@ -135,7 +135,7 @@ def test_converse(page, browser, address):
     keep_picture(page, "converse")
     other = browser.new_page()
     other.goto(address)
-    other.get_by_placeholder("draw red apple in noto style").wait_for()
+    other.get_by_placeholder("draw blue heart in fluent style").wait_for()
     assert other.locator(".bot img").count() == 0  # nobody sees another's pictures
     other.close()
     page.get_by_role("button", name="Start over").click()

@@ -318,7 +318,7 @@ def _conversation_tab(gr, studio: Studio, widgets: _Widgets) -> None:
         )
         box = gr.MultimodalTextbox(
             label="Say something",
-            placeholder="draw red apple in noto style",
+            placeholder="draw blue heart in fluent style",
             file_types=["image"],
             file_count="multiple",
             submit_btn="Send",
