@@ -26,7 +26,7 @@ from .common import (
 
 
 BATCH_SIZE = 8  # pictures drawn at once
-SIDE = "in pixels (default: the model's own, 128 of uniwetok-emoji)"
+SIDE_HELP = "in pixels (default: the model's own, 128 of uniwetok-emoji)"
 
 
 def add_commands(commands) -> None:
@@ -69,12 +69,8 @@ def _add_drawing_options(parser: argparse.ArgumentParser) -> None:
         help="adapter to draw with (folder or Hub id) and its weight (default: 1); repeat to mix several",
     )
     parser.add_argument("--output", metavar="DIR|FILE", help="folder, or file of a single picture (default: .)")
-    parser.add_argument(
-        "--height", type=positive_int, metavar="N", help="in pixels (default: the model's own, 128 of uniwetok-emoji)"
-    )
-    parser.add_argument(
-        "--width", type=positive_int, metavar="N", help="in pixels (default: the model's own, 128 of uniwetok-emoji)"
-    )
+    parser.add_argument("--height", type=positive_int, metavar="N", help=SIDE_HELP)
+    parser.add_argument("--width", type=positive_int, metavar="N", help=SIDE_HELP)
     parser.add_argument(
         "--steps", type=positive_int, metavar="N", help="diffusion steps a patch (default: the model's)"
     )
