@@ -395,6 +395,9 @@ def test_edits_in_place_are_of_the_same_crop_of_both_pictures(fixtures, vision, 
             cells = [(row["id"], variant, cell) for row in task.rows for variant, cell in enumerate(row["image"])]
             variant_of = {cell["codes"]: (name, variant) for name, variant, cell in reversed(cells)}
             samples = [task.sample(0, seeded(seed)) for seed in range(150)]
+            patchwork = [sample for sample in samples if "part of it" in sample.origin]
+            assert bool(patchwork) == (same_crops and name == "emoji_editing")
+            samples = [sample for sample in samples if sample not in patchwork]
             if name == "emoji_editing":  # what guidance is measured against is no crop
                 silent = [task.sample(0, seeded(seed), without_text=True).pictures for seed in range(50)]
                 assert {variant_of[cell["codes"]][1] for (cell,) in silent} == {0}
@@ -410,6 +413,49 @@ def test_edits_in_place_are_of_the_same_crop_of_both_pictures(fixtures, vision, 
         assert {variant for drawn in shown[name, True] for _, variant in drawn} == {0, 1, 2}
         assert {variant for drawn in shown[name, False] for _, variant in drawn} == {0}
     assert {variant for drawn in shown["emoji_drawing", True] for _, variant in drawn} == {0}
+
+
+def test_patchwork_has_one_band_of_two_edits_that_are_told_the_same(fixtures, vision, tmp_path):
+    from datasets import load_from_disk
+
+    rows = load_from_disk(str(fixtures / "emoji" / "pictures"))["train"]
+    edits = str(fixtures / "emoji" / "edits" / "train")
+    table = {(edit["source"], edit["target"], edit["instruction"]) for edit in load_from_disk(edits)}
+    path = encode(rows, tmp_path / "codes", vision, num_variants=3, same_crops=True)
+    task = open_task(TaskSource(path=path, task="emoji_editing", edits=edits))
+    ids, bands = list(task.rows["id"]), set()
+    for seed in range(150):
+        sample = task.sample(0, seeded(seed))
+        if "part of it" not in sample.origin:
+            continue
+        words = sample.messages[0]["content"][1]["text"]
+        places = list(map(int, re.findall(r"row (\d+)", sample.origin)))  # source, target, the other's source, target
+        for source, target in (places[:2], places[2:]):
+            is_copy = words in COPIES and source == target
+            assert is_copy or (ids[source], ids[target], words) in table
+
+        def tokens(cell):
+            grid = np.frombuffer(cell["codes"], np.uint8)
+            return grid.reshape(cell["height"], cell["width"], -1)
+
+        def mixes(variant, ours=places[:2], others=places[2:], mixed=sample.pictures):
+            """Bands in which both pictures are the other edit's, if all else is the first's."""
+            cells = [[tokens(task.rows[place]["image"][variant]) for place in pair] for pair in (ours, others)]
+            height, width = cells[0][0].shape[:2]
+            for axis, length in ((0, height), (1, width)):
+                for line in range(1, length):
+                    for side in (slice(line), slice(line, None)):
+                        band = (side, slice(None)) if axis == 0 else (slice(None), side)
+                        wanted = [cell.copy() for cell in cells[0]]
+                        for one, other in zip(wanted, cells[1], strict=True):
+                            one[band] = other[band]
+                        if all(np.array_equal(tokens(m), w) for m, w in zip(mixed, wanted, strict=True)):
+                            yield axis, line, side.start is None
+
+        found = {band for variant in range(3) for band in mixes(variant)}
+        assert found
+        bands |= found
+    assert {axis for axis, _, _ in bands} == {0, 1} and {first for _, _, first in bands} == {True, False}
 
 
 def test_emoji_conversations_follow_the_edits(emoji):

@@ -6,6 +6,7 @@ encoded as any others; edits stay a table of their ids."""
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ..data.encoded import Encoding
@@ -36,12 +37,12 @@ QUESTIONS = {
     "caption": ("describe the picture", "describe it"),
 }
 CLAIMS = {"name": "is this {}?", "style": "is it drawn in {} style?", "tone": "does it have {}?"}
-QUESTION_KINDS = ("name", "name", "style", "style", "tone", "tone", "tone", "group", "caption", "claim")
+QUESTION_KINDS = ("name", "name", "style", "style", "style", "tone", "tone", "tone", "group", "caption", "claim")
 # Edits that leave things where they were: the same crop of both pictures is such an edit, too.
 EDITS_IN_PLACE = ("tone", "gender", "hair", "colour", "clock", "style", "copy")
 # Edits that change nothing: what is to be learnt for all others is to keep what is not spoken of.
 COPIES = ("keep it as it is", "draw the same again", "copy the picture")
-COPY_CHANCE, CROP_CHANCE = 0.1, 2 / 3
+COPY_CHANCE, CROP_CHANCE, PATCHWORK_CHANCE = 0.1, 2 / 3, 0.4
 
 
 def chance(probability: float, generator: torch.Generator) -> bool:
@@ -65,6 +66,27 @@ def pick_variant(count: int, crop_chance: float, generator: torch.Generator) -> 
     if count == 1 or not chance(crop_chance, generator):
         return 0
     return torch.randint(1, count, (), generator=generator).item()
+
+
+def patchwork(ours: list[dict], others: list[dict], generator: torch.Generator) -> list[dict]:
+    """Pictures `ours` [{codes, height, width}] with a band of rows or columns, on one side, taken from `others`: the
+    same band in all of them, so that what is true of every place stays true. Both lists hold pictures of one size; a
+    picture of one token has no band."""
+    height, width = ours[0]["height"], ours[0]["width"]
+    axis = int(chance(0.5, generator))
+    length = (height, width)[axis]
+    if length == 1:
+        return ours
+    line = torch.randint(1, length, (), generator=generator).item()
+    band = [slice(None), slice(None)]
+    band[axis] = slice(line) if chance(0.5, generator) else slice(line, None)
+    mixed = []
+    for our, other in zip(ours, others, strict=True):
+        grids = [np.frombuffer(cell["codes"], np.uint8).reshape(height, width, -1) for cell in (our, other)]
+        grid = grids[0].copy()  # [h, w, bits / 8]
+        grid[tuple(band)] = grids[1][tuple(band)]
+        mixed.append(our | {"codes": grid.tobytes()})
+    return mixed
 
 
 class EmojiDrawing(EncodedTask):
@@ -163,12 +185,15 @@ class EditTable:
             ) from None
         index_of = {name: index for index, name in enumerate(ids)}
         self.kinds: dict[str, list[Edit]] = {}
+        self.of_words: dict[str, list[Edit]] = {}
         self.of_source: dict[int, list[Edit]] = {}
         for edit in edits:
             if edit["source"] in index_of and edit["target"] in index_of:
                 edit |= {side: index_of[edit[side]] for side in ("source", "target")}
-                self.kinds.setdefault(edit["kind"], []).append(Edit(**edit))
-                self.of_source.setdefault(edit["source"], []).append(Edit(**edit))
+                edit = Edit(**edit)
+                self.kinds.setdefault(edit.kind, []).append(edit)
+                self.of_words.setdefault(edit.instruction, []).append(edit)
+                self.of_source.setdefault(edit.source, []).append(edit)
         if not self.kinds:
             raise ValueError(f"`edits` {source.edits}: none of them is between two pictures of {source.path}.")
         self.chances = torch.tensor([float(len(found)) for found in self.kinds.values()]).sqrt()
@@ -198,16 +223,33 @@ class EmojiEditing(EncodedTask):
         self.edits = EditTable(source, self.rows[self.names["id"]], self.encoding)
 
     def sample(self, index: int, generator: torch.Generator, without_text: bool = False) -> Sample:
-        """Any of the edits, drawn from `generator`; now and then a copy of row `index`."""
+        """Any of the edits, drawn from `generator`; now and then a copy of row `index`. Where there are crops, some
+        are patchwork of two that are told the same: pictures that no one can know by heart."""
         edit = self.edits.draw(generator)
         if chance(COPY_CHANCE, generator):
-            edit = Edit(index, pick(COPIES, generator), index, "copy")
+            edit = self.copy(index, pick(COPIES, generator))
         # Without words nothing tells of a crop: guidance is measured against whole pictures.
         variant = 0 if without_text else self.edits.variant_for(edit, generator)
-        cells = [self.rows[place][self.names["image"]][variant] for place in (edit.source, edit.target)]
+        cells, origin = self.cells(edit, variant), f"{self.path}, edit of row {edit.source} to row {edit.target}"
+        may_be_patchwork = self.edits.num_variants > 1 and edit.kind in EDITS_IN_PLACE and not without_text
+        if may_be_patchwork and chance(PATCHWORK_CHANCE, generator):
+            if edit.kind == "copy":
+                other = self.copy(torch.randint(len(self), (), generator=generator).item(), edit.instruction)
+            else:
+                other = pick(self.edits.of_words[edit.instruction], generator)
+            cells = patchwork(cells, self.cells(other, variant), generator)
+            origin += f", part of it of row {other.source} to row {other.target}"
         sample = editing(cells[0], None if without_text else edit.instruction, cells[1])
-        sample.task, sample.origin = self.name, f"{self.path}, edit of row {edit.source} to row {edit.target}"
+        sample.task, sample.origin = self.name, origin
         return sample
+
+    def cells(self, edit: Edit, variant: int) -> list[dict]:
+        """Source and target."""
+        return [self.rows[place][self.names["image"]][variant] for place in (edit.source, edit.target)]
+
+    @staticmethod
+    def copy(row: int, words: str) -> Edit:
+        return Edit(row, words, row, "copy")
 
     def texts(self) -> Iterator[str]:
         yield from self.edits.texts()
