@@ -83,6 +83,20 @@ def test_edit_is_the_pipeline(succeeds, make_picture, pipeline_folder, pipeline)
         assert (pixels(name) == np.asarray(expected)[:90, :60]).all()  # without the padding
 
 
+def test_edit_with_less_weight_of_the_picture(succeeds, photo, pipeline_folder, pipeline):
+    options = ["--guidance-scale", 4, "--image-guidance-scale", 1.5]
+    (path,) = succeeds("edit", photo, "blue", "--model", pipeline_folder, *options)
+    edit = UniWeTokEditPipeline.from_pipe(pipeline)
+    edit.set_progress_bar_config(disable=True)
+    scales = {"guidance_scale": 4.0, "image_guidance_scale": 1.5}
+    expected, other = (
+        edit(Image.open(photo), "blue", generator=[noise(0)], **options).images[0]
+        for options in (scales, {"guidance_scale": 4.0})
+    )
+    expected, other = (np.asarray(edited)[:70, :100] for edited in (expected, other))  # without the padding
+    assert (pixels(path) == expected).all() and (pixels(path) != other).any()
+
+
 def test_edit_of_a_given_size(succeeds, photo, pipeline_folder):
     succeeds("edit", photo, "blue", "--model", pipeline_folder, "--height", 32, "--output", "small.png")
     assert pixels("small.png").shape == (32, 128, 3)

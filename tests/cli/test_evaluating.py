@@ -200,6 +200,14 @@ def test_editing(succeeds, emoji, pipeline_folder, clip, workplace):
     everything = next(scores for key, scores in rows.items() if key[0] == "model")
     assert set(everything) == {"psnr_to_target", "nearest_by_pixels", "nearest_by_judge"}
     assert everything["nearest_by_judge"]["chance"] == pytest.approx(0.25)
+    # The picture's weight changes the edits of the model, and nothing else.
+    succeeds(*command, "--judge", clip, "--output", "apart", "--guidance-scale", 4, "--image-guidance-scale", 1)
+    succeeds(*command, "--judge", clip, "--output", "plain", "--guidance-scale", 4)
+    (values, apart), (plain_values, plain) = (results(workplace / name) for name in ("apart", "plain"))
+    assert values["protocol"]["guidance scale"] == 4 and values["protocol"]["image guidance scale"] == 1
+    assert values["protocol"]["words that it is made with"] == "none"
+    assert "image guidance scale" not in plain_values["protocol"]
+    assert {key[0] for key in apart if apart[key] != plain[key]} == {"model"}
     # A split whose sources lie in others.
     succeeds(*command, "--split", "test_combinations", "--output", "combinations")
 

@@ -353,6 +353,15 @@ def test_sampler_by_hand_with_guidance():
     torch.testing.assert_close(sampled, sample, atol=1e-4, rtol=1e-4)
 
 
+def test_samples_with_picture_guidance_mix_three_predictions():
+    head = make_head()
+    calls = record_calls(head)
+    sample = head.sample(make_inputs(6, 4)[2], make_sampler(3), 4.0, seeded(0), image_guidance_scale=3.0)
+    assert sample.shape == (2, 4, BITS)
+    conditional, picture, unconditional = calls[-1][2].chunk(3)
+    torch.testing.assert_close(sample, -2 * unconditional - picture + 4 * conditional)
+
+
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.0])
 def test_no_guidance_reads_every_row_as_conditional(guidance_scale):
     head = make_head()

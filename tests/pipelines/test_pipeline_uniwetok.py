@@ -402,7 +402,7 @@ def test_parts_are_named_and_the_offload_order_covers_the_models():
     assert UniWeTokPipeline.model_cpu_offload_seq == "mllm"
     expected, optional = UniWeTokPipeline._get_signature_keys(UniWeTokPipeline)
     assert set(expected) >= {"processor", "mllm", "scheduler"}
-    assert set(optional) == set(DEFAULTS)
+    assert set(optional) == {*DEFAULTS, "default_image_guidance_scale", "default_negative_prompt"}
 
 
 # --- offloading ---

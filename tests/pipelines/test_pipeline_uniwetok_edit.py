@@ -8,6 +8,8 @@ from tiny_mllm import BITS, seeded
 from tiny_models import build_tiny_pipeline
 
 from uniwetok_hf import UniWeTokEditPipeline, UniWeTokPipeline
+from uniwetok_hf.modeling.modeling_uniwetok_head import flow_step, flow_timesteps
+from uniwetok_hf.modeling.modeling_uniwetok_mllm import tokens_to_codes
 from uniwetok_hf.pipelines import UniWeTokPipelineOutput
 
 
@@ -107,6 +109,75 @@ def test_guidance_strengthens_picture_and_words(pipeline, side):
     assert not torch.equal(edit(pipeline, source, guidance_scale=6.0), plain)
 
 
+def test_picture_and_words_have_scales_of_their_own(pipeline, side):
+    """Written out from arXiv 2211.09800, equation 3, with the head's first prediction as the picture."""
+    source = picture(side, side)
+    options = {"guidance_scale": 3.0, "negative_prompt": "leave it", "num_inference_steps": 1}
+    codes = edit(pipeline, source, image_guidance_scale=2.0, **options)
+    assert codes.abs().unique().tolist() == [1.0]
+
+    processor, mllm, head = pipeline.processor, pipeline.mllm, pipeline.mllm.image_head
+    prompts = [processor.drawing_inputs([words], side, side, [source]) for words in ("make it green", "leave it")]
+    calls = [(inputs, [source]) for inputs, _ in prompts] + [(prompts[0][1], None)]
+    conditions = []
+    for inputs, pictures in calls:
+        given = {"pixel_values": inputs["pixel_values"]} if pictures else {}
+        hidden = mllm.model(input_ids=inputs["input_ids"], **given).last_hidden_state
+        block = mllm.config.tokens_per_patch
+        conditions.append(hidden[:, -block:] + mllm.model.positions([torch.zeros(1, *[processor.patch_size] * 2)]))
+    noises = seeded(0)
+    sample = torch.randn(1, block, BITS, generator=noises)
+    grid = flow_timesteps(1, mllm.config.head_config.timestep_shift)
+    for now, later in zip(grid, [grid[1], None], strict=True):
+        words, image, nothing = (head(sample, now[None], condition) for condition in conditions)
+        mixed = nothing + 2.0 * (image - nothing) + 3.0 * (words - image)
+        noise = None if later is None else torch.randn(1, block, BITS, generator=noises)
+        sample = flow_step(mixed, sample, now, later, noise)
+    p = processor.patch_size
+    assert torch.equal(codes, tokens_to_codes(sample.sign(), p, p, p))
+
+
+def test_equal_scales_are_guidance_against_nothing(pipeline, side):
+    source = picture(2 * side, side)
+    plain = edit(pipeline, source, guidance_scale=3.0)
+    assert torch.equal(edit(pipeline, source, guidance_scale=3.0, image_guidance_scale=3.0), plain)
+    apart = edit(pipeline, source, guidance_scale=3.0, image_guidance_scale=1.0)
+    assert not torch.equal(apart, plain)
+    assert not torch.equal(
+        edit(pipeline, source, guidance_scale=3.0, image_guidance_scale=1.0, negative_prompt="leave it"), apart
+    )
+    without = edit(pipeline, source, guidance_scale=1.0)
+    assert torch.equal(edit(pipeline, source, guidance_scale=1.0, image_guidance_scale=3.0), without)
+
+
+def test_the_pictures_scale_keeps_its_proportion_to_that_of_the_words(side, pipeline, tmp_path):
+    tuned = UniWeTokEditPipeline.from_pipe(
+        pipeline,
+        default_guidance_scale=4.0,
+        default_image_guidance_scale=3.0,
+        default_negative_prompt="leave it",
+    )
+    tuned.save_pretrained(tmp_path)
+    loaded = UniWeTokEditPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    source, leave = picture(side, side), {"negative_prompt": "leave it"}
+    wanted = edit(pipeline, source, guidance_scale=4.0, image_guidance_scale=3.0, **leave)
+    assert torch.equal(edit(loaded, source), wanted)
+    wanted = edit(pipeline, source, guidance_scale=8.0, image_guidance_scale=6.0, **leave)
+    assert torch.equal(edit(loaded, source, guidance_scale=8.0), wanted)
+    assert torch.equal(edit(loaded, source, guidance_scale=1.0), edit(pipeline, source, guidance_scale=1.0))
+
+
+def test_an_edit_in_a_batch_has_its_own_negative_prompt(pipeline, side):
+    sources, generators = [picture(side, side, seed=index) for index in range(2)], [seeded(0), seeded(1)]
+    options = {"guidance_scale": 3.0, "image_guidance_scale": 1.0}
+    negatives = ["leave it", "do not change anything at all"]
+    together = edit(pipeline, sources, negative_prompt=negatives, generator=generators, **options)
+    for row in range(2):
+        alone = edit(pipeline, sources[row], negative_prompt=negatives[row], seed=row, **options)
+        assert torch.equal(alone[0], together[row])
+
+
 def test_output_types_and_tuple(pipeline, side):
     arguments = (picture(side, 2 * side), "make it green")
     output = pipeline(*arguments, generator=seeded(0), output_type="np")
@@ -141,7 +212,10 @@ def test_runs_in_bfloat16(side, pipeline):
 def test_call_signature():
     names = list(inspect.signature(UniWeTokEditPipeline.__call__).parameters)
     assert names[1:3] == ["image", "prompt"]
-    assert names[3:] == list(inspect.signature(UniWeTokPipeline.__call__).parameters)[2:]
+    own = ["image_guidance_scale", "negative_prompt"]
+    assert [name for name in names[3:] if name not in own] == list(
+        inspect.signature(UniWeTokPipeline.__call__).parameters
+    )[2:]
 
 
 def test_from_pipe_goes_both_ways_and_shares_the_parts(pipeline):
@@ -185,6 +259,10 @@ def test_pictures_of_different_sizes_need_a_size(pipeline, side):
         ({"image": "no such file.png"}, "image"),
         ({"height": 100}, "height"),
         ({"guidance_scale": "3"}, "guidance_scale"),
+        ({"image_guidance_scale": "3"}, "image_guidance_scale"),
+        ({"negative_prompt": 3}, "negative_prompt"),
+        ({"negative_prompt": ["a", "b"]}, "negative_prompt"),
+        ({"negative_prompt": "<|im_end|>", "image_guidance_scale": 2.0, "guidance_scale": 3.0}, "negative_prompt"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt"),
         ({"output_type": "jpg"}, "output_type"),

@@ -214,15 +214,18 @@ def config(**fields):
     defaults = {"init_from": None, "vision_model": None, "language_model": None, "text_model": {}, "head": {}}
     defaults |= {"mllm": {}, "vocab_size": 300, "num_size_tokens": None, "seed": 0, "resolution": None}
     defaults |= {"input_size": None, "num_inference_steps": None, "guidance_scale": None}
+    defaults |= {"image_guidance_scale": None, "negative_prompt": None}
     return SimpleNamespace(**defaults | fields)
 
 
 def test_going_on_from_a_run(saved):
     mllm = {"text_loss_weight": 0.5, "num_diffusion_draws": 3, "patch_size": 2}
-    pipeline = start_pipeline(config(init_from=str(saved), mllm=mllm, guidance_scale=4.0))
+    guidance = {"guidance_scale": 4.0, "image_guidance_scale": 3.0, "negative_prompt": "keep it"}
+    pipeline = start_pipeline(config(init_from=str(saved), mllm=mllm, **guidance))
     assert pipeline.mllm.config.text_loss_weight == 0.5 and pipeline.mllm.config.num_diffusion_draws == 3
     assert pipeline.processor.patch_size == 2 and pipeline.processor.image_processor.size is None
-    assert dict(pipeline.config)["default_guidance_scale"] == 4.0 and pipeline.config.default_size == 64
+    assert {name: pipeline.config[f"default_{name}"] for name in guidance} == guidance
+    assert pipeline.config.default_size == 64
     sized = start_pipeline(config(init_from=str(saved), resolution=96, input_size={"height": 96, "width": 96}))
     assert sized.config.default_size == 96 and dict(sized.processor.image_processor.size)["height"] == 96
 

@@ -96,6 +96,16 @@ def add_seed_option(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--seed", type=seed, default=0, help=f"{what} (default: 0)")
 
 
+def add_image_guidance_option(parser: argparse.ArgumentParser) -> None:
+    """`--image-guidance-scale`."""
+    parser.add_argument(
+        "--image-guidance-scale",
+        type=finite_float,
+        metavar="V",
+        help="edits: weight of the picture, less = farther from it (default: the model's)",
+    )
+
+
 def slug(text: str, max_bytes: int = 100) -> str:
     """`text` as a piece of a file name: letters and digits of any script, joined by single hyphens."""
     words = re.sub(r"[\W_]+", "-", text.lower()).strip("-")

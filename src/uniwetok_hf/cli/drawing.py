@@ -11,6 +11,7 @@ from .checkpoints import load_pipeline
 from .common import (
     CommandError,
     add_command,
+    add_image_guidance_option,
     add_model_options,
     add_seed_option,
     check_pictures,
@@ -56,6 +57,7 @@ def add_commands(commands) -> None:
     parser.add_argument("picture", metavar="PICTURE", help="any picture that Pillow reads")
     parser.add_argument("instruction", metavar="INSTRUCTION", help="what to change")
     _add_drawing_options(parser)
+    add_image_guidance_option(parser)
 
 
 def _add_drawing_options(parser: argparse.ArgumentParser) -> None:
@@ -150,6 +152,7 @@ def run_edit(args: argparse.Namespace) -> None:
         width=width,
         num_inference_steps=args.steps,
         guidance_scale=args.guidance_scale,
+        image_guidance_scale=args.image_guidance_scale,
     )
     # What the processor padded is no part of the picture.
     _save_all((result.crop((0, 0, content[1], content[0])) for result in drawn), targets)

@@ -218,10 +218,35 @@ def _drawing_protocol(args: argparse.Namespace, pipe) -> dict:
     config = pipe.config
     return {
         "diffusion steps a patch": args.steps or config.default_num_inference_steps,
-        "guidance scale": config.default_guidance_scale if args.guidance_scale is None else args.guidance_scale,
+        "guidance scale": _words_scale(args, pipe),
         "seeds": f"{args.seed} + number of the drawing",
         "pixels": "squared difference of 32x32 thumbnails",
     }
+
+
+def _edit_pipe(args: argparse.Namespace, pipe):
+    """The pipeline as one that edits."""
+    from uniwetok_hf import UniWeTokEditPipeline
+
+    edit_pipe = UniWeTokEditPipeline.from_pipe(pipe)
+    edit_pipe.set_progress_bar_config(disable=True)
+    if args.image_guidance_scale is not None:
+        edit_pipe.register_to_config(
+            default_guidance_scale=_words_scale(args, pipe), default_image_guidance_scale=args.image_guidance_scale
+        )
+    return edit_pipe
+
+
+def _words_scale(args: argparse.Namespace, pipe) -> float:
+    return pipe.config.default_guidance_scale if args.guidance_scale is None else args.guidance_scale
+
+
+def _image_guidance_protocol(args: argparse.Namespace, edit_pipe) -> dict:
+    scale = edit_pipe.scale_for_images(_words_scale(args, edit_pipe), None)
+    if scale is None:
+        return {}
+    words = edit_pipe.config.default_negative_prompt or "none"
+    return {"image guidance scale": scale, "words that it is made with": words}
 
 
 def generation(args: argparse.Namespace):
@@ -273,7 +298,6 @@ def _drawing_rows(args: argparse.Namespace):
 
 def editing(args: argparse.Namespace):
     """Edits, and which candidate each result is nearest to."""
-    from uniwetok_hf import UniWeTokEditPipeline
     from uniwetok_hf.evaluation.editing import evaluate_editing
     from uniwetok_hf.evaluation.rows import is_emoji_folder
 
@@ -282,9 +306,12 @@ def editing(args: argparse.Namespace):
         raise CommandError(f"{args.data} has no edits in {args.split}")
     judge = _load_judge(args.judge, args.device)
     pipe = load_pipeline(args.model, args.device)
-    edit_pipe = UniWeTokEditPipeline.from_pipe(pipe)
-    edit_pipe.set_progress_bar_config(disable=True)
-    protocol = {"candidates": f"target, source, up to {args.rivals} others", **_drawing_protocol(args, pipe)}
+    edit_pipe = _edit_pipe(args, pipe)
+    protocol = {
+        "candidates": f"target, source, up to {args.rivals} others",
+        **_drawing_protocol(args, pipe),
+        **_image_guidance_protocol(args, edit_pipe),
+    }
     if judge is not None:
         protocol |= {"judge": judge.describe(), "did training losses see the judge": _unseen(judge, args)}
     found = evaluate_editing(edit_pipe, pipe, edits, judge, args.seed, args.batch_size, **_drawing_call(args))
@@ -293,7 +320,6 @@ def editing(args: argparse.Namespace):
 
 def emoji(args: argparse.Namespace):
     """Drawing, editing and naming held-out combinations."""
-    from uniwetok_hf import UniWeTokEditPipeline
     from uniwetok_hf.evaluation.emoji import (
         combination_edits,
         evaluate_drawing,
@@ -306,8 +332,7 @@ def emoji(args: argparse.Namespace):
         raise CommandError(f"--judge {args.judge} reads no texts: give a dual encoder such as CLIP or SigLIP")
     pipe = load_pipeline(args.model, args.device)
     pipe.set_progress_bar_config(disable=True)
-    edit_pipe = UniWeTokEditPipeline.from_pipe(pipe)
-    edit_pipe.set_progress_bar_config(disable=True)
+    edit_pipe = _edit_pipe(args, pipe)
     edits, chosen = _choose_emoji_edits(args)
     everything, rows = _emoji_rows(args)
     settings = {"seed": args.seed, "batch_size": args.batch_size, **_drawing_call(args)}
@@ -318,6 +343,7 @@ def emoji(args: argparse.Namespace):
         "answers": "the most likely ones; case and punctuation do not count",
         "names of the judge": "the nearest of all labels of the row's own skin tone",
         **_drawing_protocol(args, pipe),
+        **_image_guidance_protocol(args, edit_pipe),
         "judge": judge.describe(),
         "did training losses see the judge": _unseen(judge, args),
     }

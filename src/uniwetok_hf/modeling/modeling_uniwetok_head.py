@@ -316,28 +316,35 @@ class UniWeTokBinaryHead(PreTrainedModel):
         scheduler: BinaryFlow,
         guidance_scale: float = 1.0,
         generator: Generators = None,
+        image_guidance_scale: float | None = None,
     ) -> torch.Tensor:
         """Draws tokens.
 
         Args:
-            condition: [M, P, condition_size]; with a `guidance_scale` over 1 [2M, ...], conditional rows first.
+            condition: [M, P, condition_size]; with a `guidance_scale` over 1 [2M, ...], conditional rows first, or
+                [3M, ...] when there is an `image_guidance_scale`: conditional, of the picture alone, unconditional.
             scheduler: a [`BinaryFlow`] or `BinaryFlowScheduler` whose timesteps are set.
             guidance_scale: w of classifier-free guidance, unconditional + w (conditional - unconditional).
             generator: one for all rows in turn, or a list with one a row.
+            image_guidance_scale: v of guidance by picture and words apart (arXiv 2211.09800, equation 3):
+                unconditional + v (picture - unconditional) + w (conditional - picture); v = w is the above.
 
         Returns:
             [M, P, bits] float32 around {-1, +1}; the signs are the codes.
         """
-        guided = guidance_scale > 1
-        rows = len(condition) // 2 if guided else len(condition)
-        shape = (rows, condition.shape[1], self.config.num_bits)
+        repeats = 1 if guidance_scale <= 1 else 2 if image_guidance_scale is None else 3
+        shape = (len(condition) // repeats, condition.shape[1], self.config.num_bits)
         sample = draw_noise(shape, generator, condition.device)
         for timestep in scheduler.timesteps:
-            inputs = torch.cat([sample, sample]) if guided else sample
+            inputs = torch.cat([sample] * repeats)
             prediction = self(inputs, timestep.to(condition.device).expand(len(inputs)), condition)
-            if guided:
+            if repeats == 2:
                 conditional, unconditional = prediction.chunk(2)
                 prediction = unconditional + guidance_scale * (conditional - unconditional)
+            elif repeats == 3:
+                conditional, picture, unconditional = prediction.chunk(3)
+                prediction = unconditional + image_guidance_scale * (picture - unconditional)
+                prediction = prediction + guidance_scale * (conditional - picture)
             sample = scheduler.advance(prediction, timestep, sample, generator=generator)
         return sample
 

@@ -569,6 +569,9 @@ class UniWeTokForCausalLM(UniWeTokCardMixin, UniWeTokMLLMPreTrainedModel, Genera
         callback: Callable[[int, torch.Tensor], bool | None] | None = None,
         output_conditions: bool = False,
         past_key_values: Cache | None = None,
+        image_guidance_scale: float | None = None,
+        image_input_ids: torch.LongTensor | None = None,
+        image_attention_mask: torch.Tensor | None = None,
     ) -> UniWeTokDrawOutput:
         """Draws one picture a row, patch by patch.
 
@@ -588,22 +591,34 @@ class UniWeTokForCausalLM(UniWeTokCardMixin, UniWeTokMLLMPreTrainedModel, Genera
             output_conditions: whether to return what the head was told.
             past_key_values: a cache of the first positions of `input_ids`, to go on from; `codes` are then those of
                 the pictures after them. The picture drawn is added to it whole, for whatever follows.
+            image_guidance_scale: weight of the pictures alone, as in [`UniWeTokBinaryHead.sample`]; none when no
+                guidance is asked for.
+            image_input_ids, image_attention_mask: [B, L''], prompts with the same pictures and other words, which the
+                words of `input_ids` are measured against. Needed for an `image_guidance_scale`.
 
         Raises:
             ValueError: when prompts don't end with a size, sizes differ or don't fit the patches, or guidance lacks
-                unconditional prompts.
+                the prompts that it is measured against.
         """
         height, width = self._drawing_size(input_ids)
         rows = len(input_ids)
         guided = guidance_scale > 1
-        prompts = [(input_ids, torch.ones_like(input_ids) if attention_mask is None else attention_mask)]
+        prompts = [(input_ids, attention_mask)]
+        codes = self.model.read_pictures(pixel_values, image_sizes, codes)
+        if guided and image_guidance_scale is not None:
+            if image_input_ids is None or codes is None or past_key_values is not None:
+                raise ValueError(
+                    "`image_guidance_scale` needs pictures, `image_input_ids`, the prompts with other words, and no "
+                    "`past_key_values`."
+                )
+            prompts.append((image_input_ids, image_attention_mask))
+            codes = [*codes, *codes]
         if guided:
             if negative_input_ids is None:
                 raise ValueError("`guidance_scale` over 1 needs `negative_input_ids`, the prompts without their text.")
-            if negative_attention_mask is None:
-                negative_attention_mask = torch.ones_like(negative_input_ids)
-            prompts.append((negative_input_ids.expand(rows, -1), negative_attention_mask.expand(rows, -1)))
-        codes = self.model.read_pictures(pixel_values, image_sizes, codes)
+            prompts.append((negative_input_ids, negative_attention_mask))
+        masked = [(ids, torch.ones_like(ids) if mask is None else mask) for ids, mask in prompts]
+        prompts = [(ids.expand(rows, -1), mask.expand(rows, -1)) for ids, mask in masked]
         reader = _GuidedReader(self.model, prompts, past_key_values)
 
         scheduler = scheduler or BinaryFlow(self.config.head_config.timestep_shift)
@@ -617,7 +632,7 @@ class UniWeTokForCausalLM(UniWeTokCardMixin, UniWeTokMLLMPreTrainedModel, Genera
         for step in range(height * width // block):
             patch = slice(step * block, (step + 1) * block)
             condition = hidden_states + positions[patch].to(hidden_states.dtype)
-            drawn = self.image_head.sample(condition, scheduler, guidance_scale, generator)
+            drawn = self.image_head.sample(condition, scheduler, guidance_scale, generator, image_guidance_scale)
             tokens[:, patch] = binarize(drawn)
             if output_conditions:
                 conditions.append(condition)
@@ -655,7 +670,7 @@ class UniWeTokForCausalLM(UniWeTokCardMixin, UniWeTokMLLMPreTrainedModel, Genera
 
 class _GuidedReader:
     """Reads for all rows that the head wants, conditional ones first, then those that guidance is measured against: in
-    one batch, or, where the conditional rows go on from a cache, each half by itself, since the cache is only theirs.
+    one batch, or, where the conditional rows go on from a cache, each part by itself, since the cache is only theirs.
     """
 
     def __init__(

@@ -23,8 +23,9 @@ class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
         scheduler ([`BinaryFlowScheduler`]): sampler of the binary head.
         default_size (`int`, defaults to 1024): side in pixels of pictures whose `height` or `width` is not given.
         default_num_inference_steps (`int`, defaults to 50), default_guidance_scale (`float`, defaults to 7.5): used
-            when a call gives none. All three are saved with the pipeline, since small models were tuned to other
-            values.
+            when a call gives none. All are saved with the pipeline, since small models were tuned to other values.
+        default_image_guidance_scale (`float`, *optional*), default_negative_prompt (`str`, defaults to ""): the same
+            for edits; a scale of None is that of the words ([`UniWeTokEditPipeline`]).
 
     Example:
 
@@ -46,6 +47,8 @@ class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
         default_size: int = 1024,
         default_num_inference_steps: int = 50,
         default_guidance_scale: float = 7.5,
+        default_image_guidance_scale: float | None = None,
+        default_negative_prompt: str = "",
     ):
         super().__init__()
         self.register_modules(processor=processor, mllm=mllm, scheduler=scheduler)
@@ -53,6 +56,8 @@ class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
             default_size=default_size,
             default_num_inference_steps=default_num_inference_steps,
             default_guidance_scale=default_guidance_scale,
+            default_image_guidance_scale=default_image_guidance_scale,
+            default_negative_prompt=default_negative_prompt,
         )
 
     @property
@@ -93,8 +98,7 @@ class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
         ):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{name}` must be a whole number of 1 or more, got {value!r}.")
-        if not isinstance(guidance_scale, int | float):
-            raise ValueError(f"`guidance_scale` must be a number, got {guidance_scale!r}.")
+        check_number("guidance_scale", guidance_scale)
         if not all(isinstance(one, torch.Generator) for one in _listed(generator)):
             raise ValueError(
                 "`generator` must be a torch.Generator, or a list with one a picture, such as "
@@ -166,7 +170,6 @@ class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
             prompts,
             _given(height, self.config.default_size),
             _given(width, self.config.default_size),
-            None,
             num_inference_steps,
             guidance_scale,
             generator,
@@ -182,16 +185,24 @@ class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
         prompts: list[str],
         height: int,
         width: int,
-        images: list | None,
         num_inference_steps: int,
         guidance_scale: float,
         generator: Generators,
         callback_on_step_end: Callable | None,
         callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...],
+        images: list | None = None,
+        negative_prompts: list[str] | None = None,
+        image_guidance_scale: float | None = None,
     ) -> torch.Tensor:
-        """Codes [B, bits, h, w] of the pictures that `prompts` ask for, or that edit `images`."""
+        """Codes [B, bits, h, w] of the pictures that `prompts` ask for, or that edit `images`; words are then measured
+        against `negative_prompts` where there is an `image_guidance_scale`."""
         device = self._execution_device
         inputs, negative = self.processor.drawing_inputs(prompts, height, width, images)
+        beside = {}
+        if image_guidance_scale is not None:
+            others, _ = self.processor.drawing_inputs(negative_prompts, height, width, images)
+            beside = {f"image_{name}": others[name].to(device) for name in ("input_ids", "attention_mask")}
+            beside["image_guidance_scale"] = image_guidance_scale
         return self.draw_codes(
             height,
             width,
@@ -205,6 +216,7 @@ class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
             pixel_values=inputs["pixel_values"].to(device, self.mllm.dtype) if images is not None else None,
             image_sizes=inputs.get("image_sizes"),
             negative_input_ids=negative["input_ids"].to(device),
+            **beside,
         )
 
     def draw_codes(
@@ -262,6 +274,12 @@ class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
 
 def _listed(generator: Generators) -> list:
     return [] if generator is None else list(generator) if isinstance(generator, list | tuple) else [generator]
+
+
+def check_number(name: str, value) -> None:
+    """ValueError when `value` is none."""
+    if not isinstance(value, int | float):
+        raise ValueError(f"`{name}` must be a number, got {value!r}.")
 
 
 def _given(value, default):

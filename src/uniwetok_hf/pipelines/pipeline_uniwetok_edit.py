@@ -2,7 +2,9 @@
 """Editing with the unified model: picture and instruction -> picture (spec 3.3).
 
 The source goes into the prompt as the picture that the user shows; guidance is measured against a prompt with neither
-picture nor words, so that it strengthens both.
+picture nor words, so that it strengthens both. A model that edits too timidly can strengthen the words more than the
+picture, as in InstructPix2Pix (arXiv 2211.09800): what they change is measured against the same picture with words
+that change nothing.
 """
 
 from collections.abc import Callable
@@ -13,7 +15,7 @@ from PIL import Image
 
 from ..modeling.noise_uniwetok import Generators
 from .pipeline_output import UniWeTokPipelineOutput
-from .pipeline_uniwetok import UniWeTokPipeline, _given
+from .pipeline_uniwetok import UniWeTokPipeline, _given, check_number
 
 
 class UniWeTokEditPipeline(UniWeTokPipeline):
@@ -37,6 +39,8 @@ class UniWeTokEditPipeline(UniWeTokPipeline):
         width: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        image_guidance_scale: float | None = None,
+        negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         output_type: str = "pil",
@@ -51,6 +55,13 @@ class UniWeTokEditPipeline(UniWeTokPipeline):
             prompt: the instruction; one for all pictures, or one a picture.
             height, width: size of the result in pixels. When not given, that at which the model sees the source: as
                 `processor.image_processor` scales it and, with its `fit` "pad", fills it up at the right and below.
+            guidance_scale: weight w of the words; 1 or less is no guidance at all.
+            image_guidance_scale: weight v of the picture: nothing + v (picture - nothing) + w (words - picture). Less
+                than w leads away from the source, more keeps to it; when it is w itself, the picture alone is not
+                looked at, which saves a third of the work. When not given, it is to `guidance_scale` as the pipeline's
+                `default_image_guidance_scale` to its `default_guidance_scale`.
+            negative_prompt: the instruction of "picture" in that formula, one for all pictures or one a picture; best
+                one that changes nothing. `default_negative_prompt` when not given; it may be empty.
 
         The other arguments are those of [`UniWeTokPipeline`].
 
@@ -66,6 +77,9 @@ class UniWeTokEditPipeline(UniWeTokPipeline):
             )
         if isinstance(prompt, str):
             prompt = [prompt] * len(images)
+        image_guidance_scale = self.scale_for_images(guidance_scale, image_guidance_scale)
+        negatives = _given(negative_prompt, self.config.default_negative_prompt)
+        negatives = [negatives] * len(images) if isinstance(negatives, str) else negatives
         prompts = self.check_inputs(
             prompt,
             num_inference_steps,
@@ -79,6 +93,13 @@ class UniWeTokEditPipeline(UniWeTokPipeline):
             raise ValueError(
                 f"`prompt` must be one text or one a picture: {len(images)} pictures, {len(prompts)} texts."
             )
+        if not isinstance(negatives, list) or not all(isinstance(one, str) for one in negatives):
+            raise ValueError(f"`negative_prompt` must be a text or a list of texts, got {negative_prompt!r}.")
+        self.processor.check_words(negatives, "negative_prompt")
+        if len(negatives) != len(images):
+            raise ValueError(
+                f"`negative_prompt` must be one text or one a picture: {len(images)} pictures, {len(negatives)} texts."
+            )
         if height is None or width is None:
             seen = {tuple(p.shape[-2:]) for p in self.processor.image_processor(images)["pixel_values"]}
             if len(seen) > 1:
@@ -91,16 +112,29 @@ class UniWeTokEditPipeline(UniWeTokPipeline):
             [words for words in prompts for _ in range(num_images_per_prompt)],
             height,
             width,
-            [picture for picture in images for _ in range(num_images_per_prompt)],
             num_inference_steps,
             guidance_scale,
             generator,
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
+            images=[picture for picture in images for _ in range(num_images_per_prompt)],
+            negative_prompts=[words for words in negatives for _ in range(num_images_per_prompt)],
+            image_guidance_scale=image_guidance_scale,
         )
         edited = self.decode(codes, generator, output_type)
         self.maybe_free_model_hooks()
         return UniWeTokPipelineOutput(images=edited) if return_dict else (edited,)
+
+    def scale_for_images(self, guidance_scale: float, image_guidance_scale: float | None) -> float | None:
+        """The weight of the picture alone; None where it need not be looked at."""
+        check_number("guidance_scale", guidance_scale)
+        if image_guidance_scale is None:
+            words, picture = self.config.default_guidance_scale, self.config.default_image_guidance_scale
+            if picture is None or words <= 1:
+                return None
+            image_guidance_scale = guidance_scale * picture / words
+        check_number("image_guidance_scale", image_guidance_scale)
+        return None if guidance_scale <= 1 or image_guidance_scale == guidance_scale else image_guidance_scale
 
 
 __all__ = ["UniWeTokEditPipeline"]

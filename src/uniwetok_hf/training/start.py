@@ -69,6 +69,8 @@ def start_pipeline(config, texts: Iterable[str] = ()) -> UniWeTokPipeline:
         default_size=config.resolution,
         default_num_inference_steps=config.num_inference_steps,
         default_guidance_scale=config.guidance_scale,
+        default_image_guidance_scale=config.image_guidance_scale,
+        default_negative_prompt=config.negative_prompt,
     )
 
 

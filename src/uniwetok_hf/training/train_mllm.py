@@ -95,6 +95,8 @@ class MLLMTrainingConfig:
     input_size: dict | None = setting(None, "`size` of the image processor: what given pictures are brought to")
     num_inference_steps: int | None = setting(None, "diffusion steps where a call says none")
     guidance_scale: float | None = setting(None, "guidance where a call says none")
+    image_guidance_scale: float | None = setting(None, "of edits: guidance by the picture alone")
+    negative_prompt: str | None = setting(None, "of edits: the words that this is made with, which change nothing")
     save_dtype: str = setting("float32", "how its weights are stored: float32, bfloat16 or float16")
     prompts: list[str] = setting(
         [], "what is drawn at each validation, four times each, to look at; not under FSDP and DeepSpeed"
