@@ -1,0 +1,74 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""How often edits come nearest to what was asked for, over the weights of picture and words in guidance: what the
+emoji model's `default_image_guidance_scale` is chosen by.
+
+    python benchmarks/editing.py data/emoji runs/emoji_mllm_patchwork/pipeline --guidance 5 --image-guidance 3 4 4.5 5
+
+By pixels, and by a `--judge`, among the candidates of `uniwetok evaluate emoji`, on edits of the validation split,
+whose concepts training never shows. An image guidance that equals the guidance is the usual one, against neither
+picture nor words.
+"""
+
+import argparse
+from collections import Counter
+
+import torch
+from datasets import load_from_disk
+
+from uniwetok_hf import UniWeTokEditPipeline
+from uniwetok_hf.evaluation.drawing import draw_all
+from uniwetok_hf.evaluation.editing import edit_outcomes
+from uniwetok_hf.evaluation.emoji import combination_edits
+from uniwetok_hf.evaluation.intervals import share_score
+from uniwetok_hf.evaluation.judges import Judge
+from uniwetok_hf.evaluation.rows import picture_of
+
+
+def share(right: list[bool]) -> str:
+    score = share_score(right, 0.0)
+    low, high = score.interval
+    return f"{score.value:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="folder of `uniwetok data emoji`")
+    parser.add_argument("pipeline")
+    parser.add_argument("--judge", help="dual encoder that no training loss looked through")
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--count", type=int, default=300, help="edits of each setting")
+    parser.add_argument("--steps", type=int, nargs="+", default=[6])
+    parser.add_argument("--guidance", type=float, nargs="+", default=[5.0])
+    parser.add_argument("--image-guidance", type=float, nargs="+", default=[3.0, 4.0, 4.5, 5.0])
+    options = parser.parse_args()
+
+    splits = load_from_disk(f"{options.data}/pictures")
+    pictures = [dict(row) | {"image": picture_of(row["image"])} for split in splits.values() for row in split]
+    rows = load_from_disk(f"{options.data}/edits")[options.split].to_list()
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    edits = combination_edits(rows, pictures, sorted(order[: options.count].tolist()))
+    prompts, sources = [edit.instruction for edit in edits], [edit.source for edit in edits]
+    kinds = [kind for kind, _ in Counter(edit.kind for edit in edits).most_common()]
+
+    judge = Judge.from_pretrained(options.judge) if options.judge else None
+    pipe = UniWeTokEditPipeline.from_pretrained(options.pipeline, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    print(f"| guidance | of the picture | diffusion steps | nearest by | all | {' | '.join(kinds)} |")
+    print(f"| ---: | ---: | ---: | --- | --- |{' --- |' * len(kinds)}")
+    for guidance in options.guidance:
+        for image_guidance in options.image_guidance:
+            for steps in options.steps:
+                call = {"guidance_scale": guidance, "image_guidance_scale": image_guidance}
+                drawn = draw_all(pipe, prompts, sources, num_inference_steps=steps, **call)
+                outcomes = edit_outcomes(drawn, edits, judge)
+                for name in ("pixels", "judge") if judge else ("pixels",):
+                    right = [outcome[f"nearest_by_{name}"] for outcome in outcomes]
+                    cells = [f"{guidance:g}", f"{image_guidance:g}", str(steps), name, share(right)]
+                    for kind in kinds:
+                        cells.append(share([hit for hit, edit in zip(right, edits, strict=True) if edit.kind == kind]))
+                    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    main()
