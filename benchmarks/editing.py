@@ -53,6 +53,7 @@ def main() -> None:
     judge = Judge.from_pretrained(options.judge) if options.judge else None
     pipe = UniWeTokEditPipeline.from_pretrained(options.pipeline, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
+    print(f"Negative prompt: {pipe.config.default_negative_prompt!r}\n")
     print(f"| guidance | of the picture | diffusion steps | nearest by | all | {' | '.join(kinds)} |")
     print(f"| ---: | ---: | ---: | --- | --- |{' --- |' * len(kinds)}")
     for guidance in options.guidance:

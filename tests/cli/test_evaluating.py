@@ -205,7 +205,7 @@ def test_editing(succeeds, emoji, pipeline_folder, clip, workplace):
     succeeds(*command, "--judge", clip, "--output", "plain", "--guidance-scale", 4)
     (values, apart), (plain_values, plain) = (results(workplace / name) for name in ("apart", "plain"))
     assert values["protocol"]["guidance scale"] == 4 and values["protocol"]["image guidance scale"] == 1
-    assert values["protocol"]["words that it is made with"] == "none"
+    assert values["protocol"]["negative prompt"] == "none"
     assert "image guidance scale" not in plain_values["protocol"]
     assert {key[0] for key in apart if apart[key] != plain[key]} == {"model"}
     # A split whose sources lie in others.

@@ -351,8 +351,12 @@ def test_drawing_errors():
         draw(model, tokenize("x" + end.replace("<|res_2|>", "<|res_3|>"), patch_size=2))
     with pytest.raises(ValueError, match="negative_input_ids"):
         draw(model, inputs, guidance_scale=2.0)
-    with pytest.raises(ValueError, match="image_guidance_scale.*image_input_ids"):
-        draw(model, inputs, guidance_scale=2.0, image_guidance_scale=1.0, negative_input_ids=inputs["input_ids"])
+    guided = {"guidance_scale": 2.0, "image_guidance_scale": 1.0, "negative_input_ids": inputs["input_ids"]}
+    for ids in (None, inputs["input_ids"].repeat(2, 1)):
+        with pytest.raises(ValueError, match="image_guidance_scale.*image_input_ids"):
+            draw(model, inputs, image_input_ids=ids, **guided)
+    with pytest.raises(ValueError, match="image_guidance_scale.*pictures"):
+        draw(model, inputs, image_input_ids=inputs["input_ids"], **guided)
     with pytest.raises(ValueError, match="generator"):
         draw(model, inputs, generator=[seeded(0), seeded(1)])
     with pytest.raises(ValueError, match="num_inference_steps"):

@@ -110,7 +110,7 @@ def test_guidance_strengthens_picture_and_words(pipeline, side):
 
 
 def test_picture_and_words_have_scales_of_their_own(pipeline, side):
-    """Written out from arXiv 2211.09800, equation 3, with the head's first prediction as the picture."""
+    """Written out from arXiv 2211.09800, equation 3, and spec 3.2."""
     source = picture(side, side)
     options = {"guidance_scale": 3.0, "negative_prompt": "leave it", "num_inference_steps": 1}
     codes = edit(pipeline, source, image_guidance_scale=2.0, **options)
@@ -160,6 +160,9 @@ def test_the_pictures_scale_keeps_its_proportion_to_that_of_the_words(side, pipe
     tuned.save_pretrained(tmp_path)
     loaded = UniWeTokEditPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
+    there_and_back = UniWeTokEditPipeline.from_pipe(UniWeTokPipeline.from_pipe(loaded))
+    assert there_and_back.config.default_image_guidance_scale == 3.0
+    assert there_and_back.config.default_negative_prompt == "leave it"
     source, leave = picture(side, side), {"negative_prompt": "leave it"}
     wanted = edit(pipeline, source, guidance_scale=4.0, image_guidance_scale=3.0, **leave)
     assert torch.equal(edit(loaded, source), wanted)
@@ -172,10 +175,15 @@ def test_an_edit_in_a_batch_has_its_own_negative_prompt(pipeline, side):
     sources, generators = [picture(side, side, seed=index) for index in range(2)], [seeded(0), seeded(1)]
     options = {"guidance_scale": 3.0, "image_guidance_scale": 1.0}
     negatives = ["leave it", "do not change anything at all"]
+    sources[1] = picture(side, 2 * side, seed=1)  # which is padded beside the other
+    options |= {"height": side, "width": side}
     together = edit(pipeline, sources, negative_prompt=negatives, generator=generators, **options)
     for row in range(2):
         alone = edit(pipeline, sources[row], negative_prompt=negatives[row], seed=row, **options)
         assert torch.equal(alone[0], together[row])
+    generators = [seeded(row) for row in (0, 5, 1, 6)]
+    options |= {"num_images_per_prompt": 2, "negative_prompt": negatives}
+    assert torch.equal(edit(pipeline, sources, generator=generators, **options)[::2], together)
 
 
 def test_output_types_and_tuple(pipeline, side):
@@ -260,6 +268,8 @@ def test_pictures_of_different_sizes_need_a_size(pipeline, side):
         ({"height": 100}, "height"),
         ({"guidance_scale": "3"}, "guidance_scale"),
         ({"image_guidance_scale": "3"}, "image_guidance_scale"),
+        ({"image_guidance_scale": float("nan")}, "image_guidance_scale"),
+        ({"negative_prompt": "x" * 9000, "image_guidance_scale": 1.5}, "negative_prompt"),
         ({"negative_prompt": 3}, "negative_prompt"),
         ({"negative_prompt": ["a", "b"]}, "negative_prompt"),
         ({"negative_prompt": "<|im_end|>", "image_guidance_scale": 2.0, "guidance_scale": 3.0}, "negative_prompt"),

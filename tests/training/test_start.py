@@ -226,6 +226,8 @@ def test_going_on_from_a_run(saved):
     assert pipeline.processor.patch_size == 2 and pipeline.processor.image_processor.size is None
     assert {name: pipeline.config[f"default_{name}"] for name in guidance} == guidance
     assert pipeline.config.default_size == 64
+    with pytest.raises(ValueError, match="`negative_prompt`"):
+        start_pipeline(config(init_from=str(saved), negative_prompt="<|im_end|>"))
     sized = start_pipeline(config(init_from=str(saved), resolution=96, input_size={"height": 96, "width": 96}))
     assert sized.config.default_size == 96 and dict(sized.processor.image_processor.size)["height"] == 96
 

@@ -13,7 +13,7 @@ from tiny_encoded import build_vision, encode, encode_emoji, pictures
 
 from uniwetok_hf.data.encoded import encoder_fingerprint
 from uniwetok_hf.training.tasks import FORMATS, Row, TaskMixture, TaskSource, open_task
-from uniwetok_hf.training.tasks_emoji import COPIES, EDITS_IN_PLACE
+from uniwetok_hf.training.tasks_emoji import COPIES, EDITS_IN_PLACE, patchwork
 
 
 FORMATS_PAGE = Path(__file__).parents[2] / "docs" / "data-formats.md"
@@ -415,7 +415,34 @@ def test_edits_in_place_are_of_the_same_crop_of_both_pictures(fixtures, vision, 
     assert {variant for drawn in shown["emoji_drawing", True] for _, variant in drawn} == {0}
 
 
-def test_patchwork_has_one_band_of_two_edits_that_are_told_the_same(fixtures, vision, tmp_path):
+def packed(value: int, height: int = 3, width: int = 4) -> dict:
+    return {"codes": bytes([value]) * (2 * height * width), "height": height, "width": width}
+
+
+def test_patchwork_takes_one_band_of_all_pictures():
+    ours, others = [packed(0), packed(1)], [packed(2), packed(3)]
+    bands = set()
+    for seed in range(100):
+        mixed = [
+            np.frombuffer(cell["codes"], np.uint8).reshape(3, 4, 2) for cell in patchwork(ours, others, seeded(seed))
+        ]
+        taken = mixed[0] == 2
+        assert np.array_equal(mixed[0], np.where(taken, 2, 0)) and np.array_equal(mixed[1], np.where(taken, 3, 1))
+        bands.add(taken[..., 0].astype(int).tobytes())
+    rows = [np.arange(3)[:, None] < line for line in (1, 2)]
+    columns = [np.arange(4)[None] < line for line in (1, 2, 3)]
+    one_side = [np.broadcast_to(band, (3, 4)) for band in (*rows, *columns)]
+    assert bands == {side.astype(int).tobytes() for band in one_side for side in (band, ~band)}
+
+
+def test_patchwork_of_unlike_sizes_or_of_one_token_is_none():
+    ours = [packed(0), packed(1)]
+    for others in ([packed(2), packed(3, 4, 3)], [packed(2, 2, 6), packed(3, 2, 6)]):
+        assert patchwork(ours, others, seeded(0)) == ours
+    assert patchwork([packed(0, 1, 1)], [packed(1, 1, 1)], seeded(0)) == [packed(0, 1, 1)]
+
+
+def test_edits_of_a_patchwork_are_told_the_same(fixtures, vision, tmp_path):
     from datasets import load_from_disk
 
     rows = load_from_disk(str(fixtures / "emoji" / "pictures"))["train"]
@@ -423,7 +450,11 @@ def test_patchwork_has_one_band_of_two_edits_that_are_told_the_same(fixtures, vi
     table = {(edit["source"], edit["target"], edit["instruction"]) for edit in load_from_disk(edits)}
     path = encode(rows, tmp_path / "codes", vision, num_variants=3, same_crops=True)
     task = open_task(TaskSource(path=path, task="emoji_editing", edits=edits))
-    ids, bands = list(task.rows["id"]), set()
+    ids, mixed = list(task.rows["id"]), 0
+
+    def tokens(cell):
+        return np.frombuffer(cell["codes"], np.uint8).reshape(cell["height"] * cell["width"], -1)
+
     for seed in range(150):
         sample = task.sample(0, seeded(seed))
         if "part of it" not in sample.origin:
@@ -433,29 +464,22 @@ def test_patchwork_has_one_band_of_two_edits_that_are_told_the_same(fixtures, vi
         for source, target in (places[:2], places[2:]):
             is_copy = words in COPIES and source == target
             assert is_copy or (ids[source], ids[target], words) in table
-
-        def tokens(cell):
-            grid = np.frombuffer(cell["codes"], np.uint8)
-            return grid.reshape(cell["height"], cell["width"], -1)
-
-        def mixes(variant, ours=places[:2], others=places[2:], mixed=sample.pictures):
-            """Bands in which both pictures are the other edit's, if all else is the first's."""
-            cells = [[tokens(task.rows[place]["image"][variant]) for place in pair] for pair in (ours, others)]
-            height, width = cells[0][0].shape[:2]
-            for axis, length in ((0, height), (1, width)):
-                for line in range(1, length):
-                    for side in (slice(line), slice(line, None)):
-                        band = (side, slice(None)) if axis == 0 else (slice(None), side)
-                        wanted = [cell.copy() for cell in cells[0]]
-                        for one, other in zip(wanted, cells[1], strict=True):
-                            one[band] = other[band]
-                        if all(np.array_equal(tokens(m), w) for m, w in zip(mixed, wanted, strict=True)):
-                            yield axis, line, side.start is None
-
-        found = {band for variant in range(3) for band in mixes(variant)}
-        assert found
-        bands |= found
-    assert {axis for axis, _, _ in bands} == {0, 1} and {first for _, _, first in bands} == {True, False}
+        fits = []
+        for variant in range(3):  # every token is one of the two edits', of one variant
+            pairs = [
+                [tokens(task.rows[place]["image"][variant]) for place in sides]
+                for sides in zip(places[:2], places[2:])
+            ]
+            shown = [tokens(picture) for picture in sample.pictures]
+            fits.append(
+                all(
+                    ((own == picture).all(1) | (other == picture).all(1)).all()
+                    for picture, (own, other) in zip(shown, pairs, strict=True)
+                )
+            )
+            mixed += fits[-1] and not any(np.array_equal(shown[0], whole) for whole in pairs[0])
+        assert any(fits)
+    assert mixed > 10
 
 
 def test_emoji_conversations_follow_the_edits(emoji):

@@ -102,7 +102,7 @@ def add_image_guidance_option(parser: argparse.ArgumentParser) -> None:
         "--image-guidance-scale",
         type=finite_float,
         metavar="V",
-        help="edits: weight of the picture, less = farther from it (default: the model's)",
+        help="edits: weight of the picture, less = farther from it (default: as the model's is to its guidance scale)",
     )
 
 

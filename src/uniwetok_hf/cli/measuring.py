@@ -228,12 +228,12 @@ def _edit_pipe(args: argparse.Namespace, pipe):
     """The pipeline as one that edits."""
     from uniwetok_hf import UniWeTokEditPipeline
 
-    edit_pipe = UniWeTokEditPipeline.from_pipe(pipe)
-    edit_pipe.set_progress_bar_config(disable=True)
+    scales = {}
     if args.image_guidance_scale is not None:
-        edit_pipe.register_to_config(
-            default_guidance_scale=_words_scale(args, pipe), default_image_guidance_scale=args.image_guidance_scale
-        )
+        scales["default_guidance_scale"] = _words_scale(args, pipe)
+        scales["default_image_guidance_scale"] = args.image_guidance_scale
+    edit_pipe = UniWeTokEditPipeline.from_pipe(pipe, **scales)
+    edit_pipe.set_progress_bar_config(disable=True)
     return edit_pipe
 
 
@@ -245,8 +245,7 @@ def _image_guidance_protocol(args: argparse.Namespace, edit_pipe) -> dict:
     scale = edit_pipe.scale_for_images(_words_scale(args, edit_pipe), None)
     if scale is None:
         return {}
-    words = edit_pipe.config.default_negative_prompt or "none"
-    return {"image guidance scale": scale, "words that it is made with": words}
+    return {"image guidance scale": scale, "negative prompt": edit_pipe.config.default_negative_prompt or "none"}
 
 
 def generation(args: argparse.Namespace):

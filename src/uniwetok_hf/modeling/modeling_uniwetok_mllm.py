@@ -598,7 +598,7 @@ class UniWeTokForCausalLM(UniWeTokCardMixin, UniWeTokMLLMPreTrainedModel, Genera
 
         Raises:
             ValueError: when prompts don't end with a size, sizes differ or don't fit the patches, or guidance lacks
-                the prompts that it is measured against.
+                the prompts or pictures that it is measured against.
         """
         height, width = self._drawing_size(input_ids)
         rows = len(input_ids)
@@ -606,11 +606,10 @@ class UniWeTokForCausalLM(UniWeTokCardMixin, UniWeTokMLLMPreTrainedModel, Genera
         prompts = [(input_ids, attention_mask)]
         codes = self.model.read_pictures(pixel_values, image_sizes, codes)
         if guided and image_guidance_scale is not None:
-            if image_input_ids is None or codes is None or past_key_values is not None:
-                raise ValueError(
-                    "`image_guidance_scale` needs pictures, `image_input_ids`, the prompts with other words, and no "
-                    "`past_key_values`."
-                )
+            if image_input_ids is None or len(image_input_ids) != rows:
+                raise ValueError("`image_guidance_scale` needs `image_input_ids`, a prompt with other words a row.")
+            if codes is None or past_key_values is not None:
+                raise ValueError("`image_guidance_scale` needs pictures in prompts that go on from no cache.")
             prompts.append((image_input_ids, image_attention_mask))
             codes = [*codes, *codes]
         if guided:

@@ -1,6 +1,7 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """Text to image with the unified model: prompt -> codes, patch by patch -> picture (spec 3.3)."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -98,7 +99,7 @@ class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
         ):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{name}` must be a whole number of 1 or more, got {value!r}.")
-        check_number("guidance_scale", guidance_scale)
+        _check_number("guidance_scale", guidance_scale)
         if not all(isinstance(one, torch.Generator) for one in _listed(generator)):
             raise ValueError(
                 "`generator` must be a torch.Generator, or a list with one a picture, such as "
@@ -201,6 +202,8 @@ class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
         beside = {}
         if image_guidance_scale is not None:
             others, _ = self.processor.drawing_inputs(negative_prompts, height, width, images)
+            num_drawn = (height // self.processor.stride) * (width // self.processor.stride)
+            self.mllm.config.check_positions(others["input_ids"].shape[1], num_drawn, "negative_prompt")
             beside = {f"image_{name}": others[name].to(device) for name in ("input_ids", "attention_mask")}
             beside["image_guidance_scale"] = image_guidance_scale
         return self.draw_codes(
@@ -276,9 +279,8 @@ def _listed(generator: Generators) -> list:
     return [] if generator is None else list(generator) if isinstance(generator, list | tuple) else [generator]
 
 
-def check_number(name: str, value) -> None:
-    """ValueError when `value` is none."""
-    if not isinstance(value, int | float):
+def _check_number(name: str, value) -> None:
+    if not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"`{name}` must be a number, got {value!r}.")
 
 

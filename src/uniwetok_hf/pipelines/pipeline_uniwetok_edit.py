@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..modeling.noise_uniwetok import Generators
 from .pipeline_output import UniWeTokPipelineOutput
-from .pipeline_uniwetok import UniWeTokPipeline, _given, check_number
+from .pipeline_uniwetok import UniWeTokPipeline, _check_number, _given
 
 
 class UniWeTokEditPipeline(UniWeTokPipeline):
@@ -60,8 +60,10 @@ class UniWeTokEditPipeline(UniWeTokPipeline):
                 than w leads away from the source, more keeps to it; when it is w itself, the picture alone is not
                 looked at, which saves a third of the work. When not given, it is to `guidance_scale` as the pipeline's
                 `default_image_guidance_scale` to its `default_guidance_scale`.
+                Without guidance it does nothing.
             negative_prompt: the instruction of "picture" in that formula, one for all pictures or one a picture; best
-                one that changes nothing. `default_negative_prompt` when not given; it may be empty.
+                one that changes nothing, which the model has learnt. `default_negative_prompt` when not given. Where
+                the picture alone is not looked at it does nothing.
 
         The other arguments are those of [`UniWeTokPipeline`].
 
@@ -77,7 +79,6 @@ class UniWeTokEditPipeline(UniWeTokPipeline):
             )
         if isinstance(prompt, str):
             prompt = [prompt] * len(images)
-        image_guidance_scale = self.scale_for_images(guidance_scale, image_guidance_scale)
         negatives = _given(negative_prompt, self.config.default_negative_prompt)
         negatives = [negatives] * len(images) if isinstance(negatives, str) else negatives
         prompts = self.check_inputs(
@@ -89,12 +90,13 @@ class UniWeTokEditPipeline(UniWeTokPipeline):
             output_type,
             callback_on_step_end_tensor_inputs,
         )
+        image_guidance_scale = self.scale_for_images(guidance_scale, image_guidance_scale)
         if len(prompts) != len(images):
             raise ValueError(
                 f"`prompt` must be one text or one a picture: {len(images)} pictures, {len(prompts)} texts."
             )
         if not isinstance(negatives, list) or not all(isinstance(one, str) for one in negatives):
-            raise ValueError(f"`negative_prompt` must be a text or a list of texts, got {negative_prompt!r}.")
+            raise ValueError(f"`negative_prompt` must be a text or a list of texts, got {negatives!r}.")
         self.processor.check_words(negatives, "negative_prompt")
         if len(negatives) != len(images):
             raise ValueError(
@@ -127,13 +129,13 @@ class UniWeTokEditPipeline(UniWeTokPipeline):
 
     def scale_for_images(self, guidance_scale: float, image_guidance_scale: float | None) -> float | None:
         """The weight of the picture alone; None where it need not be looked at."""
-        check_number("guidance_scale", guidance_scale)
         if image_guidance_scale is None:
             words, picture = self.config.default_guidance_scale, self.config.default_image_guidance_scale
             if picture is None or words <= 1:
                 return None
-            image_guidance_scale = guidance_scale * picture / words
-        check_number("image_guidance_scale", image_guidance_scale)
+            # In proportion, since it is their difference that leads away from the source.
+            image_guidance_scale = guidance_scale * (picture / words)
+        _check_number("image_guidance_scale", image_guidance_scale)
         return None if guidance_scale <= 1 or image_guidance_scale == guidance_scale else image_guidance_scale
 
 

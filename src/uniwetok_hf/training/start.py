@@ -239,6 +239,7 @@ def with_defaults(pipeline: UniWeTokPipeline, input_size: dict | None = None, **
         values = {name: value for name, value in old.to_dict().items() if value is not None}
         pipeline.processor.image_processor = type(old).from_dict(values | {"size": input_size})
     defaults = {name: value for name, value in defaults.items() if value is not None}
+    pipeline.processor.check_words([defaults.get("default_negative_prompt", "")], "negative_prompt")
     pipeline.register_to_config(**_defaults(pipeline) | defaults)
     unit = pipeline.processor.stride * pipeline.processor.patch_size
     if pipeline.config.default_size % unit:

@@ -69,13 +69,13 @@ def pick_variant(count: int, crop_chance: float, generator: torch.Generator) -> 
 
 
 def patchwork(ours: list[dict], others: list[dict], generator: torch.Generator) -> list[dict]:
-    """Pictures `ours` [{codes, height, width}] with a band of rows or columns, on one side, taken from `others`: the
-    same band in all of them, so that what is true of every place stays true. Both lists hold pictures of one size; a
-    picture of one token has no band."""
+    """Pictures `ours`, each {codes, height, width} with packed bits, with a band of rows or columns, on one side,
+    taken from `others`: the same band in all of them, so that what is told of every place stays true. Where sizes
+    differ, or there is one row (column) only, all stays as it is."""
     height, width = ours[0]["height"], ours[0]["width"]
     axis = int(chance(0.5, generator))
     length = (height, width)[axis]
-    if length == 1:
+    if length == 1 or any((cell["height"], cell["width"]) != (height, width) for cell in ours + others):
         return ours
     line = torch.randint(1, length, (), generator=generator).item()
     band = [slice(None), slice(None)]
@@ -227,14 +227,16 @@ class EmojiEditing(EncodedTask):
         are patchwork of two that are told the same: pictures that no one can know by heart."""
         edit = self.edits.draw(generator)
         if chance(COPY_CHANCE, generator):
-            edit = self.copy(index, pick(COPIES, generator))
+            edit = Edit(index, pick(COPIES, generator), index, "copy")
         # Without words nothing tells of a crop: guidance is measured against whole pictures.
         variant = 0 if without_text else self.edits.variant_for(edit, generator)
         cells, origin = self.cells(edit, variant), f"{self.path}, edit of row {edit.source} to row {edit.target}"
+        # As with crops: a validation, which has none, is of the pictures themselves.
         may_be_patchwork = self.edits.num_variants > 1 and edit.kind in EDITS_IN_PLACE and not without_text
         if may_be_patchwork and chance(PATCHWORK_CHANCE, generator):
             if edit.kind == "copy":
-                other = self.copy(torch.randint(len(self), (), generator=generator).item(), edit.instruction)
+                place = torch.randint(len(self), (), generator=generator).item()
+                other = Edit(place, edit.instruction, place, "copy")
             else:
                 other = pick(self.edits.of_words[edit.instruction], generator)
             cells = patchwork(cells, self.cells(other, variant), generator)
@@ -246,10 +248,6 @@ class EmojiEditing(EncodedTask):
     def cells(self, edit: Edit, variant: int) -> list[dict]:
         """Source and target."""
         return [self.rows[place][self.names["image"]][variant] for place in (edit.source, edit.target)]
-
-    @staticmethod
-    def copy(row: int, words: str) -> Edit:
-        return Edit(row, words, row, "copy")
 
     def texts(self) -> Iterator[str]:
         yield from self.edits.texts()
