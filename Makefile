@@ -91,7 +91,7 @@ check-dist: dist  ## install the wheel in a clean environment and run the demo f
 	@echo "make check-dist took $(elapsed): the demo runs from the installed wheel."
 
 CODES := data/emoji_codes
-TRAINED := runs/emoji_mllm_patchwork
+TRAINED := runs/emoji_mllm_anneal
 
 # What is finished is not made again: after an interruption the same command goes on.
 train-emoji: $(INSTALLED)  ## train a model like the embedded one from data to card into runs/ (hours; needs npm)
@@ -102,9 +102,11 @@ train-emoji: $(INSTALLED)  ## train a model like the embedded one from data to c
 	@$(BIN)/uniwetok train tokenizer --config emoji_uniwetok_stage1 emoji_uniwetok_stage2 emoji_uniwetok_stage3
 	@$(BIN)/uniwetok encode-dataset data/emoji $(CODES)/train --size 128 --variants 10 --crop-scale 0.7 \
 		--same-crops --model runs/emoji_uniwetok_stage3/model
+	@$(BIN)/uniwetok encode-dataset data/emoji $(CODES)/plain --size 128 --model runs/emoji_uniwetok_stage3/model
 	@$(BIN)/uniwetok encode-dataset data/emoji $(CODES)/validation --split validation --size 128 \
 		--model runs/emoji_uniwetok_stage3/model
-	@for name in emoji_mllm emoji_mllm_longer emoji_mllm_crops emoji_mllm_narrow_crops emoji_mllm_patchwork; do \
+	@for name in emoji_mllm emoji_mllm_longer emoji_mllm_crops emoji_mllm_narrow_crops emoji_mllm_patchwork \
+		emoji_mllm_anneal; do \
 		test -d runs/$$name/pipeline || $(BIN)/uniwetok train mllm --config $$name || exit 1; done
 	@$(BIN)/uniwetok evaluate reconstruction data/emoji --sizes 128 --by style --model $(TRAINED)/pipeline \
 		--output $(TRAINED)/results/reconstruction
