@@ -88,12 +88,10 @@ def test_edit_with_less_weight_of_the_picture(succeeds, photo, pipeline_folder, 
     (path,) = succeeds("edit", photo, "blue", "--model", pipeline_folder, *options)
     edit = UniWeTokEditPipeline.from_pipe(pipeline)
     edit.set_progress_bar_config(disable=True)
-    scales = {"guidance_scale": 4.0, "image_guidance_scale": 1.5}
-    expected, other = (
-        edit(Image.open(photo), "blue", generator=[noise(0)], **options).images[0]
-        for options in (scales, {"guidance_scale": 4.0})
-    )
-    expected, other = (np.asarray(edited)[:70, :100] for edited in (expected, other))  # without the padding
+    plain = {"guidance_scale": 4.0}
+    scales = plain | {"image_guidance_scale": 1.5}
+    edited = [edit(Image.open(photo), "blue", generator=[noise(0)], **call).images[0] for call in (scales, plain)]
+    expected, other = (np.asarray(picture)[:70, :100] for picture in edited)  # without the padding
     assert (pixels(path) == expected).all() and (pixels(path) != other).any()
 
 

@@ -202,8 +202,6 @@ class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
         beside = {}
         if image_guidance_scale is not None:
             others, _ = self.processor.drawing_inputs(negative_prompts, height, width, images)
-            num_drawn = (height // self.processor.stride) * (width // self.processor.stride)
-            self.mllm.config.check_positions(others["input_ids"].shape[1], num_drawn, "negative_prompt")
             beside = {f"image_{name}": others[name].to(device) for name in ("input_ids", "attention_mask")}
             beside["image_guidance_scale"] = image_guidance_scale
         return self.draw_codes(
@@ -237,7 +235,10 @@ class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
         arguments of [`UniWeTokForCausalLM.generate_codes`]. Shows progress, calls back, and may be interrupted."""
         self._load_model()
         stride, patch_size = self.processor.stride, self.processor.patch_size
-        self.mllm.config.check_positions(inputs["input_ids"].shape[1], (height // stride) * (width // stride))
+        for name, argument in (("input_ids", "prompt"), ("image_input_ids", "negative_prompt")):
+            if name in inputs:
+                num_drawn = (height // stride) * (width // stride)
+                self.mllm.config.check_positions(inputs[name].shape[1], num_drawn, argument)
         self._guidance_scale = guidance_scale
         self._interrupt = False
         self._num_timesteps = (height // stride // patch_size) * (width // stride // patch_size)

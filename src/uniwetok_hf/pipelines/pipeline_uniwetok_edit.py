@@ -77,12 +77,8 @@ class UniWeTokEditPipeline(UniWeTokPipeline):
             raise ValueError(
                 f"`image` must be a picture or a list of pictures (PIL.Image.open reads a file), got {image!r}."
             )
-        if isinstance(prompt, str):
-            prompt = [prompt] * len(images)
-        negatives = _given(negative_prompt, self.config.default_negative_prompt)
-        negatives = [negatives] * len(images) if isinstance(negatives, str) else negatives
         prompts = self.check_inputs(
-            prompt,
+            [prompt] * len(images) if isinstance(prompt, str) else prompt,
             num_inference_steps,
             guidance_scale,
             num_images_per_prompt,
@@ -91,17 +87,10 @@ class UniWeTokEditPipeline(UniWeTokPipeline):
             callback_on_step_end_tensor_inputs,
         )
         image_guidance_scale = self.scale_for_images(guidance_scale, image_guidance_scale)
-        if len(prompts) != len(images):
-            raise ValueError(
-                f"`prompt` must be one text or one a picture: {len(images)} pictures, {len(prompts)} texts."
-            )
-        if not isinstance(negatives, list) or not all(isinstance(one, str) for one in negatives):
-            raise ValueError(f"`negative_prompt` must be a text or a list of texts, got {negatives!r}.")
+        prompts = _one_a_picture("prompt", prompts, len(images))
+        negatives = _given(negative_prompt, self.config.default_negative_prompt)
+        negatives = _one_a_picture("negative_prompt", negatives, len(images))
         self.processor.check_words(negatives, "negative_prompt")
-        if len(negatives) != len(images):
-            raise ValueError(
-                f"`negative_prompt` must be one text or one a picture: {len(images)} pictures, {len(negatives)} texts."
-            )
         if height is None or width is None:
             seen = {tuple(p.shape[-2:]) for p in self.processor.image_processor(images)["pixel_values"]}
             if len(seen) > 1:
@@ -137,6 +126,17 @@ class UniWeTokEditPipeline(UniWeTokPipeline):
             image_guidance_scale = guidance_scale * (picture / words)
         _check_number("image_guidance_scale", image_guidance_scale)
         return None if guidance_scale <= 1 or image_guidance_scale == guidance_scale else image_guidance_scale
+
+
+def _one_a_picture(name: str, texts: str | list[str], num_pictures: int) -> list[str]:
+    """`texts` as a list with one for each picture; ValueError naming the argument where it is none."""
+    if isinstance(texts, str):
+        return [texts] * num_pictures
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"`{name}` must be a text or a list of texts, got {texts!r}.")
+    if len(texts) != num_pictures:
+        raise ValueError(f"`{name}` must be one text or one a picture: {num_pictures} pictures, {len(texts)} texts.")
+    return texts
 
 
 __all__ = ["UniWeTokEditPipeline"]
