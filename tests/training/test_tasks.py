@@ -12,8 +12,8 @@ from datasets import Dataset, Image, List, load_dataset
 from tiny_encoded import build_vision, encode, encode_emoji, pictures
 
 from uniwetok_hf.data.encoded import encoder_fingerprint
-from uniwetok_hf.training.tasks import FORMATS, Row, TaskMixture, TaskSource, open_task
-from uniwetok_hf.training.tasks_emoji import COPIES, EDITS_IN_PLACE, patchwork
+from uniwetok_hf.training.tasks import COPIES, FORMATS, Row, TaskMixture, TaskSource, open_task, turn_over
+from uniwetok_hf.training.tasks_emoji import EDITS_IN_PLACE, FAITHFUL_EDITS, MOST_BITS, patchwork
 
 
 FORMATS_PAGE = Path(__file__).parents[2] / "docs" / "data-formats.md"
@@ -143,6 +143,38 @@ def test_pictures_of_an_edit_are_of_one_variant(encoded):
     assert shape(task.sample(0, seeded())) == [("user", ["IMAGE", "keep it"]), ("assistant", ["IMAGE"])]
     without = task.sample(0, seeded(), without_text=True)
     assert shape(without) == [("assistant", ["IMAGE"])] and len(without.pictures) == 1
+
+
+def test_copies_are_of_a_picture_that_nobody_knows(encoded):
+    path = encoded({"image": pictures(2, size=(64, 64))}, num_variants=2)
+    task, shares = task_of("copies", path), []
+    stored = [cell["codes"] for cell in task.rows[1]["image"]]
+    for seed in range(40):
+        sample = task.sample(1, seeded(seed))
+        ((_, (_, words)), (_, drawn)) = shape(sample)
+        assert words in COPIES and drawn == ["IMAGE"]
+        source, target = (picture["codes"] for picture in sample.pictures)
+        assert source == target
+        shares.append(min(turned(source, codes).mean() for codes in stored))
+    assert min(shares) < 0.1 and 0.4 < max(shares) < 0.6
+    (picture,) = task.sample(1, seeded(), without_text=True).pictures  # what pictures look like is not to be unlearnt
+    assert picture["codes"] in stored
+    assert set(task.texts()) == set(COPIES)
+
+
+def turned(before: bytes, after: bytes) -> np.ndarray:
+    """Which bits differ."""
+    return np.unpackbits(np.frombuffer(before, np.uint8) ^ np.frombuffer(after, np.uint8)).astype(bool)
+
+
+def test_the_same_bits_are_turned_over_in_all_pictures():
+    before = [packed(0b1010, 20, 20), packed(0b0111, 20, 20)]
+    after = turn_over(before, 0.2, seeded())
+    one, other = (turned(old["codes"], new["codes"]) for old, new in zip(before, after, strict=True))
+    assert np.array_equal(one, other) and one.mean() == pytest.approx(0.2, abs=0.02)
+    assert turn_over(before, 0.0, seeded()) == before
+    unlike = [packed(0, 2, 6), packed(0, 3, 4)]
+    assert turn_over(unlike, 0.5, seeded()) == unlike
 
 
 def test_length_counts_words_and_pictures(encoded):
@@ -395,7 +427,8 @@ def test_edits_in_place_are_of_the_same_crop_of_both_pictures(fixtures, vision, 
             cells = [(row["id"], variant, cell) for row in task.rows for variant, cell in enumerate(row["image"])]
             variant_of = {cell["codes"]: (name, variant) for name, variant, cell in reversed(cells)}
             samples = [task.sample(0, seeded(seed)) for seed in range(150)]
-            whole = [sample for sample in samples if "part of it" not in sample.origin]
+            varied = ("part of it", "turned over")
+            whole = [sample for sample in samples if not any(words in sample.origin for words in varied)]
             assert (len(whole) < len(samples)) == (same_crops and name == "emoji_editing")
             if name == "emoji_editing":  # what guidance is measured against is no crop
                 silent = [task.sample(0, seeded(seed), without_text=True).pictures for seed in range(50)]
@@ -456,7 +489,7 @@ def test_edits_of_a_patchwork_are_told_the_same(fixtures, vision, tmp_path):
 
     for seed in range(150):
         sample = task.sample(0, seeded(seed))
-        if "part of it" not in sample.origin:
+        if "part of it" not in sample.origin or "turned over" in sample.origin:
             continue
         words = sample.messages[0]["content"][1]["text"]
         places = list(map(int, re.findall(r"row (\d+)", sample.origin)))  # source, target, the other's source, target
@@ -479,6 +512,31 @@ def test_edits_of_a_patchwork_are_told_the_same(fixtures, vision, tmp_path):
             mixed += fits[-1] and not any(np.array_equal(shown[0], whole) for whole in pairs[0])
         assert any(fits)
     assert mixed > 10
+
+
+def test_bits_are_turned_over_in_source_and_target(fixtures, vision, tmp_path):
+    from datasets import load_from_disk
+
+    rows = load_from_disk(str(fixtures / "emoji" / "pictures"))["train"]
+    edits = str(fixtures / "emoji" / "edits" / "train")
+    table = {(edit["source"], edit["target"]): edit["kind"] for edit in load_from_disk(edits)}
+    path = encode(rows, tmp_path / "codes", vision, num_variants=3, same_crops=True)
+    task, kinds, shares = open_task(TaskSource(path=path, task="emoji_editing", edits=edits)), set(), []
+    ids = list(task.rows["id"])
+    for seed in range(300):
+        origin = (sample := task.sample(0, seeded(seed))).origin
+        if "turned over" not in origin or "part of it" in origin:
+            continue
+        places = list(map(int, re.findall(r"row (\d+)", origin)))
+        kinds.add("copy" if places[0] == places[1] else table[tuple(ids[place] for place in places)])
+        masks = [
+            [turned(task.rows[place]["image"][variant]["codes"], shown["codes"]) for variant in range(3)]
+            for place, shown in zip(places, sample.pictures, strict=True)
+        ]
+        (variant,) = [v for v in range(3) if np.array_equal(masks[0][v], masks[1][v])][:1]
+        shares.append(masks[0][variant].mean())
+    assert kinds <= set(FAITHFUL_EDITS) and {"tone", "copy"} <= kinds
+    assert len(shares) > 20 and 0.15 < max(shares) < MOST_BITS + 0.1
 
 
 def test_emoji_conversations_follow_the_edits(emoji):

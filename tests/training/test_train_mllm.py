@@ -385,6 +385,7 @@ def test_compiled_layers_learn_the_same(fields, trained, tmp_path):
         ({"data": [{"task": "captions"}]}, r"missing field data\[0\].path"),
         ({"data": []}, "`data` must name at least one"),
         ({"batch_size": 5, "gradient_accumulation_steps": 2}, "`batch_size`=5 must be a multiple"),
+        ({"copying_heads": {"layer": 0, "like": 0, "heads": [1]}}, "`copying_heads` needs `init_from`"),
         ({"init_from": "x"}, "`vision_model` can't be given together with `init_from`"),
     ],
 )
@@ -397,6 +398,7 @@ def test_shipped_configs_are_read():
     names = [name for name in shipped_configs() if "mllm" in name]
     stages = {"emoji_mllm", "paper_mllm_pretrain"}
     stages |= {f"emoji_mllm_{stage}" for stage in ("longer", "crops", "narrow_crops", "patchwork", "anneal")}
+    stages |= {f"emoji_mllm_{stage}" for stage in ("copies", "faithful")}
     stages |= {f"emoji_mllm_{stage}" for stage in ("draw", "edit", "chat", "patch", "lora")}
     stages |= {f"paper_mllm_{stage}" for stage in ("gen", "edit", "chat", "patch")}
     assert stages == set(names)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..data.encoded import ENCODING_FILE, Encoding, cell_codes, open_encoded, part_path, read_encoding
@@ -21,6 +22,9 @@ from .samples import TASK, EpochOrder, Mixture, sample_generator
 # What the columns of a format hold.
 PICTURE, PICTURES, TEXT, TEXTS, ANYTHING = "a picture", "a list of pictures", "text", "text or a list of texts", "any"
 IMAGE_ITEM = {"type": "image"}
+# Instructions that change nothing.
+COPIES = ("keep it as it is", "draw the same again", "copy the picture")
+MOST_TURNED_OVER = 0.5  # of the bits of a picture to copy: pure noise
 # What the prompt format is written with: text that holds it would be taken for a picture or for the end of a turn.
 MARKUP = r"<\|(im_start|im_end|endoftext|vision_start|vision_end|image_pad|res_\d+|query_\d+)\|>"
 
@@ -31,7 +35,7 @@ class TaskSource:
 
     path: str = setting(help="folder that `uniwetok encode-dataset` made")
     task: str = setting(
-        help="captions, questions, edits, conversations, emoji_drawing, emoji_editing, emoji_describing, "
+        help="captions, questions, edits, copies, conversations, emoji_drawing, emoji_editing, emoji_describing, "
         "emoji_conversations"
     )
     weight: float = setting(1.0, "how often it is practised, relative to the others")
@@ -104,6 +108,18 @@ def describing(picture: dict, question: str, answer: str) -> Sample:
 def pick(options, generator: torch.Generator):
     """One of `options`."""
     return options[torch.randint(len(options), (), generator=generator).item()]
+
+
+def turn_over(pictures: list[dict], probability: float, generator: torch.Generator) -> list[dict]:
+    """Pictures, each {codes, height, width} with packed bits, with the same bits turned over in all of them, each with
+    `probability`: what an edit keeps and what it changes stays true bit by bit, but the source alone tells what is to
+    be drawn. Where sizes differ all stays as it is."""
+    if len({(picture["height"], picture["width"]) for picture in pictures}) > 1:
+        return pictures
+    num_bits = 8 * len(pictures[0]["codes"])
+    mask = np.packbits((torch.rand(num_bits, generator=generator) < probability).numpy())
+    turned = [np.frombuffer(picture["codes"], np.uint8) ^ mask for picture in pictures]
+    return [picture | {"codes": codes.tobytes()} for picture, codes in zip(pictures, turned, strict=True)]
 
 
 class Row:
@@ -253,6 +269,24 @@ class Edits(EncodedTask):
         return editing(row.picture("source"), instruction, row.picture("target"))
 
 
+class Copies(EncodedTask):
+    """Pictures to be drawn again as they are, each with a share of its bits turned over: what nobody can guess must be
+    copied. Without words the picture itself is drawn."""
+
+    columns = {"image": PICTURE}
+
+    def converse(self, row: Row, without_text: bool) -> Sample:
+        picture = row.picture("image")
+        if without_text:
+            return drawing(None, picture)
+        share = MOST_TURNED_OVER * torch.rand((), generator=row.generator).item()
+        (picture,) = turn_over([picture], share, row.generator)
+        return editing(picture, pick(COPIES, row.generator), picture)
+
+    def texts(self) -> Iterator[str]:
+        yield from COPIES * 100
+
+
 class Conversations(EncodedTask):
     """Anything else: turns with text and pictures in any order."""
 
@@ -289,7 +323,13 @@ class Conversations(EncodedTask):
                 yield from [content] if isinstance(content, str) else (item.get("text") or "" for item in content)
 
 
-FORMATS = {"captions": Captions, "questions": Questions, "edits": Edits, "conversations": Conversations}
+FORMATS = {
+    "captions": Captions,
+    "questions": Questions,
+    "edits": Edits,
+    "copies": Copies,
+    "conversations": Conversations,
+}
 
 
 def open_task(source: TaskSource, encode_options: str = "--size N --model TOKENIZER") -> EncodedTask:
