@@ -6,8 +6,8 @@
 
 First, of copies of validation pictures with none, a tenth and half of their bits turned over, the share of bits that
 comes out wrong; half of them turned over is noise, which can only be copied. Then, for each head, how much it looks at
-the place of the source that is drawn next, and the losses on the config's validation data without that head: a head
-without which they are what they are with it is idle.
+the place of the source that is drawn next, and the losses on the config's validation data without that head. A head is
+idle when they are the same without it.
 """
 
 import argparse
@@ -67,12 +67,17 @@ def main() -> None:
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
-        fields = {"init_from": options.pipeline, "copying_heads": None, "attn_implementation": "eager"}
+        fields = dict.fromkeys(("vision_model", "language_model", "copying_heads", "lora"))
+        fields |= {"text_model": {}, "head": {}, "mllm": {}}
+        fields |= {"init_from": options.pipeline, "attn_implementation": "eager"}
         fields |= {"output_dir": f"{folder}/run", "compile": False, "mixed_precision": "no", "prompts": []}
         config = read_config(MLLMTrainingConfig, find_config(options.config), **fields)
         trainer = MLLMTrainer(config)
         pipeline, mllm = trainer.pipeline, trainer.mllm.eval()
-        rows = open_encoded(config.validation_data[0].path).select(range(options.count))
+        if not config.validation_data:
+            raise SystemExit(f"{options.config} has no `validation_data`.")
+        rows = open_encoded(config.validation_data[0].path)
+        rows = rows.select(range(min(options.count, len(rows))))
         num_bits = mllm.config.vision_config.num_bits
         pictures = [cell_codes(row["image"], 0, num_bits) for row in rows]
 
@@ -81,7 +86,8 @@ def main() -> None:
 
         looks = looks_at_the_source(pipeline, pictures)
         pieces = trainer.held_out_batches.held_out(options.count)
-        losses = measured(trainer, pieces)
+        # Of drawings and edits only the end of the turn is text: next to nothing.
+        losses = {name: loss for name, loss in measured(trainer, pieces).items() if loss > 1e-3}
         print(f"\n| layer | head | looks at the source | {' | '.join(losses)} |")
         print(f"| ---: | ---: | ---: |{' ---: |' * len(losses)}")
         print(f"| all | all | | {' | '.join(f'{loss:.3f}' for loss in losses.values())} |")
@@ -100,10 +106,9 @@ def main() -> None:
 
 @torch.no_grad()
 def measured(trainer: MLLMTrainer, pieces: list) -> dict[str, float]:
-    """Validation losses, but for those that are next to nothing: of drawings only the end of the turn is text."""
-    figures = trainer.measure(pieces)
-    losses = {name: value for name, value in figures.items() if "_loss_" in name and value > 1e-3}
-    return {name.removeprefix("validation_").replace("_", " "): value for name, value in losses.items()}
+    """Validation losses by name."""
+    figures = trainer.measure(pieces).items()
+    return {name.removeprefix("validation_").replace("_", " "): loss for name, loss in figures if "_loss_" in name}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from tiny_encoded import build_vision, encode, encode_emoji, pictures
 
 from uniwetok_hf.data.encoded import encoder_fingerprint
 from uniwetok_hf.training.tasks import COPIES, FORMATS, Row, TaskMixture, TaskSource, open_task, turn_over
-from uniwetok_hf.training.tasks_emoji import EDITS_IN_PLACE, FAITHFUL_EDITS, MOST_BITS, patchwork
+from uniwetok_hf.training.tasks_emoji import EDITS_IN_PLACE, FAITHFUL_EDITS, MOST_TURNED_OVER_IN_EDITS, patchwork
 
 
 FORMATS_PAGE = Path(__file__).parents[2] / "docs" / "data-formats.md"
@@ -536,7 +536,7 @@ def test_bits_are_turned_over_in_source_and_target(fixtures, vision, tmp_path):
         (variant,) = [v for v in range(3) if np.array_equal(masks[0][v], masks[1][v])][:1]
         shares.append(masks[0][variant].mean())
     assert kinds <= set(FAITHFUL_EDITS) and {"tone", "copy"} <= kinds
-    assert len(shares) > 20 and 0.15 < max(shares) < MOST_BITS + 0.1
+    assert len(shares) > 20 and 0.15 < max(shares) < MOST_TURNED_OVER_IN_EDITS + 0.1
 
 
 def test_emoji_conversations_follow_the_edits(emoji):

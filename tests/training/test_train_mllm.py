@@ -32,6 +32,7 @@ from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig, Tas
 
 
 MODEL = ("pipeline", "mllm", "model.safetensors")
+COPYING = {"layer": 0, "like": 0, "heads": [1]}
 
 
 def interrupt_at(step: int, monkeypatch, times: int = 1) -> None:
@@ -385,7 +386,8 @@ def test_compiled_layers_learn_the_same(fields, trained, tmp_path):
         ({"data": [{"task": "captions"}]}, r"missing field data\[0\].path"),
         ({"data": []}, "`data` must name at least one"),
         ({"batch_size": 5, "gradient_accumulation_steps": 2}, "`batch_size`=5 must be a multiple"),
-        ({"copying_heads": {"layer": 0, "like": 0, "heads": [1]}}, "`copying_heads` needs `init_from`"),
+        ({"copying_heads": COPYING}, "`copying_heads` needs `init_from`"),
+        ({"copying_heads": COPYING, "init_from": "x", "lora": {}}, "`copying_heads` needs .* and no `lora`"),
         ({"init_from": "x"}, "`vision_model` can't be given together with `init_from`"),
     ],
 )

@@ -44,9 +44,9 @@ QUESTION_KINDS = ("name", "name", "style", "style", "style", "tone", "tone", "to
 EDITS_IN_PLACE = ("tone", "gender", "hair", "colour", "clock", "style", "copy")
 # Some edits change nothing: what is to be learnt for all others is to keep what is not spoken of.
 COPY_CHANCE, CROP_CHANCE, PATCHWORK_CHANCE = 0.12, 0.6, 0.25
-# Edits that leave most bits as they were: 83 % and more, where a change of style leaves 74 %.
+# Edits that change no shapes: the same bits of source and target may be turned over.
 FAITHFUL_EDITS = ("tone", "gender", "colour", "clock", "copy")
-TURN_OVER_CHANCE, MOST_BITS = 0.5, 0.3
+TURN_OVER_CHANCE, MOST_TURNED_OVER_IN_EDITS = 0.5, 0.3
 
 
 def chance(probability: float, generator: torch.Generator) -> bool:
@@ -246,7 +246,7 @@ class EmojiEditing(EncodedTask):
             cells = patchwork(cells, self.cells(other, variant), generator)
             origin += f", part of it of row {other.source} to row {other.target}"
         if may_be_varied and edit.kind in FAITHFUL_EDITS and chance(TURN_OVER_CHANCE, generator):
-            share = MOST_BITS * torch.rand((), generator=generator).item()
+            share = MOST_TURNED_OVER_IN_EDITS * torch.rand((), generator=generator).item()
             cells = turn_over(cells, share, generator)
             origin += f", {share:.0%} of the bits turned over"
         sample = editing(cells[0], None if without_text else edit.instruction, cells[1])
