@@ -2,7 +2,7 @@
 """How often edits come nearest to what was asked for, over the weights of picture and words in guidance: what the
 emoji model's `default_image_guidance_scale` is chosen by.
 
-    python benchmarks/editing.py data/emoji runs/emoji_mllm_faithful/pipeline --guidance 5 --image-guidance 3 4 4.5 5
+    python benchmarks/editing.py data/emoji runs/emoji_mllm_finish/pipeline --guidance 5 --image-guidance 3 4 4.5 5
 
 By pixels, and by a `--judge`, among the candidates of `uniwetok evaluate emoji`, on edits of the validation split,
 whose concepts training never shows. An image guidance that equals the guidance is the usual one, against neither
