@@ -72,10 +72,10 @@ def main() -> None:
         fields |= {"init_from": options.pipeline, "attn_implementation": "eager"}
         fields |= {"output_dir": f"{folder}/run", "compile": False, "mixed_precision": "no", "prompts": []}
         config = read_config(MLLMTrainingConfig, find_config(options.config), **fields)
-        trainer = MLLMTrainer(config)
-        pipeline, mllm = trainer.pipeline, trainer.mllm.eval()
         if not config.validation_data:
             raise SystemExit(f"{options.config} has no `validation_data`.")
+        trainer = MLLMTrainer(config)
+        pipeline, mllm = trainer.pipeline, trainer.mllm.eval()
         rows = open_encoded(config.validation_data[0].path)
         rows = rows.select(range(min(options.count, len(rows))))
         num_bits = mllm.config.vision_config.num_bits

@@ -474,14 +474,20 @@ def test_patchwork_of_unlike_sizes_or_of_one_token_is_none():
     assert patchwork([packed(0, 1, 1)], [packed(1, 1, 1)], seeded(0)) == [packed(0, 1, 1)]
 
 
-def test_edits_of_a_patchwork_are_told_the_same(fixtures, vision, tmp_path):
+@pytest.fixture(scope="module")
+def edits_of_crops(fixtures, vision, tmp_path_factory):
+    """`emoji_editing` of three variants of each picture, and the rows of its table of edits."""
     from datasets import load_from_disk
 
     rows = load_from_disk(str(fixtures / "emoji" / "pictures"))["train"]
     edits = str(fixtures / "emoji" / "edits" / "train")
-    table = {(edit["source"], edit["target"], edit["instruction"]) for edit in load_from_disk(edits)}
-    path = encode(rows, tmp_path / "codes", vision, num_variants=3, same_crops=True)
-    task = open_task(TaskSource(path=path, task="emoji_editing", edits=edits))
+    path = encode(rows, tmp_path_factory.mktemp("crops") / "codes", vision, num_variants=3, same_crops=True)
+    return open_task(TaskSource(path=path, task="emoji_editing", edits=edits)), load_from_disk(edits).to_list()
+
+
+def test_edits_of_a_patchwork_are_told_the_same(edits_of_crops):
+    task, edits = edits_of_crops
+    table = {(edit["source"], edit["target"], edit["instruction"]) for edit in edits}
     ids, mixed = list(task.rows["id"]), 0
 
     def tokens(cell):
@@ -514,15 +520,10 @@ def test_edits_of_a_patchwork_are_told_the_same(fixtures, vision, tmp_path):
     assert mixed > 10
 
 
-def test_bits_are_turned_over_in_source_and_target(fixtures, vision, tmp_path):
-    from datasets import load_from_disk
-
-    rows = load_from_disk(str(fixtures / "emoji" / "pictures"))["train"]
-    edits = str(fixtures / "emoji" / "edits" / "train")
-    table = {(edit["source"], edit["target"]): edit["kind"] for edit in load_from_disk(edits)}
-    path = encode(rows, tmp_path / "codes", vision, num_variants=3, same_crops=True)
-    task, kinds, shares = open_task(TaskSource(path=path, task="emoji_editing", edits=edits)), set(), []
-    ids = list(task.rows["id"])
+def test_bits_are_turned_over_in_source_and_target(edits_of_crops):
+    task, edits = edits_of_crops
+    table = {(edit["source"], edit["target"]): edit["kind"] for edit in edits}
+    ids, kinds, shares = list(task.rows["id"]), set(), []
     for seed in range(300):
         origin = (sample := task.sample(0, seeded(seed))).origin
         if "turned over" not in origin or "part of it" in origin:
