@@ -91,7 +91,7 @@ check-dist: dist  ## install the wheel in a clean environment and run the demo f
 	@echo "make check-dist took $(elapsed): the demo runs from the installed wheel."
 
 CODES := data/emoji_codes
-TRAINED := runs/emoji_mllm_finish
+TRAINED := runs/emoji_mllm_describe
 
 # What is finished is not made again: after an interruption the same command goes on.
 train-emoji: $(INSTALLED)  ## train a model like the embedded one from data to card into runs/ (hours; needs npm)
@@ -106,7 +106,8 @@ train-emoji: $(INSTALLED)  ## train a model like the embedded one from data to c
 	@$(BIN)/uniwetok encode-dataset data/emoji $(CODES)/validation --split validation --size 128 \
 		--model runs/emoji_uniwetok_stage3/model
 	@for name in emoji_mllm emoji_mllm_longer emoji_mllm_crops emoji_mllm_narrow_crops emoji_mllm_patchwork \
-		emoji_mllm_anneal emoji_mllm_copies emoji_mllm_faithful emoji_mllm_finish; do \
+		emoji_mllm_anneal emoji_mllm_copies emoji_mllm_faithful emoji_mllm_finish \
+		emoji_mllm_describe; do \
 		test -d runs/$$name/pipeline || $(BIN)/uniwetok train mllm --config $$name || exit 1; done
 	@$(BIN)/uniwetok evaluate reconstruction data/emoji --sizes 128 --by style --model $(TRAINED)/pipeline \
 		--output $(TRAINED)/results/reconstruction

@@ -2,7 +2,7 @@
 """How often edits come nearest to what was asked for, over the weights of picture and words in guidance: what the
 emoji model's `default_image_guidance_scale` is chosen by.
 
-    python benchmarks/editing.py data/emoji runs/emoji_mllm_finish/pipeline --guidance 5 --image-guidance 3 4 4.5 5
+    python benchmarks/editing.py data/emoji runs/emoji_mllm_describe/pipeline --guidance 5 --image-guidance 3 4 4.5 5
 
 By pixels, and by a `--judge`, among the candidates of `uniwetok evaluate emoji`, on edits of the validation split,
 whose concepts training never shows. An image guidance that equals the guidance is the usual one, against neither
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[6])
     parser.add_argument("--guidance", type=float, nargs="+", default=[5.0])
     parser.add_argument("--image-guidance", type=float, nargs="+", default=[3.0, 4.0, 4.5, 5.0])
+    parser.add_argument("--describe-first", action=argparse.BooleanOptionalAction)
     options = parser.parse_args()
 
     splits = load_from_disk(f"{options.data}/pictures")
@@ -53,13 +54,15 @@ def main() -> None:
     judge = Judge.from_pretrained(options.judge) if options.judge else None
     pipe = UniWeTokEditPipeline.from_pretrained(options.pipeline, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    print(f"Negative prompt: {pipe.config.default_negative_prompt!r}\n")
+    is_described = pipe.config.default_describe_first if options.describe_first is None else options.describe_first
+    print(f"Negative prompt: {pipe.config.default_negative_prompt!r}; described first: {is_described}\n")
     print(f"| guidance | of the picture | diffusion steps | nearest by | all | {' | '.join(kinds)} |")
     print(f"| ---: | ---: | ---: | --- | --- |{' --- |' * len(kinds)}")
     for guidance in options.guidance:
         for image_guidance in options.image_guidance:
             for steps in options.steps:
                 call = {"guidance_scale": guidance, "image_guidance_scale": image_guidance}
+                call["describe_first"] = is_described
                 drawn = draw_all(pipe, prompts, sources, num_inference_steps=steps, **call)
                 outcomes = edit_outcomes(drawn, edits, judge)
                 for name in ("pixels", "judge") if judge else ("pixels",):

@@ -9,6 +9,7 @@ from PIL import Image
 from tiny_mllm import with_random_weights
 from tiny_models import build_tiny_pipeline
 
+from uniwetok_hf import UniWeTokEditPipeline
 from uniwetok_hf.app import LARGEST_SIDE, Studio, read_upload
 
 
@@ -44,6 +45,16 @@ def test_editing_gives_the_edit_pipelines_picture(studio):
         generator=torch.Generator().manual_seed(1),
     ).images[0]
     assert shown[-1][0].tobytes() == same.tobytes()
+
+
+def test_editing_shows_what_was_said_before(studio, monkeypatch):
+    *_, (_, plain) = studio.edit(picture(), "make it green", 1, 1, 2.0)
+    (said,) = studio.edit_pipe.describe([picture()], ["make it green"])
+    described = UniWeTokEditPipeline.from_pipe(studio.pipe, default_describe_first=True)
+    described.set_progress_bar_config(disable=True)
+    monkeypatch.setattr(studio, "edit_pipe", described)
+    *_, (_, figures) = studio.edit(picture(), "make it green", 1, 1, 2.0)
+    assert plain.startswith("64 x 64 pixels") and figures.startswith(f"{said}; 64 x 64 pixels")
 
 
 def test_closing_stops_the_work(studio):

@@ -103,13 +103,14 @@ class Studio:
                 guidance_scale=float(guidance),
                 callback_on_step_end=callback,
                 **self._defaults(seed),
-            ).images[0]
+            )
 
-        for preview, picture in self._reported(work):
-            if picture is None:
+        for preview, output in self._reported(work):
+            if output is None:
                 yield preview[0], f"{preview[1]} of {preview[2]} patches"
             else:
-                yield picture, f"{picture.width} x {picture.height} pixels in {time.monotonic() - start:.1f} s"
+                picture, said = output.images[0], "".join(f"{words}; " for words in output.descriptions or [])
+                yield picture, f"{said}{picture.width} x {picture.height} pixels in {time.monotonic() - start:.1f} s"
 
     def _reported(self, work: Callable) -> Iterator[tuple[tuple | None, object]]:
         """Runs `work(callback)` in a thread; yields ((preview, patch, patches), None) now and then, and at last (None,

@@ -95,6 +95,19 @@ def test_edit_with_less_weight_of_the_picture(succeeds, photo, pipeline_folder, 
     assert (pixels(path) == expected).all() and (pixels(path) != other).any()
 
 
+def test_edit_that_is_described_first(uniwetok, succeeds, photo, pipeline_folder, pipeline):
+    edit = UniWeTokEditPipeline.from_pipe(pipeline)
+    edit.set_progress_bar_config(disable=True)
+    output = edit(Image.open(photo), "blue", describe_first=True, generator=[noise(0)])
+    expected = np.asarray(output.images[0])[:70, :100]
+    asked = ("edit", photo, "blue", "--model", pipeline_folder)
+    result = uniwetok(*asked, "--num-images", 2, "--describe-first")
+    assert (result.code, result.err) == (0, [f"described as: {' '.join(output.descriptions[0].split())}"])
+    assert (pixels(result.out[0]) == expected).all()
+    (plain,) = succeeds(*asked, "--no-describe-first", "--output", "b.png")
+    assert (pixels(plain) != expected).any()
+
+
 def test_edit_of_a_given_size(succeeds, photo, pipeline_folder):
     succeeds("edit", photo, "blue", "--model", pipeline_folder, "--height", 32, "--output", "small.png")
     assert pixels("small.png").shape == (32, 128, 3)

@@ -208,6 +208,12 @@ def test_editing(succeeds, emoji, pipeline_folder, clip, workplace):
     assert values["protocol"]["negative prompt"] == "none"
     assert "image guidance scale" not in plain_values["protocol"]
     assert {key[0] for key in apart if apart[key] != plain[key]} == {"model"}
+    # So do words that come before them.
+    succeeds(*command, "--judge", clip, "--output", "said", "--guidance-scale", 4, "--describe-first")
+    said_values, said = results(workplace / "said")
+    assert said_values["protocol"]["edits described first"] == "yes"
+    assert plain_values["protocol"]["edits described first"] == "no"
+    assert {key[0] for key in said if said[key] != plain[key]} == {"model"}
     # A split whose sources lie in others.
     succeeds(*command, "--split", "test_combinations", "--output", "combinations")
 

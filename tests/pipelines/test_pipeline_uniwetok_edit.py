@@ -186,6 +186,65 @@ def test_an_edit_in_a_batch_has_its_own_negative_prompt(pipeline, side):
     assert torch.equal(edit(pipeline, sources, generator=generators, **options)[::2], together)
 
 
+def test_what_is_described_first_is_drawn(pipeline, side):
+    """The words are the most likely ones, and the picture is drawn behind them."""
+    sources, prompts = [picture(side, side), picture(side, 2 * side, seed=1)], ["green", "turn it upside down"]
+    options = {"height": side, "width": side, "guidance_scale": 3.0, "num_inference_steps": 2}
+    generators = [seeded(0), seeded(1)]
+    output = pipeline(sources, prompts, describe_first=True, generator=generators, output_type="latent", **options)
+    assert len(output.descriptions) == 2 and all(output.descriptions)
+    assert output.descriptions == pipeline.describe(sources, prompts)
+    plain = pipeline(sources, prompts, generator=[seeded(0), seeded(1)], output_type="latent", **options)
+    assert plain.descriptions is None and not torch.equal(plain.images, output.images)
+
+    inputs, negative = pipeline.processor.drawing_inputs(prompts, side, side, sources, output.descriptions)
+    wanted = pipeline.mllm.generate_codes(
+        inputs["input_ids"],
+        inputs["attention_mask"],
+        pixel_values=inputs["pixel_values"],
+        image_sizes=inputs["image_sizes"],
+        negative_input_ids=negative["input_ids"],
+        guidance_scale=3.0,
+        num_inference_steps=2,
+        generator=[seeded(0), seeded(1)],
+    ).codes
+    assert torch.equal(output.images, wanted)
+    for row in range(2):  # as alone
+        alone = pipeline(
+            sources[row], prompts[row], describe_first=True, generator=seeded(row), output_type="latent", **options
+        )
+        assert alone.descriptions == [output.descriptions[row]] and torch.equal(alone.images[0], wanted[row])
+
+
+def test_descriptions_are_the_most_likely_words_up_to_the_picture(pipeline, side):
+    processor, mllm, source = pipeline.processor, pipeline.mllm, picture(side, side)
+    inputs = processor.describing_inputs(["green"], [source])
+    ids = inputs["input_ids"]
+    ends = [processor.vision_start_token_id, processor.turn_end_token_id]
+    for _ in range(64):
+        logits = mllm(ids, pixel_values=inputs["pixel_values"]).logits[0, -1]
+        if ids.shape[1] == inputs["input_ids"].shape[1]:  # something must be said
+            logits[ends] = -torch.inf
+        ids = torch.cat([ids, logits.argmax().view(1, 1)], dim=1)
+        if ids[0, -1] in ends:
+            break
+    written = ids[0, inputs["input_ids"].shape[1] :]
+    assert pipeline.describe([source], ["green"]) == [processor.tokenizer.decode(written, skip_special_tokens=True)]
+
+
+def test_describing_first_is_a_default_of_the_pipeline(pipeline, side, tmp_path):
+    UniWeTokEditPipeline.from_pipe(pipeline, default_describe_first=True).save_pretrained(tmp_path)
+    loaded = UniWeTokEditPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    sources = [picture(side, side, seed=index) for index in range(2)]
+    output = loaded(sources, "green", num_images_per_prompt=2, num_inference_steps=1, generator=seeded(0))
+    assert len(output.images) == 4
+    first, second = loaded.describe(sources, ["green"] * 2)
+    assert output.descriptions == [first, first, second, second]
+    assert loaded(sources, "green", describe_first=False, num_inference_steps=1).descriptions is None
+    assert pipeline(sources, "green", num_inference_steps=1).descriptions is None
+
+
 def test_output_types_and_tuple(pipeline, side):
     arguments = (picture(side, 2 * side), "make it green")
     output = pipeline(*arguments, generator=seeded(0), output_type="np")
@@ -220,7 +279,7 @@ def test_runs_in_bfloat16(side, pipeline):
 def test_call_signature():
     names = list(inspect.signature(UniWeTokEditPipeline.__call__).parameters)
     assert names[1:3] == ["image", "prompt"]
-    own = ["image_guidance_scale", "negative_prompt"]
+    own = ["image_guidance_scale", "negative_prompt", "describe_first"]
     assert [name for name in names[3:] if name not in own] == list(
         inspect.signature(UniWeTokPipeline.__call__).parameters
     )[2:]

@@ -217,12 +217,14 @@ def config(**fields):
     defaults |= {"mllm": {}, "vocab_size": 300, "num_size_tokens": None, "seed": 0, "resolution": None}
     defaults |= {"input_size": None, "num_inference_steps": None, "guidance_scale": None}
     defaults |= {"image_guidance_scale": None, "negative_prompt": None, "copying_heads": None}
+    defaults |= {"describe_first": None}
     return SimpleNamespace(**defaults | fields)
 
 
 def test_going_on_from_a_run(saved):
     mllm = {"text_loss_weight": 0.5, "num_diffusion_draws": 3, "patch_size": 2}
     guidance = {"guidance_scale": 4.0, "image_guidance_scale": 3.0, "negative_prompt": "keep it"}
+    guidance |= {"describe_first": True}
     pipeline = start_pipeline(config(init_from=str(saved), mllm=mllm, **guidance))
     assert pipeline.mllm.config.text_loss_weight == 0.5 and pipeline.mllm.config.num_diffusion_draws == 3
     assert pipeline.processor.patch_size == 2 and pipeline.processor.image_processor.size is None

@@ -12,8 +12,14 @@ from datasets import Dataset, Image, List, load_dataset
 from tiny_encoded import build_vision, encode, encode_emoji, pictures
 
 from uniwetok_hf.data.encoded import encoder_fingerprint
-from uniwetok_hf.training.tasks import COPIES, FORMATS, Row, TaskMixture, TaskSource, open_task, turn_over
-from uniwetok_hf.training.tasks_emoji import EDITS_IN_PLACE, FAITHFUL_EDITS, MOST_TURNED_OVER_IN_EDITS, patchwork
+from uniwetok_hf.training.tasks import COPIES, FORMATS, IMAGE_ITEM, Row, TaskMixture, TaskSource, open_task, turn_over
+from uniwetok_hf.training.tasks_emoji import (
+    DESCRIBE_CHANCE,
+    EDITS_IN_PLACE,
+    FAITHFUL_EDITS,
+    MOST_TURNED_OVER_IN_EDITS,
+    patchwork,
+)
 
 
 FORMATS_PAGE = Path(__file__).parents[2] / "docs" / "data-formats.md"
@@ -538,6 +544,26 @@ def test_bits_are_turned_over_in_source_and_target(edits_of_crops):
         shares.append(masks[0][variant].mean())
     assert kinds <= set(FAITHFUL_EDITS) and {"tone", "copy"} <= kinds
     assert len(shares) > 20 and 0.15 < max(shares) < MOST_TURNED_OVER_IN_EDITS + 0.1
+
+
+def test_most_edits_are_described_before_they_are_drawn(edits_of_crops):
+    """Only where the picture is what its label says, and not where nothing changes."""
+    task, _ = edits_of_crops
+    described, others = 0, 0
+    for seed in range(300):
+        sample = task.sample(0, seeded(seed), without_text=seed % 10 == 0)
+        *first, drawn = sample.messages[-1]["content"]
+        assert drawn == IMAGE_ITEM and sample.messages[-1]["role"] == "assistant"
+        source, target = list(map(int, re.findall(r"row (\d+)", sample.origin)))[:2]
+        is_varied = "part of it" in sample.origin or "turned over" in sample.origin
+        if seed % 10 == 0 or is_varied or source == target:
+            assert not first
+            continue
+        row = task.rows[target]
+        if first:
+            assert first == [{"type": "text", "text": f"a {row['style']} emoji of {row['label']}"}]
+        described, others = described + len(first), others + 1 - len(first)
+    assert abs(described / (described + others) - DESCRIBE_CHANCE) < 0.15
 
 
 def test_emoji_conversations_follow_the_edits(emoji):

@@ -400,7 +400,7 @@ def test_shipped_configs_are_read():
     names = [name for name in shipped_configs() if "mllm" in name]
     stages = {"emoji_mllm", "paper_mllm_pretrain"}
     stages |= {f"emoji_mllm_{stage}" for stage in ("longer", "crops", "narrow_crops", "patchwork", "anneal")}
-    stages |= {f"emoji_mllm_{stage}" for stage in ("copies", "faithful", "finish")}
+    stages |= {f"emoji_mllm_{stage}" for stage in ("copies", "faithful", "finish", "describe")}
     stages |= {f"emoji_mllm_{stage}" for stage in ("draw", "edit", "chat", "patch", "lora")}
     stages |= {f"paper_mllm_{stage}" for stage in ("gen", "edit", "chat", "patch")}
     assert stages == set(names)

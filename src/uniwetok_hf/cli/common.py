@@ -96,13 +96,19 @@ def add_seed_option(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--seed", type=seed, default=0, help=f"{what} (default: 0)")
 
 
-def add_image_guidance_option(parser: argparse.ArgumentParser) -> None:
-    """`--image-guidance-scale`."""
+def add_edit_options(parser: argparse.ArgumentParser) -> None:
+    """`--image-guidance-scale` and `--describe-first`."""
     parser.add_argument(
         "--image-guidance-scale",
         type=finite_float,
         metavar="V",
         help="edits: weight of the picture, less = farther from it (default: as the model's is to its guidance scale)",
+    )
+    parser.add_argument(
+        "--describe-first",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="edits: the model says in words what it is going to draw, or not (default: as the model is set)",
     )
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from .checkpoints import load_pipeline
 from .common import (
     CommandError,
     add_command,
-    add_image_guidance_option,
+    add_edit_options,
     add_model_options,
     add_seed_option,
     check_pictures,
@@ -57,7 +58,7 @@ def add_commands(commands) -> None:
     parser.add_argument("picture", metavar="PICTURE", help="any picture that Pillow reads")
     parser.add_argument("instruction", metavar="INSTRUCTION", help="what to change")
     _add_drawing_options(parser)
-    add_image_guidance_option(parser)
+    add_edit_options(parser)
 
 
 def _add_drawing_options(parser: argparse.ArgumentParser) -> None:
@@ -153,6 +154,7 @@ def run_edit(args: argparse.Namespace) -> None:
         num_inference_steps=args.steps,
         guidance_scale=args.guidance_scale,
         image_guidance_scale=args.image_guidance_scale,
+        describe_first=args.describe_first,
     )
     # What the processor padded is no part of the picture.
     _save_all((result.crop((0, 0, content[1], content[0])) for result in drawn), targets)
@@ -230,14 +232,17 @@ def draw(
 
             sources = () if images is None else (list(images[part]),)
             generators = [generator(seed) for seed in seeds[part]]
-            codes = pipeline(
+            output = pipeline(
                 *sources,
                 prompt=list(prompts[part]),
                 generator=generators,
                 output_type="latent",
                 callback_on_step_end=on_patch,
                 **options,
-            ).images
+            )
+            for words in dict.fromkeys(output.descriptions or []):
+                bar.write(f"described as: {' '.join(words.split())}", file=sys.stderr)
+            codes = output.images
             with torch.no_grad():
                 pictures = [pipeline.decode(codes[i : i + 1], [generators[i]], "pil")[0] for i in range(count)]
             yield from pictures

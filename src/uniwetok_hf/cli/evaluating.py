@@ -8,8 +8,8 @@ from . import measuring
 from .common import (
     CommandError,
     add_command,
+    add_edit_options,
     add_group,
-    add_image_guidance_option,
     add_model_options,
     add_seed_option,
     finite_float,
@@ -193,7 +193,7 @@ def _add_editing(protocols) -> None:
         "--rivals", type=positive_int, default=6, metavar="N", help="candidates beside target and source (default: 6)"
     )
     _add_drawing_options(parser)
-    add_image_guidance_option(parser)
+    add_edit_options(parser)
     _add_count(parser, 200, "edits")
     add_seed_option(parser, "seed of the first drawing and of all choices")
 
@@ -228,7 +228,7 @@ def _add_emoji(protocols) -> None:
         split="test_combinations",
     )
     _add_drawing_options(parser, judge_required=True)
-    add_image_guidance_option(parser)
+    add_edit_options(parser)
     _add_count(parser, 500, "rows, and edits")
     add_seed_option(parser, "seed of the first drawing and of all choices")
 

@@ -228,11 +228,13 @@ def _edit_pipe(args: argparse.Namespace, pipe):
     """The pipeline as one that edits."""
     from uniwetok_hf import UniWeTokEditPipeline
 
-    scales = {}
+    defaults = {}
     if args.image_guidance_scale is not None:
-        scales["default_guidance_scale"] = _words_scale(args, pipe)
-        scales["default_image_guidance_scale"] = args.image_guidance_scale
-    edit_pipe = UniWeTokEditPipeline.from_pipe(pipe, **scales)
+        defaults["default_guidance_scale"] = _words_scale(args, pipe)
+        defaults["default_image_guidance_scale"] = args.image_guidance_scale
+    if args.describe_first is not None:
+        defaults["default_describe_first"] = args.describe_first
+    edit_pipe = UniWeTokEditPipeline.from_pipe(pipe, **defaults)
     edit_pipe.set_progress_bar_config(disable=True)
     return edit_pipe
 
@@ -241,11 +243,13 @@ def _words_scale(args: argparse.Namespace, pipe) -> float:
     return pipe.config.default_guidance_scale if args.guidance_scale is None else args.guidance_scale
 
 
-def _image_guidance_protocol(args: argparse.Namespace, edit_pipe) -> dict:
+def _edit_protocol(args: argparse.Namespace, edit_pipe) -> dict:
+    protocol = {"edits described first": "yes" if edit_pipe.config.default_describe_first else "no"}
     scale = edit_pipe.scale_for_images(_words_scale(args, edit_pipe), None)
-    if scale is None:
-        return {}
-    return {"image guidance scale": scale, "negative prompt": edit_pipe.config.default_negative_prompt or "none"}
+    if scale is not None:
+        protocol["image guidance scale"] = scale
+        protocol["negative prompt"] = edit_pipe.config.default_negative_prompt or "none"
+    return protocol
 
 
 def generation(args: argparse.Namespace):
@@ -309,7 +313,7 @@ def editing(args: argparse.Namespace):
     protocol = {
         "candidates": f"target, source, up to {args.rivals} others",
         **_drawing_protocol(args, pipe),
-        **_image_guidance_protocol(args, edit_pipe),
+        **_edit_protocol(args, edit_pipe),
     }
     if judge is not None:
         protocol |= {"judge": judge.describe(), "did training losses see the judge": _unseen(judge, args)}
@@ -342,7 +346,7 @@ def emoji(args: argparse.Namespace):
         "answers": "the most likely ones; case and punctuation do not count",
         "names of the judge": "the nearest of all labels of the row's own skin tone",
         **_drawing_protocol(args, pipe),
-        **_image_guidance_protocol(args, edit_pipe),
+        **_edit_protocol(args, edit_pipe),
         "judge": judge.describe(),
         "did training losses see the judge": _unseen(judge, args),
     }

@@ -184,7 +184,12 @@ class UniWeTokProcessor(UniWeTokPushMixin, ProcessorMixin):
             raise ValueError(f"`{argument}` must not hold the special tokens {', '.join(special)}.")
 
     def drawing_inputs(
-        self, prompt: list[str], height: int, width: int, images: list | None = None
+        self,
+        prompt: list[str],
+        height: int,
+        width: int,
+        images: list | None = None,
+        descriptions: list[str] | None = None,
     ) -> tuple[BatchFeature, BatchFeature]:
         """Inputs of `generate_codes`: of the prompts, and of the one prompt without its text (and pictures) that
         guidance is measured against.
@@ -193,22 +198,44 @@ class UniWeTokProcessor(UniWeTokPushMixin, ProcessorMixin):
             prompt: what to draw, one a picture, or how to change `images`.
             height, width: size of the pictures to draw, in pixels.
             images: pictures to edit, one a prompt.
+            descriptions: what the assistant says before it draws, one a prompt.
 
         Raises:
             ValueError: for a size that the model can't draw, or a prompt with special tokens.
         """
         self.check_words(prompt)
+        texts = self.apply_chat_template(
+            self._requests(prompt, images),
+            add_generation_prompt=True,
+            picture_tokens=self.picture_tokens(height, width),
+        )
+        without = texts[0][texts[0].rindex("<|im_start|>assistant") :]
+        if descriptions is not None:
+            starts = [text.rindex("<|vision_start|>") for text in texts]
+            texts = [
+                t[:start] + words + t[start:] for t, start, words in zip(texts, starts, descriptions, strict=True)
+            ]
+        return self(text=texts, images=images), self(text=[without])
+
+    def describing_inputs(self, prompt: list[str], images: list) -> BatchFeature:
+        """Inputs of `generate`, for what the assistant says when it is told how to change `images`, one a prompt.
+
+        Raises:
+            ValueError: for a prompt with special tokens.
+        """
+        self.check_words(prompt)
+        texts = self.apply_chat_template(self._requests(prompt, images), add_generation_prompt=True)
+        return self(text=texts, images=images)
+
+    def _requests(self, prompt: list[str], images: list | None) -> list[list[dict]]:
+        """Conversations in which the user shows a picture, where there are some, and says what to draw."""
         conversations = []
         for index, words in enumerate(prompt):
             content = [{"type": "text", "text": words}]
             if images is not None:
                 content.insert(0, {"type": "image", "image": images[index]})
             conversations.append([{"role": "user", "content": content}])
-        texts = self.apply_chat_template(
-            conversations, add_generation_prompt=True, picture_tokens=self.picture_tokens(height, width)
-        )
-        without = texts[0][texts[0].rindex("<|im_start|>assistant") :]
-        return self(text=texts, images=images), self(text=[without])
+        return conversations
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         """What stands for one picture between `<|vision_start|>` and `<|vision_end|>`."""

@@ -25,8 +25,9 @@ class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
         default_size (`int`, defaults to 1024): side in pixels of pictures whose `height` or `width` is not given.
         default_num_inference_steps (`int`, defaults to 50), default_guidance_scale (`float`, defaults to 7.5): used
             when a call gives none. All are saved with the pipeline, since small models were tuned to other values.
-        default_image_guidance_scale (`float`, *optional*), default_negative_prompt (`str`, defaults to ""): the same
-            for edits; a scale of None is that of the words ([`UniWeTokEditPipeline`]).
+        default_image_guidance_scale (`float`, *optional*), default_negative_prompt (`str`, defaults to ""),
+            default_describe_first (`bool`, defaults to `False`): the same for edits; a scale of None is that of the
+            words ([`UniWeTokEditPipeline`]).
 
     Example:
 
@@ -50,6 +51,7 @@ class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
         default_guidance_scale: float = 7.5,
         default_image_guidance_scale: float | None = None,
         default_negative_prompt: str = "",
+        default_describe_first: bool = False,
     ):
         super().__init__()
         self.register_modules(processor=processor, mllm=mllm, scheduler=scheduler)
@@ -59,6 +61,7 @@ class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
             default_guidance_scale=default_guidance_scale,
             default_image_guidance_scale=default_image_guidance_scale,
             default_negative_prompt=default_negative_prompt,
+            default_describe_first=default_describe_first,
         )
 
     @property
@@ -194,11 +197,12 @@ class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
         images: list | None = None,
         negative_prompts: list[str] | None = None,
         image_guidance_scale: float | None = None,
+        descriptions: list[str] | None = None,
     ) -> torch.Tensor:
         """Codes [B, bits, h, w] of the pictures that `prompts` ask for, or that edit `images`; words are then measured
-        against `negative_prompts` where there is an `image_guidance_scale`."""
+        against `negative_prompts` where there is an `image_guidance_scale`. `descriptions` were said before."""
         device = self._execution_device
-        inputs, negative = self.processor.drawing_inputs(prompts, height, width, images)
+        inputs, negative = self.processor.drawing_inputs(prompts, height, width, images, descriptions)
         beside = {}
         if image_guidance_scale is not None:
             others, _ = self.processor.drawing_inputs(negative_prompts, height, width, images)

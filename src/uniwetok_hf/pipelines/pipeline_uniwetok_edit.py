@@ -5,6 +5,9 @@ The source goes into the prompt as the picture that the user shows; guidance is 
 picture nor words, so that it strengthens both. A model that edits too timidly can strengthen the words more than the
 picture, as in InstructPix2Pix (arXiv 2211.09800): what they change is measured against the same picture with words
 that change nothing.
+
+A model that draws better from names than from sight can first say in words what the result will be, and draw it behind
+those: what it understands serves what it draws (as "thinking" does in BAGEL, arXiv 2505.14683).
 """
 
 from collections.abc import Callable
@@ -16,6 +19,9 @@ from PIL import Image
 from ..modeling.noise_uniwetok import Generators
 from .pipeline_output import UniWeTokPipelineOutput
 from .pipeline_uniwetok import UniWeTokPipeline, _check_number, _given
+
+
+MOST_WORDS = 64  # text tokens of a description
 
 
 class UniWeTokEditPipeline(UniWeTokPipeline):
@@ -41,6 +47,7 @@ class UniWeTokEditPipeline(UniWeTokPipeline):
         guidance_scale: float | None = None,
         image_guidance_scale: float | None = None,
         negative_prompt: str | list[str] | None = None,
+        describe_first: bool | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         output_type: str = "pil",
@@ -64,6 +71,9 @@ class UniWeTokEditPipeline(UniWeTokPipeline):
             negative_prompt: the instruction of "picture" in that formula, one for all pictures or one a picture; best
                 one that changes nothing, which the model has learnt. `default_negative_prompt` when not given. Where
                 the picture alone is not looked at it does nothing.
+            describe_first: whether the model says what the result will be before it draws it, its most likely words,
+                which are then in the output's `descriptions`. For models that have learnt to.
+                `default_describe_first` when not given.
 
         The other arguments are those of [`UniWeTokPipeline`].
 
@@ -99,6 +109,10 @@ class UniWeTokEditPipeline(UniWeTokPipeline):
                 )
             seen_height, seen_width = seen.pop()
             height, width = _given(height, seen_height), _given(width, seen_width)
+        descriptions = None
+        if _given(describe_first, self.config.default_describe_first):
+            described = self.describe(images, prompts)
+            descriptions = [words for words in described for _ in range(num_images_per_prompt)]
         codes = self.draw(
             [words for words in prompts for _ in range(num_images_per_prompt)],
             height,
@@ -111,10 +125,33 @@ class UniWeTokEditPipeline(UniWeTokPipeline):
             images=[picture for picture in images for _ in range(num_images_per_prompt)],
             negative_prompts=[words for words in negatives for _ in range(num_images_per_prompt)],
             image_guidance_scale=image_guidance_scale,
+            descriptions=descriptions,
         )
         edited = self.decode(codes, generator, output_type)
         self.maybe_free_model_hooks()
-        return UniWeTokPipelineOutput(images=edited) if return_dict else (edited,)
+        return UniWeTokPipelineOutput(images=edited, descriptions=descriptions) if return_dict else (edited,)
+
+    @torch.no_grad()
+    def describe(self, images: list[Image.Image], prompts: list[str]) -> list[str]:
+        """What the model says the results of editing `images` as `prompts` say will be: its most likely words up to
+        the picture that they introduce, at most 64 tokens."""
+        self._load_model()
+        processor, mllm = self.processor, self.mllm
+        inputs = processor.describing_inputs(prompts, images).to(self._execution_device)
+        length = inputs["input_ids"].shape[1]
+        mllm.config.check_positions(length, 1, "prompt")
+        inputs.pop("image_is_target")
+        inputs["pixel_values"] = inputs["pixel_values"].to(mllm.dtype)
+        ends = [processor.vision_start_token_id, processor.turn_end_token_id]
+        written = mllm.generate(
+            **inputs,
+            do_sample=False,
+            max_new_tokens=MOST_WORDS,
+            begin_suppress_tokens=ends,
+            eos_token_id=ends,
+            pad_token_id=processor.tokenizer.pad_token_id,
+        )
+        return processor.tokenizer.batch_decode(written[:, length:], skip_special_tokens=True)
 
     def scale_for_images(self, guidance_scale: float, image_guidance_scale: float | None) -> float | None:
         """The weight of the picture alone; None where it need not be looked at."""

@@ -74,6 +74,7 @@ def start_pipeline(config, texts: Iterable[str] = ()) -> UniWeTokPipeline:
         default_guidance_scale=config.guidance_scale,
         default_image_guidance_scale=config.image_guidance_scale,
         default_negative_prompt=config.negative_prompt,
+        default_describe_first=config.describe_first,
     )
 
 

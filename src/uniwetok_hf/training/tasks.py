@@ -85,14 +85,17 @@ def drawing(prompt: str | None, picture: dict) -> Sample:
     return Sample(messages, [picture])
 
 
-def editing(source: dict, instruction: str | None, target: dict) -> Sample:
-    """The assistant draws `target` when shown `source` and told `instruction`; without, it draws unasked."""
+def editing(source: dict, instruction: str | None, target: dict, description: str | None = None) -> Sample:
+    """The assistant draws `target` when shown `source` and told `instruction`, and says before that what it will be
+    where there is a `description`; without an instruction it draws unasked."""
     if instruction is None:
         return drawing(None, target)
     messages = [
         {"role": "user", "content": [IMAGE_ITEM, text_item(instruction)]},
         {"role": "assistant", "content": [IMAGE_ITEM]},
     ]
+    if description is not None:
+        messages[-1]["content"].insert(0, text_item(description))
     return Sample(messages, [source, target])
 
 

@@ -29,7 +29,8 @@ from .tasks import (
 
 
 # The first is the set's own caption; repeated ones are the more likely.
-STYLED_PROMPTS = ("a {style} emoji of {what}",) * 3 + ("{what}, {style} style", "draw {what} in {style} style")
+CAPTION = "a {style} emoji of {what}"
+STYLED_PROMPTS = (CAPTION,) * 3 + ("{what}, {style} style", "draw {what} in {style} style")
 PLAIN_PROMPTS = ("{what}", "an emoji of {what}", "draw {what}")
 QUESTIONS = {
     "name": ("what is this?", "what is it?", "name it"),
@@ -47,6 +48,8 @@ COPY_CHANCE, CROP_CHANCE, PATCHWORK_CHANCE = 0.12, 0.6, 0.25
 # Edits that change no shapes: the same bits of source and target may be turned over.
 FAITHFUL_EDITS = ("tone", "gender", "colour", "clock", "copy")
 TURN_OVER_CHANCE, MOST_TURNED_OVER_IN_EDITS = 0.5, 0.3
+# Of edits of pictures that are what their labels say: how often the result is described before it is drawn.
+DESCRIBE_CHANCE = 0.6
 
 
 def chance(probability: float, generator: torch.Generator) -> bool:
@@ -63,6 +66,11 @@ def drawing_prompt(row: Row, generator: torch.Generator) -> str:
         what = f"{row['name']} with {row['tone']}"
     prompts = PLAIN_PROMPTS if chance(0.1, generator) else STYLED_PROMPTS
     return pick(prompts, generator).format(style=row["style"], what=what)
+
+
+def caption(row: Row) -> str:
+    """What the picture is, in the words of most prompts."""
+    return CAPTION.format(style=row["style"], what=row["label"])
 
 
 def pick_variant(count: int, crop_chance: float, generator: torch.Generator) -> int:
@@ -140,7 +148,7 @@ class EmojiQuestions(EncodedTask):
             return CLAIMS[column].format(claimed), "yes" if claimed == row[column] else "no"
         if kind == "tone" and not row["tone"]:
             kind = "name"
-        answer = f"a {row['style']} emoji of {row['label']}" if kind == "caption" else row[kind]
+        answer = caption(row) if kind == "caption" else row[kind]
         return pick(QUESTIONS[kind], generator), answer
 
     def texts(self) -> Iterator[str]:
@@ -220,7 +228,7 @@ class EditTable:
 
 
 class EmojiEditing(EncodedTask):
-    columns = {"image": PICTURE, "id": ANYTHING}
+    columns = {"image": PICTURE, "id": ANYTHING, "label": ANYTHING, "style": ANYTHING}
 
     def __init__(self, source: TaskSource, encode_options: str):
         super().__init__(source, encode_options)
@@ -228,7 +236,8 @@ class EmojiEditing(EncodedTask):
 
     def sample(self, index: int, generator: torch.Generator, without_text: bool = False) -> Sample:
         """Any of the edits, drawn from `generator`; now and then a copy of row `index`. Where there are crops, some
-        are patchwork of two that are told the same: pictures that no one can know by heart."""
+        are patchwork of two that are told the same: pictures that no one can know by heart. Of the others some are
+        described before they are drawn."""
         edit = self.edits.draw(generator)
         if chance(COPY_CHANCE, generator):
             edit = Edit(index, pick(COPIES, generator), index, "copy")
@@ -236,6 +245,7 @@ class EmojiEditing(EncodedTask):
         variant = 0 if without_text else self.edits.variant_for(edit, generator)
         cells, origin = self.cells(edit, variant), f"{self.path}, edit of row {edit.source} to row {edit.target}"
         # As with crops: a validation, which has none, is of the pictures themselves.
+        is_varied = False
         may_be_varied = self.edits.num_variants > 1 and edit.kind in EDITS_IN_PLACE and not without_text
         if may_be_varied and chance(PATCHWORK_CHANCE, generator):
             if edit.kind == "copy":
@@ -243,13 +253,16 @@ class EmojiEditing(EncodedTask):
                 other = Edit(place, edit.instruction, place, "copy")
             else:
                 other = pick(self.edits.of_words[edit.instruction], generator)
-            cells = patchwork(cells, self.cells(other, variant), generator)
+            cells, is_varied = patchwork(cells, self.cells(other, variant), generator), True
             origin += f", part of it of row {other.source} to row {other.target}"
         if may_be_varied and edit.kind in FAITHFUL_EDITS and chance(TURN_OVER_CHANCE, generator):
             share = MOST_TURNED_OVER_IN_EDITS * torch.rand((), generator=generator).item()
-            cells = turn_over(cells, share, generator)
+            cells, is_varied = turn_over(cells, share, generator), True
             origin += f", {share:.0%} of the bits turned over"
-        sample = editing(cells[0], None if without_text else edit.instruction, cells[1])
+        description = None
+        if edit.kind != "copy" and not is_varied and chance(DESCRIBE_CHANCE, generator):
+            description = caption(Row(self.rows[edit.target], self.names, origin, generator))
+        sample = editing(cells[0], None if without_text else edit.instruction, cells[1], description)
         sample.task, sample.origin = self.name, origin
         return sample
 

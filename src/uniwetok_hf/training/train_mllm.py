@@ -101,6 +101,7 @@ class MLLMTrainingConfig:
     guidance_scale: float | None = setting(None, "guidance where a call says none")
     image_guidance_scale: float | None = setting(None, "of edits: guidance by the picture alone")
     negative_prompt: str | None = setting(None, "of edits: the words that this is made with, which change nothing")
+    describe_first: bool | None = setting(None, "of edits: whether it says what it will draw before it draws")
     save_dtype: str = setting("float32", "how its weights are stored: float32, bfloat16 or float16")
     prompts: list[str] = setting(
         [], "what is drawn at each validation, four times each, to look at; not under FSDP and DeepSpeed"
