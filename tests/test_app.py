@@ -49,7 +49,7 @@ def test_editing_gives_the_edit_pipelines_picture(studio):
 
 def test_editing_shows_what_was_said_before(studio, monkeypatch):
     *_, (_, plain) = studio.edit(picture(), "make it green", 1, 1, 2.0)
-    (said,) = studio.edit_pipe.describe([picture()], ["make it green"])
+    (said,) = studio.edit_pipe.describe_results([picture()], ["make it green"])
     described = UniWeTokEditPipeline.from_pipe(studio.pipe, default_describe_first=True)
     described.set_progress_bar_config(disable=True)
     monkeypatch.setattr(studio, "edit_pipe", described)

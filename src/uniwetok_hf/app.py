@@ -109,7 +109,7 @@ class Studio:
             if output is None:
                 yield preview[0], f"{preview[1]} of {preview[2]} patches"
             else:
-                picture, said = output.images[0], "".join(f"{words}; " for words in output.descriptions or [])
+                picture, said = output.images[0], f"{output.descriptions[0]}; " if output.descriptions else ""
                 yield picture, f"{said}{picture.width} x {picture.height} pixels in {time.monotonic() - start:.1f} s"
 
     def _reported(self, work: Callable) -> Iterator[tuple[tuple | None, object]]:

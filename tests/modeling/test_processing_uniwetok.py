@@ -75,15 +75,16 @@ def test_a_description_stands_between_the_request_and_the_picture(processor):
     plain, nothing = processor.drawing_inputs(prompts, side, side, images)
     inputs, negative = processor.drawing_inputs(prompts, side, side, images, ["a green square", "a man: hat"])
     start = f"<|vision_start|><|res_{tokens}|><|res_{tokens}|>{queries(processor.patch_size)}"
-    asked = processor.describing_inputs(prompts, images)
+    asked = processor(text=processor.request_texts(prompts, images), images=images)
     for index, words in enumerate(("a green square", "a man: hat")):
         request = texts_of(processor, asked)[index]
+        assert request.endswith(f"{prompts[index]}<|im_end|>\n<|im_start|>assistant\n")
         assert texts_of(processor, plain)[index] == request + start
         assert texts_of(processor, inputs)[index] == request + words + start
     assert torch.equal(negative["input_ids"], nothing["input_ids"])
     assert torch.equal(asked["pixel_values"], inputs["pixel_values"])
     with pytest.raises(ValueError, match="`prompt` must not hold the special tokens"):
-        processor.describing_inputs(["<|im_end|>"], images[:1])
+        processor.request_texts(["<|im_end|>"], images[:1])
 
 
 def test_chat_template_of_a_conversation(processor):

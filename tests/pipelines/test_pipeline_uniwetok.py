@@ -402,7 +402,8 @@ def test_parts_are_named_and_the_offload_order_covers_the_models():
     assert UniWeTokPipeline.model_cpu_offload_seq == "mllm"
     expected, optional = UniWeTokPipeline._get_signature_keys(UniWeTokPipeline)
     assert set(expected) >= {"processor", "mllm", "scheduler"}
-    assert set(optional) == {*DEFAULTS, "default_image_guidance_scale", "default_negative_prompt"}
+    edits = {f"default_{name}" for name in ("image_guidance_scale", "negative_prompt", "describe_first")}
+    assert set(optional) == {*DEFAULTS, *edits}
 
 
 # --- offloading ---
@@ -443,6 +444,9 @@ def test_sequential_offloading_keeps_nothing_on_the_device(pipeline, device):
     expected = pipeline("a cat", generator=seeded(0), output_type="pt").images
     torch.testing.assert_close(images.cpu(), expected, atol=1e-4, rtol=0)
     assert {parameter.device.type for parameter in offloaded.mllm.parameters()} == {"meta"}
+    source, call = Image.new("RGB", (64, 64), "red"), {"describe_first": True, "num_inference_steps": 1}
+    edits = [UniWeTokEditPipeline.from_pipe(one)(source, "green", **call) for one in (offloaded, pipeline)]
+    assert edits[0].descriptions == edits[1].descriptions
 
 
 @pytest.mark.parametrize("offload_type", ["leaf_level", "block_level"])

@@ -193,7 +193,7 @@ def test_what_is_described_first_is_drawn(pipeline, side):
     generators = [seeded(0), seeded(1)]
     output = pipeline(sources, prompts, describe_first=True, generator=generators, output_type="latent", **options)
     assert len(output.descriptions) == 2 and all(output.descriptions)
-    assert output.descriptions == pipeline.describe(sources, prompts)
+    assert output.descriptions == pipeline.describe_results(sources, prompts)
     plain = pipeline(sources, prompts, generator=[seeded(0), seeded(1)], output_type="latent", **options)
     assert plain.descriptions is None and not torch.equal(plain.images, output.images)
 
@@ -216,9 +216,36 @@ def test_what_is_described_first_is_drawn(pipeline, side):
         assert alone.descriptions == [output.descriptions[row]] and torch.equal(alone.images[0], wanted[row])
 
 
+def test_a_description_counts_among_the_words(pipeline, side):
+    """Guidance measures it against the picture with other words and no description."""
+    source, options = picture(side, side), {"guidance_scale": 3.0, "num_inference_steps": 2}
+    scales = options | {"image_guidance_scale": 2.0}
+    output = pipeline(
+        source,
+        "green",
+        describe_first=True,
+        negative_prompt="leave it as it is",
+        generator=seeded(0),
+        output_type="latent",
+        **scales,
+    )
+    processor = pipeline.processor
+    inputs, negative = processor.drawing_inputs(["green"], side, side, [source], output.descriptions)
+    others, _ = processor.drawing_inputs(["leave it as it is"], side, side, [source])
+    wanted = pipeline.mllm.generate_codes(
+        inputs["input_ids"],
+        pixel_values=inputs["pixel_values"],
+        negative_input_ids=negative["input_ids"],
+        image_input_ids=others["input_ids"],
+        generator=seeded(0),
+        **scales,
+    ).codes
+    assert torch.equal(output.images, wanted)
+
+
 def test_descriptions_are_the_most_likely_words_up_to_the_picture(pipeline, side):
     processor, mllm, source = pipeline.processor, pipeline.mllm, picture(side, side)
-    inputs = processor.describing_inputs(["green"], [source])
+    inputs = processor(text=processor.request_texts(["green"], [source]), images=[source])
     ids = inputs["input_ids"]
     ends = [processor.vision_start_token_id, processor.turn_end_token_id]
     for _ in range(64):
@@ -229,7 +256,10 @@ def test_descriptions_are_the_most_likely_words_up_to_the_picture(pipeline, side
         if ids[0, -1] in ends:
             break
     written = ids[0, inputs["input_ids"].shape[1] :]
-    assert pipeline.describe([source], ["green"]) == [processor.tokenizer.decode(written, skip_special_tokens=True)]
+    words = processor.tokenizer.decode(written, skip_special_tokens=True)
+    assert pipeline.describe_results([source], ["green"]) == [" ".join(words.split())]
+    with pytest.raises(ValueError, match=r"`prompt`: \d+ tokens, and 64 that follow them, are more than the 1024"):
+        pipeline(source, "green " * 165, describe_first=True)
 
 
 def test_describing_first_is_a_default_of_the_pipeline(pipeline, side, tmp_path):
@@ -239,7 +269,7 @@ def test_describing_first_is_a_default_of_the_pipeline(pipeline, side, tmp_path)
     sources = [picture(side, side, seed=index) for index in range(2)]
     output = loaded(sources, "green", num_images_per_prompt=2, num_inference_steps=1, generator=seeded(0))
     assert len(output.images) == 4
-    first, second = loaded.describe(sources, ["green"] * 2)
+    first, second = loaded.describe_results(sources, ["green"] * 2)
     assert output.descriptions == [first, first, second, second]
     assert loaded(sources, "green", describe_first=False, num_inference_steps=1).descriptions is None
     assert pipeline(sources, "green", num_inference_steps=1).descriptions is None

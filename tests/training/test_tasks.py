@@ -151,6 +151,16 @@ def test_pictures_of_an_edit_are_of_one_variant(encoded):
     assert shape(without) == [("assistant", ["IMAGE"])] and len(without.pictures) == 1
 
 
+def test_an_edit_may_be_described_first(encoded):
+    path = encoded(edit_columns(description=["a red apple", "b", "c"]))
+    task = task_of("edits", path)
+    assert shape(task.sample(0, seeded())) == [("user", ["IMAGE", "a"]), ("assistant", ["a red apple", "IMAGE"])]
+    assert shape(task.sample(0, seeded(), without_text=True)) == [("assistant", ["IMAGE"])]
+    assert "a red apple" in set(task.texts())
+    with pytest.raises(ValueError, match="there is no column `caption`"):
+        task_of("edits", path, columns={"description": "caption"})
+
+
 def test_copies_are_of_a_picture_that_nobody_knows(encoded):
     path = encoded({"image": pictures(2, size=(64, 64))}, num_variants=2)
     task, shares = task_of("copies", path), []
@@ -482,13 +492,15 @@ def test_patchwork_of_unlike_sizes_or_of_one_token_is_none():
 
 @pytest.fixture(scope="module")
 def edits_of_crops(fixtures, vision, tmp_path_factory):
-    """`emoji_editing` of three variants of each picture, and the rows of its table of edits."""
+    """`emoji_described_editing` of three variants of each picture, and the rows of its table of edits."""
     from datasets import load_from_disk
 
     rows = load_from_disk(str(fixtures / "emoji" / "pictures"))["train"]
     edits = str(fixtures / "emoji" / "edits" / "train")
     path = encode(rows, tmp_path_factory.mktemp("crops") / "codes", vision, num_variants=3, same_crops=True)
-    return open_task(TaskSource(path=path, task="emoji_editing", edits=edits)), load_from_disk(edits).to_list()
+    return open_task(TaskSource(path=path, task="emoji_described_editing", edits=edits)), load_from_disk(
+        edits
+    ).to_list()
 
 
 def test_edits_of_a_patchwork_are_told_the_same(edits_of_crops):
@@ -546,8 +558,8 @@ def test_bits_are_turned_over_in_source_and_target(edits_of_crops):
     assert len(shares) > 20 and 0.15 < max(shares) < MOST_TURNED_OVER_IN_EDITS + 0.1
 
 
-def test_most_edits_are_described_before_they_are_drawn(edits_of_crops):
-    """Only where the picture is what its label says, and not where nothing changes."""
+def test_edits_are_described_before_they_are_drawn(edits_of_crops):
+    """Only where the label fits the picture or a crop of it, and not where nothing changes."""
     task, _ = edits_of_crops
     described, others = 0, 0
     for seed in range(300):

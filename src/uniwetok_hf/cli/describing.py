@@ -51,19 +51,9 @@ def answers(mllm, processor, pictures: Sequence[Image.Image], question: str, max
     Raises:
         CommandError: when the question is longer than the model's positions reach.
     """
+    from uniwetok_hf.pipelines.writing import write_about
+
     content = [{"type": "image"}, {"type": "text", "text": question}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    inputs = processor(images=list(pictures), text=[text] * len(pictures))
     with user_errors():
-        mllm.config.check_positions(inputs["input_ids"].shape[1], 1, "question")
-    inputs.pop("image_is_target")
-    inputs["pixel_values"] = inputs["pixel_values"].to(mllm.dtype)
-    output = mllm.generate(
-        **inputs.to(mllm.device),
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=processor.turn_end_token_id,
-        pad_token_id=processor.tokenizer.pad_token_id,
-    )
-    written = output[:, inputs["input_ids"].shape[1] :]
-    return [" ".join(words.split()) for words in processor.tokenizer.batch_decode(written, skip_special_tokens=True)]
+        return write_about(mllm, processor, [text] * len(pictures), pictures, max_new_tokens, argument="question")

@@ -191,19 +191,26 @@ def seen_size(processor, picture: Image.Image, name: str) -> tuple[int, int, tup
     return height, width, inputs["content_sizes"][0]
 
 
-def check_prompts(pipeline, prompts: Sequence[str], images: Sequence[Image.Image] | None, size: tuple[int, int]):
+def check_prompts(
+    pipeline,
+    prompts: Sequence[str],
+    images: Sequence[Image.Image] | None,
+    size: tuple[int, int],
+    num_written: int = 0,
+):
     """
     Raises:
-        CommandError: when a prompt holds special tokens, or is longer than the model can read before it draws.
+        CommandError: when a prompt holds special tokens, or is longer than the model can read before it writes
+            `num_written` tokens and draws.
     """
     stride = pipeline.processor.stride
-    num_drawn = (size[0] // stride) * (size[1] // stride)
+    num_following = num_written + (size[0] // stride) * (size[1] // stride)
     with user_errors():
         for start in range(0, len(prompts), BATCH_SIZE):
             part = slice(start, start + BATCH_SIZE)
             sources = None if images is None else list(images[part])
             inputs, _ = pipeline.processor.drawing_inputs(list(prompts[part]), *size, sources)
-            pipeline.mllm.config.check_positions(inputs["input_ids"].shape[1], num_drawn)
+            pipeline.mllm.config.check_positions(inputs["input_ids"].shape[1], num_following)
 
 
 def draw(
@@ -217,11 +224,16 @@ def draw(
     import torch
 
     from uniwetok_hf import UniWeTokEditPipeline
+    from uniwetok_hf.pipelines.pipeline_uniwetok_edit import MAX_DESCRIPTION_TOKENS
 
+    num_written, said = 0, set()
     if images is not None:
         pipeline = UniWeTokEditPipeline.from_pipe(pipeline)
         pipeline.set_progress_bar_config(disable=True)
-    check_prompts(pipeline, prompts, images, (options["height"], options["width"]))
+        describe_first = options.get("describe_first")
+        if pipeline.config.default_describe_first if describe_first is None else describe_first:
+            num_written = MAX_DESCRIPTION_TOKENS
+    check_prompts(pipeline, prompts, images, (options["height"], options["width"]), num_written)
     with progress_bar(len(prompts), "drawing") as bar:
         for start in range(0, len(prompts), BATCH_SIZE):
             part = slice(start, start + BATCH_SIZE)
@@ -241,7 +253,9 @@ def draw(
                 **options,
             )
             for words in dict.fromkeys(output.descriptions or []):
-                bar.write(f"described as: {' '.join(words.split())}", file=sys.stderr)
+                if words not in said:
+                    bar.write(f"described as: {words}", file=sys.stderr)
+                said.add(words)
             codes = output.images
             with torch.no_grad():
                 pictures = [pipeline.decode(codes[i : i + 1], [generators[i]], "pil")[0] for i in range(count)]

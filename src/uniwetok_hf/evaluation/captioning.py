@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..pipelines.writing import write_about
 from .intervals import mean_score, share_score
 from .reports import Row
 from .rows import batched
@@ -47,7 +47,6 @@ def questions_of_emoji(rows: Iterable[Mapping]) -> list[Question]:
     ]
 
 
-@torch.no_grad()
 def answer_all(
     mllm, processor, questions: Sequence[Question], max_new_tokens: int = 40, batch_size: int = 16
 ) -> list[str]:
@@ -58,20 +57,7 @@ def answer_all(
             contents = [[{"type": "image"}, {"type": "text", "text": one.question}] for one in part]
             messages = [[{"role": "user", "content": content}] for content in contents]
             texts = processor.apply_chat_template(messages, add_generation_prompt=True)
-            inputs = processor(images=[one.picture for one in part], text=texts)
-            inputs.pop("image_is_target")
-            inputs["pixel_values"] = inputs["pixel_values"].to(mllm.dtype)
-            output = mllm.generate(
-                **inputs.to(mllm.device),
-                do_sample=False,
-                max_new_tokens=max_new_tokens,
-                eos_token_id=processor.turn_end_token_id,
-                pad_token_id=processor.tokenizer.pad_token_id,
-            )
-            written = processor.tokenizer.batch_decode(
-                output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-            )
-            answers += [" ".join(words.split()) for words in written]
+            answers += write_about(mllm, processor, texts, [one.picture for one in part], max_new_tokens)
             bar.update(len(part))
     return answers
 

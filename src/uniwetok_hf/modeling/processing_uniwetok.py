@@ -203,39 +203,29 @@ class UniWeTokProcessor(UniWeTokPushMixin, ProcessorMixin):
         Raises:
             ValueError: for a size that the model can't draw, or a prompt with special tokens.
         """
-        self.check_words(prompt)
-        texts = self.apply_chat_template(
-            self._requests(prompt, images),
-            add_generation_prompt=True,
-            picture_tokens=self.picture_tokens(height, width),
-        )
+        picture = self.picture_tokens(height, width)
+        texts = self.request_texts(prompt, images, picture_tokens=picture)
         without = texts[0][texts[0].rindex("<|im_start|>assistant") :]
         if descriptions is not None:
-            starts = [text.rindex("<|vision_start|>") for text in texts]
-            texts = [
-                t[:start] + words + t[start:] for t, start, words in zip(texts, starts, descriptions, strict=True)
-            ]
+            start = len("<|vision_start|>" + picture)
+            texts = [t[:-start] + words + t[-start:] for t, words in zip(texts, descriptions, strict=True)]
         return self(text=texts, images=images), self(text=[without])
 
-    def describing_inputs(self, prompt: list[str], images: list) -> BatchFeature:
-        """Inputs of `generate`, for what the assistant says when it is told how to change `images`, one a prompt.
+    def request_texts(self, prompt: list[str], images: list | None = None, **template) -> list[str]:
+        """Conversations in which the user says what to draw, or shows one of `images` and says how to change it, up to
+        the header of the assistant's turn; `template` goes to the chat template.
 
         Raises:
             ValueError: for a prompt with special tokens.
         """
         self.check_words(prompt)
-        texts = self.apply_chat_template(self._requests(prompt, images), add_generation_prompt=True)
-        return self(text=texts, images=images)
-
-    def _requests(self, prompt: list[str], images: list | None) -> list[list[dict]]:
-        """Conversations in which the user shows a picture, where there are some, and says what to draw."""
         conversations = []
         for index, words in enumerate(prompt):
             content = [{"type": "text", "text": words}]
             if images is not None:
                 content.insert(0, {"type": "image", "image": images[index]})
             conversations.append([{"role": "user", "content": content}])
-        return conversations
+        return self.apply_chat_template(conversations, add_generation_prompt=True, **template)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         """What stands for one picture between `<|vision_start|>` and `<|vision_end|>`."""

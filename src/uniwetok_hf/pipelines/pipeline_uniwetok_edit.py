@@ -19,9 +19,10 @@ from PIL import Image
 from ..modeling.noise_uniwetok import Generators
 from .pipeline_output import UniWeTokPipelineOutput
 from .pipeline_uniwetok import UniWeTokPipeline, _check_number, _given
+from .writing import write_about
 
 
-MOST_WORDS = 64  # text tokens of a description
+MAX_DESCRIPTION_TOKENS = 64
 
 
 class UniWeTokEditPipeline(UniWeTokPipeline):
@@ -72,7 +73,7 @@ class UniWeTokEditPipeline(UniWeTokPipeline):
                 one that changes nothing, which the model has learnt. `default_negative_prompt` when not given. Where
                 the picture alone is not looked at it does nothing.
             describe_first: whether the model says what the result will be before it draws it, its most likely words,
-                which are then in the output's `descriptions`. For models that have learnt to.
+                which are then in the output's `descriptions` (a tuple has none). For models that have learnt to.
                 `default_describe_first` when not given.
 
         The other arguments are those of [`UniWeTokPipeline`].
@@ -111,7 +112,7 @@ class UniWeTokEditPipeline(UniWeTokPipeline):
             height, width = _given(height, seen_height), _given(width, seen_width)
         descriptions = None
         if _given(describe_first, self.config.default_describe_first):
-            described = self.describe(images, prompts)
+            described = self.describe_results(images, prompts)
             descriptions = [words for words in described for _ in range(num_images_per_prompt)]
         codes = self.draw(
             [words for words in prompts for _ in range(num_images_per_prompt)],
@@ -131,27 +132,26 @@ class UniWeTokEditPipeline(UniWeTokPipeline):
         self.maybe_free_model_hooks()
         return UniWeTokPipelineOutput(images=edited, descriptions=descriptions) if return_dict else (edited,)
 
-    @torch.no_grad()
-    def describe(self, images: list[Image.Image], prompts: list[str]) -> list[str]:
-        """What the model says the results of editing `images` as `prompts` say will be: its most likely words up to
-        the picture that they introduce, at most 64 tokens."""
+    def describe_results(self, images: list[Image.Image], prompts: list[str]) -> list[str]:
+        """What the model says it is going to draw when told to edit `images` as `prompts` say, one a picture: its most
+        likely words up to the picture that they introduce, in one line.
+
+        Raises:
+            ValueError: for a prompt with special tokens, or one that is too long.
+        """
         self._load_model()
-        processor, mllm = self.processor, self.mllm
-        inputs = processor.describing_inputs(prompts, images).to(self._execution_device)
-        length = inputs["input_ids"].shape[1]
-        mllm.config.check_positions(length, 1, "prompt")
-        inputs.pop("image_is_target")
-        inputs["pixel_values"] = inputs["pixel_values"].to(mllm.dtype)
+        processor = self.processor
         ends = [processor.vision_start_token_id, processor.turn_end_token_id]
-        written = mllm.generate(
-            **inputs,
-            do_sample=False,
-            max_new_tokens=MOST_WORDS,
+        return write_about(
+            self.mllm,
+            processor,
+            processor.request_texts(prompts, images),
+            images,
+            MAX_DESCRIPTION_TOKENS,
+            ends=ends,
+            device=self._execution_device,
             begin_suppress_tokens=ends,
-            eos_token_id=ends,
-            pad_token_id=processor.tokenizer.pad_token_id,
         )
-        return processor.tokenizer.batch_decode(written[:, length:], skip_special_tokens=True)
 
     def scale_for_images(self, guidance_scale: float, image_guidance_scale: float | None) -> float | None:
         """The weight of the picture alone; None where it need not be looked at."""

@@ -35,13 +35,13 @@ class TaskSource:
 
     path: str = setting(help="folder that `uniwetok encode-dataset` made")
     task: str = setting(
-        help="captions, questions, edits, copies, conversations, emoji_drawing, emoji_editing, emoji_describing, "
-        "emoji_conversations"
+        help="captions, questions, edits, copies, conversations, emoji_drawing, emoji_editing, "
+        "emoji_described_editing, emoji_describing, emoji_conversations"
     )
     weight: float = setting(1.0, "how often it is practised, relative to the others")
     columns: dict = setting({}, "for columns that are not called as in docs/data-formats.md, `name there: name here`")
     edits: str | None = setting(
-        None, "emoji_editing, emoji_conversations: a split of the edits of `uniwetok data emoji`, DATA/edits/train"
+        None, "emoji_..editing, emoji_conversations: a split of the edits of `uniwetok data emoji`, DATA/edits/train"
     )
 
 
@@ -173,19 +173,27 @@ class Row:
 
 
 class EncodedTask:
-    """A format of rows: `columns` it needs, with what they hold, and how a row becomes a sample."""
+    """A format of rows: `columns` it needs and `optional` ones, with what they hold, and how a row becomes a
+    sample."""
 
     columns: dict[str, str]
+    optional: dict[str, str] = {}
 
     def __init__(self, source: TaskSource, encode_options: str):
         self.name, self.path = source.task, source.path
         self.encoding = _read_encoding(source.path, encode_options)
         self.rows = open_encoded(source.path)
-        if unknown := sorted(set(source.columns) - set(self.columns)):
+        known = self.columns | self.optional
+        if unknown := sorted(set(source.columns) - set(known)):
             raise ValueError(
-                f"`columns` of {self.path}: {self.name} have no {', '.join(unknown)}, but {', '.join(self.columns)}."
+                f"`columns` of {self.path}: {self.name} have no {', '.join(unknown)}, but {', '.join(known)}."
             )
-        self.names = {column: source.columns.get(column, column) for column in self.columns}
+        self.names = {column: source.columns.get(column, column) for column in known}
+        self.columns = {
+            column: kind
+            for column, kind in known.items()
+            if column in self.columns or column in source.columns or column in self.rows.features
+        }
         for column, kind in self.columns.items():
             self._check_column(self.names[column], kind)
 
@@ -263,13 +271,15 @@ class Questions(EncodedTask):
 
 
 class Edits(EncodedTask):
-    """Pictures to be changed as they are told."""
+    """Pictures to be changed as they are told; where there is a `description`, the assistant says it first."""
 
     columns = {"source": PICTURE, "instruction": TEXT, "target": PICTURE}
+    optional = {"description": TEXT}
 
     def converse(self, row: Row, without_text: bool) -> Sample:
         instruction = None if without_text else row.text("instruction")
-        return editing(row.picture("source"), instruction, row.picture("target"))
+        description = row.text("description") if "description" in self.columns else None
+        return editing(row.picture("source"), instruction, row.picture("target"), description)
 
 
 class Copies(EncodedTask):

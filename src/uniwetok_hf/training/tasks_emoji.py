@@ -48,7 +48,8 @@ COPY_CHANCE, CROP_CHANCE, PATCHWORK_CHANCE = 0.12, 0.6, 0.25
 # Edits that change no shapes: the same bits of source and target may be turned over.
 FAITHFUL_EDITS = ("tone", "gender", "colour", "clock", "copy")
 TURN_OVER_CHANCE, MOST_TURNED_OVER_IN_EDITS = 0.5, 0.3
-# Of edits of pictures that are what their labels say: how often the result is described before it is drawn.
+# How often a result is described before it is drawn, where the label fits: also of crops, whose source tells the part,
+# but not of patchwork and turned-over bits, nor where nothing changes.
 DESCRIBE_CHANCE = 0.6
 
 
@@ -228,6 +229,7 @@ class EditTable:
 
 
 class EmojiEditing(EncodedTask):
+    describe_chance = 0.0
     columns = {"image": PICTURE, "id": ANYTHING, "label": ANYTHING, "style": ANYTHING}
 
     def __init__(self, source: TaskSource, encode_options: str):
@@ -236,8 +238,7 @@ class EmojiEditing(EncodedTask):
 
     def sample(self, index: int, generator: torch.Generator, without_text: bool = False) -> Sample:
         """Any of the edits, drawn from `generator`; now and then a copy of row `index`. Where there are crops, some
-        are patchwork of two that are told the same: pictures that no one can know by heart. Of the others some are
-        described before they are drawn."""
+        are patchwork of two that are told the same: pictures that no one can know by heart."""
         edit = self.edits.draw(generator)
         if chance(COPY_CHANCE, generator):
             edit = Edit(index, pick(COPIES, generator), index, "copy")
@@ -260,7 +261,7 @@ class EmojiEditing(EncodedTask):
             cells, is_varied = turn_over(cells, share, generator), True
             origin += f", {share:.0%} of the bits turned over"
         description = None
-        if edit.kind != "copy" and not is_varied and chance(DESCRIBE_CHANCE, generator):
+        if edit.kind != "copy" and not is_varied and chance(self.describe_chance, generator):
             description = caption(Row(self.rows[edit.target], self.names, origin, generator))
         sample = editing(cells[0], None if without_text else edit.instruction, cells[1], description)
         sample.task, sample.origin = self.name, origin
@@ -273,6 +274,12 @@ class EmojiEditing(EncodedTask):
     def texts(self) -> Iterator[str]:
         yield from self.edits.texts()
         yield from COPIES * 100
+
+
+class EmojiDescribedEditing(EmojiEditing):
+    """The same edits; of about half of them the assistant says first what it is going to draw."""
+
+    describe_chance = DESCRIBE_CHANCE
 
 
 class EmojiConversations(EmojiQuestions):
@@ -337,6 +344,7 @@ class EmojiConversations(EmojiQuestions):
 EMOJI_TASKS = {
     "emoji_drawing": EmojiDrawing,
     "emoji_editing": EmojiEditing,
+    "emoji_described_editing": EmojiDescribedEditing,
     "emoji_describing": EmojiDescribing,
     "emoji_conversations": EmojiConversations,
 }
