@@ -86,7 +86,7 @@ def main() -> None:
 
         looks = looks_at_the_source(pipeline, pictures)
         pieces = trainer.held_out_batches.held_out(options.count)
-        # Of drawings and edits only the end of the turn is text: next to nothing.
+        # Of drawings, and of edits that are not described, only the end of the turn is text: next to nothing.
         losses = {name: loss for name, loss in measured(trainer, pieces).items() if loss > 1e-3}
         print(f"\n| layer | head | looks at the source | {' | '.join(losses)} |")
         print(f"| ---: | ---: | ---: |{' ---: |' * len(losses)}")
