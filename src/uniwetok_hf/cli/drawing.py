@@ -252,7 +252,7 @@ def draw(
                 callback_on_step_end=on_patch,
                 **options,
             )
-            for words in dict.fromkeys(output.descriptions or []):
+            for words in output.descriptions or []:
                 if words not in said:
                     bar.write(f"described as: {words}", file=sys.stderr)
                 said.add(words)
