@@ -48,6 +48,8 @@ def main() -> None:
     picture = shipped_pictures()[0].image
     print(f"drawing {median(lambda generator: pipe(PROMPT, generator=generator)):.2f} s")
     print(f"edit {median(lambda generator: edit(picture, INSTRUCTION, generator=generator)):.2f} s")
+    described = median(lambda _: edit.describe_results([picture], [INSTRUCTION]))
+    print(f"of it what is said before {described:.2f} s")
     print(f"answer {median(lambda _: answers(pipe.mllm, pipe.processor, [picture], QUESTION, 24)):.2f} s")
     print(f"`uniwetok generate` from nothing {median(cold_start, count=3):.1f} s")
 

@@ -498,9 +498,8 @@ def edits_of_crops(fixtures, vision, tmp_path_factory):
     rows = load_from_disk(str(fixtures / "emoji" / "pictures"))["train"]
     edits = str(fixtures / "emoji" / "edits" / "train")
     path = encode(rows, tmp_path_factory.mktemp("crops") / "codes", vision, num_variants=3, same_crops=True)
-    return open_task(TaskSource(path=path, task="emoji_described_editing", edits=edits)), load_from_disk(
-        edits
-    ).to_list()
+    task = open_task(TaskSource(path=path, task="emoji_described_editing", edits=edits))
+    return task, load_from_disk(edits).to_list()
 
 
 def test_edits_of_a_patchwork_are_told_the_same(edits_of_crops):

@@ -41,7 +41,7 @@ class TaskSource:
     weight: float = setting(1.0, "how often it is practised, relative to the others")
     columns: dict = setting({}, "for columns that are not called as in docs/data-formats.md, `name there: name here`")
     edits: str | None = setting(
-        None, "emoji_..editing, emoji_conversations: a split of the edits of `uniwetok data emoji`, DATA/edits/train"
+        None, "emoji tasks that edit: a split of the edits of `uniwetok data emoji`, DATA/edits/train"
     )
 
 
