@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from uniwetok_hf import UniWeTokModel, embedded_path
 from uniwetok_hf.data.sources import PictureSource
-from uniwetok_hf.training.losses.entropy import entropy_loss
-from uniwetok_hf.training.pictures import validation_pictures
+from uniwetok_hf.losses.entropy import entropy_loss
+from uniwetok_hf.training.picture_batches import validation_pictures
 
 
 def main() -> None:

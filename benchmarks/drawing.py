@@ -18,7 +18,7 @@ from datasets import load_from_disk
 
 from uniwetok_hf import UniWeTokPipeline
 from uniwetok_hf.evaluation.drawing import draw_all
-from uniwetok_hf.evaluation.emoji import CaptionScore, caption_of, rival_captions
+from evaluate_emoji import CaptionScore, caption_of, rival_captions
 from uniwetok_hf.evaluation.judges import Judge
 
 

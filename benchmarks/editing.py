@@ -18,7 +18,7 @@ from datasets import load_from_disk
 from uniwetok_hf import UniWeTokEditPipeline
 from uniwetok_hf.evaluation.drawing import draw_all
 from uniwetok_hf.evaluation.editing import edit_outcomes
-from uniwetok_hf.evaluation.emoji import combination_edits
+from evaluate_emoji import combination_edits
 from uniwetok_hf.evaluation.intervals import share_score
 from uniwetok_hf.evaluation.judges import Judge
 from uniwetok_hf.evaluation.rows import picture_of

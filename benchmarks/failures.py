@@ -22,7 +22,7 @@ from uniwetok_hf.evaluation.captioning import answer_all, questions_of_emoji
 from uniwetok_hf.evaluation.choices import cosines
 from uniwetok_hf.evaluation.drawing import draw_all
 from uniwetok_hf.evaluation.editing import edit_outcomes
-from uniwetok_hf.evaluation.emoji import caption_of, combination_edits, rival_captions
+from evaluate_emoji import caption_of, combination_edits, rival_captions
 from uniwetok_hf.evaluation.judges import Judge
 from uniwetok_hf.evaluation.words import exact_match
 

@@ -18,9 +18,9 @@ from datasets import load_from_disk
 
 from uniwetok_hf import UniWeTokModel
 from uniwetok_hf.evaluation.latents import class_embeddings, embed_rows, score_latents
-from uniwetok_hf.training.configuration import find_config, read_config
-from uniwetok_hf.training.losses.distillation import PrePostDistillation
-from uniwetok_hf.training.teachers import Teacher
+from uniwetok_hf.training.config import find_config, read_config
+from uniwetok_hf.losses.distillation import PrePostDistillation
+from uniwetok_hf.losses.teacher import Teacher
 from uniwetok_hf.training.train_uniwetok import UniWeTokTrainingConfig, train
 
 

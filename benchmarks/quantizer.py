@@ -44,7 +44,7 @@ def measure(form: str, size: list[int], threads: int | None) -> dict:
     """Runs in the process of one measurement."""
     import torch
 
-    from uniwetok_hf.training.losses.entropy import entropy_loss
+    from uniwetok_hf.losses.entropy import entropy_loss
 
     if threads:
         torch.set_num_threads(threads)

@@ -79,7 +79,7 @@ def make_siglip(folder: Path) -> str:
 
 def measure_tokenizer(side: int, batch: int, losses: list[str], steps: int, settings: dict) -> dict:
     """Runs in a process of its own: parts of a step of `emoji_uniwetok_stage1` with only these losses."""
-    from uniwetok_hf.training.configuration import find_config, read_config
+    from uniwetok_hf.training.config import find_config, read_config
     from uniwetok_hf.training.train_uniwetok import UniWeTokTrainer, UniWeTokTrainingConfig
 
     with tempfile.TemporaryDirectory() as folder:
@@ -122,7 +122,7 @@ def measure_tokenizer(side: int, batch: int, losses: list[str], steps: int, sett
 def measure_mllm(codes: str, vision: str, steps: int, settings: dict) -> dict:
     """Runs in a process of its own: parts of a step of `emoji_mllm`."""
     from uniwetok_hf.training import train_mllm
-    from uniwetok_hf.training.configuration import find_config, read_config
+    from uniwetok_hf.training.config import find_config, read_config
     from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig
 
     with tempfile.TemporaryDirectory() as folder:

@@ -37,7 +37,7 @@ from uniwetok_hf.evaluation.choices import chance_of, draw_rivals, r_precision_o
 from uniwetok_hf.evaluation.drawing import draw_all, nearest_is_own, thumbnail
 from uniwetok_hf.evaluation.intervals import Score, share_score
 from uniwetok_hf.evaluation.judges import Judge
-from uniwetok_hf.evaluation.records import check_unseen
+from uniwetok_hf.provenance import check_unseen
 
 
 OLD, OLD_STYLES = "noto", ("noto", "fluent flat", "fluent")

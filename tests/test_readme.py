@@ -9,7 +9,7 @@ from markdown_blocks import blocks
 from PIL import Image
 
 from uniwetok_hf.cli.main import build_parser, main
-from uniwetok_hf.training.configuration import find_config
+from uniwetok_hf.training.config import find_config
 
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

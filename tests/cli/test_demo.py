@@ -14,7 +14,7 @@ from PIL import Image
 from uniwetok_hf.cli import demo
 from uniwetok_hf.cli.checkpoints import load_pipeline
 from uniwetok_hf.cli.main import main
-from uniwetok_hf.data.emoji import concept_split, picture_split
+from emoji_data import concept_split, picture_split
 
 
 SHEETS = ("reconstructions", "photographs", "text_to_image", "edits", "captions", "contact_sheet")

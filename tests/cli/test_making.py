@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import uniwetok_hf.data
-from uniwetok_hf.data.emoji_packages import PACKAGES
+from emoji_packages import PACKAGES
 
 
 @pytest.fixture

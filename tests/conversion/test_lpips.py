@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from uniwetok_hf.conversion.lpips import convert_lpips
 from uniwetok_hf.conversion.sources import ConversionError
-from uniwetok_hf.training.losses.perceptual import LPIPS
+from uniwetok_hf.losses.perceptual import LPIPS
 
 
 WIDTHS = [2, 3, 4, 3, 5, 4, 3, 4, 5, 6, 5, 4, 3]

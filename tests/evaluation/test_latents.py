@@ -5,8 +5,8 @@ from PIL import Image
 from tiny_training import build_siglip
 
 from uniwetok_hf.evaluation.latents import Embedded, class_embeddings, embed_rows, score_latents
-from uniwetok_hf.training.losses.distillation import PrePostDistillation
-from uniwetok_hf.training.teachers import Teacher
+from uniwetok_hf.losses.distillation import PrePostDistillation
+from uniwetok_hf.losses.teacher import Teacher
 
 
 @pytest.fixture(scope="module")

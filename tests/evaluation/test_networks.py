@@ -6,7 +6,7 @@ from tiny_judges import build_vit
 
 from uniwetok_hf.evaluation.metrics import perceptual_distance
 from uniwetok_hf.evaluation.networks import describe_network, load_network
-from uniwetok_hf.training.losses.perceptual import LPIPS, PerceptualLoss
+from uniwetok_hf.losses.perceptual import LPIPS, PerceptualLoss
 
 
 @pytest.fixture

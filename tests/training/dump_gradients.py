@@ -12,7 +12,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-from uniwetok_hf.training.configuration import read_config
+from uniwetok_hf.training.config import read_config
 from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig
 from uniwetok_hf.training.train_uniwetok import UniWeTokTrainer, UniWeTokTrainingConfig
 

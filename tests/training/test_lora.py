@@ -19,9 +19,9 @@ from tiny_encoded import (
 from tiny_training import assert_same_weights, log_lines
 
 from uniwetok_hf import UniWeTokPipeline, embedded_path
-from uniwetok_hf.evaluation.records import read_training_record
+from uniwetok_hf.provenance import read_training_record
 from uniwetok_hf.training import train_mllm
-from uniwetok_hf.training.configuration import find_config, read_config
+from uniwetok_hf.training.config import find_config, read_config
 from uniwetok_hf.training.lora import LoraSettings, add_lora
 from uniwetok_hf.training.start import find_result
 from uniwetok_hf.training.train_mllm import MLLMTrainingConfig

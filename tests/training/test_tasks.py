@@ -13,7 +13,7 @@ from tiny_encoded import build_vision, encode, encode_emoji, pictures
 
 from uniwetok_hf.data.encoded import encoder_fingerprint
 from uniwetok_hf.training.tasks import COPIES, FORMATS, IMAGE_ITEM, Row, TaskMixture, TaskSource, open_task, turn_over
-from uniwetok_hf.training.tasks_emoji import (
+from tasks import (
     DESCRIBE_CHANCE,
     EDITS_IN_PLACE,
     FAITHFUL_EDITS,

@@ -24,10 +24,10 @@ from tiny_training import assert_same_weights, log_lines, write
 from transformers import LlamaConfig
 
 from uniwetok_hf import UniWeTokModel, UniWeTokPipeline
-from uniwetok_hf.evaluation.records import LossModel, read_training_record, training_record
+from uniwetok_hf.provenance import LossModel, read_training_record, training_record
 from uniwetok_hf.training import train_mllm
 from uniwetok_hf.training.checkpoints import list_checkpoints
-from uniwetok_hf.training.configuration import CONFIGS, find_config, read_config, shipped_configs
+from uniwetok_hf.training.config import CONFIGS, find_config, read_config, shipped_configs
 from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig, TaskTally, choose_parameters
 
 

@@ -98,7 +98,7 @@ def run_emoji(args: argparse.Namespace) -> None:
 
 def run_faces_and_text(args: argparse.Namespace) -> None:
     """`uniwetok data faces-and-text`."""
-    from uniwetok_hf.data.faces_and_text import build_faces_and_text
+    from faces_and_text import build_faces_and_text
 
     with user_errors(ValueError, OSError, ImportError):
         print(build_faces_and_text(args.out, args.size, args.count, args.seed))

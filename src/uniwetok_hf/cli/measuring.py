@@ -41,7 +41,7 @@ def _bars_on_terminals() -> Iterator[None]:
 
 def _report(args: argparse.Namespace, protocol: dict, rows: list, skipped: list[str], facts: dict | None = None):
     """The report of a finished evaluation, and a warning of what could not be read."""
-    from uniwetok_hf.evaluation.records import short_name
+    from uniwetok_hf.provenance import short_name
     from uniwetok_hf.evaluation.reports import Report
 
     if skipped:
@@ -79,7 +79,7 @@ def _load_judge(source: str | None, device: str):
 
 def _seen(network, args: argparse.Namespace) -> str:
     """Whether a training loss looked through `network`: for distances of reconstructions it is only told."""
-    from uniwetok_hf.evaluation.records import find_seen
+    from uniwetok_hf.provenance import find_seen
 
     seen, words = find_seen(network, find_checkpoint(args.model, KINDS).folder)
     if seen is not None:
@@ -89,7 +89,7 @@ def _seen(network, args: argparse.Namespace) -> str:
 
 def _unseen(judge, args: argparse.Namespace) -> str:
     """As `_seen`, for drawings: a judge that a training loss looked through is refused."""
-    from uniwetok_hf.evaluation.records import check_unseen
+    from uniwetok_hf.provenance import check_unseen
 
     return check_unseen(judge.model, judge.name, find_checkpoint(args.model, KINDS).folder)
 
@@ -142,7 +142,7 @@ def reconstruction(args: argparse.Namespace):
 def latents(args: argparse.Namespace):
     """Zero-shot and linear-probe accuracy of latents and codes."""
     from uniwetok_hf.evaluation.latents import class_embeddings, embed_rows, score_latents
-    from uniwetok_hf.evaluation.records import short_name
+    from uniwetok_hf.provenance import short_name
     from uniwetok_hf.evaluation.rows import readable
 
     templates = args.template or ["a photo of {label}"]
@@ -188,9 +188,9 @@ def _load_distillation(args: argparse.Namespace):
         if args.pools:
             raise CommandError("--pools are of no use without --teacher, whose texts name the classes")
         return None, None
-    from uniwetok_hf.evaluation.records import RECORD, read_training_record, weight_digests
-    from uniwetok_hf.training.losses.distillation import PrePostDistillation
-    from uniwetok_hf.training.teachers import Teacher
+    from uniwetok_hf.provenance import RECORD, read_training_record, weight_digests
+    from uniwetok_hf.losses.distillation import PrePostDistillation
+    from uniwetok_hf.losses.teacher import Teacher
 
     folder = find_checkpoint(args.model, KINDS).folder
     beside = folder.resolve().parent / "losses" / "distillation"
@@ -323,7 +323,7 @@ def editing(args: argparse.Namespace):
 
 def emoji(args: argparse.Namespace):
     """Drawing, editing and naming held-out combinations."""
-    from uniwetok_hf.evaluation.emoji import (
+    from evaluate_emoji import (
         combination_edits,
         evaluate_drawing,
         evaluate_edits,

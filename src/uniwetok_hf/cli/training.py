@@ -43,7 +43,7 @@ class _HelpWithFields(argparse.Action):
         name = parser.prog.split()[-1]
         print(parser.format_help())
         _check_extras()
-        from uniwetok_hf.training.configuration import explain, shipped_configs
+        from uniwetok_hf.training.config import explain, shipped_configs
 
         module, config_class, _ = TRAININGS[name]
         print("configs that ship:", ", ".join(shipped_configs()))
@@ -110,7 +110,7 @@ def run_train(args: argparse.Namespace) -> None:
     _check_extras()
     import yaml
 
-    from uniwetok_hf.training.configuration import find_config, read_config
+    from uniwetok_hf.training.config import find_config, read_config
 
     module = import_module(f"uniwetok_hf.training.{TRAININGS[args.kind][0]}")
     overrides = {}

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ..training.losses.perceptual import STAGE_ENDS, VGG16_WIDTHS
+from ..losses.perceptual import STAGE_ENDS, VGG16_WIDTHS
 from .sources import ConversionError, TensorSource, open_tensors
 
 

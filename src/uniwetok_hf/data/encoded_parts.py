@@ -20,7 +20,7 @@ from PIL import Image
 
 from ..modeling.codes_uniwetok import pack_codes
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
-from ..training.samples import AUGMENTATION, sample_generator
+from .samples import AUGMENTATION, sample_generator
 from .sources import read_cell
 
 

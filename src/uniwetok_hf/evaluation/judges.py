@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from .records import short_name, weight_digests
+from ..provenance import short_name, weight_digests
 
 
 class Judge:

@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..modeling.modeling_uniwetok import UniWeTokModel
-from ..training.losses.distillation import PrePostDistillation
-from ..training.teachers import Teacher
+from ..losses.distillation import PrePostDistillation
+from ..losses.teacher import Teacher
 from .choices import cosines, top_k_outcomes
 from .drawing import thumbnail
 from .intervals import Score, share_score

@@ -67,7 +67,7 @@ def perceptual_distance(images: Pictures, references: Pictures, network) -> floa
     Distance of each picture to its reference in the features of a network. Arguments and returns as `psnr`.
 
     Args:
-        network: a `PerceptualLoss` (any vision model) or `LPIPS` of `uniwetok_hf.training.losses.perceptual`.
+        network: a `PerceptualLoss` (any vision model) or `LPIPS` of `uniwetok_hf.losses.perceptual`.
 
     Raises:
         ValueError: As `psnr`, or a picture is too small for the network.

@@ -5,8 +5,8 @@ import os
 
 import torch
 
-from ..training.losses.perceptual import LPIPS, FeatureDistance, PerceptualLoss
-from .records import short_name
+from ..losses.perceptual import LPIPS, FeatureDistance, PerceptualLoss
+from ..provenance import short_name
 
 
 def load_network(source: str | os.PathLike, device: str | torch.device = "cpu") -> FeatureDistance:

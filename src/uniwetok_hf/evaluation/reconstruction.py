@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..modeling.modeling_uniwetok import UniWeTokModel
-from ..training.losses.perceptual import FeatureDistance
+from ..losses.perceptual import FeatureDistance
 from .baselines import small_thumbnail, webp, white
 from .bits import BitStatistics
 from .distributions import frechet_distance

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..modeling.modeling_uniwetok_mllm import UniWeTokForCausalLM, UniWeTokProjector
-from .configuration import setting
+from .config import setting
 
 
 # Directions that the projector's first layer tells apart get this gain at least; each bit then has this length.

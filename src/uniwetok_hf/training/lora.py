@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..adapters import lora_config, target_modules
-from .configuration import setting
+from .config import setting
 from .run import seeded_weights
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from ..data.encoded import ENCODING_FILE, Encoding, cell_codes, open_encoded, part_path, read_encoding
-from .configuration import setting
-from .samples import TASK, EpochOrder, Mixture, sample_generator
+from .config import setting
+from ..data.samples import TASK, EpochOrder, Mixture, sample_generator
 
 
 # What the columns of a format hold.

@@ -35,14 +35,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..adapters import save_adapter
 from ..data.encoded import encoder_fingerprint
-from ..evaluation.records import RECORD, training_record
+from ..provenance import RECORD, training_record
 from ..files import save_whole
 from .checkpoints import load_checkpoint, make_output_folder, save_checkpoint
-from .configuration import config_values, flat_values, read_config, setting
-from .conversations import ConversationBatches, Piece, prefetched
+from .config import config_values, flat_values, read_config, setting
+from .conversation_batches import ConversationBatches, Piece, prefetched
 from .copying import CopyingHeads
 from .lora import LoraSettings, add_lora, checkpoint_adapters_only
-from .pictures import picture_grid
+from .picture_batches import picture_grid
 from .run import (
     Figures,
     averaged_weights,
@@ -52,7 +52,7 @@ from .run import (
     stop_unless_finite,
     stopped_after,
 )
-from .samples import NOISE, sample_generators
+from ..data.samples import NOISE, sample_generators
 from .start import start_folder, start_pipeline
 from .tasks import TaskMixture, TaskSource
 

@@ -1,0 +1,310 @@
+"""The captioned emoji set: pictures with labels, and edits between them, as `datasets` on disk.
+
+Pictures come from vector icons of three sets (Noto, Fluent flat, Fluent), labels from emojibase. Everything about the
+build is a function of the pinned packages: the same call gives the same pictures in the same order.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from emoji_edits import find_edits
+from emoji_packages import (
+    PACKAGES,
+    STYLES,
+    EmojiEntry,
+    IconSet,
+    NpmPackage,
+    check_packages,
+    fetch_packages,
+    read_entries,
+    read_json,
+)
+
+
+SPLITS = ("train", "validation", "test", "test_combinations")
+INFO_FILE = "emoji.json"
+
+
+def concept_split(concept: str) -> str:
+    """Return the split of a concept from the sha256 of its hexcode (of the untoned emoji) modulo 20.
+
+    0 is "test", 1 is "validation", everything else "train".
+    """
+    return {0: "test", 1: "validation"}.get(_sha256_int(concept) % 20, "train")
+
+
+def picture_split(concept: str, style: str, tone: str) -> str:
+    """Return the split of one picture: that of its concept, or "test_combinations".
+
+    About a tenth of the toned pictures of training concepts are held out, as combinations of style and tone that
+    training never shows for that concept (it does show the concept, the style and the tone).
+    """
+    split = concept_split(concept)
+    if split == "train" and tone and _sha256_int(f"{concept}/{style}/{tone}") % 10 == 0:
+        return "test_combinations"
+    return split
+
+
+def build_emoji_dataset(
+    output_dir: str | os.PathLike,
+    size: int = 128,
+    package_dir: str | os.PathLike | None = None,
+    styles: Sequence[str] | None = None,
+    limit: int | None = None,
+    *,
+    packages: Mapping[str, NpmPackage] = PACKAGES,
+) -> Path:
+    """Build the captioned emoji set and save it in `output_dir`.
+
+    `output_dir/pictures` and `output_dir/edits` are `DatasetDict`s for `datasets.load_from_disk`, with the splits
+    train, validation, test (by concept, see `concept_split`) and test_combinations (see `picture_split`):
+
+    - pictures: `id` ("noto/1F44B-1F3FF"), `image` (RGB PNG, `size` x `size`, on white), `style`, `label` (with the
+      tone), `name` (without), `keywords`, `group`, `subgroup`, `tone` ("" or "light skin tone", ...), `hexcode`,
+      `concept` (the hexcode of the untoned emoji);
+    - edits: `source` and `target` (picture ids), `instruction`, `kind`; see `emoji_edits.find_edits`. An edit is in
+      the split that holds both its pictures; one from a training picture to a held-out combination is in
+      test_combinations; all others across splits are dropped.
+
+    What is in: every emoji of emojibase that the icon set draws, flags too where a set has them (there are no
+    country flags). What is not: regional indicators and components (bare skin swatches and hair), emoji with two
+    skin tones, and hidden icons (withdrawn by the artists). Hexcodes are written as emojibase writes them, and men,
+    women and hair styles that have a hexcode of their own are concepts of their own.
+
+    Args:
+        output_dir: must not exist, or be empty, or hold a finished set of the same settings, which is then returned.
+        size: side of the pictures in pixels; the icons are vectors.
+        package_dir: folder with the `.tgz` files as `npm pack` names them. None fetches them with `npm pack`.
+        styles: of "noto", "fluent flat", "fluent"; None is all three.
+        limit: take only the first `limit` concepts of emojibase, for a quick try.
+        packages: the pinned packages; give another table to build from other versions.
+
+    Returns:
+        `output_dir` as a `Path`.
+
+    Raises:
+        ValueError: an argument is wrong, or a package file has not the pinned sha256.
+        FileExistsError: `output_dir` holds something else.
+        FileNotFoundError: `package_dir` lacks a package file.
+        ImportError: `resvg-py` or `datasets` is not installed (extra `train`).
+        RuntimeError: `npm` is needed and missing, or failed.
+    """
+    styles = _check_arguments(size, styles, limit)
+    needed = {key: packages[key] for key in ("labels", *styles, *(STYLES[style] for style in styles))}
+    settings = {
+        "size": size,
+        "styles": styles,
+        "limit": limit,
+        "packages": {package.spec: package.sha256 for package in needed.values()},
+    }
+    output_dir = Path(output_dir)
+    if _is_finished(output_dir, settings):
+        return output_dir
+    _require_extras()
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output_dir.name}-", dir=output_dir.parent) as work:
+        if package_dir is None:
+            package_dir = Path(work, "packages")
+            package_dir.mkdir()
+            fetch_packages(needed, package_dir)
+        paths = check_packages(needed, package_dir)
+        unfinished = Path(work, "set")
+        unfinished.mkdir()
+        pictures = _draw_pictures(paths, styles, size, limit)
+        edits = _split_edits(pictures)
+        _save(pictures, edits, unfinished)
+        (unfinished / "README.md").write_text(_describe(pictures, edits, size, needed), encoding="utf-8")
+        (unfinished / INFO_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        if output_dir.exists():  # empty, as checked above
+            output_dir.rmdir()
+        unfinished.rename(output_dir)
+    return output_dir
+
+
+def _sha256_int(text: str) -> int:
+    return int(hashlib.sha256(text.encode()).hexdigest(), 16)
+
+
+def _check_arguments(size: int, styles: Sequence[str] | None, limit: int | None) -> list[str]:
+    """Refuse wrong arguments; return the styles in the order of `STYLES`."""
+    if not isinstance(size, int) or not 1 <= size <= 4096:
+        raise ValueError(f"`size` is {size!r}; accepted: a whole number of pixels from 1 to 4096.")
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise ValueError(f"`limit` is {limit!r}; accepted: None, or a number of concepts of at least 1.")
+    if styles is None:
+        return list(STYLES)
+    styles = [styles] if isinstance(styles, str) else list(styles)
+    unknown = [style for style in styles if style not in STYLES]
+    if unknown or not styles:
+        raise ValueError(f"`styles` is {styles!r}; accepted: None, or one or more of {list(STYLES)}.")
+    return [style for style in STYLES if style in styles]
+
+
+def _is_finished(output_dir: Path, settings: dict) -> bool:
+    """True for a finished set with these settings, False where nothing is; anything else is refused."""
+    if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
+        return False
+    info = output_dir / INFO_FILE
+    if not info.is_file():
+        raise FileExistsError(
+            f"`output_dir` exists and is no finished emoji set (no {INFO_FILE} in it): {output_dir}. "
+            "Give a new folder, or delete this one."
+        )
+    found = json.loads(info.read_text(encoding="utf-8"))
+    different = [key for key in settings if found.get(key) != settings[key]]
+    if different:
+        had, wanted = ({key: values.get(key) for key in different} for values in (found, settings))
+        raise FileExistsError(
+            f"`output_dir` holds an emoji set built with {had}, not {wanted}: {output_dir}. "
+            "Give a new folder, or delete this one."
+        )
+    return True
+
+
+def _require_extras() -> None:
+    for module, package in (("resvg_py", "resvg-py"), ("datasets", "datasets")):
+        if importlib.util.find_spec(module) is None:
+            raise ImportError(
+                f"building the emoji set needs `{package}`: install it with `pip install uniwetok-hf[train]`."
+            )
+
+
+def _draw_pictures(paths: dict[str, Path], styles: list[str], size: int, limit: int | None) -> list[dict]:
+    """Draw every emoji in every style that has it: the rows of `pictures`, with the PNG bytes and the split."""
+    entries = read_entries(paths["labels"])
+    if limit is not None:
+        concepts = set(list(dict.fromkeys(entry.concept for entry in entries))[:limit])
+        entries = [entry for entry in entries if entry.concept in concepts]
+    jobs = []
+    for style in styles:
+        icons = IconSet(read_json(paths[style], "icons.json"), read_json(paths[STYLES[style]], "chars.json"))
+        jobs += [(style, icons, name, entry) for entry in entries if (name := icons.find(entry)) is not None]
+    return [
+        _picture_row(entry, style, icons.render(name, size))
+        for style, icons, name, entry in tqdm(jobs, desc="drawing emoji", unit="pictures")
+    ]
+
+
+def _picture_row(entry: EmojiEntry, style: str, png: bytes) -> dict:
+    return {
+        "id": f"{style}/{entry.hexcode}",
+        "image": {"bytes": png, "path": None},
+        "style": style,
+        "label": entry.label,
+        "name": entry.name,
+        "keywords": list(entry.keywords),
+        "group": entry.group,
+        "subgroup": entry.subgroup,
+        "tone": entry.tone,
+        "hexcode": entry.hexcode,
+        "concept": entry.concept,
+        "split": picture_split(entry.concept, style, entry.tone),
+    }
+
+
+def _split_edits(pictures: list[dict]) -> list[dict]:
+    """Give every edit its split and drop those that would carry pictures from one split into another."""
+    split_of = {picture["id"]: picture["split"] for picture in pictures}
+    kept = []
+    for edit in find_edits(pictures):
+        source, target = split_of[edit["source"]], split_of[edit["target"]]
+        if source == target or (source, target) == ("train", "test_combinations"):
+            kept.append(edit | {"split": target})
+    return kept
+
+
+def _save(pictures: list[dict], edits: list[dict], folder: Path) -> None:
+    from datasets import Dataset, DatasetDict, Features, Image, List, Value
+
+    text = Value("string")
+    picture_features = Features(
+        {
+            "id": text,
+            "image": Image(),
+            "style": text,
+            "label": text,
+            "name": text,
+            "keywords": List(text),
+            "group": text,
+            "subgroup": text,
+            "tone": text,
+            "hexcode": text,
+            "concept": text,
+        }
+    )
+    edit_features = Features(dict.fromkeys(("source", "target", "instruction", "kind"), text))
+    for name, rows, features in (("pictures", pictures, picture_features), ("edits", edits, edit_features)):
+        splits = {}
+        for split in SPLITS:
+            chosen = [row for row in rows if row["split"] == split]
+            splits[split] = Dataset.from_dict(
+                {column: [row[column] for row in chosen] for column in features}, features=features
+            )
+        # `datasets` writes no file for an empty split, and then cannot load it: ask for one.
+        shards = {split: None if len(rows) else 1 for split, rows in splits.items()}
+        DatasetDict(splits).save_to_disk(folder / name, num_shards=shards)
+
+
+def _table(rows: list[dict], column: str) -> str:
+    """Count rows by a column and by split, as a Markdown table."""
+    counts = Counter((row[column], row["split"]) for row in rows)
+    lines = [f"| {column} | " + " | ".join(SPLITS) + " | all |", "| --- |" + " ---: |" * (len(SPLITS) + 1)]
+    for value in [*dict.fromkeys(row[column] for row in rows), None]:
+        numbers = [sum(n for (v, s), n in counts.items() if value in (v, None) and s == split) for split in SPLITS]
+        lines.append("| " + " | ".join(map(str, [value or "all", *numbers, sum(numbers)])) + " |")
+    return "\n".join(lines)
+
+
+MIT_LICENCE = """\
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
+rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
+persons to whom the Software is furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
+Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
+WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
+COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE."""
+
+
+def _describe(pictures: list[dict], edits: list[dict], size: int, packages: dict[str, NpmPackage]) -> str:
+    """Write the README of a built set: counts, sources with their sha256, licences."""
+    sources = "\n".join(f"- `{p.spec}`, sha256 `{p.sha256}`: {p.attribution}" for p in packages.values())
+    return f"""\
+# Emoji with captions and edits
+
+{len(pictures)} pictures of {len({p["concept"] for p in pictures})} concepts, {size} x {size} pixels, RGB on white, and
+{len(edits)} edits between them. Built by `uniwetok_hf.data.build_emoji_dataset`; load with
+`datasets.load_from_disk(".../pictures")` and `datasets.load_from_disk(".../edits")`.
+
+Splits are by concept: sha256 of the hexcode of the untoned emoji, modulo 20: 0 is test, 1 is validation, the rest
+train. `test_combinations` holds combinations of style and skin tone of training concepts, left out of train.
+
+## Pictures
+
+{_table(pictures, "style")}
+
+## Edits
+
+{_table(edits, "kind")}
+
+## Sources and licences
+
+The pictures were rasterized from these packages, otherwise unchanged. Noto Emoji is under the Apache License 2.0
+(https://www.apache.org/licenses/LICENSE-2.0), the others are under the MIT licence below.
+
+{sources}
+
+{MIT_LICENCE}
+"""

@@ -1,0 +1,190 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""The emoji set's own protocol (`uniwetok evaluate emoji`): does the model draw, edit and name combinations of
+concept, style and skin tone that it never saw together?
+
+- Drawing: R-precision. Of 32 captions (its own, 16 of the same group, 8 of the same name in another style or tone, 7
+  of the same style and another name) the judge finds the drawing's own most similar. Every row is asked for in two
+  ways.
+- Editing: of the true target, the source, the target in the other styles and the source in the other skin tones, the
+  target is the nearest to the result, by pixels and by the judge.
+- Naming: name without skin tone, style and skin tone, each asked for by itself and right when the words are the same.
+
+Beside the model stand the ceilings: the same scores of the real pictures, and of the real pictures after the image
+tokenizer. Names are another task for the judge, which can't write: it chooses among all labels of the row's skin tone.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from uniwetok_hf.evaluation.captioning import answer_all, questions_of_emoji
+from uniwetok_hf.evaluation.choices import cosines, top_k_outcomes
+from uniwetok_hf.evaluation.drawing import draw_all
+from uniwetok_hf.evaluation.editing import Edit, distinct_pictures, evaluate_editing, score_edits
+from uniwetok_hf.evaluation.intervals import Score, share_score
+from uniwetok_hf.evaluation.judges import Judge
+from uniwetok_hf.evaluation.reconstruction import reconstruct
+from uniwetok_hf.evaluation.reports import Row
+from uniwetok_hf.evaluation.rows import EMOJI_PROMPT, batched
+from uniwetok_hf.evaluation.words import exact_match
+
+
+# Two ways to ask for every picture; the judge reads the first of them only.
+PROMPTS = (EMOJI_PROMPT, "draw {label} in {style} style")
+SAME_GROUP, SAME_NAME, NUM_RIVALS = 16, 8, 31
+ASKED = ("name", "style", "tone")  # of `captioning.EMOJI_QUESTIONS`
+
+
+def decode_all(vision_model, pictures: Sequence[Image.Image], seed: int) -> list[Image.Image]:
+    """Pictures after the image tokenizer."""
+    return [one.result for part in batched(pictures, 16) for one in reconstruct(vision_model, part, seed)]
+
+
+def caption_of(row: Mapping) -> str:
+    """What a row's picture is called: style, name and skin tone."""
+    return EMOJI_PROMPT.format(**row)
+
+
+def rival_captions(row: Mapping, pool: Sequence[Mapping], generator: torch.Generator) -> list[str]:
+    """31 captions that are not true of `row`: 16 of its group, 8 of its name, 7 of its style, none of them twice;
+    where there are not enough of a kind, more of the last."""
+    kinds = (
+        (SAME_GROUP, lambda other: other["group"] == row["group"]),
+        (SAME_NAME, lambda other: other["name"] == row["name"]),
+        (NUM_RIVALS, lambda other: other["style"] == row["style"] and other["name"] != row["name"]),
+    )
+    chosen = {caption_of(row): None}
+    for most, belongs in kinds:
+        candidates = list(dict.fromkeys(caption_of(other) for other in pool if belongs(other)))
+        candidates = [caption for caption in candidates if caption not in chosen]
+        most = min(most, NUM_RIVALS + 1 - len(chosen))
+        order = torch.randperm(len(candidates), generator=generator)[:most].tolist()
+        chosen |= dict.fromkeys(candidates[index] for index in order)
+    return list(chosen)[1:]
+
+
+def evaluate_drawing(
+    pipe, rows: Sequence[Mapping], pool: Sequence[Mapping], judge: Judge, seed: int = 0, batch_size: int = 16, **call
+) -> list[Row]:
+    """
+    R-precision of drawings, of the rows' pictures after the image tokenizer, and of the pictures.
+
+    Args:
+        rows: what to draw, each with its `image`.
+        pool: rows whose captions may be rivals; no pictures needed.
+        seed: of the choice of rivals; drawing i has the seed `seed` + i.
+        call: further arguments of the pipeline.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rivals = [rival_captions(row, pool, generator) for row in rows]
+    prompts = [template.format(**row) for template in PROMPTS for row in rows]
+    drawn = draw_all(pipe, prompts, seed=seed, batch_size=batch_size, **call)
+    real = [row["image"] for row in rows]
+    decoded = decode_all(pipe.mllm.vision_model, real, seed)
+    captions = [caption_of(row) for row in rows]
+    score = CaptionScore(judge, captions, rivals)
+    return [
+        Row({"what": "model", "of": "drawings"}, {"r_precision": score(drawn)}, True),
+        Row({"what": "real, through the codes", "of": "drawings"}, {"r_precision": score(decoded)}),
+        Row({"what": "real", "of": "drawings"}, {"r_precision": score(real)}),
+    ]
+
+
+class CaptionScore:
+    """R-precision of pictures of rows with `captions` and their `rivals`; pictures may come in several rounds."""
+
+    def __init__(self, judge: Judge, captions: Sequence[str], rivals: Sequence[Sequence[str]]):
+        texts = list(dict.fromkeys([*captions, *(rival for row in rivals for rival in row)]))
+        place = {text: index for index, text in enumerate(texts)}
+        embedded = judge.embed_texts(texts)
+        self.judge, self.count = judge, len(captions)
+        self.texts = [
+            embedded[[place[caption], *(place[rival] for rival in row)]]
+            for caption, row in zip(captions, rivals, strict=True)
+        ]
+
+    def __call__(self, pictures: Sequence) -> Score:
+        found = self.judge.embed_images(list(pictures))
+        outcomes = []
+        for index, features in enumerate(found):
+            scores = cosines(features[None], self.texts[index % self.count])
+            outcomes += list(top_k_outcomes(scores, np.array([0])))
+        return share_score(outcomes, float(np.mean([1 / len(texts) for texts in self.texts])))
+
+
+def combination_edits(edits: Sequence[Mapping], rows: Sequence[Mapping], chosen: Sequence[int]) -> list[Edit]:
+    """Edits whose wrong results are the target in the other styles and the source in the other skin tones.
+
+    Args:
+        edits: rows of `edits` of the set.
+        rows: all rows of `pictures` that are needed, with their `image`.
+        chosen: which of the edits to return.
+    """
+    by_id = {row["id"]: row for row in rows}
+    same_thing, same_tones = defaultdict(list), defaultdict(list)
+    for row in rows:
+        same_thing[row["hexcode"]].append(row)
+        same_tones[row["style"], row["concept"]].append(row)
+    result = []
+    for index in chosen:
+        edit = edits[index]
+        source, target = by_id[edit["source"]], by_id[edit["target"]]
+        others = [*same_thing[target["hexcode"]], *same_tones[source["style"], source["concept"]]]
+        known = [source["image"], target["image"]]
+        others = distinct_pictures((row["image"] for row in others), known, len(others))
+        result.append(Edit(source["image"], edit["instruction"], target["image"], others, edit["kind"]))
+    return result
+
+
+def evaluate_edits(
+    edit_pipe, pipe, edits: Sequence[Edit], judge: Judge, seed: int = 0, batch_size: int = 16, **call
+) -> list[Row]:
+    """Rows of [`evaluate_editing`], and the ceiling: the true targets after the image tokenizer."""
+    rows = evaluate_editing(edit_pipe, pipe, edits, judge, seed, batch_size, **call)
+    decoded = decode_all(pipe.mllm.vision_model, [edit.target for edit in edits], seed)
+    rows.append(score_edits("targets, through the codes", decoded, edits, judge))
+    for row in rows:
+        row.labels["of"] = ": ".join(["edits", *([row.labels["of"]] if "of" in row.labels else [])])
+    return rows
+
+
+def evaluate_naming(
+    mllm,
+    processor,
+    rows: Sequence[Mapping],
+    pool: Sequence[Mapping],
+    judge: Judge,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> list[Row]:
+    """
+    How often answers are right. Beside the model's names those of the judge, which is shown the pictures, and the
+    pictures after the image tokenizer, and takes the nearest of all labels in `pool` of the row's own skin tone: a
+    label without a skin tone is another picture's.
+    """
+    asked = [question for question in questions_of_emoji(rows) if question.kind in ASKED]
+    answers = answer_all(mllm, processor, asked, batch_size=batch_size)
+    table = []
+    for column in ASKED:
+        pairs = [(answer, one.answer) for answer, one in zip(answers, asked, strict=True) if one.kind == column]
+        if pairs:
+            usual = Counter(right for _, right in pairs).most_common(1)[0][1] / len(pairs)
+            score = share_score([exact_match(*pair) for pair in pairs], usual)
+            table.append(Row({"what": "model", "of": f"{column}s"}, {"exact_match": score}, for_card=True))
+    real = [row["image"] for row in rows]
+    labels = {
+        tone: sorted({row["label"] for row in pool if row["tone"] == tone}) for tone in {r["tone"] for r in rows}
+    }
+    texts = {tone: judge.embed_texts(of_tone) for tone, of_tone in labels.items()}
+    decoded = decode_all(mllm.model.vision_model, real, seed)
+    for what, pictures in {"judge, through the codes": decoded, "judge, real": real}.items():
+        outcomes = []
+        for row, features in zip(rows, judge.embed_images(pictures), strict=True):
+            nearest = cosines(features[None], texts[row["tone"]])[0].argmax()
+            outcomes.append(labels[row["tone"]][nearest] == row["label"])
+        chance = float(np.mean([1 / len(labels[row["tone"]]) for row in rows]))
+        table.append(Row({"what": what, "of": "names"}, {"exact_match": share_score(outcomes, chance)}))
+    return table

@@ -1,0 +1,155 @@
+"""The protocol of the emoji set: rivals, candidates and scores, with judges that a test can see through."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import build_tiny_pipeline
+
+from uniwetok_hf import UniWeTokEditPipeline
+from uniwetok_hf.evaluation import emoji
+from evaluate_emoji import (
+    CaptionScore,
+    caption_of,
+    combination_edits,
+    evaluate_drawing,
+    evaluate_edits,
+    evaluate_naming,
+    rival_captions,
+)
+
+
+STYLES = {"flat": 0, "noto": 100, "shaded": 200}
+TONES = {"": 0, "light skin tone": 60, "dark skin tone": 120}
+NAMES = {"hand": ("people", 30), "man": ("people", 90), "woman": ("people", 150), "cat": ("animals", 210)}
+
+
+def make_rows():
+    """Every name in every style and tone, as a picture of one colour that tells them."""
+    rows = []
+    for name, (group, red) in NAMES.items():
+        for style, green in STYLES.items():
+            for tone, blue in TONES.items():
+                row = {"name": name, "concept": name, "group": group, "style": style, "tone": tone}
+                row |= {"id": f"{style}/{name}-{tone}", "hexcode": f"{name}-{tone}"}
+                row["label"] = f"{name}: {tone}" if tone else name
+                row["image"] = Image.new("RGB", (64, 64), (red, green, blue))
+                rows.append(row)
+    return rows
+
+
+ROWS = make_rows()
+
+
+class TrueJudge:
+    """Knows the colour of every caption and label."""
+
+    def embed_images(self, images):
+        return np.array([np.asarray(image, dtype=np.float64).mean((0, 1)) - 127 for image in images])
+
+    def embed_texts(self, texts):
+        colours = {caption_of(row): row["image"] for row in ROWS} | {row["label"]: row["image"] for row in ROWS}
+        return self.embed_images([colours[text] for text in texts])
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_rivals_are_of_the_group_the_name_and_the_style(monkeypatch):
+    monkeypatch.setattr(emoji, "SAME_GROUP", 5)
+    monkeypatch.setattr(emoji, "SAME_NAME", 2)
+    monkeypatch.setattr(emoji, "NUM_RIVALS", 9)
+    by_caption = {caption_of(row): row for row in ROWS}
+    for row in (row for row in ROWS if row["group"] == "people"):
+        rivals = rival_captions(row, ROWS, seeded())
+        assert len(rivals) == len(set(rivals)) == 9 and caption_of(row) not in rivals
+        found = [by_caption[rival] for rival in rivals]
+        assert all(other["group"] == row["group"] for other in found[:5])
+        assert all(other["name"] == row["name"] for other in found[5:7])
+        assert all(other["style"] == row["style"] and other["name"] != row["name"] for other in found[7:])
+    assert rival_captions(ROWS[0], ROWS, seeded(0)) != rival_captions(ROWS[0], ROWS, seeded(1))
+
+
+def test_there_may_be_too_few_rivals():
+    few = [row for row in ROWS if row["name"] == "cat"]
+    assert len(rival_captions(few[0], few, seeded())) == 8
+
+
+def test_caption_scores():
+    captions, rivals = [caption_of(row) for row in ROWS], [rival_captions(row, ROWS, seeded()) for row in ROWS]
+    score = CaptionScore(TrueJudge(), captions, rivals)
+    real = [row["image"] for row in ROWS]
+    assert score(real).value == 1.0
+    assert score(real).chance == pytest.approx(np.mean([1 / (1 + len(row)) for row in rivals]))
+    twice = score([*real, *real[1:], real[0]])  # a second round, of the next row's pictures
+    assert twice.value == 0.5 and twice.count == 2 * len(ROWS)
+
+
+def test_wrong_results_of_edits():
+    """The target in the other styles, and the source in the other skin tones."""
+    edits = [
+        {"source": "noto/hand-", "target": "noto/hand-dark skin tone", "instruction": "darker", "kind": "tone"},
+        {"source": "noto/man-", "target": "flat/man-", "instruction": "flat", "kind": "style"},
+    ]
+    one, other = combination_edits(edits, ROWS, [0, 1])
+    known = {row["image"].getpixel((0, 0)): row["id"] for row in ROWS}
+    assert [known[picture.getpixel((0, 0))] for picture in one.others] == [
+        "flat/hand-dark skin tone",
+        "shaded/hand-dark skin tone",
+        "noto/hand-light skin tone",
+    ]
+    assert (one.instruction, one.kind) == ("darker", "tone")
+    assert known[one.target.getpixel((0, 0))] == "noto/hand-dark skin tone"
+    assert [known[picture.getpixel((0, 0))] for picture in other.others] == [
+        "shaded/man-",
+        "noto/man-light skin tone",
+        "noto/man-dark skin tone",
+    ]
+    assert len(combination_edits(edits, ROWS, [1])) == 1
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipeline = build_tiny_pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_drawings_and_their_ceilings(pipe, monkeypatch):
+    drawn = {}
+
+    def draw(pipe, prompts, seed, batch_size, **call):
+        drawn["prompts"] = prompts
+        return [ROWS[index % 6]["image"] for index in range(len(prompts))]
+
+    monkeypatch.setattr(emoji, "draw_all", draw)
+    rows = evaluate_drawing(pipe, ROWS[:6], ROWS, TrueJudge())
+    assert drawn["prompts"][0] == "a flat emoji of hand" and drawn["prompts"][6] == "draw hand in flat style"
+    found = {row.labels["what"]: row.scores["r_precision"] for row in rows}
+    assert found["model"].value == found["real"].value == 1.0
+    assert found["model"].count == 12 and found["real"].count == found["real, through the codes"].count == 6
+
+
+def test_edits_and_their_ceiling(pipe):
+    edits = [{"source": "noto/hand-", "target": "noto/hand-dark skin tone", "instruction": "darker", "kind": "tone"}]
+    edit_pipe = UniWeTokEditPipeline.from_pipe(pipe)
+    edit_pipe.set_progress_bar_config(disable=True)
+    rows = evaluate_edits(edit_pipe, pipe, combination_edits(edits, ROWS, [0]), TrueJudge(), num_inference_steps=2)
+    names = ["model", "copy of the source", "words alone", "targets, through the codes"]
+    assert [row.labels["what"] for row in rows] == names
+    assert {row.labels["of"] for row in rows} == {"edits"}
+    assert rows[1].scores["nearest_by_judge"].value == 0 and rows[0].scores["nearest_by_pixels"].chance == 0.2
+
+
+def test_names_styles_and_tones_are_asked_apart(pipe, monkeypatch):
+    def answer(mllm, processor, questions, batch_size):
+        return [one.answer.upper() if one.kind != "tone" else "pink" for one in questions]
+
+    monkeypatch.setattr(emoji, "answer_all", answer)
+    rows = evaluate_naming(pipe.mllm, pipe.processor, ROWS, ROWS, TrueJudge())
+    found = {(row.labels["what"], row.labels["of"]): row.scores["exact_match"] for row in rows}
+    assert found["model", "names"].value == found["model", "styles"].value == 1.0
+    assert found["model", "names"].chance == 0.25 and found["model", "styles"].chance == pytest.approx(1 / 3)
+    assert found["model", "tones"].value == 0.0 and found["model", "tones"].count == 24  # yellow ones have no tone
+    assert found["judge, real", "names"].value > 0.6 and found["judge, real", "names"].chance == 0.25

@@ -1,0 +1,82 @@
+"""Which sample comes when: a function of the seed and its running number alone."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from uniwetok_hf.data.samples import (
+    NOISE,
+    TASK,
+    EpochOrder,
+    GroupedOrder,
+    Mixture,
+    sample_generator,
+    sample_generators,
+)
+
+
+def test_generators_depend_on_seed_number_and_purpose():
+    def draw(*arguments):
+        return torch.randn(4, generator=sample_generator(*arguments))
+
+    assert torch.equal(draw(1, 2, NOISE), draw(1, 2, NOISE))
+    for other in ((0, 2, NOISE), (1, 3, NOISE), (1, 2, TASK)):
+        assert not torch.equal(draw(1, 2, NOISE), draw(*other))
+    batch = sample_generators(1, [2, 3], NOISE)
+    assert torch.equal(torch.randn(4, generator=batch[1]), draw(1, 3, NOISE))
+
+
+def test_an_epoch_holds_every_row_once_in_an_order_of_its_own():
+    order = EpochOrder(7, seed=0)
+    epochs = [[order[7 * epoch + i] for i in range(7)] for epoch in range(3)]
+    assert all(sorted(rows) == list(range(7)) for rows in epochs)
+    assert epochs[0] != epochs[1] and epochs[1] != epochs[2]
+    assert [EpochOrder(7, seed=0)[i] for i in (9, 3, 20)] == [order[9], order[3], order[20]]
+    assert [EpochOrder(7, seed=1)[i] for i in range(7)] != epochs[0]
+
+
+def test_rows_of_one_key_come_in_groups():
+    keys = ["a"] * 6 + ["b"] * 3 + ["c"]
+    order = GroupedOrder(keys, size=2, seed=0)
+    epochs = [[order[10 * epoch + place] for place in range(10)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs) and epochs[0] != epochs[1]
+    # Three pairs of a, one of b; the third b and c are alone.
+    for epoch in epochs:
+        runs = [keys[row] for row in epoch]
+        pairs, place = [], 0
+        while place < 10:
+            length = 2 if runs[place : place + 2] in (["a", "a"], ["b", "b"]) else 1
+            pairs.append((runs[place], length))
+            place += length
+        assert sorted(pairs) == [("a", 2)] * 3 + [("b", 1), ("b", 2), ("c", 1)]
+    again = GroupedOrder(keys, size=2, seed=0)
+    assert again[25] == epochs[2][5] and [again[place] for place in range(10)] == epochs[0]
+    assert [GroupedOrder(keys, 2, seed=1)[place] for place in range(10)] != epochs[0]
+
+
+@pytest.mark.parametrize("weights", [[1.0], [0.5, 0.3, 0.2], [1, 1, 1], [1e-6, 1.0], [5, 0.001, 0.001]])
+def test_a_mixture_keeps_the_shares_and_counts_each_source(weights):
+    mixture = Mixture(weights, seed=3, cycle=100)
+    drawn = [mixture[number] for number in range(300)]
+    shares = Counter(source for source, _ in drawn)
+    for source, weight in enumerate(weights):
+        wanted = max(300 * weight / sum(weights), 3)  # at least once a cycle
+        assert abs(shares[source] - wanted) <= 3 * len(weights)
+        assert [position for s, position in drawn if s == source] == list(range(shares[source]))
+    assert [mixture[number] for number in (299, 0, 150)] == [drawn[299], drawn[0], drawn[150]]
+
+
+def test_cycles_of_a_mixture_differ_and_follow_the_seed():
+    def sources(seed, start):
+        mixture = Mixture([1, 1], seed, cycle=20)
+        return [mixture[start + i][0] for i in range(20)]
+
+    assert sources(0, 0) != sources(0, 20)
+    assert sources(0, 0) != sources(1, 0)
+
+
+@pytest.mark.parametrize("weights", [[], [1.0, 0.0], [-1.0]])
+def test_weights_must_be_positive(weights):
+    with pytest.raises(ValueError, match="`weight` of each source must be above 0"):
+        Mixture(weights, seed=0)
