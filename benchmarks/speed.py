@@ -16,7 +16,7 @@ import torch
 
 from uniwetok_hf import UniWeTokEditPipeline, UniWeTokPipeline, embedded_path
 from uniwetok_hf.cli.demo import shipped_pictures
-from uniwetok_hf.cli.describing import answers
+from uniwetok_hf.cli.describe import answers
 
 
 PROMPT, INSTRUCTION, QUESTION = "a noto emoji of red apple", "redraw in fluent style", "what is this?"

@@ -7,10 +7,10 @@ import torch
 from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from uniwetok_hf.training.bit_usage import BitUsage
 from uniwetok_hf.losses.adversarial import LeCam, PatchDiscriminator, discriminator_loss
 from uniwetok_hf.losses.entropy import entropy_loss
 from uniwetok_hf.losses.processes import mean_over_processes, sum_over_processes
+from uniwetok_hf.training.bit_usage import BitUsage
 
 
 def measure_on_two(folder) -> list[dict]:

@@ -13,8 +13,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from emoji_edits import find_edits
 from emoji_packages import (
     PACKAGES,
@@ -27,6 +25,7 @@ from emoji_packages import (
     read_entries,
     read_json,
 )
+from tqdm.auto import tqdm
 
 
 SPLITS = ("train", "validation", "test", "test_combinations")

@@ -16,10 +16,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from emoji_data import MIT_LICENCE, concept_split
 from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
-
-from emoji_data import MIT_LICENCE, concept_split
 
 
 SPLITS = ("train", "validation", "test")

@@ -45,14 +45,14 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from uniwetok_hf.data.samples import AUGMENTATION, EpochOrder, GroupedOrder, sample_generator
 from uniwetok_hf.evaluation.choices import cosines, top_k_outcomes
 from uniwetok_hf.evaluation.rows import EMOJI_PROMPT
 from uniwetok_hf.files import save_whole
+from uniwetok_hf.losses.teacher import Teacher
 from uniwetok_hf.training.checkpoints import make_output_folder
 from uniwetok_hf.training.config import read_config, setting
 from uniwetok_hf.training.run import interrupt_sets, seeded_weights, stopped_after
-from uniwetok_hf.data.samples import AUGMENTATION, EpochOrder, GroupedOrder, sample_generator
-from uniwetok_hf.losses.teacher import Teacher
 
 
 @dataclass

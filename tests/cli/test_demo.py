@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from emoji_data import concept_split, picture_split
 from PIL import Image
 
 from uniwetok_hf.cli import demo
-from uniwetok_hf.cli.checkpoints import load_pipeline
+from uniwetok_hf.cli.loading import load_pipeline
 from uniwetok_hf.cli.main import main
-from emoji_data import concept_split, picture_split
 
 
 SHEETS = ("reconstructions", "photographs", "text_to_image", "edits", "captions", "contact_sheet")

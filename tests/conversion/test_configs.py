@@ -14,7 +14,7 @@ from uniwetok_hf.conversion.configs import (
 )
 from uniwetok_hf.conversion.keys import VISION_RULES
 from uniwetok_hf.conversion.layouts import Part, find_published
-from uniwetok_hf.conversion.sources import ConversionError
+from uniwetok_hf.conversion.tensors import ConversionError
 from uniwetok_hf.modeling.configuration_uniwetok import UniWeTokConfig
 from uniwetok_hf.modeling.modeling_uniwetok import UniWeTokModel
 

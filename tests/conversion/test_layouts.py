@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from tests.conversion.published import GOLDEN, edit_json, shard
 from uniwetok_hf.conversion.layouts import PublishedTextToImage, PublishedVision, find_published
-from uniwetok_hf.conversion.sources import ConversionError
+from uniwetok_hf.conversion.tensors import ConversionError
 
 
 def test_tokenizer_folder():

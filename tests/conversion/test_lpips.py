@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from uniwetok_hf.conversion.lpips import convert_lpips
-from uniwetok_hf.conversion.sources import ConversionError
+from uniwetok_hf.conversion.tensors import ConversionError
 from uniwetok_hf.losses.perceptual import LPIPS
 
 

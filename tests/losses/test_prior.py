@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from uniwetok_hf.modeling.modeling_uniwetok_head import UniWeTokBinaryHead
 from uniwetok_hf.losses.prior import GenerativePrior
+from uniwetok_hf.modeling.modeling_uniwetok_head import UniWeTokBinaryHead
 
 
 @pytest.fixture

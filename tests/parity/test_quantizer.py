@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from uniwetok_hf.modeling.codes_uniwetok import binarize, pack_codes, unpack_codes
 from uniwetok_hf.losses.entropy import entropy_loss
+from uniwetok_hf.modeling.codes_uniwetok import binarize, pack_codes, unpack_codes
 
 
 @pytest.fixture

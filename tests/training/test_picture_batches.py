@@ -15,7 +15,7 @@ from datasets import Dataset, Features
 from PIL import Image
 
 from uniwetok_hf.data.sources import PictureSource
-from uniwetok_hf.training import pictures
+from uniwetok_hf.training import picture_batches
 from uniwetok_hf.training.picture_batches import (
     Bucket,
     PictureBatches,
@@ -225,14 +225,14 @@ def test_a_state_of_other_sources_is_refused(tmp_path):
 
 
 def test_sources_come_as_often_as_they_weigh(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "Mixture", partial(pictures.Mixture, cycle=40))
+    monkeypatch.setattr(picture_batches, "Mixture", partial(picture_batches.Mixture, cycle=40))
     where = [source(tmp_path, [0], weight=3), source(tmp_path, [100], kind="folder", weight=1)]
     shares = Counter(greys_of(take(batches_of(where, batch_size=20), 4)))
     assert shares == {0: 60, 100: 20}
 
 
 def test_buckets_come_as_often_as_they_weigh_and_hold_as_many_pixels(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "Mixture", partial(pictures.Mixture, cycle=20))
+    monkeypatch.setattr(picture_batches, "Mixture", partial(picture_batches.Mixture, cycle=20))
     buckets = [Bucket(8, 8, weight=2), Bucket(4, 8), Bucket(16, 8)]
     found = take(batches_of(source(tmp_path), buckets, batch_size=6), 20)
     assert Counter(batch.bucket for batch in found) == {0: 10, 1: 5, 2: 5}
@@ -364,7 +364,7 @@ def test_no_picture_at_all_is_an_error(tmp_path, monkeypatch):
     stream = source(tmp_path, range(5), broken=range(5), kind="tar", streaming=True)
     with pytest.raises(ValueError, match="`path` .*: 3 pictures in a row"):
         take(batches_of(stream, block_size=3), 1)
-    monkeypatch.setattr(pictures, "MAX_FAILURES", 3)
+    monkeypatch.setattr(picture_batches, "MAX_FAILURES", 3)
     with pytest.raises(ValueError, match="`path` .*: 3 pictures in a row"):
         take(batches_of(where), 1)
 
@@ -374,7 +374,7 @@ def test_nothing_else_than_reading_errors_is_swallowed(tmp_path, monkeypatch):
         raise RuntimeError("a bug")
 
     batches = batches_of(source(tmp_path))
-    monkeypatch.setattr(pictures, "crop_box", fail)
+    monkeypatch.setattr(picture_batches, "crop_box", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         take(batches, 1)
 

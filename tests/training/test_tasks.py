@@ -9,10 +9,6 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Image, List, load_dataset
-from tiny_encoded import build_vision, encode, encode_emoji, pictures
-
-from uniwetok_hf.data.encoded import encoder_fingerprint
-from uniwetok_hf.training.tasks import COPIES, FORMATS, IMAGE_ITEM, Row, TaskMixture, TaskSource, open_task, turn_over
 from tasks import (
     DESCRIBE_CHANCE,
     EDITS_IN_PLACE,
@@ -20,6 +16,10 @@ from tasks import (
     MOST_TURNED_OVER_IN_EDITS,
     patchwork,
 )
+from tiny_encoded import build_vision, encode, encode_emoji, pictures
+
+from uniwetok_hf.data.encoded import encoder_fingerprint
+from uniwetok_hf.training.tasks import COPIES, FORMATS, IMAGE_ITEM, Row, TaskMixture, TaskSource, open_task, turn_over
 
 
 FORMATS_PAGE = Path(__file__).parents[2] / "docs" / "data-formats.md"

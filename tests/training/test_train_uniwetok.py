@@ -17,11 +17,11 @@ from tiny_training import VISION, all_losses, assert_same_weights, log_lines, wr
 from transformers import AutoImageProcessor
 
 from uniwetok_hf import UniWeTokModel
+from uniwetok_hf.losses.distillation import PrePostDistillation
 from uniwetok_hf.provenance import read_training_record
 from uniwetok_hf.training import train_uniwetok
 from uniwetok_hf.training.checkpoints import list_checkpoints
 from uniwetok_hf.training.config import find_config, read_config, shipped_configs
-from uniwetok_hf.losses.distillation import PrePostDistillation
 from uniwetok_hf.training.train_uniwetok import UniWeTokTrainer, UniWeTokTrainingConfig
 
 

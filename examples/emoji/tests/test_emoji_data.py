@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from datasets import load_from_disk
-from PIL import Image
-
-from uniwetok_hf.data import build_emoji_dataset
 from emoji_data import SPLITS, concept_split, picture_split
 from emoji_edits import KINDS, find_edits
 from emoji_packages import PACKAGES, IconSet, NpmPackage, read_entries
+from PIL import Image
+
+from uniwetok_hf.data import build_emoji_dataset
 
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "emoji"

@@ -3,11 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from tiny_models import build_tiny_pipeline
-
-from uniwetok_hf import UniWeTokEditPipeline
-from uniwetok_hf.evaluation import emoji
 from evaluate_emoji import (
     CaptionScore,
     caption_of,
@@ -17,6 +12,11 @@ from evaluate_emoji import (
     evaluate_naming,
     rival_captions,
 )
+from PIL import Image
+from tiny_models import build_tiny_pipeline
+
+from uniwetok_hf import UniWeTokEditPipeline
+from uniwetok_hf.evaluation import emoji
 
 
 STYLES = {"flat": 0, "noto": 100, "shaded": 200}

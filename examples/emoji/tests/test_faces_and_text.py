@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pytest
 from datasets import load_from_disk
-
 from emoji_data import concept_split
 from faces_and_text import (
     BEARD,

@@ -12,11 +12,6 @@ from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as Picture
 from tiny_training import assert_same_weights, write
 from torch.nn import functional as F
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, SiglipModel
-
-from uniwetok_hf.training.config import find_config, read_config
-from uniwetok_hf.data.samples import EpochOrder
-from uniwetok_hf.losses.teacher import Teacher
 from train_siglip import (
     EmojiPairs,
     Pair,
@@ -35,6 +30,11 @@ from train_siglip import (
     train_text_tokenizer,
     zero_shot,
 )
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, SiglipModel
+
+from uniwetok_hf.data.samples import EpochOrder
+from uniwetok_hf.losses.teacher import Teacher
+from uniwetok_hf.training.config import find_config, read_config
 
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "grey": (128, 128, 128)}

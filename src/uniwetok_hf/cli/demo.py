@@ -10,11 +10,11 @@ from pathlib import Path
 from PIL import Image
 
 from . import sheets
-from .checkpoints import load_pipeline
 from .common import add_command, add_model_options, add_seed_option, output_folder
-from .describing import answers
-from .drawing import check_size, draw, seen_size
-from .pictures import quality, reconstruct
+from .describe import answers
+from .generate import check_size, draw, seen_size
+from .loading import load_pipeline
+from .reconstruct import quality, reconstruct
 
 
 PICTURES = Path(__file__).parent.parent / "embedded" / "pictures"

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 from importlib import metadata
 
-from . import demo, describing, drawing, encoding, evaluating, making, pictures, pushing, serving, training
+from . import app, convert, demo, describe, encode_dataset, evaluate, generate, push, reconstruct, train
 from .common import CommandError, one_line
 
 
@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print versions and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (demo, serving, pictures, drawing, describing, making, encoding, training, evaluating, pushing):
+    for group in (demo, app, reconstruct, generate, describe, convert, encode_dataset, train, evaluate, push):
         group.add_commands(commands)
     return parser
 

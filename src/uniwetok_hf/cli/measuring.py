@@ -4,10 +4,9 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
-from .checkpoints import EMBEDDED, find_checkpoint, load_language_model, load_pipeline, load_vision_model
 from .common import CommandError, user_errors, warn
+from .loading import EMBEDDED, find_checkpoint, load_language_model, load_pipeline, load_vision_model
 
 
 KINDS = ("pipeline", "vision", "mllm")
@@ -41,8 +40,8 @@ def _bars_on_terminals() -> Iterator[None]:
 
 def _report(args: argparse.Namespace, protocol: dict, rows: list, skipped: list[str], facts: dict | None = None):
     """The report of a finished evaluation, and a warning of what could not be read."""
-    from uniwetok_hf.provenance import short_name
     from uniwetok_hf.evaluation.reports import Report
+    from uniwetok_hf.provenance import short_name
 
     if skipped:
         warn(f"{len(skipped)} pictures could not be read and are left out; the first: {skipped[0]}")
@@ -142,8 +141,8 @@ def reconstruction(args: argparse.Namespace):
 def latents(args: argparse.Namespace):
     """Zero-shot and linear-probe accuracy of latents and codes."""
     from uniwetok_hf.evaluation.latents import class_embeddings, embed_rows, score_latents
-    from uniwetok_hf.provenance import short_name
     from uniwetok_hf.evaluation.rows import readable
+    from uniwetok_hf.provenance import short_name
 
     templates = args.template or ["a photo of {label}"]
     pools, teacher = _load_distillation(args)
@@ -188,9 +187,9 @@ def _load_distillation(args: argparse.Namespace):
         if args.pools:
             raise CommandError("--pools are of no use without --teacher, whose texts name the classes")
         return None, None
-    from uniwetok_hf.provenance import RECORD, read_training_record, weight_digests
     from uniwetok_hf.losses.distillation import PrePostDistillation
     from uniwetok_hf.losses.teacher import Teacher
+    from uniwetok_hf.provenance import RECORD, read_training_record, weight_digests
 
     folder = find_checkpoint(args.model, KINDS).folder
     beside = folder.resolve().parent / "losses" / "distillation"
@@ -302,9 +301,8 @@ def _drawing_rows(args: argparse.Namespace):
 def editing(args: argparse.Namespace):
     """Edits, and which candidate each result is nearest to."""
     from uniwetok_hf.evaluation.editing import evaluate_editing
-    from uniwetok_hf.evaluation.rows import is_emoji_folder
 
-    edits, skipped = _emoji_edits(args) if is_emoji_folder(args.data) else _edit_pairs(args)
+    edits, skipped = _edit_pairs(args)
     if not edits:
         raise CommandError(f"{args.data} has no edits in {args.split}")
     judge = _load_judge(args.judge, args.device)
@@ -319,86 +317,6 @@ def editing(args: argparse.Namespace):
         protocol |= {"judge": judge.describe(), "did training losses see the judge": _unseen(judge, args)}
     found = evaluate_editing(edit_pipe, pipe, edits, judge, args.seed, args.batch_size, **_drawing_call(args))
     return _report(args, protocol, found, skipped)
-
-
-def emoji(args: argparse.Namespace):
-    """Drawing, editing and naming held-out combinations."""
-    from evaluate_emoji import (
-        combination_edits,
-        evaluate_drawing,
-        evaluate_edits,
-        evaluate_naming,
-    )
-
-    judge = _load_judge(args.judge, args.device)
-    if not judge.reads_texts:
-        raise CommandError(f"--judge {args.judge} reads no texts: give a dual encoder such as CLIP or SigLIP")
-    pipe = load_pipeline(args.model, args.device)
-    pipe.set_progress_bar_config(disable=True)
-    edit_pipe = _edit_pipe(args, pipe)
-    edits, chosen = _choose_emoji_edits(args)
-    everything, rows = _emoji_rows(args)
-    settings = {"seed": args.seed, "batch_size": args.batch_size, **_drawing_call(args)}
-    protocol = {
-        "drawings": f"{len(rows)} rows, each asked for in two ways",
-        "captions": "32: its own, 16 of its group, 8 of its name, 7 of its style",
-        "edits": "candidates: target, source, target in other styles, source in other skin tones",
-        "answers": "the most likely ones; case and punctuation do not count",
-        "names of the judge": "the nearest of all labels of the row's own skin tone",
-        **_drawing_protocol(args, pipe),
-        **_edit_protocol(args, edit_pipe),
-        "judge": judge.describe(),
-        "did training losses see the judge": _unseen(judge, args),
-    }
-    found = evaluate_drawing(pipe, rows, everything, judge, **settings)
-    found += evaluate_edits(edit_pipe, pipe, combination_edits(edits, everything, chosen), judge, **settings)
-    found += evaluate_naming(pipe.mllm, pipe.processor, rows, everything, judge, args.seed, args.batch_size)
-    return _report(args, protocol, found, [])
-
-
-def _emoji_rows(args: argparse.Namespace) -> tuple[list[dict], list[dict]]:
-    """All rows of the set with their pictures, and those of --split that were chosen."""
-    from datasets import load_from_disk
-
-    from uniwetok_hf.evaluation.rows import choose_rows, picture_of
-
-    splits = load_from_disk(str(Path(args.data) / "pictures"))
-    everything = [dict(row) | {"image": picture_of(row["image"])} for split in splits.values() for row in split]
-    chosen = set(choose_rows(splits[args.split], ["id"], args.count, args.seed)["id"])
-    return everything, [row for row in everything if row["id"] in chosen]
-
-
-def _choose_emoji_edits(args: argparse.Namespace) -> tuple[list[dict], list[int]]:
-    """All edits of --split, and which of them were chosen."""
-    import torch
-    from datasets import load_from_disk
-
-    from uniwetok_hf.evaluation.rows import is_emoji_folder
-
-    if not is_emoji_folder(args.data):
-        raise CommandError(f"{args.data} is no folder of `uniwetok data emoji`")
-    splits = load_from_disk(str(Path(args.data) / "edits"))
-    if args.split not in splits:
-        raise CommandError(f"--split {args.split}: {args.data} has {', '.join(splits)}")
-    rows = splits[args.split].to_list()
-    generator = torch.Generator().manual_seed(args.seed)
-    return rows, sorted(torch.randperm(len(rows), generator=generator)[: args.count].tolist())
-
-
-def _emoji_edits(args: argparse.Namespace):
-    from datasets import load_from_disk
-
-    from uniwetok_hf.evaluation.editing import edits_of_emoji
-    from uniwetok_hf.evaluation.rows import picture_of
-
-    rows, chosen = _choose_emoji_edits(args)
-    # A source may lie in another split: a combination that was held out is made from pictures that were not.
-    needed = {name for row in rows for name in (row["source"], row["target"])}
-    pictures = {}
-    for split in load_from_disk(str(Path(args.data) / "pictures")).values():
-        indices = [index for index, name in enumerate(split["id"]) if name in needed]
-        pictures |= {row["id"]: picture_of(row["image"]) for row in split.select(indices)}
-    return edits_of_emoji(rows, pictures, chosen, args.rivals, args.seed), []
 
 
 def _edit_pairs(args: argparse.Namespace):

@@ -1,7 +1,7 @@
 """Converts published checkpoints to folders that `from_pretrained` loads."""
 
-from .convert import convert_checkpoint
-from .sources import ConversionError
+from .converter import convert_checkpoint
+from .tensors import ConversionError
 
 
 __all__ = ["ConversionError", "convert_checkpoint"]

@@ -14,7 +14,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConf
 from ..modeling.configuration_uniwetok import UniWeTokConfig
 from ..modeling.configuration_uniwetok_mllm import UniWeTokHeadConfig, UniWeTokMLLMConfig
 from .layouts import Part, PublishedTextToImage
-from .sources import ConversionError
+from .tensors import ConversionError
 
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from .sources import PICKLE_SUFFIXES, ConversionError, TensorSource, open_tensors, read_json
+from .tensors import PICKLE_SUFFIXES, ConversionError, TensorSource, open_tensors, read_json
 
 
 WEIGHT_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)

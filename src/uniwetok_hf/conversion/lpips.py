@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from ..losses.perceptual import STAGE_ENDS, VGG16_WIDTHS
-from .sources import ConversionError, TensorSource, open_tensors
+from .tensors import ConversionError, TensorSource, open_tensors
 
 
 TRUNK_KEY = re.compile(r"(?:features|net\.slice\d)\.(\d+)\.weight")

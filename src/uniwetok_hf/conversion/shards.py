@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from .sources import DTYPES
+from .tensors import DTYPES
 
 
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
-from ..modeling.modeling_uniwetok import UniWeTokModel
 from ..losses.distillation import PrePostDistillation
 from ..losses.teacher import Teacher
+from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
+from ..modeling.modeling_uniwetok import UniWeTokModel
 from .choices import cosines, top_k_outcomes
 from .drawing import thumbnail
 from .intervals import Score, share_score

@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..losses.perceptual import FeatureDistance
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..modeling.modeling_uniwetok import UniWeTokModel
-from ..losses.perceptual import FeatureDistance
 from .baselines import small_thumbnail, webp, white
 from .bits import BitStatistics
 from .distributions import frechet_distance

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 from transformers.utils import logging
 
-from ..provenance import weight_digests
 from ..files import is_local_name
+from ..provenance import weight_digests
 from ..quiet import without_warning
 
 

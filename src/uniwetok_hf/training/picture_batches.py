@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 
 from ..data.images import ImageReadError
-from ..data.sources import PictureSource, cell_name, open_source, read_cell
 from ..data.samples import AUGMENTATION, EpochOrder, Mixture, sample_generator
+from ..data.sources import PictureSource, cell_name, open_source, read_cell
 
 
 # Batches that are being read while one is trained on.

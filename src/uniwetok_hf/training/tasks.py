@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from ..data.encoded import ENCODING_FILE, Encoding, cell_codes, open_encoded, part_path, read_encoding
-from .config import setting
 from ..data.samples import TASK, EpochOrder, Mixture, sample_generator
+from .config import setting
 
 
 # What the columns of a format hold.
@@ -351,12 +351,9 @@ def open_task(source: TaskSource, encode_options: str = "--size N --model TOKENI
     Raises:
         ValueError: when there is no such task, or `source.path` holds no encoded dataset with its columns.
     """
-    from .tasks_emoji import EMOJI_TASKS  # built on this module
-
-    tasks = FORMATS | EMOJI_TASKS
-    if source.task not in tasks:
-        raise ValueError(f"`task` of {source.path} must be one of {', '.join(tasks)}, got {source.task!r}.")
-    return tasks[source.task](source, encode_options)
+    if source.task not in FORMATS:
+        raise ValueError(f"`task` of {source.path} must be one of {', '.join(FORMATS)}, got {source.task!r}.")
+    return FORMATS[source.task](source, encode_options)
 
 
 def _read_encoding(path: str, options: str) -> Encoding:

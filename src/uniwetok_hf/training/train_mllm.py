@@ -35,8 +35,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..adapters import save_adapter
 from ..data.encoded import encoder_fingerprint
-from ..provenance import RECORD, training_record
+from ..data.samples import NOISE, sample_generators
 from ..files import save_whole
+from ..provenance import RECORD, training_record
 from .checkpoints import load_checkpoint, make_output_folder, save_checkpoint
 from .config import config_values, flat_values, read_config, setting
 from .conversation_batches import ConversationBatches, Piece, prefetched
@@ -52,7 +53,6 @@ from .run import (
     stop_unless_finite,
     stopped_after,
 )
-from ..data.samples import NOISE, sample_generators
 from .start import start_folder, start_pipeline
 from .tasks import TaskMixture, TaskSource
 

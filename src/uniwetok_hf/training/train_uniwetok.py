@@ -28,23 +28,25 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import get_scheduler
 
+from ..data.samples import NOISE, PRIOR, sample_generators
 from ..data.sources import PictureSource
-from ..provenance import loss_model, training_record
 from ..files import save_whole
-from ..modeling.configuration_uniwetok import UniWeTokConfig
-from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
-from ..modeling.modeling_uniwetok import UniWeTokModel
-from ..modeling.noise_uniwetok import draw_noise
-from .checkpoints import load_checkpoint, make_output_folder, save_checkpoint
-from .config import config_values, flat_values, read_config, setting
-from .bit_usage import BitUsage
 from ..losses.adversarial import LeCam, PatchDiscriminator, discriminator_loss, generator_loss
 from ..losses.commitment import commitment_loss
 from ..losses.distillation import PrePostDistillation
 from ..losses.entropy import entropy_loss
 from ..losses.perceptual import LPIPS, PerceptualLoss
+from ..losses.pixel import l1_loss, l2_loss
 from ..losses.prior import GenerativePrior
-from ..losses.reconstruction import l1_loss, l2_loss
+from ..losses.teacher import Teacher
+from ..modeling.configuration_uniwetok import UniWeTokConfig
+from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
+from ..modeling.modeling_uniwetok import UniWeTokModel
+from ..modeling.noise_uniwetok import draw_noise
+from ..provenance import loss_model, training_record
+from .bit_usage import BitUsage
+from .checkpoints import load_checkpoint, make_output_folder, save_checkpoint
+from .config import config_values, flat_values, read_config, setting
 from .picture_batches import Bucket, PictureBatches, picture_grid, validation_pictures
 from .run import (
     Figures,
@@ -57,8 +59,6 @@ from .run import (
     stopped_after,
     trainable_parameters,
 )
-from ..data.samples import NOISE, PRIOR, sample_generators
-from ..losses.teacher import Teacher
 
 
 @dataclass

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import torch
 from PIL import Image
 
-from .cli.describing import answers
+from .cli.describe import answers
 from .data.images import ImageReadError, read_image
 from .evaluation.reconstruction import reconstruct
 from .pipelines import UniWeTokConversation, UniWeTokEditPipeline, UniWeTokPipeline

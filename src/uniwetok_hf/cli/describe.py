@@ -6,9 +6,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from .checkpoints import load_language_model
 from .common import CommandError, add_command, add_model_options, check_pictures, positive_int, user_errors
-from .drawing import seen_size
+from .generate import seen_size
+from .loading import load_language_model
 
 
 def add_commands(commands) -> None:

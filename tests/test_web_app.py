@@ -10,7 +10,7 @@ from tiny_mllm import with_random_weights
 from tiny_models import build_tiny_pipeline
 
 from uniwetok_hf import UniWeTokEditPipeline
-from uniwetok_hf.app import LARGEST_SIDE, Studio, read_upload
+from uniwetok_hf.web_app import LARGEST_SIDE, Studio, read_upload
 
 
 @pytest.fixture(scope="module")

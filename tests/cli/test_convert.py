@@ -11,12 +11,12 @@ from dataclasses import replace
 import pytest
 import torch
 from datasets import load_from_disk
+from emoji_packages import PACKAGES
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import uniwetok_hf.data
-from emoji_packages import PACKAGES
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from .checkpoints import find_checkpoint, load_vision_model
 from .common import (
     CommandError,
     add_command,
@@ -20,8 +19,9 @@ from .common import (
     user_errors,
     warn,
 )
-from .making import DTYPES
-from .pictures import ANY_CHECKPOINT
+from .convert import DTYPES
+from .loading import find_checkpoint, load_vision_model
+from .reconstruct import ANY_CHECKPOINT
 
 
 def add_commands(commands) -> None:

@@ -24,7 +24,7 @@ def address():
     import torch
 
     from uniwetok_hf import UniWeTokPipeline, embedded_path
-    from uniwetok_hf.app import build_app, launch_options
+    from uniwetok_hf.web_app import build_app, launch_options
 
     pipe = UniWeTokPipeline.from_pretrained(embedded_path("uniwetok-emoji"), dtype=torch.float32)
     page = build_app(pipe, "uniwetok-emoji")

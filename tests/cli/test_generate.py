@@ -8,7 +8,7 @@ from tiny_models import build_tiny_mllm
 
 from uniwetok_hf import UniWeTokEditPipeline, UniWeTokPipeline
 from uniwetok_hf.adapters import lora_config, save_adapter
-from uniwetok_hf.cli import drawing
+from uniwetok_hf.cli import generate
 
 
 def pixels(path):
@@ -160,7 +160,7 @@ def test_bugs_in_the_pipeline_keep_their_traceback(uniwetok, pipeline_folder, mo
 
 
 def test_pictures_are_saved_as_they_come(uniwetok, pipeline_folder, workplace, monkeypatch):
-    monkeypatch.setattr(drawing, "BATCH_SIZE", 1)
+    monkeypatch.setattr(generate, "BATCH_SIZE", 1)
     draw_first = UniWeTokPipeline.decode
 
     def stop_at_second(self, codes, generator, output_type):
@@ -214,4 +214,4 @@ def test_weights_of_adapters():
         r"C:\a:2": (r"C:\a", 2.0),
         ":2": (":2", 1.0),
     }.items():
-        assert drawing._adapter(text) == parsed
+        assert generate._adapter(text) == parsed

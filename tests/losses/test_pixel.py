@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from uniwetok_hf.losses.reconstruction import l1_loss, l2_loss
+from uniwetok_hf.losses.pixel import l1_loss, l2_loss
 
 
 SAMPLE = torch.tensor([0.5, -1.0, 0.0, 1.0]).view(1, 1, 2, 2)

@@ -14,9 +14,9 @@ from tiny_judges import build_clip, build_vit
 from tiny_training import build_siglip
 
 from uniwetok_hf.cli.main import build_parser, main
-from uniwetok_hf.provenance import loss_model, training_record
 from uniwetok_hf.losses.distillation import PrePostDistillation
 from uniwetok_hf.losses.teacher import Teacher
+from uniwetok_hf.provenance import loss_model, training_record
 
 
 PROTOCOLS = ("reconstruction", "latents", "generation", "editing", "captioning", "emoji")

@@ -10,7 +10,7 @@ from transformers import BertConfig
 from transformers.utils import logging
 
 from uniwetok_hf import embedded_path
-from uniwetok_hf.cli.checkpoints import (
+from uniwetok_hf.cli.loading import (
     EMBEDDED,
     find_checkpoint,
     load_language_model,

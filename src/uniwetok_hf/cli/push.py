@@ -5,8 +5,8 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from .checkpoints import EMBEDDED, Checkpoint, check_pipeline, check_weights, describe_checkpoint, find_checkpoint
 from .common import CommandError, add_command, hub_bars, one_line, user_errors
+from .loading import EMBEDDED, Checkpoint, check_pipeline, check_weights, describe_checkpoint, find_checkpoint
 
 
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"

@@ -17,7 +17,7 @@ from .common import (
     positive_int,
     user_errors,
 )
-from .pictures import ANY_CHECKPOINT
+from .reconstruct import ANY_CHECKPOINT
 
 
 DESCRIPTION = """\
@@ -34,7 +34,7 @@ NATIVE = "native"
 def add_commands(commands) -> None:
     """Adds `evaluate` with a sub-command for each protocol."""
     protocols = add_group(commands, "evaluate", DESCRIPTION, EXAMPLES)
-    for add in (_add_reconstruction, _add_latents, _add_generation, _add_editing, _add_captioning, _add_emoji):
+    for add in (_add_reconstruction, _add_latents, _add_generation, _add_editing, _add_captioning):
         add(protocols)
 
 
@@ -214,23 +214,6 @@ def _add_captioning(protocols) -> None:
     )
     _add_count(parser, 500, "rows")
     add_seed_option(parser, "seed of the choice")
-
-
-def _add_emoji(protocols) -> None:
-    parser = _add_protocol(
-        protocols,
-        "emoji",
-        measuring.emoji,
-        "Draw, edit and name emoji in combinations of concept, style and skin tone that training never shows.\n"
-        "Beside the model: the real pictures, before and after the image tokenizer.",
-        ["data/emoji --judge weights/emoji_judge", "data/emoji --judge judge --split test --count 100"],
-        "pipeline folder",
-        split="test_combinations",
-    )
-    _add_drawing_options(parser, judge_required=True)
-    add_edit_options(parser)
-    _add_count(parser, 500, "rows, and edits")
-    add_seed_option(parser, "seed of the first drawing and of all choices")
 
 
 def _size(text: str) -> int | None:

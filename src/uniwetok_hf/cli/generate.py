@@ -8,7 +8,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from .checkpoints import load_pipeline
 from .common import (
     CommandError,
     add_command,
@@ -25,6 +24,7 @@ from .common import (
     user_errors,
     warn,
 )
+from .loading import load_pipeline
 
 
 BATCH_SIZE = 8  # pictures drawn at once

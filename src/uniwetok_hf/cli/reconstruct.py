@@ -7,7 +7,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from .checkpoints import load_vision_model
 from .common import (
     CommandError,
     add_command,
@@ -21,6 +20,7 @@ from .common import (
     user_errors,
     warn,
 )
+from .loading import load_vision_model
 
 
 GAP = 8  # pixels between the two halves of a side-by-side picture

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from uniwetok_hf import UniWeTokImageProcessor, UniWeTokModel, load_codes, save_codes
-from uniwetok_hf.cli import pictures
+from uniwetok_hf.cli import reconstruct
 from uniwetok_hf.data.images import read_image
 from uniwetok_hf.evaluation.metrics import psnr, ssim
 
@@ -262,7 +262,7 @@ def test_nothing_is_left_half_written(fails, succeeds, photo, workplace, vision_
 def test_large_pictures_are_warned_about(uniwetok, make_picture, vision_folder, monkeypatch):
     make_picture("wide.png", 96, 64)
     assert uniwetok("reconstruct", "wide.png", "--model", vision_folder).err == []
-    monkeypatch.setattr(pictures, "MUCH_MEMORY", 1e6)
+    monkeypatch.setattr(reconstruct, "MUCH_MEMORY", 1e6)
     (warning,) = uniwetok("reconstruct", "wide.png", "--model", vision_folder).err
     assert warning.startswith("uniwetok: warning: wide.png: 96x64 pixels take about ")
     assert "--longest-edge" in warning

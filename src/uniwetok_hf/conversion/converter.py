@@ -29,7 +29,7 @@ from .keys import (
 )
 from .layouts import Part, PublishedTextToImage, PublishedVision, find_published
 from .shards import OutputTensor, parse_size, write_shards
-from .sources import ConversionError, TensorInfo, TensorSource, published_tensors, row_chunks
+from .tensors import ConversionError, TensorInfo, TensorSource, published_tensors, row_chunks
 
 
 CHUNK_BYTES = 1 << 25  # what is in memory at a time

@@ -3,8 +3,8 @@
 import argparse
 import os
 
-from .checkpoints import load_pipeline
 from .common import CommandError, add_command, add_model_options, positive_int
+from .loading import load_pipeline
 
 
 def add_commands(commands) -> None:
@@ -29,7 +29,7 @@ def run_app(args: argparse.Namespace) -> None:
         import gradio  # noqa: F401
     except ImportError:
         raise CommandError('the web page needs gradio: pip install "uniwetok-hf[app]"') from None
-    from uniwetok_hf.app import build_app, launch_options
+    from uniwetok_hf.web_app import build_app, launch_options
 
     pipeline = load_pipeline(args.model, args.device)
     page = build_app(pipeline, args.model or "uniwetok-emoji")

@@ -1,0 +1,50 @@
+"""`uniwetok convert` and `data`: making checkpoints and what they are trained on."""
+
+import argparse
+import warnings
+
+from .common import add_command, one_line, positive_int, user_errors, warn
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_commands(commands) -> None:
+    """Adds the sub-commands."""
+    parser = add_command(
+        commands,
+        "convert",
+        run_convert,
+        "Turn a published checkpoint into a folder for from_pretrained.\n"
+        "SRC is a tokenizer file or folder (OUT: UniWeTokModel) or a text-to-image folder (OUT: UniWeTokPipeline).",
+        ["UniWeTok-1B uniwetok", "ae.ckpt uniwetok --num-attention-heads 16 --dtype bfloat16"],
+    )
+    parser.add_argument("src", metavar="SRC", help="published folder or file")
+    parser.add_argument("out", metavar="OUT", help="folder to be made")
+    parser.add_argument(
+        "--num-attention-heads", type=positive_int, metavar="N", help="where SRC has no config that says it"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, help="how weights are stored (default: as in SRC)")
+    parser.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="PREFIX",
+        help="leave out tensors of a training checkpoint whose names start so; repeat",
+    )
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    """`uniwetok convert`."""
+    from uniwetok_hf import convert_checkpoint
+
+    with user_errors(ValueError, OSError), warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: warn(one_line(message))
+        out = convert_checkpoint(
+            args.src,
+            args.out,
+            num_attention_heads=args.num_attention_heads,
+            dtype=args.dtype,
+            ignored_prefixes=args.ignore,
+        )
+    print(out)
