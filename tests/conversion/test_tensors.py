@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from uniwetok_hf.conversion import tensors
+from uniwetok_hf.conversion import tensors as tensors_module
 from uniwetok_hf.conversion.tensors import (
     ConversionError,
     TensorInfo,
@@ -38,7 +38,7 @@ def write(file, tensors, suffix):
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt", "legacy.pt", "bare.pt"])
 def test_reads_rows(tmp_path, tensors, suffix, monkeypatch):
-    monkeypatch.setattr(tensors, "REOPEN_AFTER_BYTES", 8)  # so that the file is opened anew between reads
+    monkeypatch.setattr(tensors_module, "REOPEN_AFTER_BYTES", 8)  # so that the file is opened anew between reads
     file = tmp_path / f"weights{suffix}"
     write(file, tensors, suffix)
     source = open_tensors(file, "weights")

@@ -410,7 +410,7 @@ def test_validation_pictures_are_the_first_and_their_middle(streaming, tmp_path,
     assert [round(float(picture.float().mean())) for picture in found] == [10, 12, 13]
     middle = validation_pictures(places, 16, 16, limit=5)
     assert len(middle) == 1
-    batch = pictures.PictureBatch(middle / 127.5 - 1, [0], [], 0, 0)
+    batch = picture_batches.PictureBatch(middle / 127.5 - 1, [0], [], 0, 0)
     assert boxes_of([batch], (80, 60))[0] == pytest.approx((10, 0, 60, 60, False), abs=0.7)
 
 
