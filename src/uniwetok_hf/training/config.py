@@ -11,11 +11,13 @@ A field may be a dataclass itself (a section of the file), a list of them, or No
 - `base: other.yaml` starts from another file, beside this one, or from a shipped config. Sections and other mappings
   are merged, everything else is replaced, lists too.
 - A place, `FILE.py:NAME`, is looked up beside the file that it is written in.
+- `config.json` of a run is such a file, too, with all settings and the absolute paths of places.
 """
 
 import copy
 import dataclasses
 import difflib
+import json
 import os
 import types
 import typing
@@ -130,8 +132,9 @@ def _read_file(path: Path, chain: list[Path]) -> tuple[dict, dict[str, Path]]:
         circle = " -> ".join(map(str, [*chain, path]))
         raise ConfigError(f"{chain[-1]}: `base` leads back to {path}: {circle}.")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+        text = path.read_text(encoding="utf-8")
+        values = (json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)) or {}
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
         raise ConfigError(f"{path} is no YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold `field: value` lines, got {type(values).__name__}.")
