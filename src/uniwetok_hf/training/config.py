@@ -9,7 +9,7 @@
 A field may be a dataclass itself (a section of the file), a list of them, or None where a part can be left out.
 
 - `base: other.yaml` starts from another file, beside this one, or from a shipped config. Sections and other mappings
-  are merged, everything else is replaced, lists too.
+  are merged, everything else is replaced, lists too; `field: null` leaves out a section or a mapping of the base.
 - A place, `FILE.py:NAME`, is looked up beside the file that it is written in.
 - `config.json` of a run is such a file, too, with all settings and the absolute paths of places.
 """
@@ -240,6 +240,8 @@ def _value(hint, value, origins: _Origins, name: str):
         return None
     for option in options:
         section, origin, arguments = _section_of(option), typing.get_origin(option), typing.get_args(option)
+        if value is None and dict in (option, origin):  # a mapping of the base is left out
+            return {}
         if section and origin is not list and isinstance(value, Mapping):
             return _build(section, value, origins, f"{name}.")
         if origin is list and isinstance(value, list):
