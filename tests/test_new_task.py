@@ -25,7 +25,9 @@ def commands(tmp_path, monkeypatch) -> list[list[str]]:
     monkeypatch.chdir(tmp_path)
     for name, text in re.findall(r'```\w+ title="(.*?)"\n(.*?)```', PAGE, re.S):
         Path(name).write_text(text, encoding="utf-8")
-    return [shlex.split(line)[1:] for language, code in blocks(PAGE) if language == "bash" for line in code.splitlines()]
+    return [
+        shlex.split(line)[1:] for language, code in blocks(PAGE) if language == "bash" for line in code.splitlines()
+    ]
 
 
 def test_the_task_of_the_page(commands, tmp_path):

@@ -1,9 +1,9 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Datasets whose pictures are stored as packed codes, as `uniwetok encode-dataset` writes them: training a language
-model from them never touches the encoder.
+"""Datasets whose pictures are stored as packed codes, as `uniwetok encode-dataset` writes them: a language model is
+trained on them without the encoder.
 
 A folder holds `part-00000.parquet`, `part-00001.parquet`, ... and `encoding.json`, which is written last. In the parts
-all columns of the source are as they were, but those of pictures: a picture is a list with one item a variant, the
+all columns of the source are as they were, but those of pictures: a picture is a list with one item per variant, the
 plain picture first and then its random crops. An item is `{"codes", "height", "width"}`: packed bits (`pack_codes`,
 row by row, 16 bytes a token of 128 bits) of height x width tokens. Variant k of all pictures of a row was cropped and
 mirrored alike; with `same_crops`, that of all rows. A column of lists of pictures holds lists of such lists.
@@ -38,9 +38,9 @@ class Encoding:
     num_rows: rows in all parts.
     num_parts: number of Parquet files.
     num_skipped: rows of the source that were left out, since a picture could not be read; `skipped.jsonl` lists them.
-    bytes: mean bytes a picture: "codes" (of one variant), "source" (as stored before), and "jpeg" (quality 90 at the
+    bytes: mean bytes per picture: "codes" (of one variant), "source" (as stored before), and "jpeg" (quality 90 at the
         encoded size, of a sample of "jpeg_pictures"); also "parts", the size of all Parquet files.
-    pictures_per_second: encodings a second in the run that finished the folder, where it made any.
+    pictures_per_second: encodings per second in the run that finished the folder, where it made any.
     settings: with which settings it was made.
     """
 

@@ -38,7 +38,7 @@ class EncodingSettings:
     sizes: (height, width) in pixels. A picture goes to the one that is nearest to its proportions, is scaled to cover
         it, and its centre is cut out. One size: all pictures get it.
     longest_edge: instead, a picture keeps its proportions. It is scaled down, never up, to at most so many pixels.
-    patch_size: side in tokens of the squares that the language model draws at once; sides of all pictures are
+    patch_size: side in tokens of the patches that the language model generates at once; sides of all pictures are
         multiples of `patch_size` tokens.
     fit: what is done about the rest: "crop" cuts it off, "resize" changes the proportions.
     columns: columns of pictures; None for all of them.
@@ -51,7 +51,7 @@ class EncodingSettings:
     seed: of the random crops.
     rows_per_part: rows of the source in one Parquet file.
     batch_size: pictures that are encoded at once.
-    source: name of the dataset, so that another one is not mixed in when an encoding goes on.
+    source: name of the dataset, so that an encoding is not continued with another one.
     """
 
     sizes: tuple[tuple[int, int], ...] = ()
@@ -90,7 +90,7 @@ class EncodingSettings:
                 below = max(1, side // step) * step
                 name = "sizes" if self.sizes else "longest_edge"
                 raise ValueError(
-                    f"`{name}`: sides must be multiples of {step} pixels ({stride} a token, patches of "
+                    f"`{name}`: sides must be multiples of {step} pixels ({stride} per token, patches of "
                     f"{self.patch_size} x {self.patch_size} tokens) such as {below} and {below + step}, got {side}."
                 )
         proportions = [width / height for height, width in self.sizes]
@@ -202,8 +202,8 @@ class PartEncoder:
         generator = sample_generator(self.settings.seed, 0 if self.settings.same_crops else row, AUGMENTATION)
         pictures = [picture]
         for _ in range(self.settings.num_variants - 1):
-            draws = torch.rand(4, generator=generator).tolist()
-            pictures.append(random_crop(picture, self.settings.crop_scale, self.settings.flip, draws))
+            numbers = torch.rand(4, generator=generator).tolist()
+            pictures.append(random_crop(picture, self.settings.crop_scale, self.settings.flip, numbers))
         return [self._fit(picture) for picture in pictures], stored_size(cell)
 
     def _fit(self, picture: Image.Image) -> np.ndarray:
@@ -247,14 +247,14 @@ def nearest_size(picture: Image.Image, sizes: Sequence[tuple[int, int]]) -> tupl
     return min(sizes, key=lambda size: abs(math.log(size[1] / size[0] / proportion)))
 
 
-def random_crop(picture: Image.Image, smallest: float, flip: bool, draws: Sequence[float]) -> Image.Image:
+def random_crop(picture: Image.Image, smallest: float, flip: bool, numbers: Sequence[float]) -> Image.Image:
     """A crop of the picture's own proportions, with sides of `smallest` to 1 of its own, and mirrored in half of the
-    cases with `flip`. `draws` are four numbers in [0, 1): scale, left, top, coin."""
-    scale = smallest + (1 - smallest) * draws[0]
+    cases with `flip`. `numbers` are four in [0, 1): scale, left, top, coin."""
+    scale = smallest + (1 - smallest) * numbers[0]
     width, height = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    left, top = int(draws[1] * (picture.width - width + 1)), int(draws[2] * (picture.height - height + 1))
+    left, top = int(numbers[1] * (picture.width - width + 1)), int(numbers[2] * (picture.height - height + 1))
     cut = picture.crop((left, top, left + width, top + height))
-    return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip and draws[3] < 0.5 else cut
+    return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip and numbers[3] < 0.5 else cut
 
 
 def _jpeg_bytes(pixels: np.ndarray) -> int:

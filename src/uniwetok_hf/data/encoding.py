@@ -70,7 +70,7 @@ def encode_dataset(
         return finished
 
     # Convolutions are quickest with channels last, 1.4 times on a CPU. Sums are rounded in another way, which turns
-    # bits whose latents are next to zero: 5 of a million with uniwetok-emoji.
+    # bits whose latents are next to zero: 5 of a million with the embedded model.
     model = model.eval().to(memory_format=torch.channels_last)
     encoder = PartEncoder(model, settings, encoded_features(dataset.features, columns))
     num_parts = 0

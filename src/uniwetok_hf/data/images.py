@@ -1,7 +1,7 @@
 """Reading any picture file as 8-bit RGB, and saving pictures safely. Needs Pillow and numpy only.
 
 - 16-bit and float pictures are scaled to 8 bits; Pillow's own conversion of them differs between its versions.
-- Transparency is composited on white, the background of the emoji set.
+- Transparency is composited on white.
 - The EXIF orientation is applied; of an animation the first frame is read.
 - Colour profiles are not applied: numbers in the file are numbers in the model, as in most training sets.
 - Whatever is wrong with a file ends in one `ImageReadError` that names the file.

@@ -1,5 +1,5 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""A small text vocabulary with the tokens that the unified model needs, for models trained from scratch."""
+"""A small text tokenizer with the tokens that the unified model needs, for models trained from scratch."""
 
 from collections.abc import Iterable
 
@@ -13,16 +13,16 @@ def train_text_vocabulary(
     """Byte-level BPE trained on `texts`, so that any text can be written, with the special tokens after it.
 
     Args:
-        texts: what the model will read and write.
+        texts: texts like those that the model reads and writes.
         vocab_size: entries without the special tokens, 256 or more.
         num_size_tokens: longest side of a picture in tokens, `<|res_1|>` ... .
-        patch_size: side of the square of tokens drawn at once; gives `<|query_1|>` ... .
+        patch_size: side of the square of tokens generated at once; gives `<|query_1|>` ... .
 
     Raises:
         ValueError: when `vocab_size` has no room for the 256 bytes.
     """
     if vocab_size < 256:
-        raise ValueError(f"`vocab_size` must be 256 or more (one entry a byte), got {vocab_size}.")
+        raise ValueError(f"`vocab_size` must be 256 or more (one entry per byte), got {vocab_size}.")
     bpe = Tokenizer(models.BPE())
     # Qwen's way of cutting text, but for whole numbers: newlines stay apart from words.
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)

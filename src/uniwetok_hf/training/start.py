@@ -1,10 +1,10 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""What a training of the language model starts from: a new small model, any causal language model, or a finished
+"""The start of a training of the language model: a new small model, any causal language model, or a finished
 pipeline, whose patches may be made larger.
 
-New tokens come in the published order (spec 3.3): those of the prompt format that the text vocabulary lacks,
-`<|res_1|>`..., `<|query_1|>`.... Their embeddings are drawn around the mean of the others. Projector and head are new,
-from a seed; the weights of the language model and of the image tokenizer stay as they are, bit by bit.
+New tokens come in the published order (docs/method.md 3.1): those of the prompt format that the text tokenizer lacks,
+`<|res_1|>`..., `<|query_1|>`.... Their embeddings are sampled around the mean of the others. Projector and head are
+new, from a seed; the weights of the language model and of the image tokenizer stay as they are, bit by bit.
 """
 
 import copy
@@ -31,8 +31,8 @@ from .run import seeded_weights
 
 
 PROMPT_TOKENS = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
-LARGEST_SIDE = 4096  # pixels; so many size tokens there are at the least (spec 3.3)
-# What a training may change of a model that it goes on with.
+LARGEST_SIDE = 4096  # pixels; as many size tokens there are at least (docs/method.md 3.1)
+# Fields of a finished model that a further training may change.
 CHANGEABLE = ("text_loss_weight", "image_loss_weight", "bit_flip_probability", "num_diffusion_draws")
 
 
@@ -202,7 +202,7 @@ def continued_pipeline(path: str | os.PathLike, mllm: dict, seed: int = 0) -> Un
 
 
 def raise_patch_size(pipeline: UniWeTokPipeline, patch_size: int, seed: int = 0) -> UniWeTokPipeline:
-    """A pipeline that draws `patch_size` x `patch_size` tokens at a step, with the weights of one that draws fewer.
+    """A pipeline that generates `patch_size` x `patch_size` tokens per step, with the weights of one with smaller patches.
 
     Only the embeddings of the new query tokens are new; the model itself is changed, not copied. It needs a short
     training: a token is now predicted from further away, and together with more others.
