@@ -17,7 +17,7 @@ Scores, each over drawings of concepts that the adapter was not trained on:
 - in style: is the drawing, as a 32x32 thumbnail, nearer to the concept's own picture in the style that was asked for
   than to the one in the other style? Chance is 1/2.
 - right concept: is it nearer to it than to 31 other concepts' pictures in that style? Chance is 1/32.
-- with `--judge`, a dual encoder that no training loss looked through: does it find the caption among 32? The judge
+- with `--judge`, a dual encoder that no training loss used: does it find the caption among 32? The judge
   has never seen the new style, so there its score says less.
 """
 
