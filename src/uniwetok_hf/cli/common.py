@@ -12,6 +12,7 @@ from pathlib import Path
 # An --output with one of these endings is a file, anything else a folder.
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 LARGEST_SEED = 2**63 - 1
+ANY_CHECKPOINT = "pipeline folder, image tokenizer folder"  # what --model takes for an image tokenizer
 
 
 class CommandError(Exception):
@@ -176,6 +177,26 @@ def check_pictures(paths: Sequence[str]) -> None:
     with user_errors():
         for path in paths:
             read_image(path)
+
+
+def read_picture(path: str):
+    """The picture at `path` as 8-bit RGB.
+
+    Raises:
+        CommandError: when it can't be read.
+    """
+    from uniwetok_hf.data.images import read_image
+
+    with user_errors():
+        return read_image(path)
+
+
+def save_picture(picture, path: Path) -> Path:
+    """Saves a picture, in a folder that is made if needed, and returns its path."""
+    from uniwetok_hf.data.images import save_image
+
+    output_folder(path.parent)
+    return save_image(picture, path)
 
 
 def progress_bar(total: float, description: str):

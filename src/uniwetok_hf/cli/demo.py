@@ -11,10 +11,10 @@ from PIL import Image
 
 from . import sheets
 from .common import add_command, add_model_options, add_seed_option, output_folder
-from .describe import answers
-from .generate import check_size, draw, seen_size
+from .edit import seen_size
 from .loading import load_pipeline
-from .reconstruct import quality, reconstruct
+from .reconstruct import quality
+from .sampling import check_size, generate_pictures
 
 
 PICTURES = Path(__file__).parent.parent / "embedded" / "pictures"
@@ -120,7 +120,7 @@ def reconstructions(pipeline, seed: int) -> Image.Image:
     """Pairs of emoji and what comes back from their codes."""
     cells = []
     for picture in [picture for picture in shipped_pictures() if not picture.is_known]:
-        pair, figures = _pair(pipeline, picture.image, seed, TILE, picture.name)
+        pair, figures = _pair(pipeline, picture.image, seed, TILE)
         name = sheets.text_block(f"{picture.label} ({picture.style})", width=pair.width, max_lines=1)
         cells.append(sheets.below([pair, sheets.below([name, figures], gap=0)], gap=4))
     note = "Left the original, right what comes back from its codes. uniwetok-emoji was trained on none of these."
@@ -135,18 +135,17 @@ def photographs(pipeline, seed: int) -> Image.Image | None:
         return None
     cells = []
     for name in PHOTOGRAPHS:
-        pair, figures = _pair(pipeline, Image.fromarray(getattr(data, name)()), seed, 300, name)
+        pair, figures = _pair(pipeline, Image.fromarray(getattr(data, name)()), seed, 300)
         cells.append(sheets.below([pair, figures], gap=4))
     note = "Photographs from scikit-image at their own sizes. uniwetok-emoji was trained on no photographs."
     return sheets.section("Any size", note, sheets.below(cells, gap=2 * sheets.GAP))
 
 
-def _pair(pipeline, picture: Image.Image, seed: int, height: int, name: str) -> tuple[Image.Image, Image.Image]:
+def _pair(pipeline, picture: Image.Image, seed: int, height: int) -> tuple[Image.Image, Image.Image]:
     """Original and reconstruction side by side, and the line of figures under them."""
-    from uniwetok_hf import UniWeTokImageProcessor
+    from uniwetok_hf.evaluation.reconstruction import reconstruct
 
-    model = pipeline.mllm.vision_model
-    result = reconstruct(model, UniWeTokImageProcessor(stride=model.config.stride), picture, seed, name)
+    (result,) = reconstruct(pipeline.mllm.vision_model, [picture], seed)
     pair = sheets.beside([sheets.framed(image, height) for image in (result.original, result.result)], gap=4)
     figures = f"{result.num_bytes} bytes, {quality(result)}"
     return pair, sheets.text_block(figures, 13, pair.width, sheets.GREY, 1)
@@ -158,7 +157,9 @@ def text_to_image(pipeline, seed: int) -> Image.Image:
     height, width = check_size(pipeline, size, size)
     prompts = [prompt for prompt in PROMPTS for _ in range(NUM_DRAWINGS)]
     seeds = [seed + i for _ in PROMPTS for i in range(NUM_DRAWINGS)]
-    tiles = [sheets.framed(drawn, TILE) for drawn in draw(pipeline, prompts, seeds, height=height, width=width)]
+    tiles = [
+        sheets.framed(drawn, TILE) for drawn in generate_pictures(pipeline, prompts, seeds, height=height, width=width)
+    ]
     rows = []
     for index, prompt in enumerate(PROMPTS):
         drawn = tiles[index * NUM_DRAWINGS : (index + 1) * NUM_DRAWINGS]
@@ -173,11 +174,19 @@ def edits(pipeline, seed: int) -> Image.Image:
     prompts = [source for source, _ in EDITS if source not in shipped]
     size = pipeline.config.default_size
     height, width = check_size(pipeline, size, size)
-    drawn = dict(zip(prompts, draw(pipeline, prompts, [seed] * len(prompts), height=height, width=width), strict=True))
+    drawn = dict(
+        zip(
+            prompts,
+            generate_pictures(pipeline, prompts, [seed] * len(prompts), height=height, width=width),
+            strict=True,
+        )
+    )
     sources = [shipped[source] if source in shipped else drawn[source] for source, _ in EDITS]
     height, width, _ = seen_size(pipeline.processor, sources[0], EDITS[0][0])
     instructions = [instruction for _, instruction in EDITS]
-    results = draw(pipeline, instructions, [seed] * len(EDITS), images=sources, height=height, width=width)
+    results = generate_pictures(
+        pipeline, instructions, [seed] * len(EDITS), images=sources, height=height, width=width
+    )
     rows = []
     for source, instruction, result in zip(sources, instructions, results, strict=True):
         words = sheets.text_block(instruction, 15, 130, max_lines=4)
@@ -191,9 +200,13 @@ def edits(pipeline, seed: int) -> Image.Image:
 
 def captions(pipeline, seed: int) -> Image.Image:
     """Pictures with the model's answers under them. Answers are the most likely ones: `seed` changes nothing."""
+    from uniwetok_hf.pipelines.writing import answer_question
+
     pictures = sorted(shipped_pictures(), key=lambda picture: not picture.is_known)
     images = [picture.image for picture in pictures]
-    whats, styles = (answers(pipeline.mllm, pipeline.processor, images, question, 24) for question in QUESTIONS)
+    whats, styles = (
+        answer_question(pipeline.mllm, pipeline.processor, images, question, 24) for question in QUESTIONS
+    )
     cells = []
     for picture, what, style in zip(pictures, whats, styles, strict=True):
         lines = [

@@ -11,10 +11,40 @@ import traceback
 from collections.abc import Sequence
 from importlib import metadata
 
-from . import app, convert, demo, describe, encode_dataset, evaluate, generate, push, reconstruct, train
+from . import (
+    app,
+    convert,
+    decode,
+    demo,
+    describe,
+    edit,
+    encode,
+    encode_dataset,
+    evaluate,
+    generate,
+    push,
+    reconstruct,
+    train,
+)
 from .common import CommandError, one_line
 
 
+# In the order of the list of commands.
+MODULES = (
+    demo,
+    app,
+    reconstruct,
+    encode,
+    decode,
+    generate,
+    edit,
+    describe,
+    convert,
+    encode_dataset,
+    train,
+    evaluate,
+    push,
+)
 DESCRIPTION = """\
 Pictures as 128-bit binary codes, and one language model that draws, edits and describes them.
 Without --model, commands use uniwetok-emoji, a small model of emoji that ships with the package.
@@ -52,8 +82,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print versions and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (demo, app, reconstruct, generate, describe, convert, encode_dataset, train, evaluate, push):
-        group.add_commands(commands)
+    for module in MODULES:
+        module.add_commands(commands)
     return parser
 
 

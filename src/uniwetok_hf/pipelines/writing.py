@@ -51,4 +51,21 @@ def write_about(
     return [" ".join(words.split()) for words in written]
 
 
-__all__ = ["write_about"]
+def answer_question(
+    mllm: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: Sequence[Image.Image],
+    question: str,
+    max_new_tokens: int = 40,
+) -> list[str]:
+    """The most likely answer to `question` about each of `images`, in one line each.
+
+    Raises:
+        ValueError: when the question and its answer are longer than the model's positions reach.
+    """
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return write_about(mllm, processor, [text] * len(images), images, max_new_tokens, argument="question")
+
+
+__all__ = ["answer_question", "write_about"]
