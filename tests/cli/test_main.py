@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from uniwetok_hf.cli import describing
+from uniwetok_hf.cli import describe
 from uniwetok_hf.cli.main import build_parser, main
 
 
 COMMANDS = ("demo", "app", "reconstruct", "encode", "decode", "generate", "edit", "describe", "convert")
-COMMANDS += ("data", "encode-dataset", "train", "evaluate", "push")
+COMMANDS += ("encode-dataset", "train", "evaluate", "push")
 
 
 def help_of(capsys, *argv):
@@ -47,9 +47,7 @@ def test_help_of_a_command_teaches(capsys, command):
         program, *argv = shlex.split(example)
         assert program == "uniwetok"
         run = build_parser().parse_args(argv).run.__name__
-        assert argv[0] == command and (
-            run == f"run_{command.replace('-', '_')}" or command in ("data", "encode-dataset")
-        )
+        assert argv[0] == command and run == f"run_{command.replace('-', '_')}"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +83,7 @@ def test_unexpected_error_shows_where_it_came_from(uniwetok, monkeypatch):
     def stumble(args):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(describing, "run_describe", stumble)
+    monkeypatch.setattr(describe, "run_describe", stumble)
     result = uniwetok("describe", "a.png")
     assert result.code == 1
     assert result.err[0].startswith("Traceback")
@@ -97,7 +95,7 @@ def test_interrupted_exits_with_130(uniwetok, monkeypatch):
     def interrupt(args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(describing, "run_describe", interrupt)
+    monkeypatch.setattr(describe, "run_describe", interrupt)
     result = uniwetok("describe", "a.png")
     assert (result.code, result.err[-1]) == (130, "uniwetok: interrupted")
 
@@ -106,7 +104,7 @@ def test_an_interruption_says_what_was_kept(uniwetok, monkeypatch):
     def interrupt(args):
         raise KeyboardInterrupt("stopped after step 3")
 
-    monkeypatch.setattr(describing, "run_describe", interrupt)
+    monkeypatch.setattr(describe, "run_describe", interrupt)
     result = uniwetok("describe", "a.png")
     assert (result.code, result.err[-1]) == (130, "uniwetok: stopped after step 3")
 

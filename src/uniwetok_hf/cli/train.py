@@ -1,4 +1,4 @@
-"""`uniwetok train tokenizer|mllm|siglip`: trainings as YAML files say."""
+"""`uniwetok train tokenizer|mllm`: trainings as YAML files say."""
 
 import argparse
 import dataclasses
@@ -12,7 +12,6 @@ from .common import CommandError, add_group, user_errors
 TRAININGS = {
     "tokenizer": ("train_uniwetok", "UniWeTokTrainingConfig", "the image tokenizer"),
     "mllm": ("train_mllm", "MLLMTrainingConfig", "the unified language model"),
-    "siglip": ("train_siglip", "SiglipTrainingConfig", "a small SigLIP: teacher of the tokenizer, or judge"),
 }
 DESCRIPTION = """\
 Train {what}, as YAML files say.
@@ -29,7 +28,6 @@ EXAMPLES = {
         "--config my_mllm.yaml --set output_dir=runs/second --set seed=1",
         "--config emoji_mllm_draw --lora --set output_dir=runs/adapter",
     ],
-    "siglip": ["--config emoji_siglip"],
 }
 
 

@@ -120,9 +120,9 @@ class UniWeTokEditPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, UniWeTokCar
                 than w leads away from the source, more keeps to it. When it equals w, the branch of the picture alone
                 is left out, which saves a third of the work. When not given, it is to `guidance_scale` as the
                 pipeline's `default_image_guidance_scale` to its `default_guidance_scale`. Not used without guidance.
-            negative_prompt: the instruction of "picture" in that formula, one for all pictures or one per picture; best
-                one that changes nothing, which the model has learnt. `default_negative_prompt` when not given. Not
-                used where the branch of the picture alone is left out.
+            negative_prompt: the instruction of "picture" in that formula, one for all pictures or one per picture;
+                best one that changes nothing, which the model has learnt. `default_negative_prompt` when not given.
+                Not used where the branch of the picture alone is left out.
             describe_first: whether the model describes the result before it generates it, greedily; the descriptions
                 are then in the output's `descriptions` (a tuple has none). For models that have learnt to.
                 `default_describe_first` when not given.

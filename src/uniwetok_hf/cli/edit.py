@@ -1,0 +1,75 @@
+"""`uniwetok edit`: a picture and an instruction to a picture."""
+
+import argparse
+from pathlib import Path
+
+from .common import add_command, add_edit_options, output_paths, read_picture, slug, user_errors
+from .sampling import (
+    add_generation_options,
+    check_size,
+    generate_pictures,
+    load_pipeline_with_adapters,
+    not_empty,
+    save_all,
+)
+
+
+def add_commands(commands) -> None:
+    """Adds the sub-command."""
+    parser = add_command(
+        commands,
+        "edit",
+        run_edit,
+        "Change a picture as told.\n"
+        "The results are saved as PICTURE-INSTRUCTION-SEED.png; picture i is drawn with seed + i.",
+        [
+            'hand.png "make the skin tone dark"',
+            'apple.png "redraw in fluent flat style" --num-images 4 --output edits',
+        ],
+    )
+    parser.add_argument("picture", metavar="PICTURE", help="any picture that Pillow reads")
+    parser.add_argument("instruction", metavar="INSTRUCTION", help="what to change")
+    add_generation_options(parser)
+    add_edit_options(parser)
+
+
+def run_edit(args: argparse.Namespace) -> None:
+    """`uniwetok edit`."""
+    instruction = not_empty("INSTRUCTION", args.instruction)
+    seeds = [args.seed + i for i in range(args.num_images)]
+    stem = f"{Path(args.picture).stem}-{slug(instruction)}"
+    targets = output_paths(args.output, [f"{stem}-{seed}" for seed in seeds], [args.picture])
+    picture = read_picture(args.picture)
+    pipeline = load_pipeline_with_adapters(args)
+    height, width, content = seen_size(pipeline.processor, picture, args.picture)
+    if args.height or args.width:
+        height, width = check_size(pipeline, args.height or height, args.width or width)
+        content = height, width
+    drawn = generate_pictures(
+        pipeline,
+        [instruction] * len(seeds),
+        seeds,
+        images=[picture] * len(seeds),
+        height=height,
+        width=width,
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance_scale,
+        image_guidance_scale=args.image_guidance_scale,
+        describe_first=args.describe_first,
+    )
+    # What the processor padded is no part of the picture.
+    save_all((result.crop((0, 0, content[1], content[0])) for result in drawn), targets)
+
+
+def seen_size(processor, picture, name: str) -> tuple[int, int, tuple[int, int]]:
+    """Height and width at which the language model sees a picture, and the part of it, from the top left, that is no
+    padding.
+
+    Raises:
+        CommandError: when the model has no such size.
+    """
+    with user_errors(prefix=f"{name}: "):
+        inputs = processor.image_processor(picture)
+        height, width = inputs["pixel_values"].shape[-2:]
+        processor.picture_tokens(height, width)
+    return height, width, inputs["content_sizes"][0]
