@@ -1,11 +1,15 @@
 """`uniwetok edit`, end to end."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from uniwetok_hf import UniWeTokEditPipeline, UniWeTokPipeline
+from uniwetok_hf import UniWeTokEditPipeline, UniWeTokImageProcessor, UniWeTokModel, UniWeTokPipeline
+from uniwetok_hf.cli import sampling
+from uniwetok_hf.data import images
 
 
 def pixels(path):
@@ -79,3 +83,23 @@ def test_source_that_the_model_cannot_read(fails, make_picture, pipeline_folder)
     make_picture("huge.png", 600, 40)
     message = fails("edit", "huge.png", "blue", "--model", pipeline_folder)
     assert message.startswith("huge.png: `width` must be a multiple of 32 from 32 to 512 pixels, got 608")
+
+
+def test_a_picture_is_read_preprocessed_and_encoded_once(uniwetok, make_picture, pipeline_folder, monkeypatch):
+    """Several results, a description, and three branches of guidance, in two batches."""
+    make_picture("hand.png", 60, 90)
+    counts = Counter()
+    owners = (images, "read_image"), (UniWeTokImageProcessor, "preprocess"), (UniWeTokModel, "encode")
+    for owner, name in owners:
+
+        def counted(*args, name=name, original=getattr(owner, name), **kwargs):
+            counts[name] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+    monkeypatch.setattr(sampling, "BATCH_SIZE", 2)
+    options = ["--num-images", 3, "--describe-first", "--guidance-scale", 3, "--image-guidance-scale", 2]
+    assert len(uniwetok("edit", "hand.png", "make it blue", "--model", pipeline_folder, *options).out) == 3
+    assert counts == {"read_image": 1, "preprocess": 1, "encode": 1}
+    uniwetok("describe", "hand.png", "--model", pipeline_folder, "--max-new-tokens", 3)
+    assert counts == {"read_image": 2, "preprocess": 2, "encode": 2}

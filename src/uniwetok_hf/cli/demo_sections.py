@@ -10,9 +10,8 @@ from uniwetok_hf.evaluation.reconstruction import reconstruct
 from uniwetok_hf.pipelines.writing import answer_question
 
 from . import sheets
-from .edit import seen_size
 from .reconstruct import quality
-from .sampling import check_size, generate_pictures
+from .sampling import as_edit_pipeline, check_size, generate_pictures
 
 
 PICTURES = Path(__file__).parent.parent / "embedded" / "pictures"
@@ -130,11 +129,11 @@ def edits(pipeline, seed: int) -> Image.Image:
         )
     )
     sources = [shipped[source] if source in shipped else drawn[source] for source, _ in EDITS]
-    height, width, _ = seen_size(pipeline.processor, sources[0], EDITS[0][0])
     instructions = [instruction for _, instruction in EDITS]
-    results = generate_pictures(
-        pipeline, instructions, [seed] * len(EDITS), images=sources, height=height, width=width
-    )
+    edit_pipeline = as_edit_pipeline(pipeline)
+    images = edit_pipeline.encode_image(sources)
+    height, width = images[0].size
+    results = generate_pictures(edit_pipeline, instructions, [seed] * len(EDITS), height, width, images=images)
     rows = []
     for source, instruction, result in zip(sources, instructions, results, strict=True):
         words = sheets.text_block(instruction, 15, 130, max_lines=4)
@@ -149,7 +148,7 @@ def edits(pipeline, seed: int) -> Image.Image:
 def captions(pipeline, seed: int) -> Image.Image:
     """Pictures with the model's answers under them. Answers are the most likely ones: `seed` changes nothing."""
     pictures = sorted(shipped_pictures(), key=lambda picture: not picture.is_known)
-    images = [picture.image for picture in pictures]
+    images = pipeline.encode_image([picture.image for picture in pictures])
     whats, styles = (
         answer_question(pipeline.mllm, pipeline.processor, images, question, 24) for question in QUESTIONS
     )

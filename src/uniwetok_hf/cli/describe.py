@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from .common import CommandError, add_command, add_model_options, positive_int, read_pictures, user_errors
-from .edit import seen_size
 from .loading import load_language_model
 
 
@@ -27,6 +26,7 @@ def add_commands(commands) -> None:
 
 def run_describe(args: argparse.Namespace) -> None:
     """`uniwetok describe`."""
+    from uniwetok_hf.pipelines.image_intake import encode_images
     from uniwetok_hf.pipelines.writing import answer_question
 
     if not args.question.strip():
@@ -36,7 +36,8 @@ def run_describe(args: argparse.Namespace) -> None:
     pictures = read_pictures(args.pictures)
     mllm, processor = load_language_model(args.model, args.device)
     for path, picture in zip(args.pictures, pictures, strict=True):
-        seen_size(processor, picture, path)
+        with user_errors(prefix=f"{path}: "):
+            images = encode_images(mllm, processor, [picture])
         with user_errors():
-            (answer,) = answer_question(mllm, processor, [picture], args.question, args.max_new_tokens)
+            (answer,) = answer_question(mllm, processor, images, args.question, args.max_new_tokens)
         print(f"{path}: {answer}", flush=True)

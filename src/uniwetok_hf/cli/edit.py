@@ -6,6 +6,7 @@ from pathlib import Path
 from .common import add_command, add_edit_options, output_paths, read_picture, slug, user_errors
 from .sampling import (
     add_generation_options,
+    as_edit_pipeline,
     check_size,
     generate_pictures,
     load_pipeline_with_adapters,
@@ -40,16 +41,18 @@ def run_edit(args: argparse.Namespace) -> None:
     stem = f"{Path(args.picture).stem}-{slug(instruction)}"
     targets = output_paths(args.output, [f"{stem}-{seed}" for seed in seeds], [args.picture])
     picture = read_picture(args.picture)
-    pipeline = load_pipeline_with_adapters(args)
-    height, width, content = seen_size(pipeline.processor, picture, args.picture)
+    pipeline = as_edit_pipeline(load_pipeline_with_adapters(args))
+    with user_errors(prefix=f"{args.picture}: "):
+        (source,) = pipeline.encode_image(picture)
+    (height, width), (shown_height, shown_width) = source.size, source.content_size
     if args.height or args.width:
         height, width = check_size(pipeline, args.height or height, args.width or width)
-        content = height, width
-    drawn = generate_pictures(
+        shown_height, shown_width = height, width
+    edited = generate_pictures(
         pipeline,
         [instruction] * len(seeds),
         seeds,
-        images=[picture] * len(seeds),
+        images=[source] * len(seeds),
         height=height,
         width=width,
         num_inference_steps=args.steps,
@@ -57,19 +60,4 @@ def run_edit(args: argparse.Namespace) -> None:
         image_guidance_scale=args.image_guidance_scale,
         describe_first=args.describe_first,
     )
-    # What the processor padded is no part of the picture.
-    save_all((result.crop((0, 0, content[1], content[0])) for result in drawn), targets)
-
-
-def seen_size(processor, picture, name: str) -> tuple[int, int, tuple[int, int]]:
-    """Height and width at which the language model sees a picture, and the part of it, from the top left, that is no
-    padding.
-
-    Raises:
-        CommandError: when the model has no such size.
-    """
-    with user_errors(prefix=f"{name}: "):
-        inputs = processor.image_processor(picture)
-        height, width = inputs["pixel_values"].shape[-2:]
-        processor.picture_tokens(height, width)
-    return height, width, inputs["content_sizes"][0]
+    save_all((result.crop((0, 0, shown_width, shown_height)) for result in edited), targets)  # without the padding

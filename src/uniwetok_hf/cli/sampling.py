@@ -85,71 +85,90 @@ def check_size(pipeline, height: int, width: int) -> tuple[int, int]:
     return height, width
 
 
+def as_edit_pipeline(pipeline):
+    """The edit pipeline of the same parts, without bars of its own."""
+    from uniwetok_hf import UniWeTokEditPipeline
+
+    edit_pipeline = UniWeTokEditPipeline.from_pipe(pipeline)
+    edit_pipeline.set_progress_bar_config(disable=True)
+    return edit_pipeline
+
+
 def check_prompts(
-    pipeline,
-    prompts: Sequence[str],
-    images: Sequence | None,
-    size: tuple[int, int],
-    num_written: int = 0,
-):
-    """
+    pipeline, prompts: Sequence[str], height: int, width: int, images: Sequence | None, describe_first: bool | None
+) -> None:
+    """Checks all prompts before the first picture is generated.
+
     Raises:
-        CommandError: when a prompt holds special tokens, or is longer than the model can read before it writes
-            `num_written` tokens and draws.
+        CommandError: when a prompt holds special tokens, or is longer than the model can read before it describes the
+            result and generates the picture.
     """
-    stride = pipeline.processor.stride
-    num_following = num_written + (size[0] // stride) * (size[1] // stride)
+    from uniwetok_hf.pipelines.pipeline_uniwetok_edit import MAX_DESCRIPTION_TOKENS
+
+    described = images is not None and pipeline.value_or_default("describe_first", describe_first)
+    pixels_per_token = pipeline.processor.stride**2
+    num_following = height * width // pixels_per_token + (MAX_DESCRIPTION_TOKENS if described else 0)
     with user_errors():
         for start in range(0, len(prompts), BATCH_SIZE):
             part = slice(start, start + BATCH_SIZE)
-            sources = None if images is None else list(images[part])
-            inputs, _ = pipeline.processor.drawing_inputs(list(prompts[part]), *size, sources)
+            sources = () if images is None else (images[part],)
+            inputs = pipeline.encode_prompt(*sources, list(prompts[part]), height, width)
             pipeline.mllm.config.check_positions(inputs["input_ids"].shape[1], num_following)
 
 
 def generate_pictures(
-    pipeline, prompts: Sequence[str], seeds: Sequence[int], images: Sequence | None = None, **options
+    pipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    height: int,
+    width: int,
+    images: Sequence | None = None,
+    describe_first: bool | None = None,
+    **options,
 ) -> Iterator:
-    """Draws one picture for each prompt and seed, or edits `images`, a few at a time, with one generator a picture.
-    `options` go to the pipeline; `height` and `width` are among them.
+    """Generates one picture for each prompt and seed, in batches of `BATCH_SIZE` with one generator per picture.
 
     Codes are decoded one by one: in a batch the last bits of the pixels would depend on the others.
+
+    Args:
+        pipeline: for text-to-image, or with `images` the edit pipeline.
+        prompts, seeds: one of each per picture.
+        height, width: size in pixels.
+        images: what `encode_image` of the edit pipeline returned, one per prompt.
+        describe_first: of the edit pipeline.
+        options: further ones of a call of the pipeline.
+
+    Raises:
+        CommandError: when a prompt can't be read.
     """
     import torch
 
-    from uniwetok_hf import UniWeTokEditPipeline
-    from uniwetok_hf.pipelines.pipeline_uniwetok_edit import MAX_DESCRIPTION_TOKENS
-
-    num_written, said = 0, set()
-    if images is not None:
-        pipeline = UniWeTokEditPipeline.from_pipe(pipeline)
-        pipeline.set_progress_bar_config(disable=True)
-        describe_first = options.get("describe_first")
-        if pipeline.config.default_describe_first if describe_first is None else describe_first:
-            num_written = MAX_DESCRIPTION_TOKENS
-    check_prompts(pipeline, prompts, images, (options["height"], options["width"]), num_written)
+    check_prompts(pipeline, prompts, height, width, images, describe_first)
+    described = set()
     with progress_bar(len(prompts), "drawing") as bar:
         for start in range(0, len(prompts), BATCH_SIZE):
             part = slice(start, start + BATCH_SIZE)
-            count = len(prompts[part])
+            generators = [generator(seed) for seed in seeds[part]]
+            count = len(generators)
 
             def on_patch(pipe, step, num_steps, tensors, count=count):
                 bar.update(count / num_steps)
 
-            sources = () if images is None else (list(images[part]),)
-            generators = [generator(seed) for seed in seeds[part]]
+            sources = {} if images is None else {"image": list(images[part]), "describe_first": describe_first}
             output = pipeline(
-                *sources,
+                **sources,
                 prompt=list(prompts[part]),
+                height=height,
+                width=width,
                 generator=generators,
                 output_type="latent",
                 callback_on_step_end=on_patch,
                 **options,
             )
-            for words in output.descriptions or []:
-                if words not in said:
-                    bar.write(f"described as: {words}", file=sys.stderr)
-                said.add(words)
+            for description in output.descriptions or []:
+                if description not in described:
+                    bar.write(f"described as: {description}", file=sys.stderr)
+                described.add(description)
             codes = output.images
             with torch.no_grad():
                 pictures = [pipeline.decode(codes[i : i + 1], [generators[i]], "pil")[0] for i in range(count)]
