@@ -333,7 +333,7 @@ def test_samples_are_the_mixed_prediction_of_the_last_of_n_plus_1_calls(shift, g
 
 
 def test_sampler_by_hand_with_guidance():
-    """Written out from spec 3.2, with the two networks called apart."""
+    """Written out from docs/method.md 3.4, with the two networks called apart."""
     head = make_head()
     condition, steps, scale = make_inputs(4, 4)[2], 6, 2.5
     sampled = head.sample(condition, make_sampler(steps), scale, seeded(11))

@@ -1,6 +1,6 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""The frozen teacher of Pre-Post Distillation: any vision model of transformers as one vector a picture (spec 4.1; the
-paper's is SigLIP 2 so400m, whose vectors have 1152 channels).
+"""The frozen teacher of Pre-Post Distillation: any vision model of transformers as one vector per picture
+(docs/method.md 2.5; the paper's is SigLIP 2 so400m, whose vectors have 1152 channels).
 
 - It sees the very pixels that the image tokenizer is trained on, in [-1, 1] and of any size. They are resized to its
   own size (both sides, so that nothing is cut off, as SigLIP's processor does; CLIP's would crop) and normalised as

@@ -2,8 +2,8 @@
 """Binary codes as data: the sign quantizer, packing in bytes, and the file format of saved codes.
 
 A token is a vector of {-1, +1}. Nothing here knows a codebook: 2^128 codes need no table, the sign *is* the index.
-Bit j of byte k is channel 8k + j (least significant bit first), the order of the groups in the entropy loss (spec
-2.1).
+Bit j of byte k is channel 8k + j (least significant bit first), the order of the groups in the entropy loss
+(docs/method.md 1.2).
 """
 
 import json
@@ -26,7 +26,7 @@ class CodesFileError(ValueError):
 
 
 def binarize(latents: torch.Tensor) -> torch.Tensor:
-    """+1 where `latents` > 0 and -1 elsewhere (exact zero is -1, spec 1.2); same shape and dtype, no gradient."""
+    """+1 where `latents` > 0 and -1 elsewhere (exact zero is -1); same shape and dtype, no gradient."""
     return torch.where(latents > 0, 1.0, -1.0).to(latents.dtype)
 
 

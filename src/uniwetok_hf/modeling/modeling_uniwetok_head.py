@@ -1,5 +1,5 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""The binary diffusion head: how a language model predicts 128 bits at once (spec 3.1, 3.2).
+"""The binary diffusion head: how a language model predicts 128 bits at once (docs/method.md 3.3, 3.4).
 
 A token is drawn by a rectified flow from Gaussian noise (t = 0) to its bits in {-1, +1} (t = 1). The network is told
 the language model's hidden state and predicts the clean bits; the flow's velocity follows from that. What is unusual:
@@ -57,7 +57,7 @@ def flow_step(
     next_timestep: torch.Tensor | float | None,
     noise: torch.Tensor | None,
 ) -> torch.Tensor:
-    """One Euler-Maruyama step from `timestep` to `next_timestep` (spec 3.2, closed form): the drift (1 + t) v - z and
+    """One Euler-Maruyama step from `timestep` to `next_timestep` (docs/method.md 3.4): the drift (1 + t) v - z and
     noise of variance 2 (1 - t) dt. The last step, with `next_timestep=None`, gives the prediction itself."""
     if next_timestep is None:
         return prediction
@@ -274,8 +274,8 @@ class UniWeTokBinaryHead(PreTrainedModel):
         num_draws: int = 1,
         timesteps: Sequence[float] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Velocity matching losses, mean over all bits of a patch: |x - x'|^2 / max(1 - t, 0.05)^2, in float32 (spec
-        3.1).
+        """Velocity matching losses, mean over all bits of a patch: |x - x'|^2 / max(1 - t, 0.05)^2, in float32
+        (docs/method.md 3.3).
 
         Args:
             codes: clean codes [M, P, bits] of {-1, +1}.

@@ -1,6 +1,6 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """The unified language model: one causal LM that reads, draws and edits pictures (arXiv 2602.14178, section 3.4;
-spec 3.3).
+docs/method.md 3).
 
 What is unusual:
 - a picture is `<|res_h|><|res_w|><|query_1|>...` and then one position per token, p x p tokens at a time ("patch");
@@ -85,7 +85,8 @@ def tokens_to_codes(tokens: torch.Tensor, height: int, width: int, patch_size: i
 
 def sinusoidal_positions(height: int, width: int, size: int, device: torch.device | None = None) -> torch.Tensor:
     """2-D sinusoids [size, height, width] in float32: the first half of the channels tells the column, the second the
-    row; of each, first sines, then cosines of position * 10000^(-k / (size / 4)) (spec 3.3)."""
+    row; of each, first sines, then cosines of position * 10000^(-k / (size / 4)) (docs/method.md
+    3.2)."""
     frequencies = 10000.0 ** (-torch.arange(size // 4, device=device, dtype=torch.float32) / (size // 4))
 
     def axis(length: int) -> torch.Tensor:
@@ -154,7 +155,7 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
         if image_sizes is not None:
             sizes = zip(pixel_values, image_sizes.tolist(), strict=True)
             pixel_values = [picture[:, :height, :width] for picture, (height, width) in sizes]
-        with torch.no_grad():  # the tokenizer is frozen while the language model learns (spec 3.3)
+        with torch.no_grad():  # the tokenizer is frozen while the language model learns (docs/method.md 3.5)
             return list(self.vision_model.encode(pixel_values).codes)
 
     def read_pictures(
@@ -495,7 +496,7 @@ class UniWeTokForCausalLM(UniWeTokCardMixin, UniWeTokMLLMPreTrainedModel, Genera
         self, input_ids: torch.Tensor, codes: Sequence[torch.Tensor], targets: list[bool], generator: Generators
     ) -> list[torch.Tensor]:
         """Codes whose targets have each bit flipped with a probability drawn for it between 0 and
-        `bit_flip_probability` (spec 3.3)."""
+        `bit_flip_probability` (docs/method.md 3.5)."""
         generators = [generator] * len(codes)
         if isinstance(generator, (list, tuple)):
             generators = [generator[row] for row in self._rows_of_pictures(input_ids, codes)]
