@@ -16,7 +16,7 @@ import tempfile
 import torch
 
 from uniwetok_hf.data.encoded import cell_codes, open_encoded
-from uniwetok_hf.modeling.modeling_uniwetok_head import BinaryFlow
+from uniwetok_hf.modeling.flow_uniwetok import BinaryFlow
 from uniwetok_hf.training.config import find_config, read_config
 from uniwetok_hf.training.tasks import COPIES
 from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig
