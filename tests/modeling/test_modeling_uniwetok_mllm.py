@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig, Qwen3Config
 
 from uniwetok_hf import UniWeTokForCausalLM, UniWeTokMLLMModel, UniWeTokModel
-from uniwetok_hf.modeling.modeling_uniwetok_head import BinaryFlow
+from uniwetok_hf.modeling.flow_uniwetok import BinaryFlow
 from uniwetok_hf.modeling.modeling_uniwetok_mllm import codes_to_tokens, sinusoidal_positions, tokens_to_codes
 
 

@@ -31,8 +31,9 @@ from transformers.utils.generic import can_return_tuple
 from .card_uniwetok import UniWeTokCardMixin
 from .codes_uniwetok import binarize
 from .configuration_uniwetok_mllm import UniWeTokMLLMConfig
+from .flow_uniwetok import BinaryFlow
 from .modeling_uniwetok import UniWeTokModel
-from .modeling_uniwetok_head import BinaryFlow, UniWeTokBinaryHead
+from .modeling_uniwetok_head import UniWeTokBinaryHead
 from .noise_uniwetok import Generators, draw_uniform
 
 
