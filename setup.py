@@ -86,6 +86,7 @@ setup(
     ],
     package_dir={"": "src"},
     packages=find_packages("src"),
+    py_modules=["uniwetok_entry"],  # the command, which parses before the package is imported
     # Listed here and nowhere else: with include_package_data the wheel would depend on MANIFEST.in as well.
     include_package_data=False,
     package_data={"uniwetok_hf": ["py.typed", "model_card.md", "embedded/**/*", "training/configs/**/*.yaml"]},
@@ -94,5 +95,5 @@ setup(
     python_requires=">=3.11",
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["uniwetok = uniwetok_hf.cli.main:main"]},
+    entry_points={"console_scripts": ["uniwetok = uniwetok_entry:main"]},
 )

@@ -15,7 +15,7 @@ import time
 import torch
 
 from uniwetok_hf import UniWeTokEditPipeline, UniWeTokPipeline, embedded_path
-from uniwetok_hf.cli.demo import shipped_pictures
+from uniwetok_hf.cli.demo_sections import shipped_pictures
 from uniwetok_hf.pipelines.writing import answer_question
 
 

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from uniwetok_hf import UniWeTokForCausalLM, UniWeTokProcessor
-from uniwetok_hf.pipelines.writing import answer_question
 from uniwetok_hf.cli.loading import load_language_model
+from uniwetok_hf.pipelines.writing import answer_question
 
 
 def describe_by_hand(folder, path, question, max_new_tokens):

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .common import CommandError, add_command, add_model_options, check_pictures, positive_int, user_errors
+from .common import CommandError, add_command, add_model_options, positive_int, read_pictures, user_errors
 from .edit import seen_size
 from .loading import load_language_model
 
@@ -27,17 +27,15 @@ def add_commands(commands) -> None:
 
 def run_describe(args: argparse.Namespace) -> None:
     """`uniwetok describe`."""
-    from uniwetok_hf.data.images import read_image
     from uniwetok_hf.pipelines.writing import answer_question
 
     if not args.question.strip():
         raise CommandError("--question is empty")
     if asked := [path for path in args.pictures if " " in path and not Path(path).exists()]:
         raise CommandError(f"{asked[0]}: no such file; a question goes into --question")
-    check_pictures(args.pictures)
+    pictures = read_pictures(args.pictures)
     mllm, processor = load_language_model(args.model, args.device)
-    for path in args.pictures:
-        picture = read_image(path)
+    for path, picture in zip(args.pictures, pictures, strict=True):
         seen_size(processor, picture, path)
         with user_errors():
             (answer,) = answer_question(mllm, processor, [picture], args.question, args.max_new_tokens)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .common import add_command, add_edit_options, check_pictures, output_paths, slug, user_errors
+from .common import add_command, add_edit_options, output_paths, read_picture, slug, user_errors
 from .sampling import (
     add_generation_options,
     check_size,
@@ -35,15 +35,12 @@ def add_commands(commands) -> None:
 
 def run_edit(args: argparse.Namespace) -> None:
     """`uniwetok edit`."""
-    from uniwetok_hf.data.images import read_image
-
     instruction = not_empty("INSTRUCTION", args.instruction)
     seeds = [args.seed + i for i in range(args.num_images)]
     stem = f"{Path(args.picture).stem}-{slug(instruction)}"
     targets = output_paths(args.output, [f"{stem}-{seed}" for seed in seeds], [args.picture])
-    check_pictures([args.picture])
+    picture = read_picture(args.picture)
     pipeline = load_pipeline_with_adapters(args)
-    picture = read_image(args.picture)
     height, width, content = seen_size(pipeline.processor, picture, args.picture)
     if args.height or args.width:
         height, width = check_size(pipeline, args.height or height, args.width or width)

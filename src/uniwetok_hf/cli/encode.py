@@ -8,8 +8,7 @@ from .common import (
     CommandError,
     add_command,
     add_model_options,
-    check_pictures,
-    read_picture,
+    read_pictures,
 )
 from .loading import load_vision_model
 from .picture_sizes import add_size_options, make_image_processor, picture_errors, warn_when_large
@@ -40,12 +39,11 @@ def run_encode(args: argparse.Namespace) -> None:
     output = Path(args.output)
     if output.suffix != ".safetensors" or output.is_dir():
         raise CommandError(f"--output {output} must be a file with the ending .safetensors")
-    check_pictures(args.pictures)
+    pictures = read_pictures(args.pictures)
     model = load_vision_model(args.model, args.device)
     image_processor = make_image_processor(model.config, args)
     codes, original_sizes, content_sizes = [], [], []
-    for path in args.pictures:
-        picture = read_picture(path)
+    for path, picture in zip(args.pictures, pictures, strict=True):
         with picture_errors(path), torch.no_grad():
             inputs = image_processor(picture)
             warn_when_large(model, inputs["pixel_values"].shape, path)

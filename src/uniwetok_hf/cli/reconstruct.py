@@ -4,16 +4,13 @@ import argparse
 import contextlib
 from pathlib import Path
 
-from PIL import Image
-
 from .common import (
     ANY_CHECKPOINT,
     add_command,
     add_model_options,
     add_seed_option,
-    check_pictures,
     output_paths,
-    read_picture,
+    read_pictures,
     save_picture,
 )
 from .loading import load_vision_model
@@ -45,11 +42,10 @@ def run_reconstruct(args: argparse.Namespace) -> None:
     from uniwetok_hf.evaluation.reconstruction import reconstruct_prepared
 
     targets = output_paths(args.output, [f"{Path(path).stem}-reconstruction" for path in args.pictures], args.pictures)
-    check_pictures(args.pictures)
+    pictures = read_pictures(args.pictures)
     model = load_vision_model(args.model, args.device)
     image_processor = make_image_processor(model.config, args)
-    for path, target in zip(args.pictures, targets, strict=True):
-        picture = read_picture(path)
+    for path, picture, target in zip(args.pictures, pictures, targets, strict=True):
         with picture_errors(path):
             inputs = image_processor(picture)
             warn_when_large(model, inputs["pixel_values"].shape, path)
@@ -74,7 +70,7 @@ def quality(result) -> str:
     return _quality(result.original, result.result)
 
 
-def _quality(original: Image.Image, result: Image.Image) -> str:
+def _quality(original, result) -> str:
     from uniwetok_hf.evaluation.metrics import psnr, ssim
 
     text = f"PSNR {psnr(result, original):.2f} dB"
@@ -84,8 +80,10 @@ def _quality(original: Image.Image, result: Image.Image) -> str:
     return text
 
 
-def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
+def side_by_side(left, right):
     """Two pictures of one size with a thin white gap."""
+    from PIL import Image
+
     both = Image.new("RGB", (left.width + GAP + right.width, left.height), "white")
     both.paste(left, (0, 0))
     both.paste(right, (left.width + GAP, 0))

@@ -6,8 +6,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from .common import (
     CommandError,
     add_model_options,
@@ -90,7 +88,7 @@ def check_size(pipeline, height: int, width: int) -> tuple[int, int]:
 def check_prompts(
     pipeline,
     prompts: Sequence[str],
-    images: Sequence[Image.Image] | None,
+    images: Sequence | None,
     size: tuple[int, int],
     num_written: int = 0,
 ):
@@ -110,8 +108,8 @@ def check_prompts(
 
 
 def generate_pictures(
-    pipeline, prompts: Sequence[str], seeds: Sequence[int], images: Sequence[Image.Image] | None = None, **options
-) -> Iterator[Image.Image]:
+    pipeline, prompts: Sequence[str], seeds: Sequence[int], images: Sequence | None = None, **options
+) -> Iterator:
     """Draws one picture for each prompt and seed, or edits `images`, a few at a time, with one generator a picture.
     `options` go to the pipeline; `height` and `width` are among them.
 
@@ -158,7 +156,7 @@ def generate_pictures(
             yield from pictures
 
 
-def save_all(pictures: Iterator[Image.Image], targets: Sequence[Path]) -> None:
+def save_all(pictures: Iterator, targets: Sequence[Path]) -> None:
     """Saves pictures as they come."""
     from tqdm.auto import tqdm
 
