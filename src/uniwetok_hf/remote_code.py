@@ -75,7 +75,7 @@ PARTS = {
     ),
     "BinaryFlowScheduler": Part("schedulers/scheduling_binary_flow.py"),
     "UniWeTokPipeline": Part("pipelines/pipeline_uniwetok.py"),
-    "UniWeTokEditPipeline": Part("pipelines/pipeline_uniwetok_edit.py", hidden=("UniWeTokPipeline",)),
+    "UniWeTokEditPipeline": Part("pipelines/pipeline_uniwetok_edit.py"),
 }
 MODEL_TYPES = {"uniwetok": "UniWeTokModel", "uniwetok_mllm": "UniWeTokForCausalLM"}
 

@@ -190,6 +190,7 @@ class UniWeTokProcessor(UniWeTokPushMixin, ProcessorMixin):
         width: int,
         images: list | None = None,
         descriptions: list[str] | None = None,
+        picture_sizes: list[tuple[int, int]] | None = None,
     ) -> tuple[BatchFeature, BatchFeature]:
         """Inputs of `generate_codes`: of the prompts, and of the one prompt without its text (and pictures) that
         guidance is measured against.
@@ -199,17 +200,19 @@ class UniWeTokProcessor(UniWeTokPushMixin, ProcessorMixin):
             height, width: size of the pictures to draw, in pixels.
             images: pictures to edit, one a prompt.
             descriptions: what the assistant says before it draws, one a prompt.
+            picture_sizes: instead of `images`, for pictures that the model is given as codes: their (height, width) in
+                pixels.
 
         Raises:
             ValueError: for a size that the model can't draw, or a prompt with special tokens.
         """
         picture = self.picture_tokens(height, width)
-        texts = self.request_texts(prompt, images, picture_tokens=picture)
+        texts = self.request_texts(prompt, images if picture_sizes is None else picture_sizes, picture_tokens=picture)
         without = texts[0][texts[0].rindex("<|im_start|>assistant") :]
         if descriptions is not None:
             start = len("<|vision_start|>" + picture)
             texts = [t[:-start] + words + t[-start:] for t, words in zip(texts, descriptions, strict=True)]
-        return self(text=texts, images=images), self(text=[without])
+        return self(text=texts, images=images, picture_sizes=picture_sizes), self(text=[without])
 
     def request_texts(self, prompt: list[str], images: list | None = None, **template) -> list[str]:
         """Conversations in which the user says what to draw, or shows one of `images` and says how to change it, up to
