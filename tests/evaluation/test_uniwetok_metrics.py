@@ -1,4 +1,4 @@
-"""Every metric as a module of `evaluate`, loaded by path and without network."""
+"""Every metric as a configuration of our module of `evaluate`, loaded by path and without network."""
 
 import io
 
@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 from tiny_judges import build_vit
 
+from uniwetok_hf.evaluation import METRICS_MODULE
 from uniwetok_hf.evaluation.bits import bit_statistics
 from uniwetok_hf.evaluation.distributions import frechet_distance, precision_recall
+from uniwetok_hf.evaluation.judges import PerceptualNetwork
 from uniwetok_hf.evaluation.metrics import perceptual_distance, psnr, ssim
-from uniwetok_hf.evaluation.modules import metric_names, metric_path
-from uniwetok_hf.evaluation.networks import load_network
+from uniwetok_hf.evaluation.uniwetok_metrics.uniwetok_metrics import CONFIGURATIONS
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def load(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluate")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("evaluate.config.HF_MODULES_CACHE", str(folder / "modules"))
-        yield lambda name: evaluate.load(metric_path(name), cache_dir=str(folder / "data"))
+        yield lambda name: evaluate.load(METRICS_MODULE, name, cache_dir=str(folder / "data"))
 
 
 def pairs():
@@ -30,11 +31,20 @@ def pairs():
     return images, [np.clip(i.astype(int) + rng.integers(-30, 31, i.shape), 0, 255).astype(np.uint8) for i in images]
 
 
-def test_all_are_tested_here():
+def test_all_are_tested_here(load):
     names = "answer_scores bit_statistics frechet_distance linear_probe perceptual_distance precision_recall psnr"
-    assert metric_names() == [*names.split(), "r_precision", "ssim", "zero_shot"]
-    with pytest.raises(ValueError, match="`name` must be one of answer_scores, .*, got 'fid'"):
-        metric_path("fid")
+    assert sorted(CONFIGURATIONS) == [*names.split(), "r_precision", "ssim", "zero_shot"]
+    with pytest.raises(ValueError, match="`config_name` must be one of psnr, .*, got 'fid'"):
+        load("fid")
+    with pytest.raises(ValueError, match="`config_name` must be one of psnr, .*, got 'default'"):
+        load(None)
+
+
+def test_each_says_what_it_is(load):
+    for name in CONFIGURATIONS:
+        metric = load(name)
+        assert metric.description == CONFIGURATIONS[name].description and metric.citation
+        assert "predictions: " in metric.inputs_description and "Returns:" in metric.compute.__doc__
 
 
 @pytest.mark.parametrize(("name", "function"), [("psnr", psnr), ("ssim", ssim)])
@@ -63,7 +73,7 @@ def test_perceptual_distance(load, tmp_path):
     images, references = pairs()
     folder = build_vit(tmp_path / "vit")
     found = load("perceptual_distance").compute(predictions=images, references=references, network=folder)
-    expected = perceptual_distance(images, references, load_network(folder))
+    expected = perceptual_distance(images, references, PerceptualNetwork.from_pretrained(folder).network)
     assert found["perceptual_distance"] == pytest.approx(expected.mean())
 
 
