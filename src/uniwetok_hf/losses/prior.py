@@ -18,9 +18,10 @@ import torch
 from torch import nn
 from transformers import AutoModel, Qwen3Config
 
+from ..modeling.codes_uniwetok import codes_to_tokens
 from ..modeling.configuration_uniwetok_mllm import UniWeTokHeadConfig
 from ..modeling.modeling_uniwetok_head import UniWeTokBinaryHead
-from ..modeling.modeling_uniwetok_mllm import codes_to_tokens, sinusoidal_positions
+from ..modeling.modeling_uniwetok_mllm import sinusoidal_positions
 from ..modeling.noise_uniwetok import Generators, draw_noise, draw_uniform
 
 
