@@ -25,7 +25,6 @@ def test_every_block_of_the_guide_runs(tmp_path, monkeypatch):
         row = json.loads(line)
         Image.new("RGB", (128, 128), (0, 0, 99 * index)).save(Path("my_pictures") / row["file_name"])
         Path("my_pictures", row["file_name"]).with_suffix(".txt").write_text(row["text"])
-    Path("my_style.yaml").write_text(next(code for language, code in BLOCKS if language == "yaml"))
     names = {}
     for language, code in BLOCKS:
         if language == "python":
