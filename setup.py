@@ -65,7 +65,7 @@ EXTRAS["dev"] = sorted({*TEST_TOOLS, *EXTRAS["train"], *EXTRAS["eval"], *EXTRAS[
 setup(
     name="uniwetok-hf",
     version=read_version(),
-    description="UniWeTok: pictures as 128-bit binary codes, and one language model that reads and draws them",
+    description="UniWeTok: images as 128-bit binary codes, and one language model that reads, generates and edits them",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author="The uniwetok-hf contributors",

@@ -68,7 +68,7 @@ sys.modules["diffusers"] = None  # importing it fails
 import torch, uniwetok_hf
 config = uniwetok_hf.UniWeTokHeadConfig(num_bits=8, condition_size=8, hidden_size=8, head_dim=8, num_hidden_layers=2)
 head = uniwetok_hf.UniWeTokBinaryHead(config)
-from uniwetok_hf.modeling.modeling_uniwetok_head import BinaryFlow
+from uniwetok_hf.modeling.flow_uniwetok import BinaryFlow
 print(head.sample(torch.zeros(1, 1, 8), BinaryFlow()).shape)
 try:
     uniwetok_hf.UniWeTokPipeline

@@ -20,7 +20,8 @@ from tiny_mllm import (
 from torch.nn import functional as F
 
 from uniwetok_hf import UniWeTokForCausalLM
-from uniwetok_hf.modeling.modeling_uniwetok_mllm import codes_to_tokens, sinusoidal_positions
+from uniwetok_hf.modeling.codes_uniwetok import codes_to_tokens
+from uniwetok_hf.modeling.modeling_uniwetok_mllm import sinusoidal_positions
 
 
 def image_loss_by_hand(model, inputs: dict, read: list, clean: list, generator: torch.Generator) -> torch.Tensor:

@@ -1,6 +1,6 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Configs of published models, from the JSON files beside them, from the tensors' names and shapes (spec 1.7, 1.8) and
-from the text tokenizer's vocabulary (spec 3.3)."""
+"""Configs of published models, from the JSON files beside them, from the tensors' names and shapes
+(docs/method.md 1.3) and from the text tokenizer's vocabulary (docs/method.md 3.1)."""
 
 import math
 import re

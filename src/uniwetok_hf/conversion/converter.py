@@ -70,7 +70,7 @@ def convert_checkpoint(
     max_shard_size: int | str = "5GB",
     ignored_prefixes: Sequence[str] = (),
 ) -> Path:
-    """Converts a published checkpoint (spec 1.6-1.10).
+    """Converts a published checkpoint (docs/method.md 1.3).
 
     Tensors go from file to file in small pieces, so that any size fits in little memory. The result appears at once
     when all is done, and nothing when something is wrong.

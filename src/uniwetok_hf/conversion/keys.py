@@ -1,5 +1,5 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Names of the published tensors (spec 1.6, 1.8, 3.1, 3.3) and what they are called here.
+"""Names of the published tensors (docs/method.md 1.3) and what they are called here.
 
 A rule is (pattern of a published name, native names). One native name renames; several split the tensor in equal parts
 along dimension 0, since the published files fuse query|key|value and gate|up.

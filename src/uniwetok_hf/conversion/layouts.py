@@ -1,5 +1,5 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""The published layouts: which file of a folder holds what (spec 1.7, 1.8, 1.10)."""
+"""The published layouts: which file of a folder holds what (docs/method.md 1.3)."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,5 +1,6 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Adversarial loss: PatchGAN discriminator, hinge loss for it, non-saturating loss for the decoder, LeCam (spec 2.4).
+"""Adversarial loss: PatchGAN discriminator, hinge loss for it, non-saturating loss for the decoder, LeCam
+(docs/method.md 2.3).
 
 - Discriminator: conv 4x4 stride 2, twice more with norm, conv 4x4 stride 1 with norm, conv 4x4 to one logit a patch;
   LeakyReLU 0.2. **GroupNorm stands where the published one has BatchNorm**, so a logit depends on its own picture

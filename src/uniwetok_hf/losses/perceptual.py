@@ -1,5 +1,6 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Perceptual loss: how far two pictures are in the features of a frozen network (spec 2.4; Zhang et al. 2018).
+"""Perceptual loss: how far two pictures are in the features of a frozen network (docs/method.md 2.2; Zhang et al.
+2018).
 
 At every position of every chosen layer the features are scaled to length 1; the distance of two pictures is the
 squared difference, summed over channels, averaged over positions, summed over layers:

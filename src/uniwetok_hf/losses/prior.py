@@ -1,5 +1,6 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Generative-Aware Prior: tokens that can be predicted (arXiv 2602.14178, section 3.2, equation 7; spec 4.1).
+"""Generative-Aware Prior: tokens that can be predicted (arXiv 2602.14178, section 3.2, equation 7;
+docs/method.md 2.6).
 
 A small autoregressive model reads [learned query, tokens 1 ... n-1] and says of each of the n tokens what it expects.
 A diffusion head is told this, a noisy token and its time t, and predicts the token. The loss is the squared error,
@@ -17,9 +18,10 @@ import torch
 from torch import nn
 from transformers import AutoModel, Qwen3Config
 
+from ..modeling.codes_uniwetok import codes_to_tokens
 from ..modeling.configuration_uniwetok_mllm import UniWeTokHeadConfig
 from ..modeling.modeling_uniwetok_head import UniWeTokBinaryHead
-from ..modeling.modeling_uniwetok_mllm import codes_to_tokens, sinusoidal_positions
+from ..modeling.modeling_uniwetok_mllm import sinusoidal_positions
 from ..modeling.noise_uniwetok import Generators, draw_noise, draw_uniform
 
 

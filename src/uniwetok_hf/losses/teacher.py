@@ -1,6 +1,6 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""The frozen teacher of Pre-Post Distillation: any vision model of transformers as one vector a picture (spec 4.1; the
-paper's is SigLIP 2 so400m, whose vectors have 1152 channels).
+"""The frozen teacher of Pre-Post Distillation: any vision model of transformers as one vector per picture
+(docs/method.md 2.5; the paper's is SigLIP 2 so400m, whose vectors have 1152 channels).
 
 - It sees the very pixels that the image tokenizer is trained on, in [-1, 1] and of any size. They are resized to its
   own size (both sides, so that nothing is cut off, as SigLIP's processor does; CLIP's would crop) and normalised as
@@ -12,7 +12,6 @@ paper's is SigLIP 2 so400m, whose vectors have 1152 channels).
 
 import hashlib
 import os
-import re
 from collections.abc import Sequence
 
 import torch
@@ -69,9 +68,7 @@ class Teacher(nn.Module):
             ValueError: when there is no such folder; for a model that reads no fixed-size pictures, or lacks weights.
         """
         if is_local_name(name_or_path) and not os.path.isdir(name_or_path):
-            made_by = re.fullmatch(r"runs/(emoji_\w+)/model", str(name_or_path))
-            hint = f" yet: `uniwetok train siglip --config {made_by[1]}` makes it" if made_by else ""
-            raise ValueError(f"`name_or_path` {name_or_path}: there is no such folder{hint}.")
+            raise ValueError(f"`name_or_path` {name_or_path}: there is no such folder.")
         config = AutoConfig.from_pretrained(name_or_path)
         if config.model_type.startswith("siglip2"):
             raise ValueError(

@@ -1,5 +1,5 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Configuration of the UniWeTok image tokenizer (arXiv 2602.14178, section 3; spec tables 14-33).
+"""Configuration of the UniWeTok image tokenizer (arXiv 2602.14178, section 3 and tables 14-33; docs/method.md 1.1).
 
 Unusual points:
 - One config covers two published architectures: `"hybrid"` (convolution + attention + SigLu, the paper's) and

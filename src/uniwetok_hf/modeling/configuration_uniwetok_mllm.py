@@ -1,5 +1,5 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Configurations of the unified language model and of its binary head (spec 3.1, 3.3).
+"""Configurations of the unified language model and of its binary head (docs/method.md 3).
 
 `UniWeTokMLLMConfig` is composite: any causal language model as `text_config`, the image tokenizer as `vision_config`,
 the diffusion head that predicts the bits of a token as `head_config`.

@@ -97,6 +97,11 @@ def plan_sizes(
     return scaled, target
 
 
+def to_uint8(pixel_values: torch.Tensor) -> torch.Tensor:
+    """Pixels in [-1, 1], of any shape, as uint8 in 0..255: clamp(127.5 x + 128, 0, 255), truncated."""
+    return (127.5 * pixel_values + 128).clamp(0, 255).to(torch.uint8)
+
+
 def _scale(height: int, width: int, factor: float) -> tuple[int, int]:
     return max(1, round(height * factor)), max(1, round(width * factor))
 
@@ -328,8 +333,7 @@ class UniWeTokImageProcessor(UniWeTokPushMixin, PilBackend):  # trf-ignore: TRF0
         ]
 
         if output_type == "pil":
-            pictures = [(127.5 * picture + 128).clamp(0, 255).to(torch.uint8) for picture in pictures]
-            return [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pictures]
+            return [Image.fromarray(to_uint8(picture).permute(1, 2, 0).numpy()) for picture in pictures]
         pictures = [(picture / 2 + 0.5).clamp(0, 1) for picture in pictures]
         one_size = len({picture.shape for picture in pictures}) == 1
         if output_type == "np":
@@ -363,4 +367,4 @@ class UniWeTokImageProcessor(UniWeTokPushMixin, PilBackend):  # trf-ignore: TRF0
         return torch.from_numpy(np.stack([np.asarray(channel) for channel in channels]))
 
 
-__all__ = ["UniWeTokImageProcessor", "UniWeTokImageProcessorKwargs"]
+__all__ = ["UniWeTokImageProcessor", "UniWeTokImageProcessorKwargs", "plan_sizes", "to_uint8"]

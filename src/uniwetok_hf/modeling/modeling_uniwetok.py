@@ -1,5 +1,5 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""The UniWeTok image tokenizer (arXiv 2602.14178, section 3; figure 3).
+"""The UniWeTok image tokenizer (arXiv 2602.14178, section 3, figure 3; docs/method.md 1.1).
 
 What is unusual, top to bottom:
 - A picture becomes one token per 32x32 pixels; a token is `num_bits` signs, and no codebook is stored.
@@ -62,7 +62,7 @@ class UniWeTokOutput(ModelOutput):
 
 
 def depth_to_space(hidden_states: torch.Tensor) -> torch.Tensor:
-    """[B, 4C, H, W] to [B, C, 2H, 2W] in DCR order: channel (2a + b) C + c lands at offset (a, b) (spec 1.5).
+    """[B, 4C, H, W] to [B, C, 2H, 2W] in DCR order: channel (2a + b) C + c lands at offset (a, b).
     `nn.PixelShuffle` would read 4c + 2a + b."""
     batch, channels, height, width = hidden_states.shape
     blocks = hidden_states.reshape(batch, 2, 2, channels // 4, height, width)  # [B, a, b, C, H, W]
@@ -85,7 +85,7 @@ def decoder_grid(length: int, device: torch.device) -> torch.Tensor:
 def rotary_tables(
     x_positions: torch.Tensor, y_positions: torch.Tensor, num_registers: int, head_dim: int, theta: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines [registers + h*w, head_dim / 2] in float32 for a row-major grid of tokens (spec 1.4).
+    """Cosines and sines [registers + h*w, head_dim / 2] in float32 for a row-major grid of tokens.
 
     The first half of the angles turns with x + 1, the second with y + 1; registers are not turned.
     """
@@ -201,7 +201,7 @@ class UniWeTokLayer(GradientCheckpointingLayer):
 
 
 class UniWeTokTransformer(nn.Module):
-    """The attention stage of one half: registers in front, `num_hidden_layers` blocks, registers dropped (spec 1.4).
+    """The attention stage of one half: registers in front, `num_hidden_layers` blocks, registers dropped.
 
     `axis_grid` is [`encoder_grid`] or [`decoder_grid`].
     """
@@ -238,7 +238,7 @@ class UniWeTokTransformer(nn.Module):
 
 
 class UniWeTokResidualBlock(GradientCheckpointingLayer):
-    """Two 3x3 convolutions with GroupNorm and SiLU before each, and a skip (spec 1.1)."""
+    """Two 3x3 convolutions with GroupNorm and SiLU before each, and a skip."""
 
     def __init__(self, config: UniWeTokConfig, in_channels: int, out_channels: int):
         super().__init__()
@@ -285,7 +285,7 @@ class UniWeTokDownBlock(nn.Module):
 
 
 class UniWeTokEncoder(nn.Module):
-    """Pictures [B, 3, H, W] to latents [B, bits, h, w] (spec 1.2)."""
+    """Pictures [B, 3, H, W] to latents [B, bits, h, w]."""
 
     def __init__(self, config: UniWeTokConfig):
         super().__init__()
@@ -326,7 +326,7 @@ class UniWeTokConstantLinear(nn.Linear):
 
 
 class UniWeTokAdaptiveGroupNorm(nn.Module):
-    """GroupNorm whose gain and shift come from the codes' standard deviation and mean over space (spec 1.5)."""
+    """GroupNorm whose gain and shift come from the codes' standard deviation and mean over space."""
 
     def __init__(self, config: UniWeTokConfig, channels: int):
         super().__init__()
@@ -369,7 +369,7 @@ class UniWeTokUpBlock(nn.Module):
 
 
 class UniWeTokDecoder(nn.Module):
-    """Codes [B, bits, h, w] (and noise of that shape) to pictures [B, 3, H, W] (spec 1.3)."""
+    """Codes [B, bits, h, w] (and noise of that shape) to pictures [B, 3, H, W]."""
 
     def __init__(self, config: UniWeTokConfig):
         super().__init__()

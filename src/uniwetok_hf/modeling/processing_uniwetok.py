@@ -1,5 +1,5 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Text and pictures to the inputs of the unified model (spec 3.3).
+"""Text and pictures to the inputs of the unified model (docs/method.md 3.1).
 
 The prompt format lives here and nowhere else. It is not Qwen3's own chat template, which can insert thinking blocks
 and separators that the published models never saw:
