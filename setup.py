@@ -36,11 +36,11 @@ EXTRAS = {
     "train": [
         "datasets>=5.2.0",
         "peft>=0.21.2",
-        "python-avatars>=1.4.1",  # faces for the third stage of the image tokenizer
         "pyyaml>=6.0.3",
-        "resvg-py>=0.5.0",
         "scikit-image>=0.26.0",  # SSIM of validation pictures
     ],
+    # What examples/emoji draws its data with.
+    "emoji": ["python-avatars>=1.4.1", "resvg-py>=0.5.0"],
     "eval": ["datasets>=5.2.0", "evaluate>=0.4.6", "scikit-image>=0.26.0"],
     "app": ["gradio>=6.31.0"],
     "docs": ["mkdocs>=1.6.1", "mkdocs-material>=9.8.2", "mkdocstrings[python]>=1.0.8"],
@@ -62,7 +62,7 @@ TEST_TOOLS = [
     "ty>=0.0.108",
 ]
 EXTRAS["browser"] = ["playwright>=1.65.2"]  # drives the web page in the tests
-EXTRAS["dev"] = sorted({*TEST_TOOLS, *EXTRAS["train"], *EXTRAS["eval"], *EXTRAS["demo"]})
+EXTRAS["dev"] = sorted({*TEST_TOOLS, *EXTRAS["train"], *EXTRAS["emoji"], *EXTRAS["eval"], *EXTRAS["demo"]})
 
 setup(
     name="uniwetok-hf",

@@ -2,9 +2,9 @@
 """How often edits come nearest to what was asked for, over the weights of picture and words in guidance: what the
 emoji model's `default_image_guidance_scale` is chosen by.
 
-    python benchmarks/editing.py data/emoji runs/emoji_mllm_describe/pipeline --guidance 5 --image-guidance 3 4 4.5 5
+    PYTHONPATH=examples/emoji python benchmarks/editing.py data/emoji PIPELINE --guidance 5 --image-guidance 3 4 4.5 5
 
-By pixels, and by a `--judge`, among the candidates of `uniwetok evaluate emoji`, on edits of the validation split,
+By pixels, and by a `--judge`, among the candidates of `evaluate_emoji.py`, on edits of the validation split,
 whose concepts training never shows. An image guidance that equals the guidance is the usual one, against neither
 picture nor words.
 """
@@ -32,7 +32,7 @@ def share(right: list[bool]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="folder of `uniwetok data emoji`")
+    parser.add_argument("data", help="folder that examples/emoji/emoji_data.py made")
     parser.add_argument("pipeline")
     parser.add_argument("--judge", help="dual encoder that no training loss looked through")
     parser.add_argument("--split", default="validation")

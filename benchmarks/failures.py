@@ -1,7 +1,7 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """What the emoji model gets wrong, in pictures, chosen by a judge and not by us.
 
-    python benchmarks/failures.py data/emoji runs/emoji_judge/model runs/emoji_mllm/pipeline --output docs/assets
+    PYTHONPATH=examples/emoji python benchmarks/failures.py data/emoji JUDGE PIPELINE --output docs/assets
 
 `failures.jpg`: of held-out combinations that were drawn, edited and named, the drawings whose own caption the judge
 ranks lowest of 32, the edits that are nearest to a wrong picture, and wrong answers, spread over the failures.
@@ -85,7 +85,7 @@ def wrong_names(pipe, rows, count: int) -> tuple[list[Image.Image], str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="folder of `uniwetok data emoji`")
+    parser.add_argument("data", help="folder that examples/emoji/emoji_data.py made")
     parser.add_argument("judge", help="dual encoder that no training loss looked through")
     parser.add_argument("pipeline", help="folder of the pipeline")
     parser.add_argument("--count", type=int, default=120, help="how many of each kind are tried")

@@ -11,6 +11,7 @@ from tiny_models import build_tiny_pipeline
 
 from uniwetok_hf.evaluation.generation import evaluate_generation, generate_all
 from uniwetok_hf.evaluation.judges import Judge
+from uniwetok_hf.evaluation.rows import PictureRows
 
 
 class Painter:
@@ -107,7 +108,7 @@ def test_rivals_come_from_the_same_group(pipe):
 
 
 def test_with_real_models(pipe, fixtures, tmp_path):
-    rows = load_from_disk(str(fixtures / "emoji" / "pictures"))["train"].select(range(0, 16))
+    rows = PictureRows(load_from_disk(str(fixtures / "emoji" / "pictures"))["train"].select(range(0, 16)))
     models = {
         "judge": Judge.from_pretrained(build_clip(tmp_path / "clip")),
         "feature_model": Judge.from_pretrained(build_vit(tmp_path / "vit")),
@@ -118,7 +119,7 @@ def test_with_real_models(pipe, fixtures, tmp_path):
         "nearest_by_pixels", "r_precision", "nearest_by_judge", "frechet", "precision", "recall"
     }  # fmt: skip
     assert set(scores(report)["other real"]) == {"frechet", "precision", "recall"}
-    assert report.protocol["prompts"] == f"8, such as: {rows[0]['style']} {rows[0]['label']}"
+    assert report.protocol["prompts"] == f"8, such as: {rows.rows[0]['style']} {rows.rows[0]['label']}"
     assert scores(evaluate_generation(pipe, rows, **settings, **models)) == scores(report)
 
 

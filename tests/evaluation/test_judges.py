@@ -151,8 +151,7 @@ def test_a_judge_that_a_training_loss_used_is_refused(tmp_path, clip):
     judge = Judge.from_pretrained(clip)
     assert judge.seen == "not checked"
     (tmp_path / "training.json").write_text(json.dumps(training_record([])))
-    judge.check_unseen(tmp_path)
-    assert judge.seen == "no, they used no frozen network"
+    assert Judge.from_pretrained(clip, unseen_by=tmp_path).seen == "no, they used no frozen network"
     (tmp_path / "training.json").write_text(json.dumps(training_record([loss_model("teacher", judge.model, clip)])))
     with pytest.raises(ValueError, match="`judge` clip has the weights of clip, the teacher"):
-        judge.check_unseen(tmp_path)
+        Judge.from_pretrained(clip, unseen_by=tmp_path)

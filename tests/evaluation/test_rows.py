@@ -1,17 +1,18 @@
 import io
+from operator import length_hint
 
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
 from uniwetok_hf.data.images import ImageReadError
 from uniwetok_hf.evaluation.rows import (
+    PictureRows,
     batched,
     choose_rows,
     fill_template,
     picture_of,
-    read_pictures,
     template_columns,
 )
 
@@ -52,11 +53,22 @@ def test_unreadable_pictures_are_left_out_and_told():
         {"bytes": b"no picture", "path": None},
         {"bytes": png("blue"), "path": None},
     ]
-    rows = Dataset.from_dict({"image": cells, "n": [0, 1, 2]}).cast_column("image", ImageFeature(decode=False))
+    dataset = Dataset.from_dict({"image": cells, "n": [0, 1, 2]}).cast_column("image", ImageFeature(decode=False))
     skipped = []
-    found = list(read_pictures(rows, ["image"], skipped))
+    rows = PictureRows(dataset, ["image"], ["n"], skipped=skipped)
+    found = list(rows)
     assert [row["n"] for row in found] == [0, 2] and found[1]["image"].getpixel((0, 0)) == (0, 0, 255)
     assert len(skipped) == 1 and "row 1" in skipped[0]
+    assert length_hint(rows) == 3 and length_hint(PictureRows(dataset, count=2)) == 2
+    with pytest.raises(ValueError, match="no column label; they have image, n"):
+        PictureRows(dataset, ["image"], ["label"])
+
+
+def test_class_labels_are_given_by_name():
+    labels = Features({"image": ImageFeature(decode=False), "label": ClassLabel(names=["cat", "dog"])})
+    dataset = Dataset.from_dict({"image": [png(), png()], "label": [1, 0]}, features=labels)
+    for rows in (dataset, dataset.to_iterable_dataset()):
+        assert [row["label"] for row in PictureRows(rows)] == ["dog", "cat"]
 
 
 def test_picture_of_any_cell(tmp_path):

@@ -55,16 +55,18 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from uniwetok_hf.provenance import short_name
 
     output = output_folder(args.output or Path("results") / args.kind)
+    args.skipped = []  # why pictures can't be read
     with user_errors(ValueError, ImportError):
         report = args.measure(args)
+        report.skipped = args.skipped
         report.model = short_name(args.model or EMBEDDED)
         report.data, report.split = "photographs", "scikit-image"
         if args.data:
             data = Path(args.data).name if is_place(args.data) else short_name(args.data)
             report.data, report.split = " ".join(filter(None, [data, args.name])), args.split
         written = report.save(output)
-    if skipped := report.skipped:
-        warn(f"{len(skipped)} pictures could not be read and are left out; the first: {skipped[0]}")
+    if args.skipped:
+        warn(f"{len(args.skipped)} pictures could not be read and are left out; the first: {args.skipped[0]}")
     print(report.to_markdown())
     for path in written:
         print(path)
@@ -113,7 +115,7 @@ def _size(text: str) -> int | None:
 
 def reconstruction(args: argparse.Namespace):
     """Runs the protocol `reconstruction`."""
-    from uniwetok_hf.evaluation.judges import PerceptualNetwork
+    from uniwetok_hf.evaluation.judges import Judge, PerceptualNetwork
     from uniwetok_hf.evaluation.reconstruction import evaluate_reconstruction, photographs
 
     if bool(args.data) == args.photographs:
@@ -122,16 +124,19 @@ def reconstruction(args: argparse.Namespace):
         args.image_column, args.by = "image", args.by or "name"
         rows = photographs()[: args.count]
     else:
-        rows = _open_rows(args, [args.image_column, args.by], args.count)
-    feature_model, perceptual = _load_judge(args.features, args.device), None
+        rows = _open_rows(args, [args.image_column], [args.by])
+    feature_model = perceptual = None
+    if args.features:
+        with _quiet():
+            feature_model = Judge.from_pretrained(args.features, args.device)
+        feature_model.seen = _warn_if_seen(feature_model.model, args)
     if args.perceptual:
         with _quiet():
             perceptual = PerceptualNetwork.from_pretrained(args.perceptual, args.device)
-    for network, model in ((feature_model, "model"), (perceptual, "network")):
-        if network is not None:
-            network.seen = _warn_if_seen(getattr(network, model), args)
+        perceptual.seen = _warn_if_seen(perceptual.network, args)
+    model = load_vision_model(args.model, args.device)
     return evaluate_reconstruction(
-        load_vision_model(args.model, args.device),
+        model,
         rows,
         args.sizes,
         image_column=args.image_column,
@@ -180,9 +185,10 @@ def latents(args: argparse.Namespace):
 
     if args.no_probe and args.teacher is None:
         raise CommandError("nothing to measure: --no-probe leaves zero-shot accuracy, which needs --teacher")
-    columns = [args.image_column, args.label]
-    rows = _open_rows(args, columns, args.count)
-    train_rows = None if args.no_probe else _open_rows(args, columns, args.count, args.train_split)
+    rows = _open_rows(args, [args.image_column], [args.label])
+    train_rows = None
+    if not args.no_probe:
+        train_rows = _open_rows(args, [args.image_column], [args.label], split=args.train_split)
     pools, teacher = _load_distillation(args)
     report = evaluate_latents(
         load_vision_model(args.model, args.device),
@@ -262,9 +268,9 @@ def generation(args: argparse.Namespace):
     from uniwetok_hf.evaluation.generation import evaluate_generation
     from uniwetok_hf.evaluation.rows import template_columns
 
-    columns = [args.image_column, args.within, *template_columns(args.prompt)]
-    rows = _open_rows(args, columns, 2 * args.count)  # half of them as other real pictures
-    judge = _load_unseen_judge(args.judge, args)
+    columns = [args.within, *template_columns(args.prompt)]
+    rows = _open_rows(args, [args.image_column], columns, 2 * args.count)  # half of them as other real pictures
+    judge = _load_judge(args.judge, args)
     return evaluate_generation(
         load_pipeline(args.model, args.device),
         rows,
@@ -273,7 +279,7 @@ def generation(args: argparse.Namespace):
         within=args.within,
         count=args.count,
         judge=judge,
-        feature_model=_load_unseen_judge(args.features, args) if args.features else judge,
+        feature_model=_load_judge(args.features, args) if args.features else judge,
         num_rivals=args.rivals,
         num_inference_steps=args.steps,
         guidance_scale=args.guidance_scale,
@@ -307,8 +313,8 @@ def editing(args: argparse.Namespace):
     from uniwetok_hf import UniWeTokEditPipeline
     from uniwetok_hf.evaluation.editing import evaluate_editing
 
-    rows = _open_rows(args, ["source", "instruction", "target", args.by], args.count)
-    judge = _load_unseen_judge(args.judge, args)
+    rows = _open_rows(args, ["source", "target"], ["instruction", args.by])
+    judge = _load_judge(args.judge, args)
     pipe = load_pipeline(args.model, args.device)
     edit_pipe = UniWeTokEditPipeline.from_pipe(pipe)
     edit_pipe.set_progress_bar_config(disable=True)
@@ -350,7 +356,7 @@ def captioning(args: argparse.Namespace):
     """Runs the protocol `captioning`."""
     from uniwetok_hf.evaluation.captioning import evaluate_captioning
 
-    rows = _open_rows(args, [args.image_column, "question", "answer", args.by], args.count)
+    rows = _open_rows(args, [args.image_column], ["question", "answer", args.by])
     mllm, processor = load_language_model(args.model, args.device)
     return evaluate_captioning(mllm, processor, rows, args.image_column, args.by, args.max_new_tokens, args.batch_size)
 
@@ -401,34 +407,35 @@ def _add_generation_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _open_rows(args: argparse.Namespace, columns: list[str | None], count: int | None, split: str | None = None):
-    """Chosen rows of DATA, which has all of `columns`; the first is that of the pictures."""
+def _open_rows(
+    args: argparse.Namespace,
+    pictures: list[str],
+    columns: list[str | None],
+    count: int | None = None,
+    split: str | None = None,
+):
+    """The chosen rows of DATA as `PictureRows`, with the columns that are not None."""
     from uniwetok_hf.data.places import is_place, load_place
     from uniwetok_hf.data.sources import PictureSource, open_source
-    from uniwetok_hf.evaluation.rows import choose_rows
+    from uniwetok_hf.evaluation.rows import PictureRows
 
     split = split or args.split
     with _bars_on_terminals():
         if is_place(args.data):
             rows = load_place(args.data)(split)
         else:
-            rows = open_source(PictureSource(args.data, split, args.name, columns[0], args.streaming))
-        return choose_rows(rows, [column for column in columns if column], count, args.seed)
+            rows = open_source(PictureSource(args.data, split, args.name, pictures[0], args.streaming))
+        return PictureRows(rows, pictures, filter(None, columns), count or args.count, args.seed, args.skipped)
 
 
-def _load_judge(source: str | None, device: str):
+def _load_judge(source: str | None, args: argparse.Namespace):
+    """The judge of generated pictures, or None; one that a training loss used is refused."""
     from uniwetok_hf.evaluation.judges import Judge
 
+    if source is None:
+        return None
     with _quiet():
-        return None if source is None else Judge.from_pretrained(source, device)
-
-
-def _load_unseen_judge(source: str | None, args: argparse.Namespace):
-    """A judge of generated pictures; one that a training loss used is refused."""
-    judge = _load_judge(source, args.device)
-    if judge is not None:
-        judge.check_unseen(_model_folder(args))
-    return judge
+        return Judge.from_pretrained(source, args.device, unseen_by=_model_folder(args))
 
 
 def _warn_if_seen(network, args: argparse.Namespace) -> str:

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..pipelines.writing import write_about
 from .intervals import Score, mean_score, share_score
 from .reports import Report, score_rows
-from .rows import batched, read_pictures
+from .rows import batched
 from .words import exact_match, normalize_answer, token_f1
 
 
@@ -32,14 +32,14 @@ def evaluate_captioning(
 
     Args:
         mllm, processor: a [`UniWeTokForCausalLM`] and its [`UniWeTokProcessor`].
-        rows: with a picture in `image_column`, `question` and `answer`, and the column `by`.
+        rows: with a PIL picture in `image_column`, `question` and `answer`, and the column `by` ([`PictureRows`]).
         by: column of the kind of question: its values have a row of the table each, beside the row of all questions.
 
     Raises:
         ValueError: when there are no questions.
     """
     report = Report("captioning")
-    read = list(read_pictures(rows, [image_column], report.skipped))
+    read = list(rows)
     if not read:
         raise ValueError("`rows` holds no question whose picture can be read.")
     pictures, questions = [row[image_column] for row in read], [row["question"] for row in read]

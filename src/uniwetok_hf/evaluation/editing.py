@@ -21,7 +21,7 @@ from .judges import Judge
 from .metrics import psnr
 from .reconstruction import reconstruct_all
 from .reports import Report, score_rows
-from .rows import picture_of, read_pictures
+from .rows import picture_of
 
 
 @dataclass
@@ -56,8 +56,8 @@ def evaluate_editing(
         edit_pipe, pipe: [`UniWeTokEditPipeline`] and [`UniWeTokPipeline`] of one model.
         rows: see [`edit_pairs`].
         by: column whose values have a row of the table each, beside the row of all edits.
-        judge: compares pictures by the cosine of its features, and no training loss used it ([`Judge.check_unseen`]);
-            pixels are compared without it.
+        judge: compares pictures by the cosine of its features, where pixels alone are compared without; no training
+            loss used it (`unseen_by` of [`Judge.from_pretrained`]).
         num_rivals: see [`edit_pairs`].
         num_inference_steps, guidance_scale: of both pipelines, their defaults when None.
         image_guidance_scale, describe_first: of `edit_pipe`, its defaults when None.
@@ -67,11 +67,24 @@ def evaluate_editing(
         ValueError: when there are no edits.
     """
     report = Report("editing")
-    pairs = edit_pairs(read_pictures(rows, ["source", "target"], report.skipped), by, num_rivals, seed)
+    pairs = edit_pairs(rows, by, num_rivals, seed)
     if not pairs:
         raise ValueError("`rows` holds no edit that can be read.")
     instructions, sources = [pair.instruction for pair in pairs], [pair.source for pair in pairs]
     targets, kinds = [pair.target for pair in pairs], [pair.kind for pair in pairs]
+    report.protocol = {
+        "candidates": f"target, source, up to {num_rivals} others",
+        **generation_protocol(pipe, num_inference_steps, guidance_scale, seed),
+    }
+    described = edit_pipe.config.default_describe_first if describe_first is None else describe_first
+    report.protocol["edits described first"] = "yes" if described else "no"
+    scale = edit_pipe.scale_for_images(report.protocol["guidance scale"], image_guidance_scale)
+    if scale is not None:
+        report.protocol["image guidance scale"] = scale
+        report.protocol["negative prompt"] = edit_pipe.config.default_negative_prompt or "none"
+    if judge is not None:
+        report.protocol |= {"judge": judge.describe(), "did training losses see the judge": judge.seen}
+
     call = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     edit_call = call | {"image_guidance_scale": image_guidance_scale, "describe_first": describe_first}
     results = {
@@ -88,29 +101,16 @@ def evaluate_editing(
             return edit_scores([outcomes[index] for index in chosen])
 
         report.rows += score_rows({"what": what}, kinds, score, what == "model")
-
-    report.protocol = {
-        "candidates": f"target, source, up to {num_rivals} others",
-        **generation_protocol(pipe, num_inference_steps, guidance_scale, seed),
-    }
-    described = edit_pipe.config.default_describe_first if describe_first is None else describe_first
-    report.protocol["edits described first"] = "yes" if described else "no"
-    scale = edit_pipe.scale_for_images(report.protocol["guidance scale"], image_guidance_scale)
-    if scale is not None:
-        report.protocol["image guidance scale"] = scale
-        report.protocol["negative prompt"] = edit_pipe.config.default_negative_prompt or "none"
-    if judge is not None:
-        report.protocol |= {"judge": judge.describe(), "did training losses see the judge": judge.seen}
     return report
 
 
 def edit_pairs(rows: Iterable[Mapping], by: str | None = None, num_rivals: int = 6, seed: int = 0) -> list[EditPair]:
     """
-    The edits of rows whose pictures are read.
+    The edits of rows.
 
     Args:
-        rows: with `source`, `instruction` and `target`, and the column `by`. A row may bring its own wrong results as
-            `others`, a list of pictures, which are then used alone.
+        rows: with PIL pictures `source` and `target`, `instruction` and the column `by` ([`PictureRows`]). A row may
+            bring its own wrong results as `others`, a list of pictures, which are then used alone.
         by: column of the kind of edit.
         num_rivals: most wrong results of rows that bring none: targets of other rows.
         seed: of their choice.

@@ -20,7 +20,7 @@ from .intervals import Score, jackknife_score, share_score
 from .judges import Judge
 from .reconstruction import reconstruct_all
 from .reports import Report, ScoreRow
-from .rows import choose_rows, fill_template, read_pictures
+from .rows import choose_rows, fill_template
 
 
 NUM_NEIGHBOURS = 3
@@ -46,13 +46,13 @@ def evaluate_generation(
 
     Args:
         pipe: a [`UniWeTokPipeline`].
-        rows: with a picture in `image_column` and the columns of `prompt` and `within`.
+        rows: with a PIL picture in `image_column` and the columns of `prompt` and `within` ([`PictureRows`]).
         prompt: template of the prompts, with columns in braces; of a list of texts the first is taken.
         within: rivals have the same value of this column as the right one, where there are others.
         count: number of pictures to generate, from every second row where there are twice as many; the others are then
             the other real pictures. None: from all rows.
         judge: a dual encoder for R-precision and the nearest picture, which no training loss used
-            ([`Judge.check_unseen`]).
+            (`unseen_by` of [`Judge.from_pretrained`]).
         feature_model: a vision model for the Fréchet distance, precision and recall; the same holds for it.
         num_rivals: candidates beside the right one.
         num_inference_steps, guidance_scale: of the pipeline, its defaults when None.
@@ -66,7 +66,7 @@ def evaluate_generation(
         ValueError: when fewer than two prompts differ, or the judge reads no texts.
     """
     report = Report("generation")
-    read, others = list(read_pictures(rows, [image_column], report.skipped)), []
+    read, others = list(rows), []
     if count is not None and len(read) >= 2 * count:
         read, others = read[0 : 2 * count : 2], [row[image_column] for row in read[1 : 2 * count : 2]]
     else:

@@ -48,12 +48,22 @@ class Judge:
         self.has_pooler = has_pooler
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike, device: str | torch.device = "cpu") -> "Judge":
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike,
+        device: str | torch.device = "cpu",
+        unseen_by: str | os.PathLike | None = None,
+    ) -> "Judge":
         """
         Loads a folder, or a model of the Hub by name.
 
+        Args:
+            unseen_by: folder of the model that is evaluated. A judge that one of its training losses used is refused:
+                the scores would be flattered.
+
         Raises:
-            ValueError: when there is no model, weights are missing, or no image processor lies beside them.
+            ValueError: when there is no model, weights are missing, no image processor lies beside them, or a training
+                loss of the model in `unseen_by` used it.
         """
         dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
         try:
@@ -66,16 +76,10 @@ class Judge:
         missing = sorted(report["missing_keys"])
         if lacking := [key for key in missing if not key.startswith("pooler.")]:
             raise ValueError(f"`judge` {folder} lacks {len(lacking)} weights, the first is {lacking[0]}.")
-        return cls(model.to(device), image_processor, tokenizer, short_name(folder), has_pooler=not missing)
-
-    def check_unseen(self, folder: str | os.PathLike) -> None:
-        """
-        Refuses a judge that a training loss of the model in `folder` used: its scores would be flattered.
-
-        Raises:
-            ValueError: when one did, or for a damaged record of the training.
-        """
-        self.seen = check_unseen(self.model, self.name, folder)
+        judge = cls(model.to(device), image_processor, tokenizer, short_name(folder), has_pooler=not missing)
+        if unseen_by is not None:
+            judge.seen = check_unseen(judge.model, judge.name, unseen_by)
+        return judge
 
     @property
     def reads_texts(self) -> bool:

@@ -9,6 +9,7 @@ regression on the mean over a picture's tokens, fitted on another split, beside 
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import length_hint
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from .choices import cosines, thumbnail, top_k_outcomes
 from .intervals import Score, share_score
 from .probe import linear_probe_outcomes
 from .reports import Report, ScoreRow
-from .rows import batched, read_pictures
+from .rows import batched
 
 
 PIXELS = "8x8 pixels"
@@ -45,7 +46,7 @@ def evaluate_latents(
     Accuracy of a label that is read from latents and codes.
 
     Args:
-        rows: with a picture in `image_column` and the column `label`.
+        rows: with a PIL picture in `image_column` and the column `label` ([`PictureRows`]).
         size: side of the centre crops in pixels, a multiple of the model's stride.
         train_rows: rows that linear probes are fitted on; without them there are no probes.
         pools, teacher: of the Pre-Post Distillation that the model was trained with, for zero-shot accuracy.
@@ -57,7 +58,7 @@ def evaluate_latents(
     """
     report = Report("latents")
     settings = (size, label, image_column, pools, teacher, batch_size)
-    test = embed_rows(model, rows, *settings, skipped=report.skipped)
+    test = embed_rows(model, rows, *settings)
     classes, texts, train = sorted(set(test.labels)), None, None
     report.protocol = {
         "crop": f"scaled to cover {size}x{size}, centre cut out",
@@ -70,7 +71,7 @@ def evaluate_latents(
         report.protocol["teacher"] = short_name(teacher.name)
         report.protocol["texts"] = f"{len(classes)} classes of the split, {', '.join(templates)}"
     if train_rows is not None:
-        train = embed_rows(model, train_rows, *settings, skipped=report.skipped)
+        train = embed_rows(model, train_rows, *settings)
         report.protocol["probes fitted on"] = f"{len(train.labels)} pictures"
     report.rows = score_latents(test, train, classes, texts)
     return report
@@ -96,20 +97,16 @@ def embed_rows(
     pools: PrePostDistillation | None = None,
     teacher: Teacher | None = None,
     batch_size: int = 16,
-    skipped: list[str] | None = None,
 ) -> EmbeddedPictures:
-    """
-    Vectors of all rows, at centre crops of `size` x `size` pixels (the crop of `reconstruction`). Arguments as in
-    [`evaluate_latents`]; why pictures can't be read is added to `skipped`.
-    """
+    """Vectors of all rows, at centre crops of `size` x `size` pixels (the crop of `reconstruction`). Arguments as in
+    [`evaluate_latents`]."""
     if pools is not None and pools.config["num_bits"] != model.config.num_bits:
         raise ValueError(f"`pools` are for {pools.config['num_bits']} bits, the model has {model.config.num_bits}.")
     square = {"height": size, "width": size}
     processor = UniWeTokImageProcessor(stride=model.config.stride, fit="crop", size=square)
-    names = getattr((getattr(rows, "features", None) or {}).get(label), "names", None)  # of a ClassLabel
     embedded, means, pooled = EmbeddedPictures(), {}, {}
-    with tqdm(total=len(rows) if hasattr(rows, "__len__") else None, desc="encoding", disable=None) as bar:
-        for part in batched(read_pictures(rows, [image_column], [] if skipped is None else skipped), batch_size):
+    with tqdm(total=length_hint(rows) or None, desc="encoding", disable=None) as bar:
+        for part in batched(rows, batch_size):
             pictures = [row[image_column] for row in part]
             pixel_values = processor(pictures)["pixel_values"].to(model.device)
             found = model.encode(pixel_values.to(model.dtype))
@@ -127,7 +124,7 @@ def embed_rows(
             for kept, new in ((means, vectors), (pooled, inside)):
                 for name, values in new.items():
                     kept.setdefault(name, []).append(values.cpu().numpy())
-            embedded.labels += [str(names[row[label]] if names else row[label]) for row in part]
+            embedded.labels += [str(row[label]) for row in part]
             bar.update(len(part))
     if not embedded.labels:
         raise ValueError("`rows` holds no picture that can be read.")

@@ -11,6 +11,7 @@ to the picture. Outputs are rounded to 8 bits. PSNR and SSIM of a set are means 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import length_hint
 
 import numpy as np
 import PIL
@@ -27,7 +28,7 @@ from .intervals import Score, jackknife_score, mean_score
 from .judges import Judge, PerceptualNetwork
 from .metrics import perceptual_distance, psnr, ssim
 from .reports import Report, ScoreRow, score_rows
-from .rows import batched, read_pictures
+from .rows import batched
 
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
@@ -50,7 +51,7 @@ def evaluate_reconstruction(
     Scores of the model and the baselines at each size.
 
     Args:
-        rows: with a picture in `image_column`. They are read one batch at a time, and only once.
+        rows: with a PIL picture in `image_column` ([`PictureRows`]). One batch is kept at a time.
         sizes: sides of the square crops in pixels, multiples of the model's stride; None for the native size.
         by: column whose values have a row of the table each, beside the row of all pictures.
         feature_model: a vision model for the Fréchet distance.
@@ -69,9 +70,8 @@ def evaluate_reconstruction(
         if size is not None and (size < stride or size % stride):
             raise ValueError(f"`size` must be a multiple of the model's {stride} pixels, got {size}.")
     tables = [_SizeTable(model, size, feature_model, perceptual, seed) for size in sizes]
-    total = len(rows) if hasattr(rows, "__len__") else None
-    with tqdm(total=total, desc="reconstructing", disable=None) as bar:
-        for part in batched(read_pictures(rows, [image_column], report.skipped), batch_size):
+    with tqdm(total=length_hint(rows) or None, desc="reconstructing", disable=None) as bar:
+        for part in batched(rows, batch_size):
             groups = [str(row[by]) if by else "" for row in part]
             for table in tables:
                 table.add([row[image_column] for row in part], groups)
@@ -240,7 +240,8 @@ def reconstruct_all(
     model: UniWeTokModel, pictures: Sequence[Image.Image], seed: int = 0, batch_size: int = 16
 ) -> list[Image.Image]:
     """Pictures after the image tokenizer: the ceiling of what a model that writes its codes can reach."""
-    return [one.result for part in batched(pictures, batch_size) for one in reconstruct(model, part, seed)]
+    parts = [pictures[start : start + batch_size] for start in range(0, len(pictures), batch_size)]
+    return [one.result for part in parts for one in reconstruct(model, part, seed)]
 
 
 def photographs() -> list[dict]:

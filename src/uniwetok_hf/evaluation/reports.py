@@ -83,7 +83,7 @@ class Report:
         protocol: name and value of everything that the numbers depend on.
         rows: lines of the table of scores.
         facts: numbers that are not scores, such as statistics of the codes: the columns of a second table.
-        skipped: a line for each picture that could not be read and was left out.
+        skipped: a line for each picture that could not be read and was left out; the command line fills it in.
     """
 
     task: str

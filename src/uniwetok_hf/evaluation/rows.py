@@ -5,12 +5,57 @@ import re
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from operator import length_hint
 
 import torch
 from PIL import Image
 
 from ..data.images import ImageReadError, read_image
 from ..data.sources import read_cell
+
+
+class PictureRows:
+    """
+    The rows of an evaluation, read when they are iterated. Class labels are given by name.
+
+    Args:
+        rows: a `datasets.Dataset`, a stream, or dicts.
+        pictures: columns of pictures of any kind, which are read as RGB.
+        columns: other columns that the evaluation needs.
+        count, seed: as in [`choose_rows`].
+        skipped: a list for the reasons why pictures can't be read; their rows are left out.
+
+    Raises:
+        ValueError: when one of the columns is missing; the message names those there are.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[Mapping],
+        pictures: Sequence[str] = ("image",),
+        columns: Iterable[str] = (),
+        count: int | None = None,
+        seed: int = 0,
+        skipped: list[str] | None = None,
+    ):
+        self.rows = choose_rows(rows, [*pictures, *columns], count, seed)
+        self.pictures = pictures
+        features = getattr(self.rows, "features", None) or {}
+        self.class_names = {name: feature.names for name, feature in features.items() if hasattr(feature, "names")}
+        self.skipped = [] if skipped is None else skipped
+
+    def __iter__(self) -> Iterator[dict]:
+        for number, row in enumerate(self.rows):
+            try:
+                read = {column: picture_of(row[column], f"{column} of row {number}") for column in self.pictures}
+            except ImageReadError as error:
+                self.skipped.append(str(error))
+            else:
+                labels = {name: names[row[name]] for name, names in self.class_names.items()}
+                yield dict(row) | labels | read
+
+    def __length_hint__(self) -> int:
+        return length_hint(self.rows)
 
 
 def choose_rows(rows: Iterable[Mapping], columns: Iterable[str] = (), count: int | None = None, seed: int = 0):
@@ -32,16 +77,6 @@ def choose_rows(rows: Iterable[Mapping], columns: Iterable[str] = (), count: int
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     chosen = sorted(order[:count].tolist())
     return rows.select(chosen) if hasattr(rows, "select") else [rows[index] for index in chosen]
-
-
-def read_pictures(rows: Iterable[Mapping], columns: Sequence[str], skipped: list[str]) -> Iterator[dict]:
-    """Rows with the pictures of `columns` as RGB. A row whose picture can't be read is left out; the reason is added
-    to `skipped`."""
-    for number, row in enumerate(rows):
-        try:
-            yield dict(row) | {column: picture_of(row[column], f"{column} of row {number}") for column in columns}
-        except ImageReadError as error:
-            skipped.append(str(error))
 
 
 def picture_of(cell, name: str = "the picture") -> Image.Image:
