@@ -20,8 +20,7 @@ def add_commands(commands) -> None:
         commands,
         "edit",
         run_edit,
-        "Change a picture as told.\n"
-        "The results are saved as PICTURE-INSTRUCTION-SEED.png; picture i is drawn with seed + i.",
+        "Edit a picture by an instruction.\nResult i has the seed SEED + i and the name PICTURE-INSTRUCTION-SEED.png.",
         [
             'hand.png "make the skin tone dark"',
             'apple.png "redraw in fluent flat style" --num-images 4 --output edits',
@@ -45,7 +44,7 @@ def run_edit(args: argparse.Namespace) -> None:
     if args.height or args.width:
         height, width = check_size(pipeline, args.height or height, args.width or width)
         content = height, width
-    drawn = generate_pictures(
+    results = generate_pictures(
         pipeline,
         [instruction] * len(seeds),
         seeds,
@@ -57,13 +56,12 @@ def run_edit(args: argparse.Namespace) -> None:
         image_guidance_scale=args.image_guidance_scale,
         describe_first=args.describe_first,
     )
-    # What the processor padded is no part of the picture.
-    save_all((result.crop((0, 0, content[1], content[0])) for result in drawn), targets)
+    # Without the padding of the processor.
+    save_all((result.crop((0, 0, content[1], content[0])) for result in results), targets)
 
 
 def seen_size(processor, picture, name: str) -> tuple[int, int, tuple[int, int]]:
-    """Height and width at which the language model sees a picture, and the part of it, from the top left, that is no
-    padding.
+    """Height and width of a picture as the language model reads it, and of its top left part without padding.
 
     Raises:
         CommandError: when the model has no such size.

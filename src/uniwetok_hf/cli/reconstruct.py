@@ -57,7 +57,7 @@ def run_reconstruct(args: argparse.Namespace) -> None:
 
 
 def describe_reconstruction(result) -> str:
-    """One line of figures of a `Reconstruction`."""
+    """The metrics of a `Reconstruction` in one line."""
     width, height = result.original.size
     line = f"{width}x{height} pixels, {result.num_tokens} tokens, {result.num_bytes} bytes, {quality(result)}"
     if result.seen.size != result.original.size:
@@ -81,7 +81,7 @@ def _quality(original, result) -> str:
 
 
 def side_by_side(left, right):
-    """Two pictures of one size with a thin white gap."""
+    """Two pictures of the same size with a white gap between them."""
     from PIL import Image
 
     both = Image.new("RGB", (left.width + GAP + right.width, left.height), "white")

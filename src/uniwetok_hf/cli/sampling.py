@@ -20,10 +20,11 @@ from .loading import load_pipeline
 
 
 BATCH_SIZE = 8  # pictures generated at once
-SIDE_HELP = "in pixels (default: the model's own, 128 of uniwetok-emoji)"
+SIDE_HELP = "in pixels (default: the model's, 128 of uniwetok-emoji)"
 
 
 def add_generation_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `generate` and `edit`."""
     add_model_options(parser)
     parser.add_argument(
         "--lora",
@@ -31,19 +32,22 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=adapter,
         metavar="A[:W]",
-        help="adapter to draw with (folder or Hub id) and its weight (default: 1); repeat to mix several",
+        help="adapter (folder or Hub id) and its weight (default: 1); repeat to mix several",
     )
     parser.add_argument("--output", metavar="DIR|FILE", help="folder, or file of a single picture (default: .)")
     parser.add_argument("--height", type=positive_int, metavar="N", help=SIDE_HELP)
     parser.add_argument("--width", type=positive_int, metavar="N", help=SIDE_HELP)
     parser.add_argument(
-        "--steps", type=positive_int, metavar="N", help="diffusion steps a patch (default: the model's)"
+        "--steps", type=positive_int, metavar="N", help="diffusion steps per patch (default: the model's)"
     )
     parser.add_argument(
-        "--guidance-scale", type=finite_float, metavar="W", help="weight of the words, 1 = none (default: the model's)"
+        "--guidance-scale",
+        type=finite_float,
+        metavar="W",
+        help="weight of the prompt, 1 = no guidance (default: the model's)",
     )
     parser.add_argument(
-        "--num-images", type=positive_int, default=1, metavar="N", help="pictures to draw (default: 1)"
+        "--num-images", type=positive_int, default=1, metavar="N", help="number of pictures (default: 1)"
     )
     add_seed_option(parser, "seed of the first picture")
 
@@ -69,16 +73,17 @@ def load_pipeline_with_adapters(args: argparse.Namespace):
 
 
 def not_empty(name: str, text: str) -> str:
+    """`text`, if it has any words; `name` is the argument that the error names."""
     if not text.strip():
         raise CommandError(f"{name} is empty")
     return text
 
 
 def check_size(pipeline, height: int, width: int) -> tuple[int, int]:
-    """`height` and `width` in pixels, if the model can draw them.
+    """`height` and `width` in pixels, if the model can generate them.
 
     Raises:
-        CommandError: when it can't; it says which sizes it can.
+        CommandError: when it can't; the message names the sizes that it can.
     """
     with user_errors():
         pipeline.processor.picture_tokens(height, width)
@@ -95,7 +100,7 @@ def check_prompts(
     """
     Raises:
         CommandError: when a prompt holds special tokens, or is longer than the model can read before it writes
-            `num_written` tokens and draws.
+            `num_written` tokens and the picture.
     """
     stride = pipeline.processor.stride
     num_following = num_written + (size[0] // stride) * (size[1] // stride)
@@ -110,17 +115,17 @@ def check_prompts(
 def generate_pictures(
     pipeline, prompts: Sequence[str], seeds: Sequence[int], images: Sequence | None = None, **options
 ) -> Iterator:
-    """Draws one picture for each prompt and seed, or edits `images`, a few at a time, with one generator a picture.
+    """Generates one picture for each prompt and seed, or edits `images`, in batches with one generator per picture.
     `options` go to the pipeline; `height` and `width` are among them.
 
-    Codes are decoded one by one: in a batch the last bits of the pixels would depend on the others.
+    Codes are decoded one by one: in a batch the rounding of the pixels would depend on the others.
     """
     import torch
 
     from uniwetok_hf import UniWeTokEditPipeline
     from uniwetok_hf.pipelines.pipeline_uniwetok_edit import MAX_DESCRIPTION_TOKENS
 
-    num_written, said = 0, set()
+    num_written, shown = 0, set()
     if images is not None:
         pipeline = UniWeTokEditPipeline.from_pipe(pipeline)
         pipeline.set_progress_bar_config(disable=True)
@@ -128,7 +133,7 @@ def generate_pictures(
         if pipeline.config.default_describe_first if describe_first is None else describe_first:
             num_written = MAX_DESCRIPTION_TOKENS
     check_prompts(pipeline, prompts, images, (options["height"], options["width"]), num_written)
-    with progress_bar(len(prompts), "drawing") as bar:
+    with progress_bar(len(prompts), "generating") as bar:
         for start in range(0, len(prompts), BATCH_SIZE):
             part = slice(start, start + BATCH_SIZE)
             count = len(prompts[part])
@@ -146,10 +151,10 @@ def generate_pictures(
                 callback_on_step_end=on_patch,
                 **options,
             )
-            for words in output.descriptions or []:
-                if words not in said:
-                    bar.write(f"described as: {words}", file=sys.stderr)
-                said.add(words)
+            for description in output.descriptions or []:
+                if description not in shown:
+                    bar.write(f"described as: {description}", file=sys.stderr)
+                shown.add(description)
             codes = output.images
             with torch.no_grad():
                 pictures = [pipeline.decode(codes[i : i + 1], [generators[i]], "pil")[0] for i in range(count)]
@@ -157,7 +162,7 @@ def generate_pictures(
 
 
 def save_all(pictures: Iterator, targets: Sequence[Path]) -> None:
-    """Saves pictures as they come."""
+    """Saves each picture as soon as it is generated."""
     from tqdm.auto import tqdm
 
     from uniwetok_hf.data.images import save_image
