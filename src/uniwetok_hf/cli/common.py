@@ -1,4 +1,4 @@
-"""What the commands share: errors, options, output files, pictures, progress bars and devices."""
+"""What the commands share: errors, options, output files, pictures and devices."""
 
 import argparse
 import contextlib
@@ -151,6 +151,7 @@ def output_paths(output: str | None, names: Sequence[str], inputs: Sequence[str]
     if path.suffix.lower() in PICTURE_SUFFIXES and not path.is_dir():
         if len(names) > 1:
             raise CommandError(f"--output {path} is one file, but {len(names)} pictures are written: give a folder")
+        output_folder(path.parent)
         paths = [path]
     else:
         paths = [output_folder(path) / f"{name}.png" for name in unique(names)]
@@ -197,22 +198,6 @@ def read_pictures(paths: Sequence[str]) -> Iterator:
     for path in others:
         read_picture(path)
     return itertools.chain([picture], map(read_picture, others))
-
-
-def save_picture(picture, path: Path) -> Path:
-    """Saves a picture, in a folder that is made if needed, and returns its path."""
-    from uniwetok_hf.data.images import save_image
-
-    output_folder(path.parent)
-    return save_image(picture, path)
-
-
-def progress_bar(total: float, description: str):
-    """A progress bar on stderr, on terminals only."""
-    from tqdm.auto import tqdm
-
-    layout = "{desc}: {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left"
-    return tqdm(total=total, desc=description, bar_format=layout, leave=False, disable=None)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ from .common import (
     add_seed_option,
     generator,
     output_paths,
-    save_picture,
     user_errors,
     warn,
 )
@@ -39,6 +38,7 @@ def run_decode(args: argparse.Namespace) -> None:
     import torch
 
     from uniwetok_hf import UniWeTokImageProcessor, load_codes
+    from uniwetok_hf.data.images import save_image
 
     with user_errors():
         saved = load_codes(args.codes)
@@ -59,4 +59,4 @@ def run_decode(args: argparse.Namespace) -> None:
             batch = codes[None].to(model.device, model.dtype)
             sample = model.decode(batch, generator=generator(args.seed)).sample.float()
             (picture,) = image_processor.postprocess(sample, *sizes)
-        print(save_picture(picture, target))
+        print(save_image(picture, target))

@@ -12,7 +12,7 @@ from uniwetok_hf.pipelines.writing import answer_question
 from . import sheets
 from .edit import seen_size
 from .reconstruct import quality
-from .sampling import check_size, generate_pictures
+from .sampling import generate_pictures
 
 
 PICTURES = Path(__file__).parent.parent / "embedded" / "pictures"
@@ -102,12 +102,11 @@ def _pair(pipeline, picture: Image.Image, seed: int, height: int) -> tuple[Image
 def text_to_image(pipeline, seed: int) -> Image.Image:
     """One row per prompt, one column per seed."""
     size = pipeline.config.default_size
-    height, width = check_size(pipeline, size, size)
     prompts = [prompt for prompt in PROMPTS for _ in range(NUM_SEEDS)]
     seeds = [seed + i for _ in PROMPTS for i in range(NUM_SEEDS)]
     tiles = [
         sheets.framed(picture, TILE)
-        for picture in generate_pictures(pipeline, prompts, seeds, height=height, width=width)
+        for picture in generate_pictures(pipeline, prompts, seeds, height=size, width=size)
     ]
     rows = []
     for index, prompt in enumerate(PROMPTS):
@@ -122,14 +121,8 @@ def edits(pipeline, seed: int) -> Image.Image:
     shipped = {picture.name: picture.image for picture in shipped_pictures()}
     prompts = [source for source, _ in EDITS if source not in shipped]
     size = pipeline.config.default_size
-    height, width = check_size(pipeline, size, size)
-    generated = dict(
-        zip(
-            prompts,
-            generate_pictures(pipeline, prompts, [seed] * len(prompts), height=height, width=width),
-            strict=True,
-        )
-    )
+    pictures = generate_pictures(pipeline, prompts, [seed] * len(prompts), height=size, width=size)
+    generated = dict(zip(prompts, pictures, strict=True))
     sources = [shipped[source] if source in shipped else generated[source] for source, _ in EDITS]
     height, width, _ = seen_size(pipeline.processor, sources[0], EDITS[0][0])
     instructions = [instruction for _, instruction in EDITS]

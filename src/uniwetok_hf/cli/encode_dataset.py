@@ -147,9 +147,9 @@ def run_encode_dataset(args: argparse.Namespace) -> None:
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
+    model = load_vision_model(args.model, "cpu").to(getattr(torch, args.dtype))
     # Of the language model, which has the patch size; an image tokenizer alone has none.
     config = json.loads((find_checkpoint(args.model).model_folder / "config.json").read_text(encoding="utf-8"))
-    model = load_vision_model(args.model, "cpu").to(getattr(torch, args.dtype))
     with user_errors(ValueError, OSError):
         settings = EncodingSettings(
             sizes=tuple(args.size or ()),

@@ -13,7 +13,6 @@ from .common import (
     finite_float,
     generator,
     positive_int,
-    progress_bar,
     user_errors,
 )
 from .loading import load_pipeline
@@ -121,6 +120,7 @@ def generate_pictures(
     Codes are decoded one by one: in a batch the rounding of the pixels would depend on the others.
     """
     import torch
+    from tqdm.auto import tqdm
 
     from uniwetok_hf import UniWeTokEditPipeline
     from uniwetok_hf.pipelines.pipeline_uniwetok_edit import MAX_DESCRIPTION_TOKENS
@@ -133,7 +133,8 @@ def generate_pictures(
         if pipeline.config.default_describe_first if describe_first is None else describe_first:
             num_written = MAX_DESCRIPTION_TOKENS
     check_prompts(pipeline, prompts, images, (options["height"], options["width"]), num_written)
-    with progress_bar(len(prompts), "generating") as bar:
+    layout = "{desc}: {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left"
+    with tqdm(total=len(prompts), desc="generating", bar_format=layout, leave=False, disable=None) as bar:
         for start in range(0, len(prompts), BATCH_SIZE):
             part = slice(start, start + BATCH_SIZE)
             count = len(prompts[part])
