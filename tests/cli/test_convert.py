@@ -33,7 +33,7 @@ def test_converted_text_to_image_folder_draws(uniwetok, succeeds, golden):
     result = uniwetok("generate", "apple", *options)
     assert (result.code, result.out) == (0, ["apple-0.png"])
     assert result.err == [
-        "uniwetok: warning: 128x64 is not the model's own 512x512: it makes sense if that was trained, too"
+        "uniwetok: warning: 128x64 is not the model's default 512x512: use sizes that it was trained on"
     ]
     assert Image.open("apple-0.png").size == (128, 64)
 

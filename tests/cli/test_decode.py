@@ -55,7 +55,7 @@ def test_codes_of_another_model(fails, uniwetok, succeeds, photo, pipeline_folde
     result = uniwetok("decode", "codes.safetensors", "--model", pipeline_folder)
     assert (result.code, result.err) == (
         0,
-        ["uniwetok: warning: codes.safetensors was made by tiny-vision, and is decoded by tiny-pipeline"],
+        ["uniwetok: warning: codes.safetensors was encoded by tiny-vision and is decoded by tiny-pipeline"],
     )
 
 

@@ -43,7 +43,7 @@ def test_options_reach_the_pipeline(uniwetok, pipeline_folder, pipeline):
 def test_a_size_that_is_not_the_models_own_is_told(uniwetok, pipeline_folder):
     result = uniwetok("generate", "apple", "--model", pipeline_folder, "--height", 32)
     assert result.code == 0 and result.out == ["apple-0.png"]
-    told = "uniwetok: warning: 64x32 is not the model's own 64x64: it makes sense if that was trained, too"
+    told = "uniwetok: warning: 64x32 is not the model's default 64x64: use sizes that it was trained on"
     assert result.err == [told]
     result = uniwetok("generate", "apple", "--model", pipeline_folder, "--height", 64)
     assert result.err == []

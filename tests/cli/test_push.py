@@ -97,7 +97,7 @@ def test_pushed_ids_are_models(hub, succeeds, fails, folder, vision_folder, phot
     monkeypatch.setenv("HF_TOKEN", "hf_bob")
     for name in ("ada/pipeline", "org/unknown"):
         message = fails("generate", "a", "--model", name)
-        assert message.startswith(f"{name} is neither a folder here nor a repository on the Hub that you may read")
+        assert message.startswith(f"{name} is neither a local folder nor a repository on the Hub that you can read")
     assert fails("encode", photo, "--model", "org/vision").startswith("org/vision is a gated repository")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "can't be reached" in fails("generate", "a", "--model", "ada/pipeline")

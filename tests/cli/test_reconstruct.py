@@ -155,7 +155,7 @@ def test_files_that_are_no_pictures(fails, make_picture, workplace, command):
     (workplace / "empty.png").touch()
     make_picture("whole.png")
     (workplace / "cut.png").write_bytes((workplace / "whole.png").read_bytes()[:400])
-    # The model is not there either: pictures are looked at first.
+    # The model is not there either: pictures are checked first.
     model = ["--model", "nowhere"]
     assert fails(command, "missing.png", *model) == "missing.png: no such file"
     assert fails(command, ".", *model) == ".: is a folder, not a picture"
@@ -197,7 +197,7 @@ def test_large_pictures_are_warned_about(uniwetok, make_picture, vision_folder, 
     assert uniwetok("reconstruct", "wide.png", "--model", vision_folder).err == []
     monkeypatch.setattr(picture_sizes, "MUCH_MEMORY", 1e6)
     (warning,) = uniwetok("reconstruct", "wide.png", "--model", vision_folder).err
-    assert warning.startswith("uniwetok: warning: wide.png: 96x64 pixels take about ")
+    assert warning.startswith("uniwetok: warning: wide.png: 96x64 pixels need about ")
     assert "--longest-edge" in warning
 
 

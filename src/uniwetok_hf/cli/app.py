@@ -13,9 +13,9 @@ def add_commands(commands) -> None:
         commands,
         "app",
         run_app,
-        "Open a web page to converse, draw, edit, describe and reconstruct.\n"
+        "Open a web page to chat, generate, edit, describe and reconstruct.\n"
         'Runs until it is interrupted. Needs gradio: pip install "uniwetok-hf[app]".',
-        ["", "--model runs/emoji_mllm/pipeline --port 8000", "--host 0.0.0.0"],
+        ["", "--model runs/my_mllm/pipeline --port 8000", "--host 0.0.0.0"],
     )
     add_model_options(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")

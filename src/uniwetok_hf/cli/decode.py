@@ -10,7 +10,6 @@ from .common import (
     add_seed_option,
     generator,
     output_paths,
-    save_picture,
     user_errors,
     warn,
 )
@@ -24,8 +23,8 @@ def add_commands(commands) -> None:
         commands,
         "decode",
         run_decode,
-        "Turn saved codes back into pictures of their original sizes, as CODES-decoded.png.\n"
-        "Needs the checkpoint that encoded them; codes that don't fit the model are refused.",
+        "Decode saved codes to pictures of their original sizes, as CODES-decoded.png.\n"
+        "Needs the checkpoint that encoded them; codes of a model with other dimensions are refused.",
         ["codes.safetensors", "photos.safetensors --output photos --seed 1"],
     )
     parser.add_argument("codes", metavar="CODES", help="file that `uniwetok encode` wrote")
@@ -39,6 +38,7 @@ def run_decode(args: argparse.Namespace) -> None:
     import torch
 
     from uniwetok_hf import UniWeTokImageProcessor, load_codes
+    from uniwetok_hf.data.images import save_image
 
     with user_errors():
         saved = load_codes(args.codes)
@@ -50,13 +50,13 @@ def run_decode(args: argparse.Namespace) -> None:
         saved.check_fits(model.config)
     maker, name = saved.metadata.get("model"), model.config._name_or_path
     if maker and Path(maker).name != Path(name).name:
-        warn(f"{args.codes} was made by {maker}, and is decoded by {name}")
+        warn(f"{args.codes} was encoded by {maker} and is decoded by {name}")
     image_processor = UniWeTokImageProcessor(stride=model.config.stride)
     for index, (codes, target) in enumerate(zip(saved.codes, targets, strict=True)):
         sizes = [None if values is None else [values[index]] for values in (saved.original_sizes, saved.content_sizes)]
-        # Each picture has its own generator, so that it does not depend on those decoded before it.
+        # One generator per picture, so that it does not depend on those decoded before it.
         with picture_errors(args.codes), torch.no_grad():
             batch = codes[None].to(model.device, model.dtype)
             sample = model.decode(batch, generator=generator(args.seed)).sample.float()
             (picture,) = image_processor.postprocess(sample, *sizes)
-        print(save_picture(picture, target))
+        print(save_image(picture, target))

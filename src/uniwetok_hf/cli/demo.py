@@ -1,4 +1,4 @@
-"""`uniwetok demo`: everything that the model does, as pictures to open. Needs no network and no extra."""
+"""`uniwetok demo`: all that the model does, as pages of pictures. Needs no network and no extra."""
 
 import argparse
 import time
@@ -14,13 +14,13 @@ def add_commands(commands) -> None:
         commands,
         "demo",
         run_demo,
-        "Reconstruct, draw, edit and describe pictures, and lay the results out to look at.\n"
+        "Reconstruct, generate, edit and describe pictures, and save pages of the results.\n"
         "Uses pictures that ship with the package, and three photographs where scikit-image is installed.",
         ["", "--output somewhere --seed 1"],
     )
     parser.add_argument("--output", metavar="DIR", default="demo_output", help="default: demo_output")
     add_model_options(parser)
-    add_seed_option(parser, "seed of everything that is drawn")
+    add_seed_option(parser, "seed of everything that is generated")
 
 
 def run_demo(args: argparse.Namespace) -> None:

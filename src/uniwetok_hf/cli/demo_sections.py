@@ -1,4 +1,4 @@
-"""The sections of `uniwetok demo`, and the pictures that ship for it."""
+"""The sections of `uniwetok demo`, and its pictures, which ship with the package."""
 
 import json
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from uniwetok_hf.pipelines.writing import answer_question
 
 from . import sheets
 from .reconstruct import quality
-from .sampling import as_edit_pipeline, check_size, generate_pictures
+from .sampling import as_edit_pipeline, generate_pictures
 
 
 PICTURES = Path(__file__).parent.parent / "embedded" / "pictures"
@@ -27,8 +27,8 @@ PROMPTS = (
     "a fluent emoji of thumbs up: dark skin tone",
     "a noto emoji of red apple",
 )
-NUM_DRAWINGS = 5
-EDITS = (  # of pictures that ship, or that are drawn from a prompt
+NUM_SEEDS = 5
+EDITS = (  # of shipped pictures, or of generations from a prompt
     ("a fluent emoji of woman running: light skin tone", "make the skin tone dark"),
     ("a fluent emoji of woman pilot: medium skin tone", "change the pilot into a man"),
     ("a fluent flat emoji of raised hand: medium skin tone", "redraw in noto style"),
@@ -43,8 +43,8 @@ QUESTIONS = ("what is this?", "which style is this?")
 
 @dataclass
 class Shipped:
-    """A picture that ships with the package: the image, what it shows in which style, and whether the embedded model
-    knows the concept, and only not in this style and skin tone."""
+    """A shipped picture: the image, what it shows in which style, and whether the embedded model was trained on the
+    concept, in other styles and skin tones."""
 
     image: Image.Image
     label: str
@@ -66,52 +66,52 @@ def shipped_pictures() -> list[Shipped]:
 
 
 def reconstructions(pipeline, seed: int) -> Image.Image:
-    """Pairs of emoji and what comes back from their codes."""
+    """Emoji and their reconstructions."""
     cells = []
     for picture in [picture for picture in shipped_pictures() if not picture.is_known]:
-        pair, figures = _pair(pipeline, picture.image, seed, TILE)
+        pair, metrics = _pair(pipeline, picture.image, seed, TILE)
         name = sheets.text_block(f"{picture.label} ({picture.style})", width=pair.width, max_lines=1)
-        cells.append(sheets.below([pair, sheets.below([name, figures], gap=0)], gap=4))
-    note = "Left the original, right what comes back from its codes. uniwetok-emoji was trained on none of these."
+        cells.append(sheets.below([pair, sheets.below([name, metrics], gap=0)], gap=4))
+    note = "Left the original, right its reconstruction. uniwetok-emoji was trained on none of these."
     return sheets.section("Reconstruction", note, sheets.grid(cells, 4))
 
 
 def photographs(pipeline, seed: int) -> Image.Image | None:
-    """Pairs of photographs, or nothing without scikit-image."""
+    """Photographs and their reconstructions, or None without scikit-image."""
     try:
         from skimage import data
     except ImportError:
         return None
     cells = []
     for name in PHOTOGRAPHS:
-        pair, figures = _pair(pipeline, Image.fromarray(getattr(data, name)()), seed, 300)
-        cells.append(sheets.below([pair, figures], gap=4))
+        pair, metrics = _pair(pipeline, Image.fromarray(getattr(data, name)()), seed, 300)
+        cells.append(sheets.below([pair, metrics], gap=4))
     note = "Photographs from scikit-image at their own sizes. uniwetok-emoji was trained on no photographs."
     return sheets.section("Any size", note, sheets.below(cells, gap=2 * sheets.GAP))
 
 
 def _pair(pipeline, picture: Image.Image, seed: int, height: int) -> tuple[Image.Image, Image.Image]:
-    """Original and reconstruction side by side, and the line of figures under them."""
+    """Original and reconstruction side by side, and the line of metrics below them."""
     (result,) = reconstruct(pipeline.mllm.vision_model, [picture], seed)
     pair = sheets.beside([sheets.framed(image, height) for image in (result.original, result.result)], gap=4)
-    figures = f"{result.num_bytes} bytes, {quality(result)}"
-    return pair, sheets.text_block(figures, 13, pair.width, sheets.GREY, 1)
+    metrics = f"{result.num_bytes} bytes, {quality(result)}"
+    return pair, sheets.text_block(metrics, 13, pair.width, sheets.GREY, 1)
 
 
 def text_to_image(pipeline, seed: int) -> Image.Image:
-    """A row a prompt, a column a seed."""
+    """One row per prompt, one column per seed."""
     size = pipeline.config.default_size
-    height, width = check_size(pipeline, size, size)
-    prompts = [prompt for prompt in PROMPTS for _ in range(NUM_DRAWINGS)]
-    seeds = [seed + i for _ in PROMPTS for i in range(NUM_DRAWINGS)]
+    prompts = [prompt for prompt in PROMPTS for _ in range(NUM_SEEDS)]
+    seeds = [seed + i for _ in PROMPTS for i in range(NUM_SEEDS)]
     tiles = [
-        sheets.framed(drawn, TILE) for drawn in generate_pictures(pipeline, prompts, seeds, height=height, width=width)
+        sheets.framed(picture, TILE)
+        for picture in generate_pictures(pipeline, prompts, seeds, height=size, width=size)
     ]
     rows = []
     for index, prompt in enumerate(PROMPTS):
-        drawn = tiles[index * NUM_DRAWINGS : (index + 1) * NUM_DRAWINGS]
-        rows.append(sheets.beside([sheets.text_block(prompt, 15, 150, max_lines=4), *drawn], middle=True))
-    note = f"Left the prompt, right what it draws with the seeds {seed} to {seed + NUM_DRAWINGS - 1}."
+        row = tiles[index * NUM_SEEDS : (index + 1) * NUM_SEEDS]
+        rows.append(sheets.beside([sheets.text_block(prompt, 15, 150, max_lines=4), *row], middle=True))
+    note = f"Left the prompt, right the generations with seeds {seed} to {seed + NUM_SEEDS - 1}."
     return sheets.section("Text to image", note, sheets.below(rows))
 
 
@@ -120,15 +120,9 @@ def edits(pipeline, seed: int) -> Image.Image:
     shipped = {picture.name: picture.image for picture in shipped_pictures()}
     prompts = [source for source, _ in EDITS if source not in shipped]
     size = pipeline.config.default_size
-    height, width = check_size(pipeline, size, size)
-    drawn = dict(
-        zip(
-            prompts,
-            generate_pictures(pipeline, prompts, [seed] * len(prompts), height=height, width=width),
-            strict=True,
-        )
-    )
-    sources = [shipped[source] if source in shipped else drawn[source] for source, _ in EDITS]
+    pictures = generate_pictures(pipeline, prompts, [seed] * len(prompts), height=size, width=size)
+    generated = dict(zip(prompts, pictures, strict=True))
+    sources = [shipped[source] if source in shipped else generated[source] for source, _ in EDITS]
     instructions = [instruction for _, instruction in EDITS]
     edit_pipeline = as_edit_pipeline(pipeline)
     images = edit_pipeline.encode_image(sources)
@@ -139,14 +133,14 @@ def edits(pipeline, seed: int) -> Image.Image:
         words = sheets.text_block(instruction, 15, 130, max_lines=4)
         rows.append(sheets.beside([sheets.framed(source, TILE), words, sheets.framed(result, TILE)], middle=True))
     note = (
-        f"Source, instruction, result. The first {len(drawn)} sources are drawn; of the next two it knows the concept "
-        "in other skin tones; the last two show something it has never seen."
+        f"Source, instruction, result. The first {len(generated)} sources are generated; the training set has "
+        "the concepts of the next two in other skin tones, and not those of the last two."
     )
     return sheets.section("Editing", note, sheets.grid(rows, 2, gap=2 * sheets.MARGIN))
 
 
 def captions(pipeline, seed: int) -> Image.Image:
-    """Pictures with the model's answers under them. Answers are the most likely ones: `seed` changes nothing."""
+    """Pictures with the model's answers below them. Decoding is greedy, so `seed` has no effect."""
     pictures = sorted(shipped_pictures(), key=lambda picture: not picture.is_known)
     images = pipeline.encode_image([picture.image for picture in pictures])
     whats, styles = (
@@ -160,8 +154,8 @@ def captions(pipeline, seed: int) -> Image.Image:
         ]
         cells.append(sheets.below([sheets.framed(picture.image, TILE), sheets.below(lines, gap=2)], gap=6))
     note = (
-        'Answers to "what is this?" ("which style is this?"); in grey what it is. Of the first row it knows the '
-        "concepts, but not in this style and skin tone; the others show something it has never seen."
+        'Answers to "what is this?" ("which style is this?"); in grey the right ones. Of the first row the training '
+        "set has the concepts, but not in this style and skin tone; those of the others it does not have."
     )
     return sheets.section("Description", note, sheets.grid(cells, 7))
 

@@ -20,8 +20,8 @@ def add_commands(commands) -> None:
         commands,
         "encode",
         run_encode,
-        "Save the binary codes of pictures, 16 bytes a token with 128 bits.\n"
-        "One file holds all of them, with the sizes that `uniwetok decode` gives back.",
+        "Save the binary codes of pictures: 16 bytes per token of 128 bits.\n"
+        "One file holds the codes of all pictures, and their sizes for `uniwetok decode`.",
         ["photo.jpg", "photos/*.jpg --longest-edge 512 --output photos.safetensors"],
     )
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="any picture that Pillow reads")

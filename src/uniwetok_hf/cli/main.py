@@ -53,7 +53,7 @@ Without --model, commands use uniwetok-emoji, a small model of emoji that ships 
 """
 EPILOG = """\
 start here:
-  uniwetok demo                                  everything at once, on pictures that ship with the package
+  uniwetok demo                                  all of it, on pictures that ship with the package
   uniwetok reconstruct photo.jpg                 a picture to codes and back
   uniwetok generate "a fluent flat emoji of blue heart"  text to image
   uniwetok edit hand.png "make the skin tone dark"

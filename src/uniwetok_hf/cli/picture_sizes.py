@@ -1,4 +1,4 @@
-"""What `reconstruct`, `encode` and `decode` share: options of size, and pictures that do not fit into memory."""
+"""What `reconstruct`, `encode` and `decode` share: options of size, and errors about one picture."""
 
 import argparse
 import contextlib
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from .common import CommandError, positive_int, user_errors, warn
 
 
-# Memory of a decoding, as measured: values that live at once per pixel, for each channel of the first two levels.
+# Memory of a decoding, as measured: values per pixel, for each channel of the first two levels.
 VALUES_PER_PIXEL = (2.25, 4.25)
 MUCH_MEMORY = 2e9
 
@@ -15,15 +15,18 @@ MUCH_MEMORY = 2e9
 def add_size_options(parser: argparse.ArgumentParser) -> None:
     """`--size`, `--longest-edge` and `--fit`."""
     sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument("--size", type=positive_int, metavar="N", help="work at exactly N x N pixels")
+    sizes.add_argument("--size", type=positive_int, metavar="N", help="encode at exactly N x N pixels")
     sizes.add_argument(
-        "--longest-edge", type=positive_int, metavar="N", help="scale larger pictures down to at most N pixels a side"
+        "--longest-edge",
+        type=positive_int,
+        metavar="N",
+        help="scale larger pictures down to at most N pixels per side",
     )
     parser.add_argument(
         "--fit",
         choices=("pad", "resize", "crop"),
         default="pad",
-        help="how a picture gets sides that the model can do: repeat its edge, resize it, or cut out its centre "
+        help="how sides become multiples of the model's stride: repeat the edge, resize, or crop the centre "
         "(default: pad)",
     )
 
@@ -32,7 +35,7 @@ def make_image_processor(config, args: argparse.Namespace):
     """The image processor for `--size`, `--longest-edge` and `--fit`.
 
     Raises:
-        CommandError: for a size that the model can't do; it names the nearest that it can.
+        CommandError: for a size that is not a multiple of the stride; the message names the nearest that are.
     """
     from uniwetok_hf import UniWeTokImageProcessor
 
@@ -51,21 +54,20 @@ def make_image_processor(config, args: argparse.Namespace):
 
 
 def warn_when_large(model, shape: tuple[int, ...], name: str) -> None:
-    """A warning before a picture [..., height, width] that needs much memory, and time."""
+    """Warns before a picture [..., height, width] that needs much memory and time."""
     height, width = shape[-2:]
     values = sum(a * b for a, b in zip(VALUES_PER_PIXEL, model.config.level_channels, strict=False))
     needed = height * width * values * model.dtype.itemsize
     if needed > MUCH_MEMORY:
         warn(
-            f"{name}: {width}x{height} pixels take about {needed / 1e9:.0f} GB of memory and a while; "
-            "--longest-edge 1024 makes it quick"
+            f"{name}: {width}x{height} pixels need about {needed / 1e9:.0f} GB of memory and some time; "
+            "--longest-edge 1024 is quick"
         )
 
 
 @contextlib.contextmanager
 def picture_errors(name: str) -> Iterator[None]:
-    """Turns what a model says to a picture, and memory that runs out, into a [`CommandError`] that begins with
-    `name`."""
+    """Turns errors about the picture `name`, and running out of memory, into a [`CommandError`]."""
     import torch
 
     try:

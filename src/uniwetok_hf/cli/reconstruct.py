@@ -11,7 +11,6 @@ from .common import (
     add_seed_option,
     output_paths,
     read_pictures,
-    save_picture,
 )
 from .loading import load_vision_model
 from .picture_sizes import add_size_options, make_image_processor, picture_errors, warn_when_large
@@ -39,6 +38,7 @@ def add_commands(commands) -> None:
 
 def run_reconstruct(args: argparse.Namespace) -> None:
     """`uniwetok reconstruct`."""
+    from uniwetok_hf.data.images import save_image
     from uniwetok_hf.evaluation.reconstruction import reconstruct_prepared
 
     targets = output_paths(args.output, [f"{Path(path).stem}-reconstruction" for path in args.pictures], args.pictures)
@@ -51,13 +51,13 @@ def run_reconstruct(args: argparse.Namespace) -> None:
             warn_when_large(model, inputs["pixel_values"].shape, path)
             (result,) = reconstruct_prepared(model, image_processor, inputs, [picture], args.seed)
         print(f"{path}: {describe_reconstruction(result)}")
-        print(f"  {save_picture(result.result, target)}")
+        print(f"  {save_image(result.result, target)}")
         beside = target.with_stem(target.stem.removesuffix("-reconstruction") + "-side-by-side")
-        print(f"  {save_picture(side_by_side(result.original, result.result), beside)}")
+        print(f"  {save_image(side_by_side(result.original, result.result), beside)}")
 
 
 def describe_reconstruction(result) -> str:
-    """One line of figures of a `Reconstruction`."""
+    """The metrics of a `Reconstruction` in one line."""
     width, height = result.original.size
     line = f"{width}x{height} pixels, {result.num_tokens} tokens, {result.num_bytes} bytes, {quality(result)}"
     if result.seen.size != result.original.size:
@@ -81,7 +81,7 @@ def _quality(original, result) -> str:
 
 
 def side_by_side(left, right):
-    """Two pictures of one size with a thin white gap."""
+    """Two pictures of the same size with a white gap between them."""
     from PIL import Image
 
     both = Image.new("RGB", (left.width + GAP + right.width, left.height), "white")

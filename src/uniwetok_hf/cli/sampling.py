@@ -13,17 +13,17 @@ from .common import (
     finite_float,
     generator,
     positive_int,
-    progress_bar,
     user_errors,
 )
 from .loading import load_pipeline
 
 
 BATCH_SIZE = 8  # pictures generated at once
-SIDE_HELP = "in pixels (default: the model's own, 128 of uniwetok-emoji)"
+SIDE_HELP = "in pixels (default: the model's, 128 of uniwetok-emoji)"
 
 
 def add_generation_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `generate` and `edit`."""
     add_model_options(parser)
     parser.add_argument(
         "--lora",
@@ -31,19 +31,22 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=adapter,
         metavar="A[:W]",
-        help="adapter to draw with (folder or Hub id) and its weight (default: 1); repeat to mix several",
+        help="adapter (folder or Hub id) and its weight (default: 1); repeat to mix several",
     )
     parser.add_argument("--output", metavar="DIR|FILE", help="folder, or file of a single picture (default: .)")
     parser.add_argument("--height", type=positive_int, metavar="N", help=SIDE_HELP)
     parser.add_argument("--width", type=positive_int, metavar="N", help=SIDE_HELP)
     parser.add_argument(
-        "--steps", type=positive_int, metavar="N", help="diffusion steps a patch (default: the model's)"
+        "--steps", type=positive_int, metavar="N", help="diffusion steps per patch (default: the model's)"
     )
     parser.add_argument(
-        "--guidance-scale", type=finite_float, metavar="W", help="weight of the words, 1 = none (default: the model's)"
+        "--guidance-scale",
+        type=finite_float,
+        metavar="W",
+        help="weight of the prompt, 1 = no guidance (default: the model's)",
     )
     parser.add_argument(
-        "--num-images", type=positive_int, default=1, metavar="N", help="pictures to draw (default: 1)"
+        "--num-images", type=positive_int, default=1, metavar="N", help="number of pictures (default: 1)"
     )
     add_seed_option(parser, "seed of the first picture")
 
@@ -69,16 +72,17 @@ def load_pipeline_with_adapters(args: argparse.Namespace):
 
 
 def not_empty(name: str, text: str) -> str:
+    """`text`, if it has any words; `name` is the argument that the error names."""
     if not text.strip():
         raise CommandError(f"{name} is empty")
     return text
 
 
 def check_size(pipeline, height: int, width: int) -> tuple[int, int]:
-    """`height` and `width` in pixels, if the model can draw them.
+    """`height` and `width` in pixels, if the model can generate them.
 
     Raises:
-        CommandError: when it can't; it says which sizes it can.
+        CommandError: when it can't; the message names the sizes that it can.
     """
     with user_errors():
         pipeline.processor.picture_tokens(height, width)
@@ -142,10 +146,12 @@ def generate_pictures(
         CommandError: when a prompt can't be read.
     """
     import torch
+    from tqdm.auto import tqdm
 
     check_prompts(pipeline, prompts, height, width, images, describe_first)
     described = set()
-    with progress_bar(len(prompts), "drawing") as bar:
+    layout = "{desc}: {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left"
+    with tqdm(total=len(prompts), desc="generating", bar_format=layout, leave=False, disable=None) as bar:
         for start in range(0, len(prompts), BATCH_SIZE):
             part = slice(start, start + BATCH_SIZE)
             generators = [generator(seed) for seed in seeds[part]]
@@ -176,7 +182,7 @@ def generate_pictures(
 
 
 def save_all(pictures: Iterator, targets: Sequence[Path]) -> None:
-    """Saves pictures as they come."""
+    """Saves each picture as soon as it is generated."""
     from tqdm.auto import tqdm
 
     from uniwetok_hf.data.images import save_image

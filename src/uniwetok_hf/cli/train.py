@@ -20,13 +20,14 @@ Under `accelerate launch` (-m uniwetok_hf train {name} ...) it trains on all pro
 """
 EXAMPLES = {
     "tokenizer": [
+        "--config small_uniwetok",
         "--config stage1.yaml stage2.yaml stage3.yaml",
         "--config stage1.yaml --set max_train_steps=100 --set adversarial.weight=0.05 --set prior=null",
     ],
     "mllm": [
-        "--config my_mllm.yaml",
+        "--config small_mllm",
         "--config my_mllm.yaml --set output_dir=runs/second --set seed=1",
-        "--config my_mllm.yaml --lora --set output_dir=runs/adapter",
+        "--config small_lora --set output_dir=runs/adapter",
     ],
 }
 
