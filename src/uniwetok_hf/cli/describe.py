@@ -1,4 +1,4 @@
-"""`uniwetok describe`: words about pictures, with the unified model."""
+"""`uniwetok describe`: text about pictures."""
 
 import argparse
 from pathlib import Path
@@ -13,7 +13,7 @@ def add_commands(commands) -> None:
         commands,
         "describe",
         run_describe,
-        "Answer a question about pictures.\nPrints one line a picture: its path and the answer.",
+        "Answer a question about pictures.\nPrints one line per picture: its path and the answer.",
         ["apple.png", 'pictures/*.png --question "which style is this?"'],
     )
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="any picture that Pillow reads")

@@ -21,8 +21,8 @@ def add_commands(commands) -> None:
         commands,
         "edit",
         run_edit,
-        "Change a picture as told.\n"
-        "The results are saved as PICTURE-INSTRUCTION-SEED.png; picture i is drawn with seed + i.",
+        "Edit a picture as instructed.\n"
+        "The results are saved as PICTURE-INSTRUCTION-SEED.png; picture i is generated with seed + i.",
         [
             'hand.png "make the skin tone dark"',
             'apple.png "redraw in fluent flat style" --num-images 4 --output edits',

@@ -19,11 +19,11 @@ def add_commands(commands) -> None:
         commands,
         "generate",
         run_generate,
-        "Draw pictures from text.\n"
-        "Picture i of a prompt is drawn with seed + i and saved as PROMPT-SEED.png, whatever else is drawn with it.",
+        "Generate pictures from text.\n"
+        "Picture i of a prompt has the seed + i, does not depend on other pictures, and is saved as PROMPT-SEED.png.",
         ['"a fluent flat emoji of blue heart"', '"a noto emoji of rocket" "a noto emoji of cat face" --num-images 4'],
     )
-    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to draw")
+    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="what the picture shows")
     add_generation_options(parser)
 
 
@@ -38,7 +38,7 @@ def run_generate(args: argparse.Namespace) -> None:
     height, width = check_size(pipeline, args.height or default, args.width or default)
     if (height, width) != (default, default):
         warn(f"{width}x{height} is not the model's own {default}x{default}: it makes sense if that was trained, too")
-    drawn = generate_pictures(
+    pictures = generate_pictures(
         pipeline,
         [prompt for prompt, _ in jobs],
         [seed for _, seed in jobs],
@@ -47,4 +47,4 @@ def run_generate(args: argparse.Namespace) -> None:
         num_inference_steps=args.steps,
         guidance_scale=args.guidance_scale,
     )
-    save_all(drawn, targets)
+    save_all(pictures, targets)

@@ -31,19 +31,19 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=adapter,
         metavar="A[:W]",
-        help="adapter to draw with (folder or Hub id) and its weight (default: 1); repeat to mix several",
+        help="adapter to generate with (folder or Hub id) and its weight (default: 1); repeat to mix several",
     )
     parser.add_argument("--output", metavar="DIR|FILE", help="folder, or file of a single picture (default: .)")
     parser.add_argument("--height", type=positive_int, metavar="N", help=SIDE_HELP)
     parser.add_argument("--width", type=positive_int, metavar="N", help=SIDE_HELP)
     parser.add_argument(
-        "--steps", type=positive_int, metavar="N", help="diffusion steps a patch (default: the model's)"
+        "--steps", type=positive_int, metavar="N", help="diffusion steps per patch (default: the model's)"
     )
     parser.add_argument(
-        "--guidance-scale", type=finite_float, metavar="W", help="weight of the words, 1 = none (default: the model's)"
+        "--guidance-scale", type=finite_float, metavar="W", help="weight of the text, 1 = none (default: the model's)"
     )
     parser.add_argument(
-        "--num-images", type=positive_int, default=1, metavar="N", help="pictures to draw (default: 1)"
+        "--num-images", type=positive_int, default=1, metavar="N", help="pictures to generate (default: 1)"
     )
     add_seed_option(parser, "seed of the first picture")
 
@@ -75,7 +75,7 @@ def not_empty(name: str, text: str) -> str:
 
 
 def check_size(pipeline, height: int, width: int) -> tuple[int, int]:
-    """`height` and `width` in pixels, if the model can draw them.
+    """`height` and `width` in pixels, if the model can generate them.
 
     Raises:
         CommandError: when it can't; it says which sizes it can.
@@ -145,7 +145,7 @@ def generate_pictures(
 
     check_prompts(pipeline, prompts, height, width, images, describe_first)
     described = set()
-    with progress_bar(len(prompts), "drawing") as bar:
+    with progress_bar(len(prompts), "generating") as bar:
         for start in range(0, len(prompts), BATCH_SIZE):
             part = slice(start, start + BATCH_SIZE)
             generators = [generator(seed) for seed in seeds[part]]
