@@ -52,12 +52,14 @@ EXTRAS = {
 }
 TEST_TOOLS = [
     "build>=1.6.1",
+    "import-linter>=2.17",
     "matplotlib>=3.11.2",  # figures of the benchmarks
     "parameterized>=0.9.0",
     "pytest>=9.2.0",
     "pytest-xdist>=3.8.0",
     "ruff>=0.17.6",
     "transformers-mlinter>=0.1.5",
+    "ty>=0.0.108",
 ]
 EXTRAS["browser"] = ["playwright>=1.65.2"]  # drives the web page in the tests
 EXTRAS["dev"] = sorted({*TEST_TOOLS, *EXTRAS["train"], *EXTRAS["eval"], *EXTRAS["demo"]})

@@ -150,7 +150,7 @@ def test_bit_accuracy():
     output = model(**inputs, codes=codes, generator=seeded(3), timesteps=[0.0, 0.5, 0.9])
     assert output.bit_accuracy.shape == (3,) and 0 <= output.bit_accuracy.min() <= output.bit_accuracy.max() <= 1
     _, right = model.image_head.compute_losses(
-        *model._patches_to_draw(
+        *model._target_patches(
             model.model(inputs["input_ids"], inputs["attention_mask"], codes=codes).last_hidden_state,
             inputs["input_ids"],
             codes,

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from uniwetok_hf.conversion.keys import VISION_RULES, to_native
+from tests.conversion.published import to_native
+from uniwetok_hf.conversion.keys import VISION_RULES
 from uniwetok_hf.modeling.codes_uniwetok import binarize
 from uniwetok_hf.modeling.configuration_uniwetok import UniWeTokConfig
 from uniwetok_hf.modeling.modeling_uniwetok import (

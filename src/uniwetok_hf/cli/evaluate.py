@@ -391,7 +391,7 @@ def _add_generation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--judge",
         metavar="M",
-        help="folder or Hub name of a CLIP, SigLIP, ... that no training loss used; without it only pixels are compared",
+        help="folder or Hub name of a CLIP, SigLIP, ... that no training loss used; only pixels are compared without",
     )
     parser.add_argument(
         "--steps", type=positive_int, metavar="N", help="diffusion steps per patch (default: the model's)"

@@ -61,7 +61,7 @@ def describe_reconstruction(result) -> str:
     width, height = result.original.size
     line = f"{width}x{height} pixels, {result.num_tokens} tokens, {result.num_bytes} bytes, {quality(result)}"
     if result.seen.size != result.original.size:
-        line += f" (at the model's {result.seen.width}x{result.seen.height}: {_quality(result.seen, result.drawn)})"
+        line += f" (at the model's {result.seen.width}x{result.seen.height}: {_quality(result.seen, result.decoded)})"
     return line
 
 

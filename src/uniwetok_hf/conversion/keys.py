@@ -6,9 +6,6 @@ along dimension 0, since the published files fuse query|key|value and gate|up.
 """
 
 import re
-from collections.abc import Iterator
-
-import torch
 
 
 Rules = tuple[tuple[str, tuple[str, ...]], ...]
@@ -108,10 +105,3 @@ def _invert(target: str, groups: list[str]) -> str:
     for number, group in enumerate(groups, start=1):
         pattern = pattern.replace(rf"\{number}", f"(?P<group{number}>{group})")
     return pattern
-
-
-def to_native(name: str, tensor: torch.Tensor, rules: Rules) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields the native (name, tensor) pairs of one published tensor; nothing for a name that no rule knows."""
-    targets = native_names(name, rules)
-    if targets:
-        yield from zip(targets, tensor.chunk(len(targets)), strict=True)

@@ -2,8 +2,9 @@
 """`evaluate editing`: of the target, the source and other candidates, which is the result of an edit nearest to?
 
 The source is among the candidates, so a model that changes nothing scores zero; other edits of the same source may be
-among them, so that it is not enough to change something. Beside the model stand two shortcuts, a copy of the source and
-a picture generated from the instruction without the source, and the ceiling, the targets after the image tokenizer.
+among them, so that it is not enough to change something. Beside the model stand two shortcuts, a copy of the source
+and a picture generated from the instruction without the source, and the ceiling, the targets after the image
+tokenizer.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +26,7 @@ from .rows import picture_of, read_pictures
 
 @dataclass
 class EditPair:
-    """`source` edited by `instruction` gives `target`; `others` are wrong results, `kind` is the group of its score."""
+    """`source` edited by `instruction` gives `target`; `others` are wrong results; `kind` is its row of the table."""
 
     source: Image.Image
     instruction: str

@@ -1,6 +1,6 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""`evaluate reconstruction`: how well the image tokenizer reconstructs pictures (paper table 2): PSNR, SSIM, perceptual
-and Fréchet distance, beside WebP of as many bytes and two trivial baselines.
+"""`evaluate reconstruction`: how well the image tokenizer reconstructs pictures (paper table 2): PSNR, SSIM,
+perceptual and Fréchet distance, beside WebP of as many bytes and two trivial baselines.
 
 One protocol. At a size N each picture is cropped once: halved with a box filter while at least twice too large, scaled
 (bicubic) to cover N x N, cut in the centre, as 8-bit RGB. That crop is the model's input and the reference of its
@@ -184,8 +184,8 @@ class _SizeTable:
 
 @dataclass
 class Reconstruction:
-    """`original` and `result` have the size of the original. `seen` and `decoded` are the same two at the model's size,
-    without padding: equal to the first two unless the picture was scaled. `codes` [bits, h, w]."""
+    """`original` and `result` have the size of the original. `seen` and `decoded` are the same two at the model's
+    size, without padding: equal to the first two unless the picture was scaled. `codes` [bits, h, w]."""
 
     original: Image.Image
     result: Image.Image

@@ -35,8 +35,8 @@ def choose_rows(rows: Iterable[Mapping], columns: Iterable[str] = (), count: int
 
 
 def read_pictures(rows: Iterable[Mapping], columns: Sequence[str], skipped: list[str]) -> Iterator[dict]:
-    """Rows with the pictures of `columns` as RGB. A row whose picture can't be read is left out; the reason is added to
-    `skipped`."""
+    """Rows with the pictures of `columns` as RGB. A row whose picture can't be read is left out; the reason is added
+    to `skipped`."""
     for number, row in enumerate(rows):
         try:
             yield dict(row) | {column: picture_of(row[column], f"{column} of row {number}") for column in columns}

@@ -78,6 +78,9 @@ class LeCam(nn.Module):
     batches and processes.
     """
 
+    real_mean: torch.Tensor
+    fake_mean: torch.Tensor
+
     def __init__(self, decay: float = 0.999):
         super().__init__()
         self.decay = decay
@@ -105,5 +108,5 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.GroupNorm):
         nn.init.normal_(module.weight, 1.0, 0.02)
-    if getattr(module, "bias", None) is not None:
-        nn.init.zeros_(module.bias)
+    if isinstance(bias := getattr(module, "bias", None), torch.Tensor):
+        nn.init.zeros_(bias)

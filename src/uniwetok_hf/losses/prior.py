@@ -80,9 +80,9 @@ class GenerativePrior(nn.Module):
             timestep_schedule="uniform",
         )
         self.head = UniWeTokBinaryHead(head_config)
-        for layer in self.head.layers:  # a token is drawn alone: it has nothing to compare itself with
-            layer.self_attn.q_proj.requires_grad_(False)
-            layer.self_attn.k_proj.requires_grad_(False)
+        for name, parameter in self.head.named_parameters():
+            if "q_proj" in name or "k_proj" in name:  # each token is its own patch: there is nothing to attend to
+                parameter.requires_grad_(False)
 
     def conditions(self, codes: torch.Tensor) -> torch.Tensor:
         """What the transformer expects of each token, [B, h*w, hidden_size], in row-major order, of codes [B, bits, h,

@@ -13,11 +13,12 @@
 import hashlib
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from ..files import is_local_name
@@ -39,6 +40,9 @@ class Teacher(nn.Module):
         name: what it was loaded by.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(
         self,
         model: nn.Module,
@@ -50,7 +54,7 @@ class Teacher(nn.Module):
         name: str = "",
     ):
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.image_size, self.text_tokenizer, self.pooling, self.name = image_size, text_tokenizer, pooling, name
         self.register_buffer("mean", torch.tensor(image_mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(image_std)[:, None, None], persistent=False)
@@ -168,7 +172,7 @@ def _read_preprocessing(name_or_path, config) -> tuple[tuple[int, int], Sequence
     return image_size, processor.image_mean, processor.image_std
 
 
-def _own_pooling(model: nn.Module, image_size: tuple[int, int], has_pooler: bool) -> str:
+def _own_pooling(model: PreTrainedModel, image_size: tuple[int, int], has_pooler: bool) -> str:
     """Whether a vision model has a pooled output of its own."""
     with torch.no_grad():
         output = model.eval()(pixel_values=torch.zeros(1, 3, *image_size, dtype=model.dtype))

@@ -47,7 +47,7 @@ def flow_step(
         return prediction
     time, step = float(timestep), float(next_timestep) - float(timestep)
     drift = (1 + time) * flow_velocity(prediction, sample, time) - sample
-    return sample + drift * step + math.sqrt(2 * (1 - time) * step) * noise
+    return sample + drift * step + math.sqrt(2 * (1 - time) * step) * noise  # ty: ignore[unsupported-operator]
 
 
 class BinaryFlow:

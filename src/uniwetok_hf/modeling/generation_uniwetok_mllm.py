@@ -26,8 +26,8 @@ class UniWeTokGenerateCodesOutput(ModelOutput):
     """`codes` [B, bits, h, w] of {-1, +1}, 0 where an interrupted run did not get; `conditions`, on request, what the
     head was told at each step, one [rows, P, hidden size] a patch, conditional rows first."""
 
-    codes: torch.FloatTensor | None = None
-    conditions: tuple[torch.FloatTensor, ...] | None = None
+    codes: torch.Tensor | None = None
+    conditions: tuple[torch.Tensor, ...] | None = None
 
 
 class UniWeTokGenerationMixin:
@@ -40,12 +40,12 @@ class UniWeTokGenerationMixin:
     @torch.no_grad()
     def generate_codes(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         pixel_values: Pictures | None = None,
-        image_sizes: torch.LongTensor | None = None,
+        image_sizes: torch.Tensor | None = None,
         codes: Pictures | None = None,
-        negative_input_ids: torch.LongTensor | None = None,
+        negative_input_ids: torch.Tensor | None = None,
         negative_attention_mask: torch.Tensor | None = None,
         guidance_scale: float = 1.0,
         num_inference_steps: int = 50,
@@ -55,7 +55,7 @@ class UniWeTokGenerationMixin:
         output_conditions: bool = False,
         past_key_values: Cache | None = None,
         image_guidance_scale: float | None = None,
-        image_input_ids: torch.LongTensor | None = None,
+        image_input_ids: torch.Tensor | None = None,
         image_attention_mask: torch.Tensor | None = None,
     ) -> UniWeTokGenerateCodesOutput:
         """Draws one picture a row, patch by patch.

@@ -28,7 +28,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .card_uniwetok import UniWeTokCardMixin
-from .codes_uniwetok import binarize
+from .codes_uniwetok import Pictures, binarize
 from .configuration_uniwetok import UniWeTokConfig
 from .noise_uniwetok import Generators, draw_noise
 
@@ -38,15 +38,15 @@ class UniWeTokEncoderOutput(ModelOutput):
     """`latents`, the continuous encoder output, and `codes`, its signs in {-1, +1}: both [B, bits, h, w], or lists of
     [bits, h, w] when the pictures came as a list."""
 
-    latents: torch.FloatTensor | list[torch.FloatTensor] | None = None
-    codes: torch.FloatTensor | list[torch.FloatTensor] | None = None
+    latents: torch.Tensor | list[torch.Tensor] | None = None
+    codes: torch.Tensor | list[torch.Tensor] | None = None
 
 
 @dataclass
 class UniWeTokDecoderOutput(ModelOutput):
     """`sample`, the decoded pictures [B, 3, H, W], unclamped around [-1, 1], or a list of [3, H, W]."""
 
-    sample: torch.FloatTensor | list[torch.FloatTensor] | None = None
+    sample: torch.Tensor | list[torch.Tensor] | None = None
 
 
 @dataclass
@@ -54,11 +54,11 @@ class UniWeTokOutput(ModelOutput):
     """`sample`, the reconstructions; `latents` and `codes` as in [`UniWeTokEncoderOutput`]. `hidden_states` and
     `attentions` of the attention blocks, encoder first, on request."""
 
-    sample: torch.FloatTensor | list[torch.FloatTensor] | None = None
-    latents: torch.FloatTensor | list[torch.FloatTensor] | None = None
-    codes: torch.FloatTensor | list[torch.FloatTensor] | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    sample: torch.Tensor | list[torch.Tensor] | None = None
+    latents: torch.Tensor | list[torch.Tensor] | None = None
+    codes: torch.Tensor | list[torch.Tensor] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def depth_to_space(hidden_states: torch.Tensor) -> torch.Tensor:
@@ -405,7 +405,7 @@ class UniWeTokPreTrainedModel(UniWeTokCardMixin, PreTrainedModel):
     # subfolder="mllm")` strips this prefix and so loads the tokenizer alone.
     base_model_prefix = "model.vision_model"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # ty: ignore[invalid-assignment]  (as in transformers)
     supports_gradient_checkpointing = True
     _no_split_modules = ["UniWeTokLayer", "UniWeTokResidualBlock"]
     _supports_sdpa = True
@@ -480,7 +480,7 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
         return codes + (latents - latents.detach()) if self.training else codes
 
     @can_return_tuple
-    def encode(self, pixel_values: torch.Tensor | Sequence[torch.Tensor], **kwargs) -> UniWeTokEncoderOutput:
+    def encode(self, pixel_values: Pictures, **kwargs) -> UniWeTokEncoderOutput:
         """Encodes pictures. In training the gradient of the codes passes straight through to the latents.
 
         Args:
@@ -502,9 +502,9 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
     @can_return_tuple
     def decode(
         self,
-        codes: torch.Tensor | Sequence[torch.Tensor],
+        codes: Pictures,
         generator: Generators = None,
-        noise: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        noise: Pictures | None = None,
         **kwargs,
     ) -> UniWeTokDecoderOutput:
         """Decodes codes.
@@ -527,7 +527,7 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
             )
             return UniWeTokDecoderOutput(sample=decode(codes, noise)[0])
         self._check_codes(codes, noise)
-        inputs = [codes]
+        inputs: list = [codes]
         if self.config.decoder_noise:
             inputs.append(draw_noise(codes.shape, generator, codes.device, codes.dtype) if noise is None else noise)
         return UniWeTokDecoderOutput(sample=self._in_slices(partial(self.decoder, **kwargs), *inputs))
@@ -535,9 +535,9 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        pixel_values: torch.Tensor | Sequence[torch.Tensor],
+        pixel_values: Pictures,
         generator: Generators = None,
-        noise: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        noise: Pictures | None = None,
         **kwargs,
     ) -> UniWeTokOutput:
         """[`encode`] and [`decode`] in one: `sample`, `latents` and `codes`. In training, gradients reach the encoder
@@ -555,15 +555,16 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
                 f"{tuple(shape)}; UniWeTokImageProcessor pads, crops or resizes to such sizes."
             )
 
-    def _check_codes(self, codes: torch.Tensor, noise: torch.Tensor | None):
+    def _check_codes(self, codes: torch.Tensor, noise: Pictures | None):
         if codes.ndim != 4 or codes.shape[1] != self.config.num_bits:
             raise ValueError(f"`codes` must be [B, {self.config.num_bits}, h, w], got {tuple(codes.shape)}.")
-        if noise is not None and noise.shape != codes.shape:
-            raise ValueError(f"`noise` must be shaped like `codes` {tuple(codes.shape)}, got {tuple(noise.shape)}.")
+        if noise is not None and (not torch.is_tensor(noise) or noise.shape != codes.shape):
+            found = tuple(noise.shape) if torch.is_tensor(noise) else f"a {type(noise).__name__}"
+            raise ValueError(f"`noise` must be shaped like `codes` {tuple(codes.shape)}, got {found}.")
 
     def _noise_for_list(
-        self, codes: Sequence[torch.Tensor], generator: Generators, noise: Sequence[torch.Tensor] | None
-    ) -> Sequence[torch.Tensor]:
+        self, codes: Sequence[torch.Tensor], generator: Generators, noise: Pictures | None
+    ) -> Pictures:
         if len(codes) == 0:
             raise ValueError("`codes` is an empty list.")
         if noise is None:

@@ -97,7 +97,7 @@ class UniWeTokProjector(nn.Module):
 class UniWeTokMLLMPreTrainedModel(PreTrainedModel):
     config: UniWeTokMLLMConfig
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
+    input_modalities = ("image", "text")  # ty: ignore[invalid-assignment]  (as in transformers)
     supports_gradient_checkpointing = True
     _no_split_modules = ["UniWeTokLayer", "UniWeTokResidualBlock", "UniWeTokHeadLayer"]
     _skip_keys_device_placement = ["past_key_values"]
@@ -140,13 +140,13 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
             raise ValueError("Give either `pixel_values` or `codes`, not both.")
         return self.encode_pictures(pixel_values, image_sizes)
 
-    def positions(self, codes: Sequence[torch.Tensor]) -> torch.Tensor:
+    def positions(self, codes: Pictures) -> torch.Tensor:
         """2-D sinusoids [T, hidden size] of all tokens of the pictures, in drawing order."""
         size, device = self.config.text_config.hidden_size, codes[0].device
         tables = [sinusoidal_positions(*picture.shape[1:], size, device) for picture in codes]
         return self.tokens(tables)
 
-    def tokens(self, pictures: Sequence[torch.Tensor]) -> torch.Tensor:
+    def tokens(self, pictures: Pictures) -> torch.Tensor:
         """Maps [channels, h, w] to tokens [T, channels], picture by picture in drawing order.
 
         Raises:
@@ -351,8 +351,9 @@ class UniWeTokForCausalLM(UniWeTokCardMixin, UniWeTokMLLMPreTrainedModel, UniWeT
         shift_labels = kwargs.pop("shift_labels", None)
         codes = self.model.read_pictures(pixel_values, image_sizes, codes)
         targets = [] if labels is None else self._targets(image_is_target, codes)
-        is_flipped = self.training and any(targets)
-        inputs = self._flip_targets(input_ids, codes, targets, generator) if is_flipped else codes
+        inputs = codes
+        if self.training and any(targets) and input_ids is not None:
+            inputs = self._flip_targets(input_ids, codes, targets, generator)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -368,12 +369,12 @@ class UniWeTokForCausalLM(UniWeTokCardMixin, UniWeTokMLLMPreTrainedModel, UniWeT
             shift_labels = _next_tokens(labels)
         logits, text_logits = self._logits(hidden_states, shift_labels, logits_to_keep)
         losses = {}
-        if labels is not None:
+        if labels is not None and text_logits is not None:
             losses = self._text_loss(text_logits, shift_labels, num_items_in_batch)
             losses["loss"] = self.config.text_loss_weight * losses["text_loss"]
-            if any(targets):
-                to_draw = self._patches_to_draw(hidden_states, input_ids, codes, targets)
-                losses |= self._image_loss(*to_draw, len(labels), generator, timesteps, num_image_tokens_in_batch)
+            if any(targets) and input_ids is not None:
+                patches = self._target_patches(hidden_states, input_ids, codes, targets)
+                losses |= self._image_loss(*patches, len(labels), generator, timesteps, num_image_tokens_in_batch)
                 losses["loss"] = losses["loss"] + self.config.image_loss_weight * losses["image_loss"]
             elif self.training:
                 losses["loss"] = losses["loss"] + self._idle_pass()
@@ -423,8 +424,8 @@ class UniWeTokForCausalLM(UniWeTokCardMixin, UniWeTokMLLMPreTrainedModel, UniWeT
         sums = _sum_by_row(losses, is_text.nonzero()[:, 0], len(shift_labels))
         return {"text_loss": losses.sum() / num_items, "row_text_losses": sums}
 
-    def _patches_to_draw(
-        self, hidden_states: torch.Tensor, input_ids: torch.Tensor, codes: Sequence[torch.Tensor], targets: list[bool]
+    def _target_patches(
+        self, hidden_states: torch.Tensor, input_ids: torch.Tensor, codes: Pictures, targets: list[bool]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Tokens [M, P, bits] of the target pictures; their conditions [M, P, hidden size], the hidden states P
         positions before them; and the rows [M] they are in."""
@@ -470,7 +471,7 @@ class UniWeTokForCausalLM(UniWeTokCardMixin, UniWeTokMLLMPreTrainedModel, UniWeT
         return 0 * self.image_head(patch, patch.new_zeros(1), condition).sum()
 
     def _flip_targets(
-        self, input_ids: torch.Tensor, codes: Sequence[torch.Tensor], targets: list[bool], generator: Generators
+        self, input_ids: torch.Tensor, codes: Pictures, targets: list[bool], generator: Generators
     ) -> list[torch.Tensor]:
         """Codes whose targets have each bit flipped with a probability drawn for it between 0 and
         `bit_flip_probability` (docs/method.md 3.5)."""
@@ -499,7 +500,7 @@ class UniWeTokForCausalLM(UniWeTokCardMixin, UniWeTokMLLMPreTrainedModel, UniWeT
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
         """For beams and several answers a row is repeated with all of its pictures; the library would repeat pictures
         one by one, which mixes up rows of several."""
-        if expand_size > 1:
+        if expand_size > 1 and input_ids is not None:
             model_kwargs.pop("image_is_target", None)
             pictures = [model_kwargs.pop(name, None) for name in ("pixel_values", "image_sizes", "codes")]
             codes = self.model.read_pictures(*pictures)
@@ -509,11 +510,11 @@ class UniWeTokForCausalLM(UniWeTokCardMixin, UniWeTokMLLMPreTrainedModel, UniWeT
                     [c for c, of in zip(codes, rows, strict=True) if of == row] for row in range(len(input_ids))
                 ]
                 model_kwargs["codes"] = [c for row in pictures for _ in range(expand_size) for c in row]
-        return super()._expand_inputs_for_generation(
+        return super()._expand_inputs_for_generation(  # ty: ignore[invalid-argument-type]  (a protocol of transformers)
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
         )
 
-    def _rows_of_pictures(self, input_ids: torch.Tensor, codes: Sequence[torch.Tensor]) -> list[int]:
+    def _rows_of_pictures(self, input_ids: torch.Tensor, codes: Pictures) -> list[int]:
         """Which row each picture is in, told by the numbers of the rows' placeholders."""
         row_ends = (input_ids == self.config.image_token_id).sum(1).cumsum(0)
         picture_ends = torch.tensor([c[0].numel() for c in codes], device=input_ids.device).cumsum(0)
@@ -525,7 +526,9 @@ class UniWeTokForCausalLM(UniWeTokCardMixin, UniWeTokMLLMPreTrainedModel, UniWeT
             raise ValueError(
                 "`generator` can't seed text: transformers' `generate` draws from torch's global generator."
             )
-        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        inputs = super().prepare_inputs_for_generation(  # ty: ignore[invalid-argument-type]
+            input_ids, is_first_iteration=is_first_iteration, **kwargs
+        )
         if codes is not None and (is_first_iteration or not kwargs.get("use_cache", True)):
             inputs["codes"] = codes
         return inputs

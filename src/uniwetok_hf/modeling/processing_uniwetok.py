@@ -54,7 +54,7 @@ class UniWeTokProcessorKwargs(ProcessingKwargs, total=False):
         Whether to return `labels`: the ids of the assistant's text, -100 elsewhere.
     """
 
-    images_kwargs: UniWeTokImageProcessorKwargs
+    images_kwargs: UniWeTokImageProcessorKwargs  # ty: ignore[invalid-typed-dict-field]  (as in transformers)
     return_labels: bool
 
 
@@ -222,13 +222,13 @@ class UniWeTokProcessor(UniWeTokPushMixin, ProcessorMixin):
             ValueError: for a prompt with special tokens.
         """
         self.check_words(prompt)
-        conversations = []
+        conversations: list = []
         for index, words in enumerate(prompt):
             content = [{"type": "text", "text": words}]
             if images is not None:
                 content.insert(0, {"type": "image", "image": images[index]})
             conversations.append([{"role": "user", "content": content}])
-        return self.apply_chat_template(conversations, add_generation_prompt=True, **template)
+        return list(self.apply_chat_template(conversations, add_generation_prompt=True, **template))
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         """What stands for one picture between `<|vision_start|>` and `<|vision_end|>`."""
@@ -273,7 +273,7 @@ class UniWeTokProcessor(UniWeTokPushMixin, ProcessorMixin):
         replacements = [self.replace_image_token(processed, i) for i in range(len(processed["pixel_values"]))]
         return processed, replacements
 
-    def _get_num_multimodal_tokens(self, image_sizes: list[tuple[int, int]] | None = None, **kwargs) -> dict:
+    def _get_num_multimodal_tokens(self, image_sizes: list[tuple[int, int]] | None = None, **kwargs) -> MultiModalData:
         """How many placeholders pictures of (height, width) pixels take."""
         if image_sizes is None:
             return MultiModalData()

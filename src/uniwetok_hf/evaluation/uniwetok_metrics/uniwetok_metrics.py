@@ -157,7 +157,8 @@ CONFIGURATIONS = {
         frechet_values,
     ),
     "precision_recall": Configuration(
-        "Share of the predictions inside the manifold of the references (precision), and the other way round (recall).",
+        "Share of the predictions inside the manifold of the references (precision), and of the references inside "
+        "that of the predictions (recall).",
         "Kynkäänniemi et al., Improved precision and recall metric for assessing generative models, 2019.",
         """
     predictions: features [N, channels].
@@ -181,7 +182,8 @@ CONFIGURATIONS = {
         r_precision_values,
     ),
     "zero_shot": Configuration(
-        "How often the right class is among the k whose texts are nearest to a picture, in the space of a dual encoder.",
+        "How often the right class is among the k whose texts are nearest to a picture, in the space of a dual "
+        "encoder.",
         "Radford et al., Learning transferable visual models from natural language supervision, 2021.",
         """
     predictions: embeddings [N, channels] of pictures.
@@ -242,8 +244,8 @@ class UniWeTokMetrics(evaluate.Metric):
         )
 
     def add_batch(self, *, predictions=None, references=None, **kwargs):
-        """Adds samples. Pictures are kept as arrays, without loss: `datasets` would save a PIL picture in the format of
-        its file, JPEG for one, and so change it."""
+        """Adds samples. Pictures are kept as arrays, without loss: `datasets` would save a PIL picture in the format
+        of its file, JPEG for one, and so change it."""
         if CONFIGURATIONS[self.config_name].features is PICTURES:
             predictions, references = ([np.asarray(one) for one in many] for many in (predictions, references))
         super().add_batch(predictions=predictions, references=references, **kwargs)
