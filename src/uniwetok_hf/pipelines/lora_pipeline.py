@@ -2,8 +2,8 @@
 """LoRA adapters in a pipeline, under diffusers' names.
 
 diffusers' own `LoraBaseMixin`, which handles transformers models too, does most of it: `get_active_adapters`,
-`get_list_adapters`, `set_adapters`, `enable_lora`, `disable_lora`, `fuse_lora`, `unload_lora_weights`. What it can't do
-is here:
+`get_list_adapters`, `set_adapters`, `enable_lora`, `disable_lora`, `fuse_lora`, `unload_lora_weights`. This file has
+what it can't do:
 
 - loading and saving in the format of `peft` (`adapter_config.json` and `adapter_model.safetensors`, as `uniwetok train
   mllm --lora` and `save_pretrained` of `peft` and transformers write it);

@@ -13,8 +13,8 @@ from PIL import Image
 class UniWeTokPipelineOutput(BaseOutput):
     """
     Args:
-        images: a list of PIL images, an array [B, H, W, 3] or a tensor [B, 3, H, W] in [0, 1], or codes [B, bits, h, w]
-            of {-1, +1}, as `output_type` says.
+        images: as `output_type` says, a list of PIL images, an array [B, H, W, 3] or a tensor [B, 3, H, W] in [0, 1],
+            or codes [B, bits, h, w] of {-1, +1}.
         descriptions: of edits with `describe_first`, the description behind which each picture was generated.
     """
 
