@@ -28,7 +28,6 @@ from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.utils import ModelOutput, torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
-from .card_uniwetok import UniWeTokCardMixin
 from .codes_uniwetok import binarize
 from .configuration_uniwetok_mllm import UniWeTokMLLMConfig
 from .modeling_uniwetok import UniWeTokModel
@@ -310,7 +309,7 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
         )
 
 
-class UniWeTokForCausalLM(UniWeTokCardMixin, UniWeTokMLLMPreTrainedModel, GenerationMixin):
+class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, GenerationMixin):
     """The unified model: writes text with `generate`, draws pictures with `generate_codes`, learns both in
     `forward`."""
 

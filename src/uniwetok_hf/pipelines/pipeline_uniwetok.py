@@ -8,13 +8,12 @@ import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..modeling.card_uniwetok import UniWeTokCardMixin
 from ..modeling.noise_uniwetok import Generators
 from .lora_pipeline import UniWeTokLoraMixin
 from .pipeline_output import UniWeTokPipelineOutput
 
 
-class UniWeTokPipeline(UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
+class UniWeTokPipeline(UniWeTokLoraMixin, DiffusionPipeline):
     r"""
     Draws pictures from text. Adapters are loaded, mixed and merged as in diffusers ([`UniWeTokLoraMixin`]).
 
