@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 from datasets import load_from_disk
+from evaluate_emoji import CaptionScore, caption_of, rival_captions
 
 from uniwetok_hf import UniWeTokPipeline
-from uniwetok_hf.evaluation.drawing import draw_all
-from evaluate_emoji import CaptionScore, caption_of, rival_captions
+from uniwetok_hf.evaluation.generation import generate_all
 from uniwetok_hf.evaluation.judges import Judge
 
 
@@ -81,7 +81,7 @@ def main() -> None:
             for steps in options.steps:
                 call = {"num_inference_steps": steps, "guidance_scale": guidance}
                 seconds = seconds_a_picture(pipe, captions[:8], **call)
-                result = score(draw_all(pipe, captions, **call))
+                result = score(generate_all(pipe, captions, **call))
                 patch = pipe.mllm.config.patch_size
                 found.append(
                     {"patch": patch, "guidance": guidance, "steps": steps, "seconds": seconds, "score": result}

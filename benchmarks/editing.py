@@ -14,11 +14,11 @@ from collections import Counter
 
 import torch
 from datasets import load_from_disk
+from evaluate_emoji import combination_edits
 
 from uniwetok_hf import UniWeTokEditPipeline
-from uniwetok_hf.evaluation.drawing import draw_all
-from uniwetok_hf.evaluation.editing import edit_outcomes
-from evaluate_emoji import combination_edits
+from uniwetok_hf.evaluation.editing import edit_outcomes, edit_pairs
+from uniwetok_hf.evaluation.generation import generate_all
 from uniwetok_hf.evaluation.intervals import share_score
 from uniwetok_hf.evaluation.judges import Judge
 from uniwetok_hf.evaluation.rows import picture_of
@@ -47,7 +47,7 @@ def main() -> None:
     pictures = [dict(row) | {"image": picture_of(row["image"])} for split in splits.values() for row in split]
     rows = load_from_disk(f"{options.data}/edits")[options.split].to_list()
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-    edits = combination_edits(rows, pictures, sorted(order[: options.count].tolist()))
+    edits = edit_pairs(combination_edits(rows, pictures, sorted(order[: options.count].tolist())), by="kind")
     prompts, sources = [edit.instruction for edit in edits], [edit.source for edit in edits]
     kinds = [kind for kind, _ in Counter(edit.kind for edit in edits).most_common()]
 
@@ -63,8 +63,8 @@ def main() -> None:
             for steps in options.steps:
                 call = {"guidance_scale": guidance, "image_guidance_scale": image_guidance}
                 call["describe_first"] = is_described
-                drawn = draw_all(pipe, prompts, sources, num_inference_steps=steps, **call)
-                outcomes = edit_outcomes(drawn, edits, judge)
+                edited = generate_all(pipe, prompts, sources, num_inference_steps=steps, **call)
+                outcomes = edit_outcomes(edited, edits, judge)
                 for name in ("pixels", "judge") if judge else ("pixels",):
                     right = [outcome[f"nearest_by_{name}"] for outcome in outcomes]
                     cells = [f"{guidance:g}", f"{image_guidance:g}", str(steps), name, share(right)]

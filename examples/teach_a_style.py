@@ -33,8 +33,14 @@ from PIL import Image, ImageOps
 from uniwetok_hf import UniWeTokPipeline, embedded_path
 from uniwetok_hf.cli import sheets
 from uniwetok_hf.cli.main import main as uniwetok
-from uniwetok_hf.evaluation.choices import chance_of, draw_rivals, r_precision_outcomes
-from uniwetok_hf.evaluation.drawing import draw_all, nearest_is_own, thumbnail
+from uniwetok_hf.evaluation.choices import (
+    chance_of,
+    choose_rivals,
+    nearest_is_own,
+    r_precision_outcomes,
+    thumbnail,
+)
+from uniwetok_hf.evaluation.generation import generate_all
 from uniwetok_hf.evaluation.intervals import Score, share_score
 from uniwetok_hf.evaluation.judges import Judge
 from uniwetok_hf.provenance import check_unseen
@@ -94,12 +100,12 @@ def teach(folder: Path, settings: list[str]) -> None:
 
 def draw(pipe: UniWeTokPipeline, rows: list[dict], new: str) -> dict[str, list[Image.Image]]:
     """A drawing of each row in both styles."""
-    return {style: draw_all(pipe, prompts(style, rows)) for style in (new, OLD)}
+    return {style: generate_all(pipe, prompts(style, rows)) for style in (new, OLD)}
 
 
 def score(drawn: dict, real: dict, rows: list[dict], judge: Judge | None) -> dict[str, dict[str, Score]]:
     """Scores of the drawings in each style."""
-    rivals = draw_rivals([row["label"] for row in rows], NUM_RIVALS, torch.Generator().manual_seed(0))
+    rivals = choose_rivals([row["label"] for row in rows], NUM_RIVALS, torch.Generator().manual_seed(0))
     thumbnails = {style: [thumbnail(picture) for picture in pictures] for style, pictures in real.items()}
     scores = {}
     for style, other in zip(drawn, reversed(drawn), strict=True):
@@ -162,7 +168,7 @@ def main(argv: list[str] | None = None) -> None:
     pictures = [restyle(row["image"], new) for row in learnt]
     write_captioned_pictures(folder / "pictures", pictures, prompts(new, learnt))
     known = [prompt for style in OLD_STYLES for prompt in prompts(style, learnt + rehearsed)]
-    write_captioned_pictures(folder / "drawings", draw_all(pipe, known), known)
+    write_captioned_pictures(folder / "drawings", generate_all(pipe, known), known)
     teach(folder, args.set)
     taught = time.monotonic()
 

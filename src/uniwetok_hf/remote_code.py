@@ -32,12 +32,10 @@ class Part:
     Args:
         source: the module that defines it, relative to the package.
         auto_map: for each Auto class, the class of `source` that it loads.
-        hidden: base classes that the file uses and then deletes: diffusers accepts one pipeline in a file.
     """
 
     source: str
     auto_map: dict[str, str] = field(default_factory=dict)
-    hidden: tuple[str, ...] = ()
 
     @property
     def module(self) -> str:
@@ -67,7 +65,7 @@ PARTS = {
     ),
     "BinaryFlowScheduler": Part("schedulers/scheduling_binary_flow.py"),
     "UniWeTokPipeline": Part("pipelines/pipeline_uniwetok.py"),
-    "UniWeTokEditPipeline": Part("pipelines/pipeline_uniwetok_edit.py", hidden=("UniWeTokPipeline",)),
+    "UniWeTokEditPipeline": Part("pipelines/pipeline_uniwetok_edit.py"),
 }
 MODEL_TYPES = {"uniwetok": "UniWeTokModel", "uniwetok_mllm": "UniWeTokForCausalLM"}
 
@@ -157,9 +155,7 @@ def generate(name: str) -> str:
     origin = textwrap.wrap(f"{origin}Change those, not this file.", 117, initial_indent="# ", subsequent_indent="# ")
     header = [LICENCE, *origin, modules[-1].docstring, ""]
     header += sorted(imports, key=lambda line: (line.startswith("from "), line))
-    footer = [f"del {hidden}  # one pipeline in a file is what diffusers looks for\n" for hidden in part.hidden]
-    footer.append(f"__all__ = {json.dumps(exported)}\n")
-    return "\n\n\n".join(["\n".join(header), *sections, "\n".join(footer)])
+    return "\n\n\n".join(["\n".join(header), *sections, f"__all__ = {json.dumps(exported)}\n"])
 
 
 @dataclass(frozen=True)

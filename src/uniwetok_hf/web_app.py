@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 import torch
 from PIL import Image
 
-from .cli.describe import answers
 from .data.images import ImageReadError, read_image
 from .evaluation.reconstruction import reconstruct
 from .pipelines import UniWeTokConversation, UniWeTokEditPipeline, UniWeTokPipeline
+from .pipelines.writing import answer_question
 from .visualization import bit_planes
 
 
@@ -64,7 +64,7 @@ class Studio:
     def describe(self, picture: Image.Image, question: str) -> str:
         """The answer to a question about a picture."""
         question = _said(question, "Write a question.")
-        return answers(self.pipe.mllm, self.pipe.processor, [picture], question)[0]
+        return answer_question(self.pipe.mllm, self.pipe.processor, [picture], question)[0]
 
     def reconstruct(self, picture: Image.Image, seed: int) -> tuple[Image.Image, Image.Image, str]:
         """What comes back from a picture's codes, its bit planes, and a line of figures."""

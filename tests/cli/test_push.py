@@ -13,7 +13,7 @@ from tiny_models import build_tiny_mllm
 from uniwetok_hf import UniWeTokModel, UniWeTokPipeline, load_codes
 from uniwetok_hf.adapters import lora_config, save_adapter
 from uniwetok_hf.evaluation.intervals import Score
-from uniwetok_hf.evaluation.reports import Report, Row
+from uniwetok_hf.evaluation.reports import Report, ScoreRow
 
 
 def scored(value: float) -> Score:
@@ -24,7 +24,7 @@ def scored(value: float) -> Score:
 def results(workplace):
     """What two evaluations of one model left."""
     for task, metric, value in (("reconstruction", "psnr", 21.5), ("captioning", "f1", 0.25)):
-        rows = [Row({"what": "model"}, {metric: scored(value)}, for_card=True)]
+        rows = [ScoreRow({"what": "model"}, {metric: scored(value)}, for_card=True)]
         Report(task, "emoji_mllm/pipeline", "emoji", "test", {"seed": 0}, rows).save(workplace / "results" / task)
     return workplace / "results"
 
@@ -115,7 +115,7 @@ def test_an_edited_card_is_kept(hub, succeeds, folder, results):
 
     # Without one in the folder, that on the Hub counts; results that are given anew replace those of the same kind.
     (folder / "README.md").unlink()
-    rows = [Row({"what": "model"}, {"f1": scored(0.75)}, for_card=True)]
+    rows = [ScoreRow({"what": "model"}, {"f1": scored(0.75)}, for_card=True)]
     Report("captioning", "emoji_mllm/pipeline", "emoji", "test", {}, rows).save(results / "captioning")
     succeeds("push", folder, "org/cats", "--results", results, "--license", "apache-2.0")
     card = card_of(hub, "org/cats")

@@ -8,8 +8,8 @@ from tiny_mllm import BITS, seeded
 from tiny_models import build_tiny_pipeline
 
 from uniwetok_hf import UniWeTokEditPipeline, UniWeTokPipeline
-from uniwetok_hf.modeling.modeling_uniwetok_head import flow_step, flow_timesteps
-from uniwetok_hf.modeling.modeling_uniwetok_mllm import tokens_to_codes
+from uniwetok_hf.modeling.codes_uniwetok import tokens_to_codes
+from uniwetok_hf.modeling.flow_uniwetok import flow_step, flow_timesteps
 from uniwetok_hf.pipelines import UniWeTokPipelineOutput
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_encoded import build_vision, encode, encode_emoji, pictures
+from tiny_encoded import build_vision, encode, encode_tasks, pictures
 from tiny_models import build_tiny_text_tokenizer
 
 from uniwetok_hf import UniWeTokImageProcessor, UniWeTokProcessor
@@ -11,8 +11,8 @@ from uniwetok_hf.training.tasks import Sample, TaskMixture, TaskSource, text_ite
 
 
 @pytest.fixture(scope="module")
-def mixture(fixtures, tmp_path_factory):
-    fields = encode_emoji(fixtures / "emoji", tmp_path_factory.mktemp("emoji"), build_vision())
+def mixture(tmp_path_factory):
+    fields = encode_tasks(tmp_path_factory.mktemp("tasks"), build_vision())
     return TaskMixture([TaskSource(**source) for source in fields["data"]], seed=1, text_dropout=0.2)
 
 
@@ -101,7 +101,7 @@ def test_inputs_and_counts_of_a_piece(mixture):
 
 def test_conversations_without_pictures(mixture):
     messages = [{"role": "user", "content": [text_item("a")]}, {"role": "assistant", "content": [text_item("b")]}]
-    piece = batches(mixture).collate([(0, Sample(messages, [], task="emoji_drawing"))])
+    piece = batches(mixture).collate([(0, Sample(messages, [], task="captions"))])
     assert "codes" not in piece.inputs and piece.num_image_tokens == 0 and piece.num_text_tokens > 0
 
 

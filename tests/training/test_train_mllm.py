@@ -12,8 +12,8 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tiny_encoded import (
     build_vision,
-    emoji_training,
     encode,
+    language_training,
     later,
     pictures,
     run,
@@ -32,7 +32,6 @@ from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig, Tas
 
 
 MODEL = ("pipeline", "mllm", "model.safetensors")
-COPYING = {"layer": 0, "like": 0, "heads": [1]}
 
 
 def interrupt_at(step: int, monkeypatch, times: int = 1) -> None:
@@ -77,15 +76,15 @@ def test_an_interrupt_that_is_ignored_stays_ignored(fields, tmp_path, monkeypatc
 
 
 @pytest.fixture(scope="module")
-def fields(fixtures, tmp_path_factory):
-    """A training on the three emoji tasks of the fixtures."""
-    return emoji_training(fixtures / "emoji", tmp_path_factory.mktemp("language"))
+def fields(tmp_path_factory):
+    """A training on the library's tasks."""
+    return language_training(tmp_path_factory.mktemp("language"))
 
 
 @pytest.fixture(scope="module")
 def trained(fields, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    return run(fields, folder, prompts=["a noto emoji of red heart"])
+    return run(fields, folder, prompts=["a red square of 12 pixels"])
 
 
 def weights(path) -> dict[str, torch.Tensor]:
@@ -97,7 +96,7 @@ def test_a_run_leaves_a_pipeline_and_figures(trained, fields):
     assert pipeline.config.default_size == 32 and pipeline.config.default_num_inference_steps == 2
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
-    assert pipeline("a noto emoji of red heart", generator=generator).images[0].size == (32, 32)
+    assert pipeline("a red square of 12 pixels", generator=generator).images[0].size == (32, 32)
     for name, tensor in UniWeTokModel.from_pretrained(fields["vision_model"]).state_dict().items():
         assert torch.equal(pipeline.mllm.vision_model.state_dict()[name], tensor), name
 
@@ -105,14 +104,14 @@ def test_a_run_leaves_a_pipeline_and_figures(trained, fields):
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     figures = {name for line in lines for name in line}
     wanted = {"loss", "grad_norm", "bit_accuracy", "learning_rate", "samples_per_second", "tokens_per_second"}
-    wanted |= {f"{part}_loss_emoji_{task}" for part in ("text", "image") for task in ("drawing", "editing")}
+    wanted |= {f"{part}_loss_{task}" for part in ("text", "image") for task in ("captions", "edits")}
     wanted |= {
-        "text_loss_emoji_describing",
-        "validation_text_loss_emoji_describing",
-        "validation_image_loss_emoji_drawing",
+        "text_loss_questions",
+        "validation_text_loss_questions",
+        "validation_image_loss_captions",
     }
     wanted |= {f"validation_bit_accuracy_t{time}" for time in (0.0, 0.25, 0.5, 0.75)}
-    assert wanted <= figures and "image_loss_emoji_describing" not in figures
+    assert wanted <= figures and "image_loss_questions" not in figures
     assert "validation_bit_accuracy" in lines[1] and "validation_bit_accuracy" not in lines[0]
     assert lines[3]["tokens_per_second"] > 20 * lines[3]["samples_per_second"]
     assert (trained / "samples" / "drawings-000004.png").exists()
@@ -226,10 +225,10 @@ def test_the_loss_of_a_step_by_hand(fields, tmp_path):
 
 
 def test_training_learns(fields, tmp_path):
-    drawing = [source for source in fields["data"] if source["task"] == "emoji_drawing"]
-    more = {"data": drawing, "validation_data": [], "max_train_steps": 40, "checkpointing_steps": 40}
+    captions = [source for source in fields["data"] if source["task"] == "captions"]
+    more = {"data": captions, "validation_data": [], "max_train_steps": 40, "checkpointing_steps": 40}
     lines = log_lines(run(fields, tmp_path, **more, learning_rate=3e-3, text_dropout=0.0))
-    for name in ("image_loss_emoji_drawing", "text_loss_emoji_drawing"):
+    for name in ("image_loss_captions", "text_loss_captions"):
         first, last = (sum(line[name] for line in part) for part in (lines[:10], lines[-10:]))
         assert last < 0.8 * first, name
     assert lines[-1]["bit_accuracy"] > 0.6
@@ -256,7 +255,7 @@ def test_a_stage_that_raises_the_patch_size(fields, trained, tmp_path):
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline.mllm.config.patch_size == pipeline.processor.patch_size == 4
     assert pipeline("a heart").images[0].size == (32, 32) and pipeline.num_timesteps == 1
-    assert log_lines(raised)[-1]["image_loss_emoji_drawing"] < 10
+    assert log_lines(raised)[-1]["image_loss_captions"] < 10
 
 
 def test_a_causal_language_model_as_the_start(fields, tmp_path):
@@ -308,7 +307,7 @@ def test_shipped_finetunes_name_parts_that_are_there(fields, trained):
     """Tied embeddings are one weight with two names, and `lm_head` is the second."""
     mllm = UniWeTokPipeline.from_pretrained(trained / "pipeline", dtype=torch.float32).mllm
     assert mllm.lm_head.weight is mllm.get_input_embeddings().weight
-    chosen = choose_parameters(mllm, read_config(MLLMTrainingConfig, find_config("emoji_mllm_chat")).trainable)
+    chosen = choose_parameters(mllm, read_config(MLLMTrainingConfig, find_config("paper_mllm_chat")).trainable)
     assert any(parameter is mllm.lm_head.weight for parameter in chosen)
     assert len(choose_parameters(mllm, ["lm_head"])) == 1
 
@@ -364,13 +363,13 @@ def test_a_gradient_that_is_not_finite_stops_the_run(fields, trained, tmp_path, 
 def test_compiled_layers_learn_the_same(fields, trained, tmp_path):
     """Validation and drawing, which are not compiled, in between."""
     torch.compiler.reset()
-    folder = run(fields, tmp_path, compile=True, prompts=["a noto emoji of red heart"])
+    folder = run(fields, tmp_path, compile=True, prompts=["a red square of 12 pixels"])
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2  # a layer of each part
     expected, found = (
         [json.loads(line) for line in (run_folder / "log.jsonl").read_text().splitlines()]
         for run_folder in (trained, folder)
     )
-    for name in ("loss", "grad_norm", "validation_image_loss_emoji_drawing"):
+    for name in ("loss", "grad_norm", "validation_image_loss_captions"):
         values = [[line[name] for line in lines if name in line] for lines in (expected, found)]
         torch.testing.assert_close(*values, rtol=1e-3, atol=0)
     assert weights(folder).keys() == weights(trained).keys()
@@ -386,8 +385,6 @@ def test_compiled_layers_learn_the_same(fields, trained, tmp_path):
         ({"data": [{"task": "captions"}]}, r"missing field data\[0\].path"),
         ({"data": []}, "`data` must name at least one"),
         ({"batch_size": 5, "gradient_accumulation_steps": 2}, "`batch_size`=5 must be a multiple"),
-        ({"copying_heads": COPYING}, "`copying_heads` needs `init_from`"),
-        ({"copying_heads": COPYING, "init_from": "x", "lora": {}}, "`copying_heads` needs .* and no `lora`"),
         ({"init_from": "x"}, "`vision_model` can't be given together with `init_from`"),
     ],
 )
@@ -398,12 +395,8 @@ def test_bad_settings_are_named(fields, tmp_path, more, message):
 
 def test_shipped_configs_are_read():
     names = [name for name in shipped_configs() if "mllm" in name]
-    stages = {"emoji_mllm", "paper_mllm_pretrain"}
-    stages |= {f"emoji_mllm_{stage}" for stage in ("longer", "crops", "narrow_crops", "patchwork", "anneal")}
-    stages |= {f"emoji_mllm_{stage}" for stage in ("copies", "faithful", "finish", "describe")}
-    stages |= {f"emoji_mllm_{stage}" for stage in ("draw", "edit", "chat", "patch", "lora")}
-    stages |= {f"paper_mllm_{stage}" for stage in ("gen", "edit", "chat", "patch")}
-    assert stages == set(names)
+    stages = {f"paper_mllm_{stage}" for stage in ("pretrain", "gen", "edit", "chat", "patch")}
+    assert {"small_mllm", *stages} == set(names)
     configs = {name: read_config(MLLMTrainingConfig, find_config(name)) for name in names}
     outputs = {config.output_dir for config in configs.values()}
     for name, config in configs.items():

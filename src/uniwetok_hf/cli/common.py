@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import itertools
 import math
 import re
 import sys
@@ -12,10 +13,18 @@ from pathlib import Path
 # An --output with one of these endings is a file, anything else a folder.
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 LARGEST_SEED = 2**63 - 1
+ANY_CHECKPOINT = "pipeline folder, image tokenizer folder"  # what --model takes for an image tokenizer
 
 
 class CommandError(Exception):
     """Something that the user can put right: `main` prints it as one line and exits with 1."""
+
+
+def load_package() -> None:
+    """Executes `uniwetok_hf/__init__.py`, unless that is done: `uniwetok_entry` leaves it until a command runs."""
+    package = sys.modules["uniwetok_hf"]
+    if "__version__" not in vars(package):
+        package.__spec__.loader.exec_module(package)
 
 
 def one_line(error: object, limit: int = 400) -> str:
@@ -165,17 +174,38 @@ def output_folder(output: str | Path) -> Path:
     return path
 
 
-def check_pictures(paths: Sequence[str]) -> None:
-    """Reads every picture once, so that a bad one is told before a model is loaded.
+def read_picture(path: str):
+    """The picture at `path` as 8-bit RGB.
 
     Raises:
-        CommandError: naming the first that can't be read.
+        CommandError: when it can't be read.
     """
     from uniwetok_hf.data.images import read_image
 
     with user_errors():
-        for path in paths:
-            read_image(path)
+        return read_image(path)
+
+
+def read_pictures(paths: Sequence[str]) -> Iterator:
+    """The pictures at `paths`, one at a time. All of them are checked now, before a model is loaded. Only the first
+    stays in memory; the others are read again when their turn comes.
+
+    Raises:
+        CommandError: naming the first that can't be read.
+    """
+    first, *others = paths
+    picture = read_picture(first)
+    for path in others:
+        read_picture(path)
+    return itertools.chain([picture], map(read_picture, others))
+
+
+def save_picture(picture, path: Path) -> Path:
+    """Saves a picture, in a folder that is made if needed, and returns its path."""
+    from uniwetok_hf.data.images import save_image
+
+    output_folder(path.parent)
+    return save_image(picture, path)
 
 
 def progress_bar(total: float, description: str):

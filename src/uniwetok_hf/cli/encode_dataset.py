@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .common import (
+    ANY_CHECKPOINT,
     CommandError,
     add_command,
     add_model_options,
@@ -21,7 +22,6 @@ from .common import (
 )
 from .convert import DTYPES
 from .loading import find_checkpoint, load_vision_model
-from .reconstruct import ANY_CHECKPOINT
 
 
 def add_commands(commands) -> None:

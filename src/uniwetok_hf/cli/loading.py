@@ -53,53 +53,50 @@ def find_checkpoint(name: str | None, kinds: tuple[str, ...]) -> Checkpoint:
         from uniwetok_hf import embedded_path
 
         with user_errors(prefix="the embedded checkpoint is not there: "):
-            checkpoint = Checkpoint(embedded_path(EMBEDDED), EMBEDDED, "pipeline")
-    elif Path(name).exists():
-        checkpoint = Checkpoint(Path(name), Path(name).resolve().name, _kind_of(Path(name), name))
-    elif re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        checkpoint = _fetch(name, kinds)
-    else:
-        raise CommandError(f"{name} is neither a folder nor a Hub id like org/name")
-    _check_kind(checkpoint, kinds, name or EMBEDDED)
-    return checkpoint
+            return Checkpoint(embedded_path(EMBEDDED), EMBEDDED, "pipeline")
+    if Path(name).exists():
+        return Checkpoint(Path(name), Path(name).resolve().name, _kind_of(Path(name), name, kinds))
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        return _fetch(name, kinds)
+    raise CommandError(f"{name} is neither a folder nor a Hub id like org/name")
 
 
-def _check_kind(checkpoint: Checkpoint, kinds: tuple[str, ...], name: str) -> None:
-    if checkpoint.kind not in kinds:
-        wanted = " or ".join(KINDS[kind] for kind in kinds)
-        raise CommandError(f"{name} holds {KINDS[checkpoint.kind]}, but this command needs {wanted}")
-
-
-def _kind_of(folder: Path, name: str) -> str:
-    """Which of `KINDS` a folder holds, from its small files."""
+def _kind_of(folder: Path, name: str, kinds: tuple[str, ...]) -> str:
+    """Which of `KINDS` a folder holds, from its small files. It must be one of `kinds`."""
     if not folder.is_dir():
         raise CommandError(f"{name} is a file; --model takes a folder or a Hub id (`uniwetok convert` makes folders)")
+    kind = model_type = None
     if (folder / "model_index.json").is_file():
-        found = _read_json(folder / "model_index.json").get("_class_name")
+        kind, found = "pipeline", _read_json(folder / "model_index.json").get("_class_name")
         if found not in PIPELINES:
             raise CommandError(f"{name} holds a pipeline of the class {found}, expected {PIPELINES[0]}")
-        return "pipeline"
-    if (folder / "config.json").is_file():
-        found = _read_json(folder / "config.json").get("model_type")
-        if found in ("uniwetok", "uniwetok_mllm"):
-            return "vision" if found == "uniwetok" else "mllm"
+    elif (folder / "config.json").is_file():
+        model_type = _read_json(folder / "config.json").get("model_type")
+        kind = {"uniwetok": "vision", "uniwetok_mllm": "mllm"}.get(model_type)
+    if kind is None:
+        raise CommandError(f"{name} {_what_else(folder, name, model_type)}")
+    if kind not in kinds:
+        wanted = " or ".join(KINDS[kind] for kind in kinds)
+        raise CommandError(f"{name} holds {KINDS[kind]}, but this command needs {wanted}")
+    return kind
+
+
+def _what_else(folder: Path, name: str, model_type: str | None) -> str:
+    """What a folder is that holds none of `KINDS`."""
     if (folder / "log.jsonl").is_file():
         results = [result for result in ("pipeline", "model", "adapter") if (folder / result).is_dir()]
-        what = f"its result is {name}/{results[0]}" if results else "it is not finished"
-        raise CommandError(f"{name} is the folder of a training: {what}")
+        outcome = f"its result is {name}/{results[0]}" if results else "it is not finished"
+        return f"is the folder of a training: {outcome}"
     if any((folder / published).exists() for published in PUBLISHED_FILES):
-        raise CommandError(f"{name} is in the published layout: convert it first with `uniwetok convert {name} OUT`")
+        return f"is in the published layout: convert it first with `uniwetok convert {name} OUT`"
     if (folder / "config.json").is_file():
-        raise CommandError(f"{name} holds a model of the type {found!r}, expected a UniWeTok pipeline or tokenizer")
-    raise CommandError(
-        f"{name} holds no checkpoint: expected model_index.json (a pipeline) or config.json (an image tokenizer), "
-        f"found {_listing(folder)}"
+        return f"holds a model of the type {model_type!r}, expected a UniWeTok pipeline or tokenizer"
+    names = sorted(path.name for path in folder.iterdir()) or ["nothing"]
+    found = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+    return (
+        "holds no checkpoint: expected model_index.json (a pipeline) or config.json (an image tokenizer), "
+        f"found {found}"
     )
-
-
-def _listing(folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir())
-    return "nothing" if not names else ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
 
 def _read_json(path: Path) -> dict:
@@ -125,8 +122,7 @@ def _fetch(name: str, kinds: tuple[str, ...]) -> Checkpoint:
     try:
         with hub_bars():
             folder = Path(snapshot_download(name, allow_patterns=SMALL_FILES))
-            checkpoint = Checkpoint(folder, name, _kind_of(folder, name))
-            _check_kind(checkpoint, kinds, name)
+            checkpoint = Checkpoint(folder, name, _kind_of(folder, name, kinds))
             # Of the same commit, whatever is pushed meanwhile: the cache calls its folder so.
             snapshot_download(name, revision=folder.name, allow_patterns=[*SMALL_FILES, "*.safetensors"])
     except GatedRepoError as error:
@@ -224,6 +220,11 @@ def load_vision_model(name: str | None, device: str):
     return _load_model(UniWeTokModel, find_checkpoint(name, ("pipeline", "vision", "mllm")), device)
 
 
+def load_language_model(name: str | None, device: str):
+    """The language model of a pipeline folder and its processor."""
+    return _load_parts(find_checkpoint(name, ("pipeline",)), device)
+
+
 def _load_parts(checkpoint: Checkpoint, device: str):
     from uniwetok_hf import UniWeTokForCausalLM, UniWeTokProcessor
 
@@ -266,17 +267,12 @@ def describe_checkpoint(checkpoint: Checkpoint):
         return UniWeTokPipeline(processor, model, BinaryFlowScheduler())
 
 
-def load_language_model(name: str | None, device: str):
-    """The language model of a pipeline folder and its processor."""
-    return _load_parts(find_checkpoint(name, ("pipeline",)), device)
-
-
 def load_pipeline(name: str | None, device: str):
     """The text-to-image pipeline of a pipeline folder, without bars of its own."""
     from uniwetok_hf import BinaryFlowScheduler, UniWeTokPipeline
 
     checkpoint = find_checkpoint(name, ("pipeline",))
-    check_pipeline(checkpoint)
+    _require(checkpoint.folder, "scheduler/scheduler_config.json")
     mllm, processor = _load_parts(checkpoint, device)
     with _loading(checkpoint):
         settings = UniWeTokPipeline.load_config(checkpoint.folder)

@@ -1,5 +1,6 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Adversarial loss: PatchGAN discriminator, hinge loss for it, non-saturating loss for the decoder, LeCam (spec 2.4).
+"""Adversarial loss: PatchGAN discriminator, hinge loss for it, non-saturating loss for the decoder, LeCam
+(docs/method.md 2.3).
 
 - Discriminator: conv 4x4 stride 2, twice more with norm, conv 4x4 stride 1 with norm, conv 4x4 to one logit a patch;
   LeakyReLU 0.2. **GroupNorm stands where the published one has BatchNorm**, so a logit depends on its own picture
@@ -77,6 +78,9 @@ class LeCam(nn.Module):
     batches and processes.
     """
 
+    real_mean: torch.Tensor
+    fake_mean: torch.Tensor
+
     def __init__(self, decay: float = 0.999):
         super().__init__()
         self.decay = decay
@@ -104,5 +108,5 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.GroupNorm):
         nn.init.normal_(module.weight, 1.0, 0.02)
-    if getattr(module, "bias", None) is not None:
-        nn.init.zeros_(module.bias)
+    if isinstance(bias := getattr(module, "bias", None), torch.Tensor):
+        nn.init.zeros_(bias)

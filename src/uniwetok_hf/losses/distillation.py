@@ -1,6 +1,6 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Pre-Post Distillation: tokens that mean something, before the sign and after it (arXiv 2602.14178, section 3.2; spec
-4.1).
+"""Pre-Post Distillation: tokens that mean something, before the sign and after it (arXiv 2602.14178, section 3.2;
+docs/method.md 2.5).
 
     L = (1 - cos(u_G, f_T)) + eta (1 - cos(u_Q, f_T))
 

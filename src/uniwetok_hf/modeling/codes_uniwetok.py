@@ -2,8 +2,8 @@
 """Binary codes as data: the sign quantizer, packing in bytes, and the file format of saved codes.
 
 A token is a vector of {-1, +1}. Nothing here knows a codebook: 2^128 codes need no table, the sign *is* the index.
-Bit j of byte k is channel 8k + j (least significant bit first), the order of the groups in the entropy loss (spec
-2.1).
+Bit j of byte k is channel 8k + j (least significant bit first), the order of the groups in the entropy loss
+(docs/method.md 1.2).
 """
 
 import json
@@ -17,6 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 
+# Pixels or codes of pictures: a batch, or a list of pictures of any sizes.
+Pictures = torch.Tensor | Sequence[torch.Tensor]
+
 CODES_FORMAT = "uniwetok-codes"
 CODES_VERSION = 1
 
@@ -26,7 +29,7 @@ class CodesFileError(ValueError):
 
 
 def binarize(latents: torch.Tensor) -> torch.Tensor:
-    """+1 where `latents` > 0 and -1 elsewhere (exact zero is -1, spec 1.2); same shape and dtype, no gradient."""
+    """+1 where `latents` > 0 and -1 elsewhere (exact zero is -1); same shape and dtype, no gradient."""
     return torch.where(latents > 0, 1.0, -1.0).to(latents.dtype)
 
 
@@ -53,6 +56,22 @@ def unpack_codes(packed: torch.Tensor, dtype: torch.dtype = torch.float32) -> to
         raise ValueError(f"`packed` must be uint8 [B, h, w, bytes], got {packed.dtype} {tuple(packed.shape)}.")
     bits = packed[..., None].bitwise_right_shift(torch.arange(8, device=packed.device).to(torch.uint8)) & 1
     return (bits.flatten(-2).movedim(-1, 1).to(dtype) * 2 - 1).contiguous()  # [B, bits, h, w]
+
+
+def codes_to_tokens(codes: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Codes [N, bits, h, w] to tokens [N, h*w, bits] in drawing order: patches row by row, and rows inside a patch."""
+    batch, bits, height, width = codes.shape
+    p = patch_size
+    patches = codes.reshape(batch, bits, height // p, p, width // p, p)
+    return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, height * width, bits)
+
+
+def tokens_to_codes(tokens: torch.Tensor, height: int, width: int, patch_size: int) -> torch.Tensor:
+    """Inverse of [`codes_to_tokens`]."""
+    batch, _, bits = tokens.shape
+    p = patch_size
+    patches = tokens.reshape(batch, height // p, width // p, p, p, bits)
+    return patches.permute(0, 5, 1, 3, 2, 4).reshape(batch, bits, height, width)
 
 
 @dataclass
@@ -164,4 +183,15 @@ def load_codes(path: str | os.PathLike) -> SavedCodes:
     return SavedCodes(codes, original_sizes, content_sizes, metadata)
 
 
-__all__ = ["CodesFileError", "SavedCodes", "binarize", "load_codes", "pack_codes", "save_codes", "unpack_codes"]
+__all__ = [
+    "CodesFileError",
+    "Pictures",
+    "SavedCodes",
+    "binarize",
+    "codes_to_tokens",
+    "load_codes",
+    "pack_codes",
+    "save_codes",
+    "tokens_to_codes",
+    "unpack_codes",
+]

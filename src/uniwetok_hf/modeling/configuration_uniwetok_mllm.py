@@ -1,11 +1,11 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Configurations of the unified language model and of its binary head (spec 3.1, 3.3).
+"""Configurations of the unified language model and of its binary head (docs/method.md 3).
 
 `UniWeTokMLLMConfig` is composite: any causal language model as `text_config`, the image tokenizer as `vision_config`,
 the diffusion head that predicts the bits of a token as `head_config`.
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -48,7 +48,10 @@ class UniWeTokHeadConfig(CheckedTypeMixin, PreTrainedConfig):
     num_hidden_layers: int = 6
     num_modulation_layers: int = 2
     head_dim: int = 128
-    intermediate_size: int | None = None
+    if TYPE_CHECKING:
+        intermediate_size: int = 0  # never None once `__post_init__` has run
+    else:
+        intermediate_size: int | None = None
     hidden_act: Literal["swiglu", "silu"] = "swiglu"
     squash_output: bool = True
     timestep_schedule: Literal["logit_normal", "uniform"] = "logit_normal"
@@ -105,13 +108,18 @@ class UniWeTokMLLMConfig(CheckedTypeMixin, PreTrainedConfig):
     model_type = "uniwetok_mllm"
     sub_configs_defaults = {
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen3"),
-        "vision_config": UniWeTokConfig,
-        "head_config": UniWeTokHeadConfig,
+        "vision_config": SubConfigSpec(config_class=UniWeTokConfig),
+        "head_config": SubConfigSpec(config_class=UniWeTokHeadConfig),
     }
 
-    text_config: dict | PreTrainedConfig | None = None
-    vision_config: dict | PreTrainedConfig | None = None
-    head_config: dict | PreTrainedConfig | None = None
+    if TYPE_CHECKING:  # once `__post_init__` has run
+        text_config: PreTrainedConfig
+        vision_config: UniWeTokConfig
+        head_config: UniWeTokHeadConfig
+    else:
+        text_config: dict | PreTrainedConfig | None = None
+        vision_config: dict | PreTrainedConfig | None = None
+        head_config: dict | PreTrainedConfig | None = None
     patch_size: int = 1
     image_token_id: int = 151655
     vision_start_token_id: int = 151652

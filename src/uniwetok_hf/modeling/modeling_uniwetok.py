@@ -1,5 +1,5 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""The UniWeTok image tokenizer (arXiv 2602.14178, section 3; figure 3).
+"""The UniWeTok image tokenizer (arXiv 2602.14178, section 3, figure 3; docs/method.md 1.1).
 
 What is unusual, top to bottom:
 - A picture becomes one token per 32x32 pixels; a token is `num_bits` signs, and no codebook is stored.
@@ -27,7 +27,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .codes_uniwetok import binarize
+from .codes_uniwetok import Pictures, binarize
 from .configuration_uniwetok import UniWeTokConfig
 from .noise_uniwetok import Generators, draw_noise
 
@@ -37,15 +37,15 @@ class UniWeTokEncoderOutput(ModelOutput):
     """`latents`, the continuous encoder output, and `codes`, its signs in {-1, +1}: both [B, bits, h, w], or lists of
     [bits, h, w] when the pictures came as a list."""
 
-    latents: torch.FloatTensor | list[torch.FloatTensor] | None = None
-    codes: torch.FloatTensor | list[torch.FloatTensor] | None = None
+    latents: torch.Tensor | list[torch.Tensor] | None = None
+    codes: torch.Tensor | list[torch.Tensor] | None = None
 
 
 @dataclass
 class UniWeTokDecoderOutput(ModelOutput):
     """`sample`, the decoded pictures [B, 3, H, W], unclamped around [-1, 1], or a list of [3, H, W]."""
 
-    sample: torch.FloatTensor | list[torch.FloatTensor] | None = None
+    sample: torch.Tensor | list[torch.Tensor] | None = None
 
 
 @dataclass
@@ -53,15 +53,15 @@ class UniWeTokOutput(ModelOutput):
     """`sample`, the reconstructions; `latents` and `codes` as in [`UniWeTokEncoderOutput`]. `hidden_states` and
     `attentions` of the attention blocks, encoder first, on request."""
 
-    sample: torch.FloatTensor | list[torch.FloatTensor] | None = None
-    latents: torch.FloatTensor | list[torch.FloatTensor] | None = None
-    codes: torch.FloatTensor | list[torch.FloatTensor] | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    sample: torch.Tensor | list[torch.Tensor] | None = None
+    latents: torch.Tensor | list[torch.Tensor] | None = None
+    codes: torch.Tensor | list[torch.Tensor] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def depth_to_space(hidden_states: torch.Tensor) -> torch.Tensor:
-    """[B, 4C, H, W] to [B, C, 2H, 2W] in DCR order: channel (2a + b) C + c lands at offset (a, b) (spec 1.5).
+    """[B, 4C, H, W] to [B, C, 2H, 2W] in DCR order: channel (2a + b) C + c lands at offset (a, b).
     `nn.PixelShuffle` would read 4c + 2a + b."""
     batch, channels, height, width = hidden_states.shape
     blocks = hidden_states.reshape(batch, 2, 2, channels // 4, height, width)  # [B, a, b, C, H, W]
@@ -84,7 +84,7 @@ def decoder_grid(length: int, device: torch.device) -> torch.Tensor:
 def rotary_tables(
     x_positions: torch.Tensor, y_positions: torch.Tensor, num_registers: int, head_dim: int, theta: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines [registers + h*w, head_dim / 2] in float32 for a row-major grid of tokens (spec 1.4).
+    """Cosines and sines [registers + h*w, head_dim / 2] in float32 for a row-major grid of tokens.
 
     The first half of the angles turns with x + 1, the second with y + 1; registers are not turned.
     """
@@ -200,7 +200,7 @@ class UniWeTokLayer(GradientCheckpointingLayer):
 
 
 class UniWeTokTransformer(nn.Module):
-    """The attention stage of one half: registers in front, `num_hidden_layers` blocks, registers dropped (spec 1.4).
+    """The attention stage of one half: registers in front, `num_hidden_layers` blocks, registers dropped.
 
     `axis_grid` is [`encoder_grid`] or [`decoder_grid`].
     """
@@ -237,7 +237,7 @@ class UniWeTokTransformer(nn.Module):
 
 
 class UniWeTokResidualBlock(GradientCheckpointingLayer):
-    """Two 3x3 convolutions with GroupNorm and SiLU before each, and a skip (spec 1.1)."""
+    """Two 3x3 convolutions with GroupNorm and SiLU before each, and a skip."""
 
     def __init__(self, config: UniWeTokConfig, in_channels: int, out_channels: int):
         super().__init__()
@@ -284,7 +284,7 @@ class UniWeTokDownBlock(nn.Module):
 
 
 class UniWeTokEncoder(nn.Module):
-    """Pictures [B, 3, H, W] to latents [B, bits, h, w] (spec 1.2)."""
+    """Pictures [B, 3, H, W] to latents [B, bits, h, w]."""
 
     def __init__(self, config: UniWeTokConfig):
         super().__init__()
@@ -325,7 +325,7 @@ class UniWeTokConstantLinear(nn.Linear):
 
 
 class UniWeTokAdaptiveGroupNorm(nn.Module):
-    """GroupNorm whose gain and shift come from the codes' standard deviation and mean over space (spec 1.5)."""
+    """GroupNorm whose gain and shift come from the codes' standard deviation and mean over space."""
 
     def __init__(self, config: UniWeTokConfig, channels: int):
         super().__init__()
@@ -368,7 +368,7 @@ class UniWeTokUpBlock(nn.Module):
 
 
 class UniWeTokDecoder(nn.Module):
-    """Codes [B, bits, h, w] (and noise of that shape) to pictures [B, 3, H, W] (spec 1.3)."""
+    """Codes [B, bits, h, w] (and noise of that shape) to pictures [B, 3, H, W]."""
 
     def __init__(self, config: UniWeTokConfig):
         super().__init__()
@@ -404,7 +404,7 @@ class UniWeTokPreTrainedModel(PreTrainedModel):
     # subfolder="mllm")` strips this prefix and so loads the tokenizer alone.
     base_model_prefix = "model.vision_model"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # ty: ignore[invalid-assignment]  (as in transformers)
     supports_gradient_checkpointing = True
     _no_split_modules = ["UniWeTokLayer", "UniWeTokResidualBlock"]
     _supports_sdpa = True
@@ -479,7 +479,7 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
         return codes + (latents - latents.detach()) if self.training else codes
 
     @can_return_tuple
-    def encode(self, pixel_values: torch.Tensor | Sequence[torch.Tensor], **kwargs) -> UniWeTokEncoderOutput:
+    def encode(self, pixel_values: Pictures, **kwargs) -> UniWeTokEncoderOutput:
         """Encodes pictures. In training the gradient of the codes passes straight through to the latents.
 
         Args:
@@ -501,9 +501,9 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
     @can_return_tuple
     def decode(
         self,
-        codes: torch.Tensor | Sequence[torch.Tensor],
+        codes: Pictures,
         generator: Generators = None,
-        noise: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        noise: Pictures | None = None,
         **kwargs,
     ) -> UniWeTokDecoderOutput:
         """Decodes codes.
@@ -526,7 +526,7 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
             )
             return UniWeTokDecoderOutput(sample=decode(codes, noise)[0])
         self._check_codes(codes, noise)
-        inputs = [codes]
+        inputs: list = [codes]
         if self.config.decoder_noise:
             inputs.append(draw_noise(codes.shape, generator, codes.device, codes.dtype) if noise is None else noise)
         return UniWeTokDecoderOutput(sample=self._in_slices(partial(self.decoder, **kwargs), *inputs))
@@ -534,9 +534,9 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        pixel_values: torch.Tensor | Sequence[torch.Tensor],
+        pixel_values: Pictures,
         generator: Generators = None,
-        noise: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        noise: Pictures | None = None,
         **kwargs,
     ) -> UniWeTokOutput:
         """[`encode`] and [`decode`] in one: `sample`, `latents` and `codes`. In training, gradients reach the encoder
@@ -554,15 +554,16 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
                 f"{tuple(shape)}; UniWeTokImageProcessor pads, crops or resizes to such sizes."
             )
 
-    def _check_codes(self, codes: torch.Tensor, noise: torch.Tensor | None):
+    def _check_codes(self, codes: torch.Tensor, noise: Pictures | None):
         if codes.ndim != 4 or codes.shape[1] != self.config.num_bits:
             raise ValueError(f"`codes` must be [B, {self.config.num_bits}, h, w], got {tuple(codes.shape)}.")
-        if noise is not None and noise.shape != codes.shape:
-            raise ValueError(f"`noise` must be shaped like `codes` {tuple(codes.shape)}, got {tuple(noise.shape)}.")
+        if noise is not None and (not torch.is_tensor(noise) or noise.shape != codes.shape):
+            found = tuple(noise.shape) if torch.is_tensor(noise) else f"a {type(noise).__name__}"
+            raise ValueError(f"`noise` must be shaped like `codes` {tuple(codes.shape)}, got {found}.")
 
     def _noise_for_list(
-        self, codes: Sequence[torch.Tensor], generator: Generators, noise: Sequence[torch.Tensor] | None
-    ) -> Sequence[torch.Tensor]:
+        self, codes: Sequence[torch.Tensor], generator: Generators, noise: Pictures | None
+    ) -> Pictures:
         if len(codes) == 0:
             raise ValueError("`codes` is an empty list.")
         if noise is None:

@@ -1,5 +1,5 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""The binary diffusion head: how a language model predicts 128 bits at once (spec 3.1, 3.2).
+"""The binary diffusion head: how a language model predicts 128 bits at once (docs/method.md 3.3, 3.4).
 
 A token is drawn by a rectified flow from Gaussian noise (t = 0) to its bits in {-1, +1} (t = 1). The network is told
 the language model's hidden state and predicts the clean bits; the flow's velocity follows from that. What is unusual:
@@ -8,7 +8,7 @@ the language model's hidden state and predicts the clean bits; the flow's veloci
 - the modulation of consecutive blocks is one shared linear layer;
 - sampling is stochastic (Euler-Maruyama) and ends at t = 0.95, where the prediction itself is the sample.
 
-The formulas of the flow live here, once; `BinaryFlowScheduler` gives them diffusers' interface.
+The formulas of the flow and its sampler are in `flow_uniwetok.py`.
 Shapes: M patches, P tokens of a patch, C the head's width.
 """
 
@@ -23,81 +23,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
 from .configuration_uniwetok_mllm import UniWeTokHeadConfig
+from .flow_uniwetok import MIN_REMAINING_TIME, BinaryFlow, shift_timesteps
 from .modeling_uniwetok import UniWeTokConstantLinear, eager_attention_forward
 from .noise_uniwetok import Generators, draw_noise, draw_uniform
-
-
-FINAL_TIMESTEP = 0.95
-MIN_REMAINING_TIME = 0.05
-
-
-def shift_timesteps(timesteps: torch.Tensor, shift: float) -> torch.Tensor:
-    """t / (t + s (1 - t)); s > 1 spends more of the flow near the noise."""
-    return timesteps / (timesteps + shift * (1 - timesteps))
-
-
-def flow_timesteps(num_inference_steps: int, shift: float = 1.0) -> torch.Tensor:
-    """The N + 1 ascending times of the sampler, from 0 to 0.95, float32.
-
-    With a shift the grid bends between the same two ends: the published code shifts the last time too, but keeps a
-    fixed last step of 0.05, which then no longer ends at t = 1.
-    """
-    return FINAL_TIMESTEP * shift_timesteps(torch.linspace(0, 1, num_inference_steps + 1), shift)
-
-
-def flow_velocity(prediction: torch.Tensor, sample: torch.Tensor, timestep: torch.Tensor | float) -> torch.Tensor:
-    """Velocity that leads from `sample` at `timestep` to the predicted bits: (x - z) / max(1 - t, 0.05)."""
-    return (prediction - sample) / max(1 - float(timestep), MIN_REMAINING_TIME)
-
-
-def flow_step(
-    prediction: torch.Tensor,
-    sample: torch.Tensor,
-    timestep: torch.Tensor | float,
-    next_timestep: torch.Tensor | float | None,
-    noise: torch.Tensor | None,
-) -> torch.Tensor:
-    """One Euler-Maruyama step from `timestep` to `next_timestep` (spec 3.2, closed form): the drift (1 + t) v - z and
-    noise of variance 2 (1 - t) dt. The last step, with `next_timestep=None`, gives the prediction itself."""
-    if next_timestep is None:
-        return prediction
-    time, step = float(timestep), float(next_timestep) - float(timestep)
-    drift = (1 + time) * flow_velocity(prediction, sample, time) - sample
-    return sample + drift * step + math.sqrt(2 * (1 - time) * step) * noise
-
-
-class BinaryFlow:
-    """The sampler of the head: `set_timesteps`, then `step` for each of `timesteps`. Torch only; diffusers users have
-    `BinaryFlowScheduler`, which is this with a config."""
-
-    def __init__(self, shift: float = 1.0):
-        self.shift = shift
-        self.timesteps = flow_timesteps(1, shift)
-
-    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
-        """Makes the N + 1 `timesteps` of `num_inference_steps` steps, kept on the CPU: only scalars are read from
-        them.
-
-        Raises:
-            ValueError: for fewer than 1 step.
-        """
-        if num_inference_steps < 1:
-            raise ValueError(f"`num_inference_steps` must be 1 or more, got {num_inference_steps}.")
-        self.timesteps = flow_timesteps(num_inference_steps, self.shift)
-
-    def advance(
-        self,
-        model_output: torch.Tensor,
-        timestep: torch.Tensor | float,
-        sample: torch.Tensor,
-        generator: Generators = None,
-    ) -> torch.Tensor:
-        """[`flow_step`] from `timestep`, one of `timesteps`, to the one after; noise comes from `generator`."""
-        later = self.timesteps[self.timesteps > float(timestep) + 1e-6]
-        if len(later) == 0:
-            return flow_step(model_output, sample, timestep, None, None)
-        noise = draw_noise(sample.shape, generator, sample.device, sample.dtype)
-        return flow_step(model_output, sample, timestep, later[0], noise)
 
 
 class UniWeTokHeadTimeLinear(nn.Linear):
@@ -274,8 +202,8 @@ class UniWeTokBinaryHead(PreTrainedModel):
         num_draws: int = 1,
         timesteps: Sequence[float] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Velocity matching losses, mean over all bits of a patch: |x - x'|^2 / max(1 - t, 0.05)^2, in float32 (spec
-        3.1).
+        """Velocity matching losses, mean over all bits of a patch: |x - x'|^2 / max(1 - t, 0.05)^2, in float32
+        (docs/method.md 3.3).
 
         Args:
             codes: clean codes [M, P, bits] of {-1, +1}.
@@ -349,11 +277,4 @@ class UniWeTokBinaryHead(PreTrainedModel):
         return sample
 
 
-__all__ = [
-    "BinaryFlow",
-    "UniWeTokBinaryHead",
-    "flow_step",
-    "flow_timesteps",
-    "flow_velocity",
-    "shift_timesteps",
-]
+__all__ = ["UniWeTokBinaryHead"]

@@ -35,7 +35,7 @@ def draw_uniform(
 def _draw(
     law: Callable, shape: Sequence[int], generator: Generators, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
-    if isinstance(generator, (list, tuple)):
+    if generator is not None and not isinstance(generator, torch.Generator):
         if len(generator) != shape[0]:
             raise ValueError(f"`generator` is a list of {len(generator)}, but {shape[0]} pictures are drawn.")
         runs = [list(run) for _, run in groupby(generator, key=id)]

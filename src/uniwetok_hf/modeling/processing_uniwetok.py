@@ -1,5 +1,5 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Text and pictures to the inputs of the unified model (spec 3.3).
+"""Text and pictures to the inputs of the unified model (docs/method.md 3.1).
 
 The prompt format lives here and nowhere else. It is not Qwen3's own chat template, which can insert thinking blocks
 and separators that the published models never saw:
@@ -53,7 +53,7 @@ class UniWeTokProcessorKwargs(ProcessingKwargs, total=False):
         Whether to return `labels`: the ids of the assistant's text, -100 elsewhere.
     """
 
-    images_kwargs: UniWeTokImageProcessorKwargs
+    images_kwargs: UniWeTokImageProcessorKwargs  # ty: ignore[invalid-typed-dict-field]  (as in transformers)
     return_labels: bool
 
 
@@ -189,6 +189,7 @@ class UniWeTokProcessor(ProcessorMixin):
         width: int,
         images: list | None = None,
         descriptions: list[str] | None = None,
+        picture_sizes: list[tuple[int, int]] | None = None,
     ) -> tuple[BatchFeature, BatchFeature]:
         """Inputs of `generate_codes`: of the prompts, and of the one prompt without its text (and pictures) that
         guidance is measured against.
@@ -198,17 +199,19 @@ class UniWeTokProcessor(ProcessorMixin):
             height, width: size of the pictures to draw, in pixels.
             images: pictures to edit, one a prompt.
             descriptions: what the assistant says before it draws, one a prompt.
+            picture_sizes: instead of `images`, for pictures that the model is given as codes: their (height, width) in
+                pixels.
 
         Raises:
             ValueError: for a size that the model can't draw, or a prompt with special tokens.
         """
         picture = self.picture_tokens(height, width)
-        texts = self.request_texts(prompt, images, picture_tokens=picture)
+        texts = self.request_texts(prompt, images if picture_sizes is None else picture_sizes, picture_tokens=picture)
         without = texts[0][texts[0].rindex("<|im_start|>assistant") :]
         if descriptions is not None:
             start = len("<|vision_start|>" + picture)
             texts = [t[:-start] + words + t[-start:] for t, words in zip(texts, descriptions, strict=True)]
-        return self(text=texts, images=images), self(text=[without])
+        return self(text=texts, images=images, picture_sizes=picture_sizes), self(text=[without])
 
     def request_texts(self, prompt: list[str], images: list | None = None, **template) -> list[str]:
         """Conversations in which the user says what to draw, or shows one of `images` and says how to change it, up to
@@ -218,13 +221,13 @@ class UniWeTokProcessor(ProcessorMixin):
             ValueError: for a prompt with special tokens.
         """
         self.check_words(prompt)
-        conversations = []
+        conversations: list = []
         for index, words in enumerate(prompt):
             content = [{"type": "text", "text": words}]
             if images is not None:
                 content.insert(0, {"type": "image", "image": images[index]})
             conversations.append([{"role": "user", "content": content}])
-        return self.apply_chat_template(conversations, add_generation_prompt=True, **template)
+        return list(self.apply_chat_template(conversations, add_generation_prompt=True, **template))
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         """What stands for one picture between `<|vision_start|>` and `<|vision_end|>`."""
@@ -269,7 +272,7 @@ class UniWeTokProcessor(ProcessorMixin):
         replacements = [self.replace_image_token(processed, i) for i in range(len(processed["pixel_values"]))]
         return processed, replacements
 
-    def _get_num_multimodal_tokens(self, image_sizes: list[tuple[int, int]] | None = None, **kwargs) -> dict:
+    def _get_num_multimodal_tokens(self, image_sizes: list[tuple[int, int]] | None = None, **kwargs) -> MultiModalData:
         """How many placeholders pictures of (height, width) pixels take."""
         if image_sizes is None:
             return MultiModalData()

@@ -11,7 +11,7 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 
-from ..modeling.modeling_uniwetok_head import BinaryFlow
+from ..modeling.flow_uniwetok import BinaryFlow
 from ..modeling.noise_uniwetok import Generators
 
 

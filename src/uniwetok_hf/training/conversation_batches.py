@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..data.samples import stream_seed
 from ..modeling.processing_uniwetok import UniWeTokProcessor
 from .tasks import Sample, TaskMixture
 
@@ -108,7 +109,7 @@ class ConversationBatches:
         samples = [(number, self.mixture[number]) for number in range(window * count, (window + 1) * count)]
         samples.sort(key=lambda numbered: numbered[1].length)
         batches = [samples[start : start + self.batch_size] for start in range(0, count, self.batch_size)]
-        order = torch.randperm(self.group, generator=torch.Generator().manual_seed(hash((self.seed, window))))
+        order = torch.randperm(self.group, generator=torch.Generator().manual_seed(stream_seed(self.seed, window)))
         return [batches[index] for index in order.tolist()]
 
     def collate(self, samples: list[tuple[int, Sample]]) -> Piece:

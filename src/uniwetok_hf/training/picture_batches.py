@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from ..data.images import ImageReadError
-from ..data.samples import AUGMENTATION, EpochOrder, Mixture, sample_generator
+from ..data.samples import AUGMENTATION, EpochOrder, Mixture, sample_generator, stream_seed
 from ..data.sources import PictureSource, cell_name, open_source, read_cell
 
 
@@ -140,11 +140,11 @@ class PictureBatches:
         self.crop_probability, self.crop_scale = crop_probability, crop_scale
         self.process_index, self.num_processes = process_index, num_processes
         self.num_threads = num_threads
-        self.bucket_of_step = Mixture([bucket.weight for bucket in buckets], hash((seed, 0)))
-        self.source_of_sample = Mixture([source.weight for source in sources], hash((seed, 1)))
+        self.bucket_of_step = Mixture([bucket.weight for bucket in buckets], stream_seed(seed, 0))
+        self.source_of_sample = Mixture([source.weight for source in sources], stream_seed(seed, 1))
         self.readers = []
         for index, source in enumerate(sources):
-            dataset, order_seed = open_source(source), hash((seed, 2, index))
+            dataset, order_seed = open_source(source), stream_seed(seed, 2, index)
             if source.streaming:
                 reader = _Stream(dataset, source, order_seed, block_size, process_index, num_processes)
             else:
@@ -373,7 +373,9 @@ class _Stream:
 
         self.epoch, self.row = epoch, row
         self.part = split_dataset_by_node(self.dataset, self.process_index, self.num_processes)
-        self.part.set_epoch(1 + hash((self.seed, epoch)) % 2**31)  # above 0 the files come in an order of their own
+        self.part.set_epoch(
+            1 + stream_seed(self.seed, epoch) % 2**31
+        )  # above 0 the files come in an order of their own
         if position:
             self.part.load_state_dict(position)
         self.examples = iter(self.part)
@@ -400,7 +402,7 @@ class _Stream:
             self._open_epoch(self.epoch + 1)
             if is_whole_epoch:
                 break
-        generator = torch.Generator().manual_seed(hash((self.seed, self.block)))
+        generator = torch.Generator().manual_seed(stream_seed(self.seed, self.block))
         self.block += 1
         return [rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()], state
 

@@ -3,6 +3,7 @@
 finite, averaging weights."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -29,16 +30,17 @@ class JsonLinesTracker(GeneralTracker):
     name = "jsonl"
     requires_logging_directory = False
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, settings: dict | None = None):
         super().__init__()
-        self.folder = Path(folder)
+        self.folder, self.settings = Path(folder), settings
 
     @property
     def tracker(self):
         return self
 
     def store_init_configuration(self, values: dict):
-        (self.folder / "config.json").write_text(json.dumps(values, indent=1))
+        # All settings, with sections and the places of a user's own code: `--config` reads this file from any folder.
+        (self.folder / "config.json").write_text(json.dumps(self.settings or values, indent=1))
 
     def rewind(self, step: int) -> None:
         """Forgets what was logged after `step`."""
@@ -67,7 +69,7 @@ class JsonLinesTracker(GeneralTracker):
 
 def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTracker]:
     """An Accelerator as the config wants it, logging to `folder` and to the trackers in `report_to`."""
-    tracker = JsonLinesTracker(folder)
+    tracker = JsonLinesTracker(folder, dataclasses.asdict(config))
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,

@@ -41,7 +41,6 @@ from ..provenance import RECORD, training_record
 from .checkpoints import load_checkpoint, make_output_folder, save_checkpoint
 from .config import config_values, flat_values, read_config, setting
 from .conversation_batches import ConversationBatches, Piece, prefetched
-from .copying import CopyingHeads
 from .lora import LoraSettings, add_lora, checkpoint_adapters_only
 from .picture_batches import picture_grid
 from .run import (
@@ -90,9 +89,6 @@ class MLLMTrainingConfig:
         {}, "fields of the whole model's config: patch_size, text_loss_weight, bit_flip_probability, ..."
     )
     trainable: list[str] = setting([], "expressions of which the names of trained parameters hold one; empty: all")
-    copying_heads: CopyingHeads | None = setting(
-        None, "with `init_from`: heads that get to copy tokens bit by bit; what they did is lost"
-    )
     lora: LoraSettings | None = setting(None, "adapters that learn in place of the model; null: the model learns")
     # the pipeline that comes out; null: as in init_from
     resolution: int | None = setting(None, "side in pixels of pictures that are drawn where a call says none")
@@ -147,8 +143,6 @@ class MLLMTrainingConfig:
             raise ValueError("`data` must name at least one encoded dataset.")
         if not 0 <= self.text_dropout <= 1:
             raise ValueError(f"`text_dropout` must be from 0 to 1, got {self.text_dropout}.")
-        if self.copying_heads and (self.init_from is None or self.lora):
-            raise ValueError("`copying_heads` needs `init_from`, a pipeline whose heads it changes, and no `lora`.")
         if self.lora:
             if self.init_from is None or "patch_size" in self.mllm:
                 raise ValueError("`lora` needs `init_from`, a finished pipeline, and leaves its `mllm.patch_size`.")
