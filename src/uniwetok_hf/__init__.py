@@ -26,6 +26,7 @@ with (
     )
 
 from .embedded import embedded_path
+from .hub import add_push_to_hub
 from .modeling.codes_uniwetok import CodesFileError, SavedCodes, load_codes, pack_codes, save_codes, unpack_codes
 from .modeling.configuration_uniwetok import UniWeTokConfig
 from .modeling.configuration_uniwetok_mllm import UniWeTokHeadConfig, UniWeTokMLLMConfig
@@ -46,6 +47,7 @@ AutoModel.register(UniWeTokMLLMConfig, UniWeTokMLLMModel)
 AutoModelForCausalLM.register(UniWeTokMLLMConfig, UniWeTokForCausalLM)
 AutoModelForImageTextToText.register(UniWeTokMLLMConfig, UniWeTokForCausalLM)
 AutoProcessor.register(UniWeTokMLLMConfig, UniWeTokProcessor)  # the image processor's is in its file
+add_push_to_hub(UniWeTokModel, UniWeTokForCausalLM, UniWeTokImageProcessor, UniWeTokProcessor)
 
 _LAZY = {
     "BinaryFlowScheduler": "uniwetok_hf.schedulers",

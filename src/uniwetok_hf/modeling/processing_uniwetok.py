@@ -18,7 +18,6 @@ from transformers.image_utils import ImageInput
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.tokenization_utils_base import TextInput
 
-from .card_uniwetok import UniWeTokPushMixin
 from .configuration_uniwetok import UniWeTokConfig
 from .image_processing_uniwetok import UniWeTokImageProcessor, UniWeTokImageProcessorKwargs, plan_sizes
 
@@ -58,7 +57,7 @@ class UniWeTokProcessorKwargs(ProcessingKwargs, total=False):
     return_labels: bool
 
 
-class UniWeTokProcessor(UniWeTokPushMixin, ProcessorMixin):
+class UniWeTokProcessor(ProcessorMixin):
     r"""
     Args:
         image_processor ([`UniWeTokImageProcessor`]): its stride is a multiple of `stride` x `patch_size`.

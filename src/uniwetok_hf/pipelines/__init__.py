@@ -1,5 +1,6 @@
 """diffusers pipelines. Imported when a pipeline is first used, since diffusers is slow to import."""
 
+from ..hub import add_push_to_hub
 from ..quiet import without_warning
 
 
@@ -33,6 +34,7 @@ auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.setdefault("uniwetok", UniWeTok
 for pipeline_class in (UniWeTokPipeline, UniWeTokEditPipeline):
     if not hasattr(diffusers, pipeline_class.__name__):
         setattr(diffusers, pipeline_class.__name__, pipeline_class)
+add_push_to_hub(UniWeTokPipeline, UniWeTokEditPipeline)
 
 __all__ = [
     "EncodedImage",

@@ -6,14 +6,13 @@ from collections.abc import Callable
 import torch
 from diffusers import DiffusionPipeline
 
-from ..modeling.card_uniwetok import UniWeTokCardMixin
 from ..modeling.noise_uniwetok import Generators
 from .lora_pipeline import UniWeTokLoraMixin
 from .pipeline_mixin import UniWeTokPipelineMixin, check_count, check_texts, repeat_each
 from .pipeline_output import UniWeTokPipelineOutput
 
 
-class UniWeTokPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
+class UniWeTokPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPipeline):
     r"""
     Pipeline for text-to-image generation. Adapters are loaded, mixed and merged as in diffusers
     ([`UniWeTokLoraMixin`]).

@@ -16,7 +16,6 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from ..modeling.card_uniwetok import UniWeTokCardMixin
 from ..modeling.noise_uniwetok import Generators
 from .image_intake import EncodedImage
 from .lora_pipeline import UniWeTokLoraMixin
@@ -28,7 +27,7 @@ from .writing import write_about
 MAX_DESCRIPTION_TOKENS = 64
 
 
-class UniWeTokEditPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, UniWeTokCardMixin, DiffusionPipeline):
+class UniWeTokEditPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPipeline):
     r"""
     Pipeline for editing pictures as instructed. Same parts, arguments and folder as [`UniWeTokPipeline`]:
     `UniWeTokEditPipeline.from_pipe(pipe)`.
