@@ -186,7 +186,7 @@ def _choose_num_heads(vision: PublishedPart, given: int | None, width: int) -> i
 
 
 def read_head_config(head: PublishedPart) -> tuple[UniWeTokHeadConfig, int, int]:
-    """Config of the binary head, tokens of a patch, and noise levels drawn for a token in training.
+    """Config of the binary head, tokens of a patch, and noise levels per token in training.
 
     Raises:
         ConversionError: when the JSON lacks a field or they don't fit.

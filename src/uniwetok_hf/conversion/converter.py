@@ -72,7 +72,7 @@ def convert_checkpoint(
 ) -> Path:
     """Converts a published checkpoint (docs/method.md 1.3).
 
-    Tensors go from file to file in small pieces, so that any size fits in little memory. The result appears at once
+    Tensors go from file to file in small chunks, so that any size fits in little memory. The result appears at once
     when all is done, and nothing when something is wrong.
 
     Args:

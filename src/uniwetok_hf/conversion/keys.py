@@ -90,8 +90,8 @@ def native_names(name: str, rules: Rules) -> tuple[str, ...]:
 def published_name(native: str, rules: Rules) -> str | None:
     """The published name of the tensor that holds `native`: the rules read backwards. None when no rule gives it."""
     for pattern, targets in rules:
-        pieces = re.split(r"\(([^()]*)\)", pattern)  # literal, group, literal, group, ..., literal
-        literals, groups = [piece.replace("\\", "") for piece in pieces[::2]], pieces[1::2]
+        parts = re.split(r"\(([^()]*)\)", pattern)  # literal, group, literal, group, ..., literal
+        literals, groups = [part.replace("\\", "") for part in parts[::2]], parts[1::2]
         for target in targets:
             if match := re.fullmatch(_invert(target, groups), native):
                 values = [match[f"group{number}"] for number in range(1, len(groups) + 1)] + [""]

@@ -8,7 +8,7 @@ squared difference, summed over channels, averaged over positions, summed over l
     d(x, y) = sum_l mean_hw sum_c w_lc (f_lc(x) / |f_l(x)| - f_lc(y) / |f_l(y)|)^2
 
 - [`PerceptualLoss`] takes f from any vision model of transformers; all w are 1.
-- [`LPIPS`] takes f from VGG16 and learned w: the metric itself, for those who have its weights.
+- [`LPIPS`] takes f from VGG16 and learned w: the metric itself, for users who have its weights.
 
 Gradients reach the first picture only. The network runs under autocast if there is any, the rest in float32.
 """

@@ -2,8 +2,8 @@
 """Generative-Aware Prior: tokens that can be predicted (arXiv 2602.14178, section 3.2, equation 7;
 docs/method.md 2.6).
 
-A small autoregressive model reads [learned query, tokens 1 ... n-1] and says of each of the n tokens what it expects.
-A diffusion head is told this, a noisy token and its time t, and predicts the token. The loss is the squared error,
+A small autoregressive model reads [learned query, tokens 1 ... n-1] and gives a condition for each of the n tokens.
+A diffusion head takes it, a noisy token and its time t, and predicts the token. The loss is the squared error,
 
     L = |U_Q - head((1 - t) e + t U_Q, t, causal([query, U_Q without the last]))|^2,    t ~ U[0, 1], e ~ N(0, 1)
 
@@ -100,8 +100,8 @@ class GenerativePrior(nn.Module):
 
         Args:
             codes: as `UniWeTokModel` gives them in training.
-            generator: source of times (one a token) and noise; a list with one a picture makes a picture independent
-                of its batch.
+            generator: source of times (one per token) and noise; a list with one per picture makes a picture
+                independent of its batch.
         """
         tokens = codes_to_tokens(codes.float(), patch_size=1)  # [B, h*w, bits]
         timesteps = draw_uniform(tokens.shape[:2], generator, codes.device)

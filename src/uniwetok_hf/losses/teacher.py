@@ -34,7 +34,7 @@ class Teacher(nn.Module):
     Args:
         model: a transformers model that takes `pixel_values`, or a dual encoder with `get_image_features`.
         image_size: (height, width) in pixels that it is shown.
-        image_mean, image_std: what its pixels in 0...1 are normalised with, one a channel.
+        image_mean, image_std: what its pixels in 0...1 are normalised with, one per channel.
         text_tokenizer: what prepares texts for a dual encoder.
         pooling: `"image features"`, `"pooled output"` or `"mean of hidden states"`.
         name: what it was loaded by.
@@ -134,7 +134,7 @@ class Teacher(nn.Module):
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Vectors [B, embedding_size], float32, not normalised, of texts; what is too long is cut.
 
-        Every text is padded to the full length: SigLIP was trained so and is worse without, to CLIP it is all one.
+        Every text is padded to the full length: SigLIP was trained so and is worse without, CLIP ignores the padding.
 
         Raises:
             ValueError: when the teacher has no text half.

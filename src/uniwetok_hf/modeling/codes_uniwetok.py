@@ -34,7 +34,7 @@ def binarize(latents: torch.Tensor) -> torch.Tensor:
 
 
 def pack_codes(codes: torch.Tensor) -> torch.Tensor:
-    """Packs codes [B, bits, h, w] of {-1, +1} to uint8 [B, h, w, bits / 8]: 16 bytes a token for 128 bits.
+    """Packs codes [B, bits, h, w] of {-1, +1} to uint8 [B, h, w, bits / 8]: 16 bytes per token for 128 bits.
 
     Raises:
         ValueError: when `codes` is not 4-dimensional or its bits are no multiple of 8.
@@ -59,7 +59,8 @@ def unpack_codes(packed: torch.Tensor, dtype: torch.dtype = torch.float32) -> to
 
 
 def codes_to_tokens(codes: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """Codes [N, bits, h, w] to tokens [N, h*w, bits] in drawing order: patches row by row, and rows inside a patch."""
+    """Codes [N, bits, h, w] to tokens [N, h*w, bits] in the order of generation: patches row by row, and
+    rows inside a patch."""
     batch, bits, height, width = codes.shape
     p = patch_size
     patches = codes.reshape(batch, bits, height // p, p, width // p, p)
@@ -76,7 +77,7 @@ def tokens_to_codes(tokens: torch.Tensor, height: int, width: int, patch_size: i
 
 @dataclass
 class SavedCodes:
-    """Codes read from a file: `codes`, one [bits, h, w] of {-1, +1} a picture; `original_sizes` and
+    """Codes read from a file: `codes`, one [bits, h, w] of {-1, +1} per picture; `original_sizes` and
     `content_sizes`, (height, width) pairs in pixels as the image processor gave them; `metadata` of the file."""
 
     codes: list[torch.Tensor]
@@ -108,15 +109,15 @@ def save_codes(
         path: the file; it is written under a temporary name and then renamed.
         codes: [B, bits, h, w], or a list of [bits, h, w] of any sizes, of {-1, +1}.
         config: the [`UniWeTokConfig`] of the model that made them.
-        original_sizes, content_sizes: (height, width) pairs in pixels from the image processor, one a picture.
+        original_sizes, content_sizes: (height, width) pairs in pixels from the image processor, one per picture.
 
     Raises:
-        ValueError: when the codes' bits are not the config's, or the sizes are not one a picture.
+        ValueError: when the codes' bits are not the config's, or there is not one size per picture.
         OSError: when `path` can't be written.
     """
     for name, sizes in (("original_sizes", original_sizes), ("content_sizes", content_sizes)):
         if sizes is not None and len(sizes) != len(codes):
-            raise ValueError(f"`{name}` must hold one size a picture: {len(codes)} pictures, {len(sizes)} sizes.")
+            raise ValueError(f"`{name}` must hold one size per picture: {len(codes)} pictures, {len(sizes)} sizes.")
     tensors = {}
     for index, picture in enumerate(codes):
         if picture.shape[0] != config.num_bits:

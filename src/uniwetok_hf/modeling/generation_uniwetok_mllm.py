@@ -23,8 +23,8 @@ from .noise_uniwetok import Generators
 
 @dataclass
 class UniWeTokGenerateCodesOutput(ModelOutput):
-    """`codes` [B, bits, h, w] of {-1, +1}, 0 where an interrupted run did not get; `conditions`, on request, what the
-    head was told at each step, one [rows, P, hidden size] a patch, conditional rows first."""
+    """`codes` [B, bits, h, w] of {-1, +1}, 0 where an interrupted run did not get; `conditions`, on request, the
+    head's conditions at each step, one [rows, P, hidden size] per patch, conditional rows first."""
 
     codes: torch.Tensor | None = None
     conditions: tuple[torch.Tensor, ...] | None = None
@@ -58,11 +58,11 @@ class UniWeTokGenerationMixin:
         image_input_ids: torch.Tensor | None = None,
         image_attention_mask: torch.Tensor | None = None,
     ) -> UniWeTokGenerateCodesOutput:
-        """Draws one picture a row, patch by patch.
+        """Generates one picture per row, patch by patch.
 
         Args:
             input_ids: [B, L] prompts, left-padded, each ending with the size tokens and queries of the picture to
-                draw; all rows draw one size.
+                generate; all rows have one size.
             attention_mask: [B, L], 0 for padding.
             pixel_values, image_sizes, codes: pictures in the prompts, as in `forward`.
             negative_input_ids, negative_attention_mask: the unconditional prompts [B, L'], or [1, L'] for all rows;
@@ -70,12 +70,12 @@ class UniWeTokGenerationMixin:
             guidance_scale: weight w of classifier-free guidance; 1 or less is none.
             num_inference_steps: diffusion steps of a patch; the head runs once more than that.
             scheduler: sampler; by default a [`BinaryFlow`] with the head's shift. Its timesteps are set here.
-            generator: one for the batch, or a list with one a row, which makes a row independent of its batch.
-            callback: called after each patch with its index and the codes so far (0 where not drawn); a true result
-                stops.
-            output_conditions: whether to return what the head was told.
+            generator: one for the batch, or a list with one per row, which makes a row independent of its batch.
+            callback: called after each patch with its index and the codes so far (0 where not generated yet); a true
+                result stops.
+            output_conditions: whether to return the head's conditions.
             past_key_values: a cache of the first positions of `input_ids`, to go on from; `codes` are then those of
-                the pictures after them. The picture drawn is added to it whole, for whatever follows.
+                the pictures after them. The generated picture is added to it whole, for what follows.
             image_guidance_scale: weight of the pictures alone, as in [`UniWeTokBinaryHead.sample`]; none when no
                 guidance is asked for.
             image_input_ids, image_attention_mask: [B, L''], prompts with the same pictures and other words, which the
@@ -85,14 +85,16 @@ class UniWeTokGenerationMixin:
             ValueError: when prompts don't end with a size, sizes differ or don't fit the patches, or guidance lacks
                 the prompts or pictures that it is measured against.
         """
-        height, width = self._drawing_size(input_ids)
+        height, width = self._picture_size(input_ids)
         rows = len(input_ids)
         guided = guidance_scale > 1
         prompts = [(input_ids, attention_mask)]
         codes = self.model.read_pictures(pixel_values, image_sizes, codes)
         if guided and image_guidance_scale is not None:
             if image_input_ids is None or len(image_input_ids) != rows:
-                raise ValueError("`image_guidance_scale` needs `image_input_ids`, a prompt with other words a row.")
+                raise ValueError(
+                    "`image_guidance_scale` needs `image_input_ids`, one prompt with other words per row."
+                )
             if codes is None or past_key_values is not None:
                 raise ValueError("`image_guidance_scale` needs pictures in prompts that go on from no cache.")
             prompts.append((image_input_ids, image_attention_mask))
@@ -116,8 +118,8 @@ class UniWeTokGenerationMixin:
         for step in range(height * width // block):
             patch = slice(step * block, (step + 1) * block)
             condition = hidden_states + positions[patch].to(hidden_states.dtype)
-            drawn = self.image_head.sample(condition, scheduler, guidance_scale, generator, image_guidance_scale)
-            tokens[:, patch] = binarize(drawn)
+            sample = self.image_head.sample(condition, scheduler, guidance_scale, generator, image_guidance_scale)
+            tokens[:, patch] = binarize(sample)
             if output_conditions:
                 conditions.append(condition)
             if callback is not None and callback(step, tokens_to_codes(tokens, height, width, self.config.patch_size)):
@@ -130,25 +132,25 @@ class UniWeTokGenerationMixin:
             codes=drawn_codes, conditions=tuple(conditions) if output_conditions else None
         )
 
-    def _drawing_size(self, input_ids: torch.Tensor) -> tuple[int, int]:
+    def _picture_size(self, input_ids: torch.Tensor) -> tuple[int, int]:
         """Height and width in tokens of the picture that the prompts begin."""
         config = self.config
         block = config.tokens_per_patch
         sizes = input_ids[:, -block - 1 : input_ids.shape[1] - block + 1] - config.size_token_id + 1
         if sizes.shape[1] < 2 or sizes.min() < 1 or sizes.max() > config.num_size_tokens:
             raise ValueError(
-                "`input_ids` must end with <|vision_start|>, two size tokens and the queries of the picture to draw; "
-                "UniWeTokProcessor writes them when it is told `height` and `width`."
+                "`input_ids` must end with <|vision_start|>, two size tokens and the queries of the picture to "
+                "generate; UniWeTokProcessor writes them for a `height` and `width`."
             )
         if (sizes != sizes[0]).any():
             raise ValueError(
-                f"`input_ids` must draw one size in all rows, got (height, width) {sizes.tolist()} in tokens."
+                f"`input_ids` must have one size in all rows, got (height, width) {sizes.tolist()} in tokens."
             )
         height, width = sizes[0].tolist()
         p = config.patch_size
         if height % p or width % p:
             raise ValueError(
-                f"A picture of {height} x {width} tokens can't be drawn in patches of {p} x {p}: sides must be "
+                f"A picture of {height} x {width} tokens can't be generated in patches of {p} x {p}: sides must be "
                 f"multiples of {p * config.vision_config.stride} pixels."
             )
         return height, width

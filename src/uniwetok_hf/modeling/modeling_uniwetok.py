@@ -5,7 +5,7 @@ What is unusual, top to bottom:
 - A picture becomes one token per 32x32 pixels; a token is `num_bits` signs, and no codebook is stored.
 - The encoder is convolutions, then attention over all tokens with four learned registers; its output is squashed by
   SigLu(x) = tanh(x / 2). (Equation 9 prints the opposite sign; the published weights need this one.)
-- The decoder reads Gaussian noise beside the codes, drawn anew for each call, and normalises every level with gains
+- The decoder reads Gaussian noise beside the codes, sampled anew in each call, and normalises every level with gains
   and shifts computed from the spatial statistics of the codes: it is not local, so tiles can't be decoded apart.
 - Rotary positions squeeze any grid into the 8x8 of training, with different grids in the encoder and the decoder.
 - The same classes build the convolutional tokenizer of WeTok/BitDance (`config.architecture = "convolutional"`).
@@ -86,7 +86,7 @@ def rotary_tables(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines [registers + h*w, head_dim / 2] in float32 for a row-major grid of tokens.
 
-    The first half of the angles turns with x + 1, the second with y + 1; registers are not turned.
+    The first half of the angles belongs to x + 1, the second to y + 1; registers are not rotated.
     """
     frequencies = theta ** (-torch.arange(0, head_dim, 4, device=x_positions.device, dtype=torch.float32) / head_dim)
     y, x = torch.meshgrid(y_positions + 1, x_positions + 1, indexing="ij")  # [h, w]
@@ -96,7 +96,7 @@ def rotary_tables(
 
 
 def apply_rotary(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turns adjacent channel pairs (2m, 2m + 1) of `states` [B, heads, N, head_dim] in float32; dtype is kept."""
+    """Rotates adjacent channel pairs (2m, 2m + 1) of `states` [B, heads, N, head_dim] in float32; dtype is kept."""
     even, odd = states.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).to(states.dtype)
 
@@ -458,7 +458,7 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
 
     def enable_slicing(self):
         """Encodes and decodes batches picture by picture from now on, with the memory of one picture. Noise is still
-        drawn for the whole batch at once, so the results are the same up to rounding. For use without gradients:
+        sampled for the whole batch at once, so the results are the same up to rounding. For use without gradients:
         what a backward pass needs is kept for all pictures anyway; `activation_checkpointing_enable` is for training.
         `hidden_states` and `attentions` come picture by picture."""
         self.use_slicing = True
@@ -510,8 +510,8 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
 
         Args:
             codes: [B, bits, h, w] of {-1, +1}, or a list of [bits, h, w] of any sizes; any dtype.
-            generator: source of the decoder's noise; one for all pictures in turn, or a list with one a picture.
-            noise: the noise itself, shaped like `codes`, instead of drawing it. Not used without `decoder_noise`.
+            generator: source of the decoder's noise; one for all pictures in turn, or a list with one per picture.
+            noise: the noise itself, shaped like `codes`, instead of sampling it. Not used without `decoder_noise`.
 
         Returns:
             `sample`, [B, 3, h * stride, w * stride] or a list of [3, H, W]; unclamped.
@@ -574,7 +574,7 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
                 )
             noise = [draw_noise(c.shape, g, c.device, c.dtype) for c, g in zip(codes, generators, strict=True)]
         if [n.shape for n in noise] != [c.shape for c in codes]:
-            raise ValueError("`noise` must hold one tensor a picture, shaped like its codes.")
+            raise ValueError("`noise` must hold one tensor per picture, shaped like its codes.")
         return noise
 
 

@@ -1,15 +1,15 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""The unified language model: one causal LM that reads, draws and edits pictures (arXiv 2602.14178, section 3.4;
-docs/method.md 3).
+"""The unified language model: one causal LM that reads, generates and edits pictures (arXiv 2602.14178, section
+3.4; docs/method.md 3).
 
 What is unusual:
 - a picture is `<|res_h|><|res_w|><|query_1|>...` and then one position per token, p x p tokens at a time ("patch");
 - attention is causal, but full inside a patch; the block [res_w, queries] predicts the first patch, a patch the next:
   the token at position i is predicted at position i - P;
-- no image vocabulary: hidden states condition a diffusion head that draws the bits;
+- no image vocabulary: hidden states condition a diffusion head that generates the bits;
 - the same 2-D sinusoids are added to a token's embedding and to the hidden state that predicts it.
 
-Shapes: B rows of L positions, N pictures of n = h*w tokens, P = p*p tokens a patch, T image tokens in all.
+Shapes: B rows of L positions, N pictures of n = h*w tokens, P = p*p tokens per patch, T image tokens in all.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ from .noise_uniwetok import Generators, draw_uniform
 @dataclass
 class UniWeTokCausalLMOutput(ModelOutput):
     """`loss` = text_loss_weight * `text_loss` + image_loss_weight * `image_loss`, all scalars, when labels are given;
-    `logits` [B, L, vocabulary]; `past_key_values`; `hidden_states` and `attentions` on request. For figures, without
+    `logits` [B, L, vocabulary]; `past_key_values`; `hidden_states` and `attentions` on request. As metrics, without
     gradients: `row_text_losses` and `row_image_losses` [B], sums over a row's tokens of what the two losses are means
     of, and `bit_accuracy` [draws], the share of bits whose sign the head predicted right."""
 
@@ -140,13 +140,13 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
         return self.encode_pictures(pixel_values, image_sizes)
 
     def positions(self, codes: Pictures) -> torch.Tensor:
-        """2-D sinusoids [T, hidden size] of all tokens of the pictures, in drawing order."""
+        """2-D sinusoids [T, hidden size] of all tokens of the pictures, in generation order."""
         size, device = self.config.text_config.hidden_size, codes[0].device
         tables = [sinusoidal_positions(*picture.shape[1:], size, device) for picture in codes]
         return self.tokens(tables)
 
     def tokens(self, pictures: Pictures) -> torch.Tensor:
-        """Maps [channels, h, w] to tokens [T, channels], picture by picture in drawing order.
+        """Maps [channels, h, w] to tokens [T, channels], picture by picture in generation order.
 
         Raises:
             ValueError: when a picture is not made of whole patches.
@@ -281,8 +281,7 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
 
 
 class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, GenerationMixin):
-    """The unified model: writes text with `generate`, draws pictures with `generate_codes`, learns both in
-    `forward`."""
+    """The unified model: `generate` writes text, `generate_codes` generates pictures, `forward` trains both."""
 
     output_modalities = ("image", "text")
     # transformers' Trainer counts text alone, so it can't say by what to divide the image loss of a part of a batch.
@@ -334,12 +333,12 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
             image_is_target: [N]; the image loss covers these pictures, the others are context only.
             labels: [B, L], the text to be predicted, -100 elsewhere. Losses are computed only when they are given.
             logits_to_keep: positions whose logits are returned, as in any causal model; losses don't depend on it.
-            generator: source of bit flips, times and noise of the image loss: one for the batch, or a list with one a
-                row, which makes a row independent of its batch.
-            num_items_in_batch, num_image_tokens_in_batch: text tokens to predict and image tokens to draw, by which
-                the two losses are divided; by default those of this batch. Whoever cuts a batch in parts gives those
-                of the whole, and adds up the parts' losses.
-            timesteps: times of the diffusion loss, one a draw, instead of drawn ones: to measure, not to train.
+            generator: source of bit flips, times and noise of the image loss: one for the batch, or a list with one
+                per row, which makes a row independent of its batch.
+            num_items_in_batch, num_image_tokens_in_batch: text tokens to predict and image tokens to generate, by
+                which the two losses are divided; by default those of this batch. For micro-batches, give those of the
+                whole batch and add up the losses.
+            timesteps: times of the diffusion loss, one per draw, instead of random ones: for evaluation.
             kwargs: `shift_labels` [B, L], the labels one position to the left, where each process gets a part of each
                 row; what else the language model takes.
 
@@ -398,8 +397,8 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
     def _logits(
         self, hidden_states: torch.Tensor, shift_labels: torch.Tensor | None, logits_to_keep: int | torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Logits to return, and those [text tokens, vocabulary] that predict the labels: few where there are pictures,
-        so whoever wants losses alone keeps no logits. By one call: FSDP loses gradients of a tied layer called
+        """Logits to return, and those [text tokens, vocabulary] that predict the labels: few where there are pictures.
+        By one call: FSDP loses gradients of a tied layer called
         twice."""
         kept = slice_logits_to_keep(hidden_states, logits_to_keep)
         if shift_labels is None:
@@ -448,7 +447,7 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
         timesteps: Sequence[float] | None,
         num_tokens: int | torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
-        """Diffusion loss of the tokens to draw."""
+        """Diffusion loss of the tokens to generate."""
         if isinstance(generator, (list, tuple)):
             generator = [generator[row] for row in rows.tolist()]
         losses, accuracy = self.image_head.compute_losses(
@@ -462,8 +461,8 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
         }
 
     def _idle_pass(self) -> torch.Tensor:
-        """0, by way of the projector and the head on one patch of zeros. A process whose share of a batch draws
-        nothing must use all weights all the same: the other processes wait for its gradients (DDP) or its part of the
+        """0, by way of the projector and the head on one patch of zeros. A process whose share of a batch has no
+        target picture must use all weights too: the other processes wait for its gradients (DDP) or its part of the
         weights (FSDP)."""
         patch = torch.zeros(1, self.config.tokens_per_patch, self.config.vision_config.num_bits, device=self.device)
         condition = self.model.embed_image_tokens(patch, patch.new_zeros(self.config.text_config.hidden_size))
@@ -472,7 +471,7 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
     def _flip_targets(
         self, input_ids: torch.Tensor, codes: Pictures, targets: list[bool], generator: Generators
     ) -> list[torch.Tensor]:
-        """Codes whose targets have each bit flipped with a probability drawn for it between 0 and
+        """Codes whose targets have each bit flipped with its own random probability between 0 and
         `bit_flip_probability` (docs/method.md 3.5)."""
         generators = [generator] * len(codes)
         if isinstance(generator, (list, tuple)):

@@ -20,7 +20,7 @@ def draw_noise(
     noise in any batch. Where a list holds one generator several times in a row, it draws those rows together.
 
     Raises:
-        ValueError: when a list of generators does not hold one a row.
+        ValueError: when a list of generators does not hold one per row.
     """
     return _draw(torch.randn, shape, generator, device, dtype)
 
