@@ -12,6 +12,7 @@ from markdown_blocks import blocks
 from PIL import Image
 from safetensors.torch import load_file
 
+from uniwetok_hf import embedded_path
 from uniwetok_hf.cli.main import build_parser, main
 from uniwetok_hf.training.config import find_config
 
@@ -45,17 +46,21 @@ def test_page(page, tmp_path, monkeypatch, fixtures, capsys):
         exec(compile(code, f"{page}.md", "exec"), names)
 
 
-@pytest.mark.parametrize("page", sorted(path.stem for path in DOCS.glob("*.md")))
+PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "CONTRIBUTING.md", embedded_path("uniwetok-emoji") / "README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_commands_can_be_parsed(page):
-    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
-    shell = [code for language, code in blocks(text) if language in ("bash", "sh")]
+    """Commands of the package, with their configs; of scripts only that there is such a file."""
+    shell = [code for language, code in blocks(page.read_text(encoding="utf-8")) if language in ("bash", "sh")]
     for line in "\n".join(shell).replace("\\\n", " ").splitlines():
         program, *argv = shlex.split(line, comments=True) or [""]
-        if program != "uniwetok":
-            continue
-        args = build_parser().parse_args(argv)  # exits where it can't
-        for name in getattr(args, "config", None) or []:
-            assert name.endswith(".yaml") or find_config(name)
+        if program == "python":
+            assert (ROOT / argv[0]).is_file(), line
+        if program == "uniwetok":
+            args = build_parser().parse_args(argv)  # exits where it can't
+            for name in getattr(args, "config", None) or []:
+                assert name.endswith(".yaml") or find_config(name)
 
 
 @pytest.mark.slow
