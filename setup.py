@@ -67,7 +67,7 @@ EXTRAS["dev"] = sorted({*TEST_TOOLS, *EXTRAS["train"], *EXTRAS["emoji"], *EXTRAS
 setup(
     name="uniwetok-hf",
     version=read_version(),
-    description="UniWeTok: images as 128-bit binary codes, and one language model that reads, generates and edits them",
+    description="UniWeTok: images as 128-bit binary codes, and one language model that reads, makes and edits them",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author="The uniwetok-hf contributors",
