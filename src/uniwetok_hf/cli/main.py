@@ -61,13 +61,13 @@ start here:
 
 With UNIWETOK_TRACEBACK=1 in the environment, errors also show their traceback.
 """
-# Commands of older versions: what they were for, and what replaces them in the repository.
+# Commands of version 0.1 that are now scripts of the repository.
 MOVED = {
-    "data": "the data sets of the emoji recipe are built by the scripts in examples/emoji",
-    "data emoji": "python examples/emoji/emoji_data.py",
-    "data faces-and-text": "python examples/emoji/faces_and_text.py",
-    "train siglip": "python examples/emoji/train_siglip.py",
-    "evaluate emoji": "python examples/emoji/evaluate_emoji.py",
+    "data": "the scripts emoji_data.py and faces_and_text.py of examples/emoji",
+    "data emoji": "`python examples/emoji/emoji_data.py`",
+    "data faces-and-text": "`python examples/emoji/faces_and_text.py`",
+    "train siglip": "`python examples/emoji/train_siglip.py`",
+    "evaluate emoji": "`python examples/emoji/evaluate_emoji.py`",
 }
 
 
@@ -104,7 +104,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = build_parser()
     for words in (" ".join(argv[:2]), *argv[:1]):
         if words in MOVED:
-            parser.exit(2, f"uniwetok: error: `uniwetok {words}` left the package: {MOVED[words]}\n")
+            parser.exit(2, f"uniwetok: error: `uniwetok {words}` is now {MOVED[words]} in the repository\n")
     args, unknown = parser.parse_known_args(argv)
     if unknown:  # with the usage of the command, where argparse would print that of all commands
         args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
