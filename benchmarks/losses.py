@@ -1,9 +1,9 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""What each loss does to the image tokenizer, in equal short runs: reconstruction, and zero-shot accuracy of the codes.
+"""What each loss does to the image tokenizer, in equal short runs: reconstruction, and what the codes tell.
 
     python benchmarks/losses.py DATA TEACHER --output runs/losses [--steps 400] [--only base prior]
 
-Trains the network of `examples/emoji/emoji_uniwetok_stage1.yaml` at 64x64 once for each set of losses, from the same weights on the same
+Trains the network of `emoji_uniwetok_stage1` at 64x64 once for each set of losses, from the same weights on the same
 pictures. Then all encoders are frozen and the same new attention pools learn to carry their codes into the teacher's
 space, so that zero-shot accuracy can be compared between runs with and without distillation. An interrupted benchmark
 continues.

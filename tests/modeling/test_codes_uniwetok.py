@@ -230,9 +230,9 @@ def test_wrong_codes_and_sizes_are_refused_and_nothing_is_written(tmp_path, tiny
     path = tmp_path / "codes.safetensors"
     with pytest.raises(ValueError, match=r"`codes\[1\]` has 24 bits, `config.num_bits` is 16"):
         save_codes(path, [pictures[0], random_codes(24, 2, 2)], tiny_config)
-    with pytest.raises(ValueError, match="`original_sizes` must hold one size a picture: 5 pictures, 1 sizes"):
+    with pytest.raises(ValueError, match="`original_sizes` must hold one size per picture: 5 pictures, 1 sizes"):
         save_codes(path, pictures, tiny_config, original_sizes=[(8, 8)])
-    with pytest.raises(ValueError, match="`content_sizes` must hold one size a picture: 5 pictures, 6 sizes"):
+    with pytest.raises(ValueError, match="`content_sizes` must hold one size per picture: 5 pictures, 6 sizes"):
         save_codes(path, pictures, tiny_config, content_sizes=[(8, 8)] * 6)
     assert list(tmp_path.iterdir()) == []
 

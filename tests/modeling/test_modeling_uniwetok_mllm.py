@@ -22,8 +22,9 @@ from torch.nn import functional as F
 from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig, Qwen3Config
 
 from uniwetok_hf import UniWeTokForCausalLM, UniWeTokMLLMModel, UniWeTokModel
-from uniwetok_hf.modeling.modeling_uniwetok_head import BinaryFlow
-from uniwetok_hf.modeling.modeling_uniwetok_mllm import codes_to_tokens, sinusoidal_positions, tokens_to_codes
+from uniwetok_hf.modeling.codes_uniwetok import codes_to_tokens, tokens_to_codes
+from uniwetok_hf.modeling.flow_uniwetok import BinaryFlow
+from uniwetok_hf.modeling.modeling_uniwetok_mllm import sinusoidal_positions
 
 
 def last_positions(model: UniWeTokForCausalLM, ids: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:

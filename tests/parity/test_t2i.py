@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from uniwetok_hf import UniWeTokPipeline, convert_checkpoint
-from uniwetok_hf.modeling.modeling_uniwetok_mllm import codes_to_tokens
+from uniwetok_hf.modeling.codes_uniwetok import codes_to_tokens
 
 
 @pytest.fixture

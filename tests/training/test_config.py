@@ -212,3 +212,8 @@ def test_places_are_found_beside_the_file_they_are_written_in(tmp_path, monkeypa
     assert config_values(config)["name"] == "own.py:A" and config_values(config)["extra"] == {"task": ["own.py:B"]}
     with pytest.raises(ValueError, match=r"config.yaml: `extra.task\[1\]`: `none.py:X`: there is no file none.py in"):
         read(tmp_path, "steps: 1\nextra: {task: [a, none.py:X]}")
+
+
+def test_a_mapping_of_the_base_is_left_out(tmp_path):
+    path = write_files(tmp_path, last="base: first.yaml\nextra: null\n", first="steps: 1\nextra: {a: 1}\n")
+    assert read_config(Config, path).extra == {}

@@ -9,13 +9,15 @@
 A field may be a dataclass itself (a section of the file), a list of them, or None where a part can be left out.
 
 - `base: other.yaml` starts from another file, beside this one, or from a shipped config. Sections and other mappings
-  are merged, everything else is replaced, lists too.
+  are merged, everything else is replaced, lists too; `field: null` leaves out a section or a mapping of the base.
 - A place, `FILE.py:NAME`, is looked up beside the file that it is written in.
+- `config.json` of a run is such a file, too, with all settings and the absolute paths of places.
 """
 
 import copy
 import dataclasses
 import difflib
+import json
 import os
 import types
 import typing
@@ -130,8 +132,9 @@ def _read_file(path: Path, chain: list[Path]) -> tuple[dict, dict[str, Path]]:
         circle = " -> ".join(map(str, [*chain, path]))
         raise ConfigError(f"{chain[-1]}: `base` leads back to {path}: {circle}.")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+        text = path.read_text(encoding="utf-8")
+        values = (json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)) or {}
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
         raise ConfigError(f"{path} is no YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold `field: value` lines, got {type(values).__name__}.")
@@ -237,6 +240,8 @@ def _value(hint, value, origins: _Origins, name: str):
         return None
     for option in options:
         section, origin, arguments = _section_of(option), typing.get_origin(option), typing.get_args(option)
+        if value is None and dict in (option, origin):  # a mapping of the base is left out
+            return {}
         if section and origin is not list and isinstance(value, Mapping):
             return _build(section, value, origins, f"{name}.")
         if origin is list and isinstance(value, list):

@@ -2,6 +2,7 @@
 """What both trainers share: Accelerate, the optimizer, which parameters train, the log, stopping, averaged weights."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -33,16 +34,17 @@ class JsonLinesTracker(GeneralTracker):
     name = "jsonl"
     requires_logging_directory = False
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, settings: dict | None = None):
         super().__init__()
-        self.folder = Path(folder)
+        self.folder, self.settings = Path(folder), settings
 
     @property
     def tracker(self):
         return self
 
     def store_init_configuration(self, values: dict):
-        (self.folder / "config.json").write_text(json.dumps(values, indent=1))
+        # All settings, with sections and the places of a user's own code: `--config` reads this file from any folder.
+        (self.folder / "config.json").write_text(json.dumps(self.settings or values, indent=1))
 
     def rewind(self, step: int) -> None:
         """Drops the lines after `step`."""
@@ -75,7 +77,7 @@ def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTrack
     Raises:
         ValueError: when the processes and micro-batches can't share `batch_size` samples.
     """
-    tracker = JsonLinesTracker(folder)
+    tracker = JsonLinesTracker(folder, dataclasses.asdict(config))
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
