@@ -12,7 +12,6 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,9 +72,7 @@ class Teacher(nn.Module):
             ValueError: when there is no such folder; for a model that reads no fixed-size pictures, or lacks weights.
         """
         if is_local_name(name_or_path) and not os.path.isdir(name_or_path):
-            made_by = re.fullmatch(r"runs/(emoji_\w+)/model", str(name_or_path))
-            hint = f" yet: `uniwetok train siglip --config {made_by[1]}` makes it" if made_by else ""
-            raise ValueError(f"`name_or_path` {name_or_path}: there is no such folder{hint}.")
+            raise ValueError(f"`name_or_path` {name_or_path}: there is no such folder.")
         config = AutoConfig.from_pretrained(name_or_path)
         if config.model_type.startswith("siglip2"):
             raise ValueError(
