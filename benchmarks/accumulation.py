@@ -20,7 +20,7 @@ from uniwetok_hf.training.picture_batches import validation_pictures
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="folder of `uniwetok data emoji`, or other pictures")
+    parser.add_argument("data", help="folder that examples/emoji/emoji_data.py made, or other pictures")
     options = parser.parse_args()
     model = UniWeTokModel.from_pretrained(embedded_path("uniwetok-emoji"), subfolder="mllm", dtype=torch.float32)
     pictures = validation_pictures(PictureSource(options.data), 64, 64, 64) / 127.5 - 1

@@ -2,9 +2,9 @@
 """How good drawings are against the time they take, over diffusion steps, guidance and patch size: what the defaults
 of the emoji model are chosen by.
 
-    python benchmarks/drawing.py data/emoji runs/emoji_judge/model runs/emoji_mllm/pipeline [more pipelines]
+    PYTHONPATH=examples/emoji python benchmarks/drawing.py data/emoji JUDGE PIPELINE [more pipelines]
 
-R-precision is that of `uniwetok evaluate emoji`, on rows of the validation split. The time is that of one picture from
+R-precision is that of `evaluate_emoji.py`, on rows of the validation split. The time is that of one picture from
 one prompt, everything loaded: the median of several. Writes a table, and a figure to --figure.
 """
 
@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 from datasets import load_from_disk
+from evaluate_emoji import CaptionScore, caption_of, rival_captions
 
 from uniwetok_hf import UniWeTokPipeline
-from uniwetok_hf.evaluation.drawing import draw_all
-from evaluate_emoji import CaptionScore, caption_of, rival_captions
+from uniwetok_hf.evaluation.generation import generate_all
 from uniwetok_hf.evaluation.judges import Judge
 
 
@@ -52,7 +52,7 @@ def draw_figure(found: list[dict], path: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="folder of `uniwetok data emoji`")
+    parser.add_argument("data", help="folder that examples/emoji/emoji_data.py made")
     parser.add_argument("judge", help="dual encoder that no training loss looked through")
     parser.add_argument("pipelines", nargs="+", help="pipelines, of one patch size each")
     parser.add_argument("--split", default="validation")
@@ -81,7 +81,7 @@ def main() -> None:
             for steps in options.steps:
                 call = {"num_inference_steps": steps, "guidance_scale": guidance}
                 seconds = seconds_a_picture(pipe, captions[:8], **call)
-                result = score(draw_all(pipe, captions, **call))
+                result = score(generate_all(pipe, captions, **call))
                 patch = pipe.mllm.config.patch_size
                 found.append(
                     {"patch": patch, "guidance": guidance, "steps": steps, "seconds": seconds, "score": result}

@@ -2,9 +2,9 @@
 """How often edits come nearest to what was asked for, over the weights of picture and words in guidance: what the
 emoji model's `default_image_guidance_scale` is chosen by.
 
-    python benchmarks/editing.py data/emoji runs/emoji_mllm_describe/pipeline --guidance 5 --image-guidance 3 4 4.5 5
+    PYTHONPATH=examples/emoji python benchmarks/editing.py data/emoji PIPELINE --guidance 5 --image-guidance 3 4 4.5 5
 
-By pixels, and by a `--judge`, among the candidates of `uniwetok evaluate emoji`, on edits of the validation split,
+By pixels, and by a `--judge`, among the candidates of `evaluate_emoji.py`, on edits of the validation split,
 whose concepts training never shows. An image guidance that equals the guidance is the usual one, against neither
 picture nor words.
 """
@@ -14,11 +14,11 @@ from collections import Counter
 
 import torch
 from datasets import load_from_disk
+from evaluate_emoji import combination_edits
 
 from uniwetok_hf import UniWeTokEditPipeline
-from uniwetok_hf.evaluation.drawing import draw_all
-from uniwetok_hf.evaluation.editing import edit_outcomes
-from evaluate_emoji import combination_edits
+from uniwetok_hf.evaluation.editing import edit_outcomes, edit_pairs
+from uniwetok_hf.evaluation.generation import generate_all
 from uniwetok_hf.evaluation.intervals import share_score
 from uniwetok_hf.evaluation.judges import Judge
 from uniwetok_hf.evaluation.rows import picture_of
@@ -32,7 +32,7 @@ def share(right: list[bool]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="folder of `uniwetok data emoji`")
+    parser.add_argument("data", help="folder that examples/emoji/emoji_data.py made")
     parser.add_argument("pipeline")
     parser.add_argument("--judge", help="dual encoder that no training loss looked through")
     parser.add_argument("--split", default="validation")
@@ -47,7 +47,7 @@ def main() -> None:
     pictures = [dict(row) | {"image": picture_of(row["image"])} for split in splits.values() for row in split]
     rows = load_from_disk(f"{options.data}/edits")[options.split].to_list()
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-    edits = combination_edits(rows, pictures, sorted(order[: options.count].tolist()))
+    edits = edit_pairs(combination_edits(rows, pictures, sorted(order[: options.count].tolist())), by="kind")
     prompts, sources = [edit.instruction for edit in edits], [edit.source for edit in edits]
     kinds = [kind for kind, _ in Counter(edit.kind for edit in edits).most_common()]
 
@@ -63,8 +63,8 @@ def main() -> None:
             for steps in options.steps:
                 call = {"guidance_scale": guidance, "image_guidance_scale": image_guidance}
                 call["describe_first"] = is_described
-                drawn = draw_all(pipe, prompts, sources, num_inference_steps=steps, **call)
-                outcomes = edit_outcomes(drawn, edits, judge)
+                edited = generate_all(pipe, prompts, sources, num_inference_steps=steps, **call)
+                outcomes = edit_outcomes(edited, edits, judge)
                 for name in ("pixels", "judge") if judge else ("pixels",):
                     right = [outcome[f"nearest_by_{name}"] for outcome in outcomes]
                     cells = [f"{guidance:g}", f"{image_guidance:g}", str(steps), name, share(right)]

@@ -1,7 +1,7 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """What the emoji model gets wrong, in pictures, chosen by a judge and not by us.
 
-    python benchmarks/failures.py data/emoji runs/emoji_judge/model runs/emoji_mllm/pipeline --output docs/assets
+    PYTHONPATH=examples/emoji python benchmarks/failures.py data/emoji JUDGE PIPELINE --output docs/assets
 
 `failures.jpg`: of held-out combinations that were drawn, edited and named, the drawings whose own caption the judge
 ranks lowest of 32, the edits that are nearest to a wrong picture, and wrong answers, spread over the failures.
@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import load_from_disk
+from evaluate_emoji import caption_of, combination_edits, question_rows, rival_captions
 from PIL import Image
 
 from uniwetok_hf import UniWeTokEditPipeline, UniWeTokPipeline
 from uniwetok_hf.cli import sheets
 from uniwetok_hf.data.images import save_image
-from uniwetok_hf.evaluation.captioning import answer_all, questions_of_emoji
+from uniwetok_hf.evaluation.captioning import answer_all
 from uniwetok_hf.evaluation.choices import cosines
-from uniwetok_hf.evaluation.drawing import draw_all
-from uniwetok_hf.evaluation.editing import edit_outcomes
-from evaluate_emoji import caption_of, combination_edits, rival_captions
+from uniwetok_hf.evaluation.editing import edit_outcomes, edit_pairs
+from uniwetok_hf.evaluation.generation import generate_all
 from uniwetok_hf.evaluation.judges import Judge
 from uniwetok_hf.evaluation.words import exact_match
 
@@ -46,7 +46,7 @@ def cell(pictures: list[Image.Image], lines: list[str]) -> Image.Image:
 def wrong_drawings(pipe, rows, pool, judge: Judge, count: int) -> tuple[list[Image.Image], str]:
     """Real picture and drawing of the prompts that the judge ranks lowest, and what it takes the drawing for."""
     generator = torch.Generator().manual_seed(0)
-    drawn = draw_all(pipe, [caption_of(row) for row in rows])
+    drawn = generate_all(pipe, [caption_of(row) for row in rows])
     found = []
     for row, picture in zip(rows, drawn, strict=True):
         captions = [caption_of(row), *rival_captions(row, pool, generator)]
@@ -60,7 +60,7 @@ def wrong_drawings(pipe, rows, pool, judge: Judge, count: int) -> tuple[list[Ima
 
 def wrong_edits(pipe, edits, count: int) -> tuple[list[Image.Image], str]:
     """Source, result and true target of edits whose result is nearer, by pixels, to another picture."""
-    results = draw_all(pipe, [edit.instruction for edit in edits], [edit.source for edit in edits])
+    results = generate_all(pipe, [edit.instruction for edit in edits], [edit.source for edit in edits])
     outcomes = edit_outcomes(results, edits)
     found = [
         cell([edit.source, result, edit.target], [edit.instruction, "source, result, what was meant"])
@@ -72,19 +72,20 @@ def wrong_edits(pipe, edits, count: int) -> tuple[list[Image.Image], str]:
 
 def wrong_names(pipe, rows, count: int) -> tuple[list[Image.Image], str]:
     """Pictures whose name is answered wrong."""
-    asked = [question for question in questions_of_emoji(rows) if question.kind == "name"]
-    answers = answer_all(pipe.mllm, pipe.processor, asked)
+    asked = [row for row in question_rows(rows) if row["kind"] == "name"]
+    pictures, questions = [row["image"] for row in asked], [row["question"] for row in asked]
+    answers = answer_all(pipe.mllm, pipe.processor, pictures, questions)
     found = [
-        cell([one.picture], [f"“{answer}”", f"is: {one.answer}"])
-        for one, answer in zip(asked, answers, strict=True)
-        if not exact_match(answer, one.answer)
+        cell([row["image"]], [f"“{answer}”", f"is: {row['answer']}"])
+        for row, answer in zip(asked, answers, strict=True)
+        if not exact_match(answer, row["answer"])
     ]
     return spread(found, count), f"{len(found)} of {len(rows)}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="folder of `uniwetok data emoji`")
+    parser.add_argument("data", help="folder that examples/emoji/emoji_data.py made")
     parser.add_argument("judge", help="dual encoder that no training loss looked through")
     parser.add_argument("pipeline", help="folder of the pipeline")
     parser.add_argument("--count", type=int, default=120, help="how many of each kind are tried")
@@ -108,7 +109,9 @@ def main() -> None:
     edit_pipe.set_progress_bar_config(disable=True)
     kinds = {
         "Drawings": wrong_drawings(pipe, rows, pool, judge, options.shown),
-        "Edits": wrong_edits(edit_pipe, combination_edits(edits, pictures, chosen), options.shown),
+        "Edits": wrong_edits(
+            edit_pipe, edit_pairs(combination_edits(edits, pictures, chosen), by="kind"), options.shown
+        ),
         "Names": wrong_names(pipe, rows, options.shown),
     }
     sections = []

@@ -18,12 +18,13 @@ from datasets import load_from_disk
 
 from uniwetok_hf import UniWeTokModel
 from uniwetok_hf.evaluation.latents import class_embeddings, embed_rows, score_latents
-from uniwetok_hf.training.config import find_config, read_config
 from uniwetok_hf.losses.distillation import PrePostDistillation
 from uniwetok_hf.losses.teacher import Teacher
+from uniwetok_hf.training.config import read_config
 from uniwetok_hf.training.train_uniwetok import UniWeTokTrainingConfig, train
 
 
+CONFIG = Path(__file__).parent.parent / "examples" / "emoji" / "emoji_uniwetok_stage1.yaml"
 OFF = {"entropy": None, "perceptual": None, "adversarial": None, "distillation": None, "prior": None}
 ENTROPY = {"weight": 0.005}
 
@@ -45,12 +46,10 @@ def variants(teacher: str) -> dict[str, dict]:
     }
 
 
-def run(config_name: str, output_dir: Path, fields: dict) -> Path:
+def run(output_dir: Path, fields: dict) -> Path:
     """Trains if that was not done before."""
     if not (output_dir / "model").exists():
-        train(
-            read_config(UniWeTokTrainingConfig, find_config(config_name), **{"output_dir": str(output_dir), **fields})
-        )
+        train(read_config(UniWeTokTrainingConfig, CONFIG, **{"output_dir": str(output_dir), **fields}))
     return output_dir
 
 
@@ -74,8 +73,8 @@ def figures(run_dir: Path, pools_dir: Path, data: str, teacher: Teacher) -> dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="folder of `uniwetok data emoji`")
-    parser.add_argument("teacher", help="model of `uniwetok train siglip`")
+    parser.add_argument("data", help="folder that examples/emoji/emoji_data.py made")
+    parser.add_argument("teacher", help="model of examples/emoji/train_siglip.py")
     parser.add_argument("--output", default="runs/losses", help="folder of the runs and of results.json")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--pool-steps", type=int, default=150)
@@ -91,7 +90,7 @@ def main() -> None:
         if options.only and name not in options.only:
             continue
         folder = Path(options.output, name.replace(" ", "-").replace("+", "and"))
-        trained = run("emoji_uniwetok_stage1", folder, {**common, **losses, "max_train_steps": options.steps})
+        trained = run(folder, {**common, **losses, "max_train_steps": options.steps})
         after = {  # the tokenizer stays: what trains beside the pools is a bias behind the codes
             "init_from": str(trained / "model"),
             "model": {},
@@ -100,7 +99,7 @@ def main() -> None:
             "max_train_steps": options.pool_steps,
             "distillation": {"teacher": options.teacher, "hidden_size": 128},
         }
-        pools = run("emoji_uniwetok_stage1", folder.with_name(f"{folder.name}-pools"), common | OFF | after)
+        pools = run(folder.with_name(f"{folder.name}-pools"), common | OFF | after)
         results[name] = figures(trained, pools, options.data, teacher)
         Path(options.output, "results.json").write_text(json.dumps(results, indent=1))
         print(name, json.dumps(results[name]), flush=True)

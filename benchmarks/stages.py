@@ -110,7 +110,7 @@ def draw_curve(runs: list[Path], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("emoji", help="folder of `uniwetok data emoji`")
+    parser.add_argument("emoji", help="folder that examples/emoji/emoji_data.py made")
     parser.add_argument("faces_and_text", help="folder of `uniwetok data faces-and-text`")
     parser.add_argument("runs", nargs="+", type=Path, help="output folders of the stages, in order")
     parser.add_argument("--output", type=Path, default=Path("results/stages"))

@@ -7,7 +7,7 @@ from tiny_models import build_tiny_pipeline
 from uniwetok_hf import embedded_path
 from uniwetok_hf.cards import card_to_push, describe_training, model_card
 from uniwetok_hf.evaluation.intervals import Score
-from uniwetok_hf.evaluation.reports import Report, Row
+from uniwetok_hf.evaluation.reports import Report, ScoreRow
 
 
 def test_card_of_a_pipeline():
@@ -34,7 +34,7 @@ def test_unknown_embedded_name():
 
 
 def test_results_without_scores_of_the_model_are_tables_only(tiny_model, tmp_path):
-    rows = [Row({"what": "all white"}, {"psnr": Score(9.6, 10)})]
+    rows = [ScoreRow({"what": "all white"}, {"psnr": Score(9.6, 10)})]
     Report("reconstruction", "one", "emoji", "test", {}, rows).save(tmp_path / "results")
     card = model_card(tiny_model, "org/one", results=tmp_path / "results")
     assert "| all white | 9.60 | 10 |" in card.text and not card.data.eval_results
@@ -43,7 +43,7 @@ def test_results_without_scores_of_the_model_are_tables_only(tiny_model, tmp_pat
     assert pushed.text == "# Mine\n" and not pushed.data.eval_results and pushed.data.license == "apache-2.0"
 
 
-def test_a_changed_text_is_a_persons(tiny_model, tmp_path):
+def test_an_edited_text_is_kept(tiny_model, tmp_path):
     old = model_card(tiny_model, "org/old")
     for text, stays in ((str(old), False), (str(old).replace("\n", "\r\n"), False), (str(old) + "Hello.\n", True)):
         (tmp_path / "README.md").write_text(text, newline="")

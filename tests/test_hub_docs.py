@@ -12,7 +12,7 @@ from tiny_models import build_tiny_mllm, build_tiny_pipeline
 from uniwetok_hf.adapters import lora_config, save_adapter
 from uniwetok_hf.cli.main import main
 from uniwetok_hf.evaluation.intervals import Score
-from uniwetok_hf.evaluation.reports import Report, Row
+from uniwetok_hf.evaluation.reports import Report, ScoreRow
 
 
 PAGE = (Path(__file__).parent.parent / "docs" / "hub.md").read_text(encoding="utf-8")
@@ -26,7 +26,7 @@ def test_all_blocks(hub, tmp_path, monkeypatch):
     adapted = build_tiny_mllm()
     adapted.add_adapter(lora_config(r=2))
     save_adapter(adapted, "runs/my_style/adapter")
-    rows = [Row({"what": "model"}, {"psnr": Score(21.5, 10)}, for_card=True)]
+    rows = [ScoreRow({"what": "model"}, {"psnr": Score(21.5, 10)}, for_card=True)]
     Report("reconstruction", "emoji_mllm/pipeline", "emoji", "test", {}, rows).save("results/reconstruction")
     Image.linear_gradient("L").resize((100, 75)).convert("RGB").save("photo.jpg")
     names = {}

@@ -1,46 +1,123 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""The emoji set's own protocol (`uniwetok evaluate emoji`): does the model draw, edit and name combinations of
-concept, style and skin tone that it never saw together?
+"""The emoji set's own protocol: does the model generate, edit and name combinations of concept, style and skin tone
+that it never saw together?
 
-- Drawing: R-precision. Of 32 captions (its own, 16 of the same group, 8 of the same name in another style or tone, 7
-  of the same style and another name) the judge finds the drawing's own most similar. Every row is asked for in two
-  ways.
+    python examples/emoji/evaluate_emoji.py data/emoji --judge examples/emoji/weights/emoji_judge
+
+- Generation: R-precision. Of 32 captions (its own, 16 of the same group, 8 of the same name in another style or tone,
+  7 of the same style and another name) the judge finds the picture's own most similar. Two prompts for every row.
 - Editing: of the true target, the source, the target in the other styles and the source in the other skin tones, the
   target is the nearest to the result, by pixels and by the judge.
 - Naming: name without skin tone, style and skin tone, each asked for by itself and right when the words are the same.
 
 Beside the model stand the ceilings: the same scores of the real pictures, and of the real pictures after the image
 tokenizer. Names are another task for the judge, which can't write: it chooses among all labels of the row's skin tone.
+
+`load_edits` and `load_questions` give the set to the protocols of the library:
+
+    uniwetok evaluate generation data/emoji --prompt "a {style} emoji of {label}" --within style
+    uniwetok evaluate editing examples/emoji/evaluate_emoji.py:load_edits --by kind
+    uniwetok evaluate captioning examples/emoji/evaluate_emoji.py:load_questions --by kind
 """
 
+import argparse
+import sys
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
+from datasets import load_from_disk
 from PIL import Image
 
-from uniwetok_hf.evaluation.captioning import answer_all, questions_of_emoji
+from uniwetok_hf import UniWeTokEditPipeline, UniWeTokPipeline, embedded_path
+from uniwetok_hf.evaluation.captioning import answer_all
 from uniwetok_hf.evaluation.choices import cosines, top_k_outcomes
-from uniwetok_hf.evaluation.drawing import draw_all
-from uniwetok_hf.evaluation.editing import Edit, distinct_pictures, evaluate_editing, score_edits
+from uniwetok_hf.evaluation.editing import distinct_pictures, evaluate_editing
+from uniwetok_hf.evaluation.generation import generate_all
 from uniwetok_hf.evaluation.intervals import Score, share_score
 from uniwetok_hf.evaluation.judges import Judge
-from uniwetok_hf.evaluation.reconstruction import reconstruct
-from uniwetok_hf.evaluation.reports import Row
-from uniwetok_hf.evaluation.rows import EMOJI_PROMPT, batched
+from uniwetok_hf.evaluation.reconstruction import reconstruct_all
+from uniwetok_hf.evaluation.reports import Report, ScoreRow
+from uniwetok_hf.evaluation.rows import choose_rows, picture_of
 from uniwetok_hf.evaluation.words import exact_match
+from uniwetok_hf.provenance import short_name
 
 
-# Two ways to ask for every picture; the judge reads the first of them only.
+DATA = "data/emoji"
+EMOJI_PROMPT = "a {style} emoji of {label}"
+# Two prompts for every picture; the judge reads the first of them only.
 PROMPTS = (EMOJI_PROMPT, "draw {label} in {style} style")
 SAME_GROUP, SAME_NAME, NUM_RIVALS = 16, 8, 31
-ASKED = ("name", "style", "tone")  # of `captioning.EMOJI_QUESTIONS`
+# Column and question.
+QUESTIONS = {
+    "name": "what is this?",
+    "style": "which style is this?",
+    "group": "which group does it belong to?",
+    "tone": "which skin tone is this?",
+}
+ASKED = ("name", "style", "tone")
 
 
-def decode_all(vision_model, pictures: Sequence[Image.Image], seed: int) -> list[Image.Image]:
-    """Pictures after the image tokenizer."""
-    return [one.result for part in batched(pictures, 16) for one in reconstruct(vision_model, part, seed)]
+def load_edits(split: str) -> list[dict]:
+    """All edits of a split, as rows of `uniwetok evaluate editing`."""
+    edits = load_from_disk(f"{DATA}/edits")[split].to_list()
+    # A source may lie in another split: a combination that was held out is made from pictures that were not.
+    splits = load_from_disk(f"{DATA}/pictures").values()
+    pictures = {row["id"]: picture_of(row["image"]) for rows in splits for row in rows}
+    return edit_rows(edits, pictures, range(len(edits)))
+
+
+def load_questions(split: str) -> list[dict]:
+    """All questions about a split, as rows of `uniwetok evaluate captioning`."""
+    return question_rows(load_from_disk(f"{DATA}/pictures")[split])
+
+
+def edit_rows(
+    edits: Sequence[Mapping],
+    pictures: Mapping[str, Image.Image],
+    chosen: Sequence[int],
+    num_others: int = 6,
+    seed: int = 0,
+) -> list[dict]:
+    """
+    Some of the edits with their pictures and wrong results: first other targets of the same source, then pictures of
+    the target's style.
+
+    Args:
+        edits: all rows of a split of the set's `edits`.
+        pictures: its pictures by id.
+        chosen: which of the rows to return.
+        num_others: most wrong results of each.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    targets, styles = defaultdict(list), defaultdict(list)
+    for row in edits:
+        targets[row["source"]].append(row["target"])
+    for name in pictures:
+        styles[name.split("/")[0]].append(name)
+
+    def shuffled(names: Sequence[str]) -> list[str]:
+        return [names[i] for i in torch.randperm(len(names), generator=generator).tolist()]
+
+    result = []
+    for index in chosen:
+        row = edits[index]
+        near, far = shuffled(targets[row["source"]]), shuffled(styles[row["target"].split("/")[0]])
+        source, target = pictures[row["source"]], pictures[row["target"]]
+        others = distinct_pictures((pictures[name] for name in [*near, *far]), [source, target], num_others)
+        result.append({**row, "source": source, "target": target, "others": others})
+    return result
+
+
+def question_rows(rows: Iterable[Mapping]) -> list[dict]:
+    """All of `QUESTIONS` that each row has an answer to."""
+    return [
+        {"image": row["image"], "question": question, "answer": row[column], "kind": column}
+        for row in rows
+        for column, question in QUESTIONS.items()
+        if row[column]
+    ]
 
 
 def caption_of(row: Mapping) -> str:
@@ -68,28 +145,28 @@ def rival_captions(row: Mapping, pool: Sequence[Mapping], generator: torch.Gener
 
 def evaluate_drawing(
     pipe, rows: Sequence[Mapping], pool: Sequence[Mapping], judge: Judge, seed: int = 0, batch_size: int = 16, **call
-) -> list[Row]:
+) -> list[ScoreRow]:
     """
-    R-precision of drawings, of the rows' pictures after the image tokenizer, and of the pictures.
+    R-precision of generated pictures, of the rows' pictures after the image tokenizer, and of the pictures.
 
     Args:
-        rows: what to draw, each with its `image`.
+        rows: rows to generate, each with its `image`.
         pool: rows whose captions may be rivals; no pictures needed.
-        seed: of the choice of rivals; drawing i has the seed `seed` + i.
+        seed: of the choice of rivals; picture i is generated with the seed `seed` + i.
         call: further arguments of the pipeline.
     """
     generator = torch.Generator().manual_seed(seed)
     rivals = [rival_captions(row, pool, generator) for row in rows]
     prompts = [template.format(**row) for template in PROMPTS for row in rows]
-    drawn = draw_all(pipe, prompts, seed=seed, batch_size=batch_size, **call)
+    generated = generate_all(pipe, prompts, seed=seed, batch_size=batch_size, **call)
     real = [row["image"] for row in rows]
-    decoded = decode_all(pipe.mllm.vision_model, real, seed)
+    decoded = reconstruct_all(pipe.mllm.vision_model, real, seed)
     captions = [caption_of(row) for row in rows]
     score = CaptionScore(judge, captions, rivals)
     return [
-        Row({"what": "model", "of": "drawings"}, {"r_precision": score(drawn)}, True),
-        Row({"what": "real, through the codes", "of": "drawings"}, {"r_precision": score(decoded)}),
-        Row({"what": "real", "of": "drawings"}, {"r_precision": score(real)}),
+        ScoreRow({"what": "model", "of": "drawings"}, {"r_precision": score(generated)}, True),
+        ScoreRow({"what": "real, through the codes", "of": "drawings"}, {"r_precision": score(decoded)}),
+        ScoreRow({"what": "real", "of": "drawings"}, {"r_precision": score(real)}),
     ]
 
 
@@ -115,8 +192,9 @@ class CaptionScore:
         return share_score(outcomes, float(np.mean([1 / len(texts) for texts in self.texts])))
 
 
-def combination_edits(edits: Sequence[Mapping], rows: Sequence[Mapping], chosen: Sequence[int]) -> list[Edit]:
-    """Edits whose wrong results are the target in the other styles and the source in the other skin tones.
+def combination_edits(edits: Sequence[Mapping], rows: Sequence[Mapping], chosen: Sequence[int]) -> list[dict]:
+    """Rows of `evaluate_editing` whose wrong results are the target in the other styles and the source in the other
+    skin tones.
 
     Args:
         edits: rows of `edits` of the set.
@@ -133,22 +211,17 @@ def combination_edits(edits: Sequence[Mapping], rows: Sequence[Mapping], chosen:
         edit = edits[index]
         source, target = by_id[edit["source"]], by_id[edit["target"]]
         others = [*same_thing[target["hexcode"]], *same_tones[source["style"], source["concept"]]]
-        known = [source["image"], target["image"]]
-        others = distinct_pictures((row["image"] for row in others), known, len(others))
-        result.append(Edit(source["image"], edit["instruction"], target["image"], others, edit["kind"]))
+        wrong = [row["image"] for row in others]
+        result.append({**edit, "source": source["image"], "target": target["image"], "others": wrong})
     return result
 
 
-def evaluate_edits(
-    edit_pipe, pipe, edits: Sequence[Edit], judge: Judge, seed: int = 0, batch_size: int = 16, **call
-) -> list[Row]:
-    """Rows of [`evaluate_editing`], and the ceiling: the true targets after the image tokenizer."""
-    rows = evaluate_editing(edit_pipe, pipe, edits, judge, seed, batch_size, **call)
-    decoded = decode_all(pipe.mllm.vision_model, [edit.target for edit in edits], seed)
-    rows.append(score_edits("targets, through the codes", decoded, edits, judge))
-    for row in rows:
+def evaluate_edits(edit_pipe, pipe, edits: Sequence[Mapping], judge: Judge, **settings) -> Report:
+    """The report of [`evaluate_editing`], which takes the `settings`, with rows that say that they are of edits."""
+    report = evaluate_editing(edit_pipe, pipe, edits, by="kind", judge=judge, **settings)
+    for row in report.rows:
         row.labels["of"] = ": ".join(["edits", *([row.labels["of"]] if "of" in row.labels else [])])
-    return rows
+    return report
 
 
 def evaluate_naming(
@@ -159,32 +232,121 @@ def evaluate_naming(
     judge: Judge,
     seed: int = 0,
     batch_size: int = 16,
-) -> list[Row]:
+) -> list[ScoreRow]:
     """
     How often answers are right. Beside the model's names those of the judge, which is shown the pictures, and the
     pictures after the image tokenizer, and takes the nearest of all labels in `pool` of the row's own skin tone: a
     label without a skin tone is another picture's.
     """
-    asked = [question for question in questions_of_emoji(rows) if question.kind in ASKED]
-    answers = answer_all(mllm, processor, asked, batch_size=batch_size)
+    asked = [row for row in question_rows(rows) if row["kind"] in ASKED]
+    pictures, questions = [row["image"] for row in asked], [row["question"] for row in asked]
+    answers = answer_all(mllm, processor, pictures, questions, batch_size=batch_size)
     table = []
     for column in ASKED:
-        pairs = [(answer, one.answer) for answer, one in zip(answers, asked, strict=True) if one.kind == column]
+        pairs = [(answer, row["answer"]) for answer, row in zip(answers, asked, strict=True) if row["kind"] == column]
         if pairs:
             usual = Counter(right for _, right in pairs).most_common(1)[0][1] / len(pairs)
             score = share_score([exact_match(*pair) for pair in pairs], usual)
-            table.append(Row({"what": "model", "of": f"{column}s"}, {"exact_match": score}, for_card=True))
+            table.append(ScoreRow({"what": "model", "of": f"{column}s"}, {"exact_match": score}, for_card=True))
     real = [row["image"] for row in rows]
     labels = {
         tone: sorted({row["label"] for row in pool if row["tone"] == tone}) for tone in {r["tone"] for r in rows}
     }
     texts = {tone: judge.embed_texts(of_tone) for tone, of_tone in labels.items()}
-    decoded = decode_all(mllm.model.vision_model, real, seed)
+    decoded = reconstruct_all(mllm.model.vision_model, real, seed)
     for what, pictures in {"judge, through the codes": decoded, "judge, real": real}.items():
         outcomes = []
         for row, features in zip(rows, judge.embed_images(pictures), strict=True):
             nearest = cosines(features[None], texts[row["tone"]])[0].argmax()
             outcomes.append(labels[row["tone"]][nearest] == row["label"])
         chance = float(np.mean([1 / len(labels[row["tone"]]) for row in rows]))
-        table.append(Row({"what": what, "of": "names"}, {"exact_match": share_score(outcomes, chance)}))
+        table.append(ScoreRow({"what": what, "of": "names"}, {"exact_match": share_score(outcomes, chance)}))
     return table
+
+
+def evaluate(args: argparse.Namespace) -> Report:
+    """All of the protocol.
+
+    Raises:
+        ValueError: when the data are no emoji set or lack the split, or the judge does not fit.
+    """
+    model = args.model or embedded_path("uniwetok-emoji")
+    judge = Judge.from_pretrained(args.judge, args.device, unseen_by=model)
+    if not judge.reads_texts:
+        raise ValueError(f"`--judge` {args.judge} reads no texts: give a dual encoder such as CLIP or SigLIP.")
+    try:
+        edits, pictures = (load_from_disk(f"{args.data}/{name}") for name in ("edits", "pictures"))
+    except FileNotFoundError:
+        raise ValueError(f"{args.data} is no folder of emoji_data.py.") from None
+    if args.split not in edits:
+        raise ValueError(f"`--split` {args.split}: {args.data} has {', '.join(edits)}.")
+    pool = [dict(row) | {"image": picture_of(row["image"])} for split in pictures.values() for row in split]
+    chosen = set(choose_rows(pictures[args.split], ["id"], args.count, args.seed)["id"])
+    rows = [row for row in pool if row["id"] in chosen]
+    edits = edits[args.split].to_list()
+    order = torch.randperm(len(edits), generator=torch.Generator().manual_seed(args.seed))
+    edits = combination_edits(edits, pool, sorted(order[: args.count].tolist()))
+
+    dtype = torch.float32 if torch.device(args.device).type == "cpu" else None
+    pipe = UniWeTokPipeline.from_pretrained(model, dtype=dtype).to(args.device)
+    edit_pipe = UniWeTokEditPipeline.from_pipe(pipe)
+    for pipeline in (pipe, edit_pipe):
+        pipeline.set_progress_bar_config(disable=True)
+    settings = {"seed": args.seed, "batch_size": args.batch_size}
+    call = settings | {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
+    edit_call = call | {"image_guidance_scale": args.image_guidance_scale, "describe_first": args.describe_first}
+    generated = evaluate_drawing(pipe, rows, pool, judge, **call)
+    report = evaluate_edits(edit_pipe, pipe, edits, judge, **edit_call)
+    report.task, report.data, report.split = "emoji", short_name(args.data), args.split
+    report.model = short_name(model)
+    report.rows = generated + report.rows
+    report.rows += evaluate_naming(pipe.mllm, pipe.processor, rows, pool, judge, **settings)
+    report.protocol |= {
+        "candidates": "of edits: target, source, target in other styles, source in other skin tones",
+        "drawings": f"{len(rows)} rows, two prompts each",
+        "captions": "32: its own, 16 of its group, 8 of its name, 7 of its style",
+        "answers": "the most likely ones; case and punctuation do not count",
+        "names of the judge": "the nearest of all labels of the row's own skin tone",
+    }
+    return report
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description="Generate, edit and name emoji in combinations of concept, style and skin tone that training "
+        "never shows. Beside the model: the real pictures, before and after the image tokenizer. Prints a table and "
+        "writes results.json, results.md and model-index.yaml."
+    )
+    parser.add_argument("data", metavar="DATA", help="folder that emoji_data.py made")
+    parser.add_argument(
+        "--judge", required=True, metavar="M", help="folder or Hub name of a dual encoder that no training loss used"
+    )
+    parser.add_argument("--split", default="test_combinations", help="default: test_combinations")
+    parser.add_argument("--model", metavar="M", help="pipeline folder or Hub id (default: uniwetok-emoji)")
+    parser.add_argument("--device", default="cpu", help="cpu (default, in float32), cuda, cuda:1, ... or mps")
+    parser.add_argument("--output", default="results/emoji", metavar="DIR", help="default: results/emoji")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="at once (default: 16)")
+    parser.add_argument("--steps", type=int, metavar="N", help="diffusion steps per patch (default: the model's)")
+    parser.add_argument("--guidance-scale", type=float, metavar="W", help="default: the model's")
+    parser.add_argument("--image-guidance-scale", type=float, metavar="V", help="of edits (default: the model's)")
+    parser.add_argument(
+        "--describe-first",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="edits: the model describes the result first, or not (default: as the model is set)",
+    )
+    parser.add_argument("--count", type=int, default=500, metavar="N", help="rows, and edits (default: 500)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first picture and of all choices (default: 0)")
+    args = parser.parse_args(arguments)
+    try:
+        report = evaluate(args)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"{parser.prog}: {error}")
+    print(report.to_markdown())
+    for path in report.save(args.output):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

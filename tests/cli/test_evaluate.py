@@ -1,4 +1,4 @@
-"""`uniwetok evaluate`, end to end, on the emoji fixture and on files of other kinds, with tiny models."""
+"""`uniwetok evaluate`, end to end, on folders, files and functions, with tiny models."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from uniwetok_hf.losses.teacher import Teacher
 from uniwetok_hf.provenance import loss_model, training_record
 
 
-PROTOCOLS = ("reconstruction", "latents", "generation", "editing", "captioning", "emoji")
+PROTOCOLS = ("reconstruction", "latents", "generation", "editing", "captioning")
 
 
 @pytest.fixture(autouse=True)
@@ -29,8 +29,21 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def emoji(fixtures):
-    return fixtures / "emoji"
+def pictures(fixtures):
+    """A folder of `save_to_disk`, with the columns style, label and others."""
+    return fixtures / "emoji" / "pictures"
+
+
+COLOURS = ("red", "green", "blue", "black", "white")
+
+
+@pytest.fixture
+def edits(workplace):
+    """Edits as a Parquet file."""
+    plain = [Image.new("RGB", (64, 64), colour) for colour in COLOURS]
+    table = {"source": plain[:4], "target": plain[1:], "instruction": [f"make it {c}" for c in COLOURS[1:]]}
+    Dataset.from_dict(table | {"how": ["a", "a", "b", "b"]}).to_parquet("edits.parquet")
+    return "edits.parquet"
 
 
 @pytest.fixture(scope="session")
@@ -63,13 +76,13 @@ def test_help_of_a_protocol_teaches(capsys, protocol):
         assert program == "uniwetok" and args.kind == args.measure.__name__ == protocol
 
 
-def test_reconstruction(succeeds, emoji, vision_folder, tmp_path, workplace):
+def test_reconstruction(succeeds, pictures, vision_folder, tmp_path, workplace):
     judge = build_vit(tmp_path / "vit")
     lines = succeeds(
-        *("evaluate", "reconstruction", emoji, "--model", vision_folder, "--sizes", 32, "native", "--by", "style"),
+        *("evaluate", "reconstruction", pictures, "--model", vision_folder, "--sizes", 32, "native", "--by", "style"),
         *("--features", judge, "--perceptual", judge, "--count", 5, "--output", "out"),
     )
-    assert lines[0] == "## Reconstruction: tiny-vision on emoji, test"
+    assert lines[0] == "## Reconstruction: tiny-vision on pictures, test"
     assert lines[-3:] == ["out/results.json", "out/results.md", "out/model-index.yaml"]
     assert (workplace / "out" / "results.md").read_text(encoding="utf-8").splitlines() == lines[:-4]
     values, rows = results(workplace / "out")
@@ -103,20 +116,20 @@ def test_photographs(succeeds, vision_folder, workplace):
     assert values["data"] == "photographs" and rows["model", "32x32", "astronaut"]["psnr"]["count"] == 1
 
 
-def test_a_network_of_the_training_is_told(uniwetok, emoji, make_vision_folder, tmp_path, workplace):
+def test_a_network_of_the_training_is_told(uniwetok, pictures, make_vision_folder, tmp_path, workplace):
     folder, judge = make_vision_folder(), build_vit(tmp_path / "vit")
     from transformers import AutoModel
 
     record(folder, loss_model("perceptual", AutoModel.from_pretrained(judge)))
     result = uniwetok(
-        *("evaluate", "reconstruction", emoji, "--model", folder, "--count", 2, "--sizes", 32),
+        *("evaluate", "reconstruction", pictures, "--model", folder, "--count", 2, "--sizes", 32),
         *("--features", judge, "--output", "out"),
     )
     assert result.code == 0 and "trained against vit (perceptual)" in result.err[0]
     assert results(workplace / "out")[0]["protocol"]["did training losses see them"] == "yes, it is vit (perceptual)"
 
 
-def test_latents(uniwetok, succeeds, emoji, make_vision_folder, tmp_path, workplace):
+def test_latents(uniwetok, succeeds, pictures, make_vision_folder, tmp_path, workplace):
     # The layout of a training: `model`, and beside it `losses/distillation`.
     folder = make_vision_folder().rename(tmp_path / "model")
     teacher = Teacher.from_pretrained(build_siglip(tmp_path / "siglip"))
@@ -125,7 +138,7 @@ def test_latents(uniwetok, succeeds, emoji, make_vision_folder, tmp_path, workpl
         pools = PrePostDistillation(16, teacher.embedding_size, hidden_size=16, num_attention_heads=2)
     pools.save_pretrained(tmp_path / "losses" / "distillation")
     record(folder, loss_model("teacher", teacher, "siglip"))
-    command = ["evaluate", "latents", emoji, "--label", "style", "--size", 64, "--model", folder, "--output", "out"]
+    command = ["evaluate", "latents", pictures, "--label", "style", "--size", 64, "--model", folder, "--output", "out"]
     succeeds(*command, "--teacher", tmp_path / "siglip", "--template", "a {label} emoji", "--template", "{label}")
     values, rows = results(workplace / "out")
     assert set(rows["latents", None, None]) == {"top1", "probe"} == set(rows["teacher", None, None])
@@ -140,8 +153,9 @@ def test_latents(uniwetok, succeeds, emoji, make_vision_folder, tmp_path, workpl
     assert result.code == 1 and "is not the teacher of this model, which training.json calls siglip" in result.err[0]
 
 
-def test_generation(succeeds, emoji, pipeline_folder, clip, workplace):
-    command = ["evaluate", "generation", emoji, "--split", "train", "--model", pipeline_folder, "--count", 6]
+def test_generation(succeeds, pictures, pipeline_folder, clip, workplace):
+    command = ["evaluate", "generation", pictures, "--split", "train", "--model", pipeline_folder, "--count", 6]
+    command += ["--prompt", "a {style} emoji of {label}", "--within", "style"]
     lines = succeeds(*command, "--rivals", 3, "--steps", 1, "--judge", clip, "--output", "out")
     values, rows = results(workplace / "out")
     assert set(rows["model", None, None]) == {
@@ -150,13 +164,13 @@ def test_generation(succeeds, emoji, pipeline_folder, clip, workplace):
     assert rows["other real", None, None]["frechet"]["count"] == 6  # as many as were drawn
     assert values["protocol"]["prompts"].startswith("6, such as: a ") and " emoji of " in values["protocol"]["prompts"]
     assert values["protocol"]["judge"].startswith("clip (CLIPModel, weights ")
-    assert values["protocol"]["diffusion steps a patch"] == 1 and values["protocol"]["guidance scale"] == 2
+    assert values["protocol"]["diffusion steps per patch"] == 1 and values["protocol"]["guidance scale"] == 2
     assert values["protocol"]["rivals"] == "up to 3 others of the same style"
     assert any(re.match(r"\| model \|.*chance", line) for line in lines)
 
 
-def test_generation_from_other_data_without_a_judge(succeeds, fails, emoji, pipeline_folder, workplace):
-    rows = load_from_disk(str(emoji / "pictures"))["test"].select(range(5))
+def test_generation_from_other_data_without_a_judge(succeeds, fails, pictures, pipeline_folder, workplace):
+    rows = load_from_disk(str(pictures))["test"].select(range(5))
     Dataset.from_dict({"picture": rows["image"], "text": [[label, "x"] for label in rows["label"]]}).to_parquet(
         "captions.parquet"
     )
@@ -165,16 +179,19 @@ def test_generation_from_other_data_without_a_judge(succeeds, fails, emoji, pipe
     values, rows = results(workplace / "out")
     assert set(rows) == {("model", None, None), ("real, through the codes", None, None)}
     assert rows["model", None, None]["nearest_by_pixels"]["count"] == 5
-    assert "needs the column 'label'" in fails(*command, "--image-column", "picture", "--prompt", "{label}")
+    error = fails(*command, "--image-column", "picture", "--prompt", "{label}")
+    assert "no column label; they have picture, text" in error
+    assert "`prompt` '{label' is no template" in fails(*command, "--image-column", "picture", "--prompt", "{label")
 
 
-def test_the_teacher_is_no_judge(fails, emoji, clip, make_pipeline_with_record):
+def test_the_teacher_is_no_judge(fails, pictures, edits, clip, make_pipeline_with_record):
     folder = make_pipeline_with_record(clip)
+    command = ["evaluate", "generation", pictures, "--prompt", "{label}", "--model", folder, "--count", 3]
     for option in ("--judge", "--features"):
-        error = fails("evaluate", "generation", emoji, "--model", folder, "--count", 3, option, clip)
+        error = fails(*command, option, clip)
         assert "clip has the weights of clip, the teacher that this model was trained with" in error
     assert "has the weights of" in fails(
-        "evaluate", "editing", emoji, "--model", folder, "--count", 2, "--judge", clip
+        "evaluate", "editing", edits, "--split", "train", "--model", folder, "--count", 2, "--judge", clip
     )
 
 
@@ -192,105 +209,110 @@ def make_pipeline_with_record(pipeline_folder, tmp_path):
     return make
 
 
-def test_editing(succeeds, emoji, pipeline_folder, clip, workplace):
-    command = ["evaluate", "editing", emoji, "--model", pipeline_folder, "--count", 4, "--steps", 1, "--rivals", 2]
-    succeeds(*command, "--judge", clip, "--output", "out")
+EDITS_PY = """
+import json
+from pathlib import Path
+from PIL import Image
+
+def load_edits(split):
+    for number, (source, target, other) in enumerate(json.loads(Path(f"{split}.json").read_text())):
+        source, target, other = (Image.new("RGB", (64, 64), colour) for colour in (source, target, other))
+        yield {"source": source, "target": target, "instruction": f"edit {number}", "others": [other], "how": "a"}
+"""
+
+
+def test_editing(succeeds, edits, pipeline_folder, clip, workplace):
+    command = ["evaluate", "editing", edits, "--split", "train", "--by", "how", "--model", pipeline_folder]
+    command += ["--count", 4, "--steps", 1, "--rivals", 2, "--judge", clip]
+    succeeds(*command, "--output", "out")
     _, rows = results(workplace / "out")
-    assert {key[0] for key in rows} == {"model", "copy of the source", "words alone"}
-    everything = next(scores for key, scores in rows.items() if key[0] == "model")
+    assert {key[0] for key in rows} == {
+        "model", "copy of the source", "words alone", "targets, through the codes"
+    }  # fmt: skip
+    assert {key[2] for key in rows} == {"all", "a", "b"}
+    everything = rows["model", None, "all"]
     assert set(everything) == {"psnr_to_target", "nearest_by_pixels", "nearest_by_judge"}
     assert everything["nearest_by_judge"]["chance"] == pytest.approx(0.25)
+    assert rows["model", None, "a"]["nearest_by_pixels"]["count"] == 2
+    assert rows["copy of the source", None, "all"]["nearest_by_pixels"]["value"] == 0
     # The picture's weight changes the edits of the model, and nothing else.
-    succeeds(*command, "--judge", clip, "--output", "apart", "--guidance-scale", 4, "--image-guidance-scale", 1)
-    succeeds(*command, "--judge", clip, "--output", "plain", "--guidance-scale", 4)
+    succeeds(*command, "--output", "apart", "--guidance-scale", 4, "--image-guidance-scale", 1)
+    succeeds(*command, "--output", "plain", "--guidance-scale", 4)
     (values, apart), (plain_values, plain) = (results(workplace / name) for name in ("apart", "plain"))
     assert values["protocol"]["guidance scale"] == 4 and values["protocol"]["image guidance scale"] == 1
     assert values["protocol"]["negative prompt"] == "none"
     assert "image guidance scale" not in plain_values["protocol"]
     assert {key[0] for key in apart if apart[key] != plain[key]} == {"model"}
-    # So do words that come before them.
-    succeeds(*command, "--judge", clip, "--output", "said", "--guidance-scale", 4, "--describe-first")
+    # So does a description of the result that is generated first.
+    succeeds(*command, "--output", "said", "--guidance-scale", 4, "--describe-first")
     said_values, said = results(workplace / "said")
     assert said_values["protocol"]["edits described first"] == "yes"
     assert plain_values["protocol"]["edits described first"] == "no"
     assert {key[0] for key in said if said[key] != plain[key]} == {"model"}
-    # A split whose sources lie in others.
-    succeeds(*command, "--split", "test_combinations", "--output", "combinations")
 
 
-def test_editing_of_other_data(succeeds, pipeline_folder, workplace):
-    colours = ["red", "green", "blue", "black"]
-    pictures = [Image.new("RGB", (64, 64), colour) for colour in colours]
-    table = {"source": pictures[:3], "target": pictures[1:], "instruction": [f"make it {c}" for c in colours[1:]]}
-    Dataset.from_dict(table | {"how": ["a", "a", "b"]}).to_parquet("edits.parquet")
-    succeeds(
-        *("evaluate", "editing", "edits.parquet", "--split", "train", "--by", "how", "--steps", 1),
-        *("--model", pipeline_folder, "--output", "out"),
-    )
-    _, rows = results(workplace / "out")
-    assert rows["model", None, "a"]["nearest_by_pixels"]["count"] == 2
-    assert rows["copy of the source", None, "all"]["nearest_by_pixels"]["value"] == 0
+def test_data_of_a_users_own_function(succeeds, fails, pipeline_folder, workplace):
+    (workplace / "edits.py").write_text(EDITS_PY)
+    (workplace / "test.json").write_text(json.dumps([["red", "green", "blue"], ["black", "white", "red"]]))
+    command = ["evaluate", "editing", "--model", pipeline_folder, "--steps", 1]
+    succeeds(*command, "edits.py:load_edits", "--output", "out")
+    values, rows = results(workplace / "out")
+    assert values["data"] == "edits.py:load_edits" and values["split"] == "test"
+    nearest = rows["model", None, None]["nearest_by_pixels"]
+    assert nearest["count"] == 2 and nearest["chance"] == pytest.approx(
+        1 / 3
+    )  # target, source and the row's own other
+    assert "no column when; they have source, target" in fails(*command, "edits.py:load_edits", "--by", "when")
+    assert "defines no nothing; it defines load_edits" in fails(*command, "edits.py:nothing")
 
 
-def test_captioning(succeeds, fails, emoji, pipeline_folder, workplace):
-    command = ["evaluate", "captioning", "--model", pipeline_folder, "--max-new-tokens", 3, "--output", "out"]
-    succeeds(*command, emoji, "--count", 4)
-    _, rows = results(workplace / "out")
-    assert {"name", "style", "group", "all"} <= {key[2] for key in rows}
-    assert rows["model", None, "style"]["exact_match"]["count"] == 4
-    pictures = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
-    table = {"image": pictures, "question": ["colour?", "colour?"], "answer": ["red", "blue"]}
+def test_captioning(succeeds, fails, pipeline_folder, workplace):
+    command = ["evaluate", "captioning", "--split", "train", "--model", pipeline_folder, "--max-new-tokens", 3]
+    command += ["--output", "out"]
+    plain = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    table = {"image": plain, "question": ["colour?", "colour?"], "answer": ["red", "blue"], "kind": ["a", "b"]}
     Dataset.from_dict(table).to_parquet("questions.parquet")
-    succeeds(*command, "questions.parquet", "--split", "train")
+    succeeds(*command, "questions.parquet")
     _, rows = results(workplace / "out")
     assert rows["model", None, None]["exact_match"]["chance"] == 0.5
-    Dataset.from_dict({"image": pictures}).to_parquet("pictures.parquet")
-    assert "no column question, answer; they have image" in fails(*command, "pictures.parquet", "--split", "train")
+    succeeds(*command, "questions.parquet", "--by", "kind")
+    _, rows = results(workplace / "out")
+    assert {key[2] for key in rows} == {"all", "a", "b"} and rows["model", None, "a"]["exact_match"]["chance"] == 1
+    Dataset.from_dict({"image": plain}).to_parquet("pictures.parquet")
+    assert "no column question, answer; they have image" in fails(*command, "pictures.parquet")
 
 
-def test_emoji(succeeds, fails, emoji, pipeline_folder, make_pipeline_with_record, clip, workplace):
-    command = ["evaluate", "emoji", emoji, "--count", 3, "--steps", 1, "--output", "out"]
-    succeeds(*command, "--model", pipeline_folder, "--judge", clip)
-    values, rows = results(workplace / "out")
-    assert values["split"] == "test_combinations"
-    assert rows["model", None, "drawings"]["r_precision"]["count"] == 4  # two rows, asked for in two ways
-    assert {("model", None, "names"), ("judge, real", None, "names"), ("real", None, "drawings")} <= set(rows)
-    assert any(key[2].startswith("edits") for key in rows)
-    assert "is no folder of `uniwetok data emoji`" in fails(
-        "evaluate", "emoji", workplace, "--judge", clip, "--model", pipeline_folder
-    )
-    taught = make_pipeline_with_record(clip)
-    assert "has the weights of clip, the teacher" in fails(*command, "--model", taught, "--judge", clip)
-
-
-def test_what_can_not_be_measured(fails, emoji, vision_folder, pipeline_folder, photo, tmp_path):
+def test_what_can_not_be_measured(fails, pictures, edits, vision_folder, pipeline_folder, photo, tmp_path):
     vision = ["--model", vision_folder]
     assert "give either DATA or --photographs" in fails("evaluate", "reconstruction", *vision)
     assert "multiple of the model's 32 pixels, got 48" in fails(
-        "evaluate", "reconstruction", emoji, "--sizes", 48, "--count", 1, *vision
+        "evaluate", "reconstruction", pictures, "--sizes", 48, "--count", 1, *vision
     )
-    assert "'nothing' is not in" in fails("evaluate", "reconstruction", emoji, "--split", "nothing", *vision)
+    assert "'nothing' is not in" in fails("evaluate", "reconstruction", pictures, "--split", "nothing", *vision)
     assert "nowhere" in fails("evaluate", "reconstruction", tmp_path / "nowhere", *vision)
-    assert "is a file, not a folder" in fails("evaluate", "reconstruction", emoji, "--output", photo, *vision)
-    assert "no column colour" in fails("evaluate", "latents", emoji, "--label", "colour", "--size", 32, *vision)
+    assert "is a file, not a folder" in fails("evaluate", "reconstruction", pictures, "--output", photo, *vision)
+    assert "no column colour" in fails("evaluate", "latents", pictures, "--label", "colour", "--size", 32, *vision)
     assert "of no use without --teacher" in fails(
-        "evaluate", "latents", emoji, "--label", "style", "--size", 32, "--pools", tmp_path, *vision
+        "evaluate", "latents", pictures, "--label", "style", "--size", 32, "--pools", tmp_path, *vision
     )
     assert "nothing to measure" in fails(
-        "evaluate", "latents", emoji, "--label", "style", "--size", 32, "--no-probe", "--count", 2, *vision
+        "evaluate", "latents", pictures, "--label", "style", "--size", 32, "--no-probe", "--count", 2, *vision
     )
-    assert "but this command needs a pipeline folder" in fails("evaluate", "generation", emoji, "--count", 2, *vision)
-    error = fails("evaluate", "generation", emoji, "--count", 2, "--judge", tmp_path, "--model", pipeline_folder)
+    generation = ["evaluate", "generation", pictures, "--prompt", "{label}", "--count", 2]
+    assert "but this command needs a pipeline folder" in fails(*generation, *vision)
+    error = fails(*generation, "--judge", tmp_path, "--model", pipeline_folder)
     assert "`judge`" in error and "can't be loaded" in error
-    error = fails("evaluate", "editing", emoji, "--split", "nothing", "--model", pipeline_folder)
-    assert "--split nothing" in error and "train, validation, test" in error
+    error = fails("evaluate", "editing", edits, "--split", "nothing", "--model", pipeline_folder)
+    assert "`split` 'nothing' is not in edits.parquet; there is train" in error
     blind = build_vit(tmp_path / "vit")
-    error = fails("evaluate", "generation", emoji, "--count", 2, "--judge", blind, "--model", pipeline_folder)
+    error = fails(*generation, "--judge", blind, "--model", pipeline_folder)
     assert "reads no texts" in error
 
 
-def test_missing_extras_are_named(fails, emoji, monkeypatch):
-    from uniwetok_hf.cli import evaluating
+def test_missing_extras_are_named(fails, pictures, monkeypatch):
+    from uniwetok_hf.cli import evaluate
 
-    monkeypatch.setattr(evaluating, "find_spec", lambda name: None if name == "skimage" else True)
-    assert 'evaluate needs scikit-image: pip install "uniwetok-hf[eval]"' in fails("evaluate", "reconstruction", emoji)
+    monkeypatch.setattr(evaluate, "find_spec", lambda name: None if name == "skimage" else True)
+    assert 'evaluate needs scikit-image: pip install "uniwetok-hf[eval]"' in fails(
+        "evaluate", "reconstruction", pictures
+    )

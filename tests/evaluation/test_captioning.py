@@ -1,62 +1,58 @@
 import pytest
-from datasets import load_from_disk
 from PIL import Image
 from tiny_models import build_tiny_mllm, build_tiny_processor
 
-from uniwetok_hf.evaluation.captioning import (
-    EMOJI_QUESTIONS,
-    Question,
-    answer_all,
-    questions_of_emoji,
-    score_answers,
-)
+from uniwetok_hf.evaluation import captioning
+from uniwetok_hf.evaluation.captioning import answer_all, evaluate_captioning
 
 
 PICTURE = Image.new("RGB", (64, 64), "red")
 
 
-def question(answer, kind=""):
-    return Question(PICTURE, "what?", answer, kind)
+def row(answer, kind=""):
+    return {"image": PICTURE, "question": "what?", "answer": answer, "kind": kind}
 
 
-def test_scores_by_kind_and_chance_by_hand():
-    questions = [question(name, "name") for name in ("red heart", "cat", "Cat")] + [question("flat", "style")]
-    rows = score_answers(["heart", "CAT.", "dog", "flat"], questions)
-    assert [row.labels["of"] for row in rows] == ["all", "name", "style"]
-    everything, name, style = (row.scores for row in rows)
+@pytest.fixture
+def evaluate(monkeypatch):
+    """`evaluate(answers, rows)`: the report of a model that gives these answers."""
+
+    def run(answers, rows, **settings):
+        monkeypatch.setattr(captioning, "answer_all", lambda *args: answers)
+        return evaluate_captioning(None, None, rows, **settings)
+
+    return run
+
+
+def test_scores_by_kind_and_chance_by_hand(evaluate):
+    rows = [row(name, "name") for name in ("red heart", "cat", "Cat")] + [row("flat", "style")]
+    table = evaluate(["heart", "CAT.", "dog", "flat"], rows, by="kind").rows
+    assert [row.labels["of"] for row in table] == ["all", "name", "style"]
+    everything, name, style = (row.scores for row in table)
     assert everything["exact_match"].value == 0.5 and name["exact_match"].value == pytest.approx(1 / 3)
     assert name["exact_match"].chance == pytest.approx(2 / 3)  # "cat" every time
     assert everything["exact_match"].chance == 0.75
     assert name["f1"].value == pytest.approx((2 / 3 + 1) / 3) and style["f1"].value == 1
     assert style["exact_match"].count == 1 and everything["exact_match"].count == 4
-    assert [row.for_card for row in rows] == [True, False, False]
+    assert [row.for_card for row in table] == [True, False, False]
 
 
-def test_one_kind_has_one_row():
-    (row,) = score_answers(["cat"], [question("cat")])
-    assert row.labels == {"what": "model"} and row.for_card
+def test_one_kind_has_one_row(evaluate):
+    for by in (None, "kind"):
+        (only,) = evaluate(["cat"], [row("cat")], by=by).rows
+        assert only.labels == {"what": "model"} and only.for_card
 
 
-def test_one_answer_a_question():
-    for answers, questions in (([], []), (["a"], [question("a"), question("b")])):
-        with pytest.raises(ValueError, match="one for each"):
-            score_answers(answers, questions)
-
-
-def test_emoji_are_asked_what_they_have_an_answer_to(fixtures):
-    rows = load_from_disk(str(fixtures / "emoji" / "pictures"))["train"]
-    questions = questions_of_emoji(rows)
-    assert len(questions) == 3 * len(rows) + sum(tone != "" for tone in rows["tone"])
-    assert {q.kind: q.question for q in questions} == EMOJI_QUESTIONS
-    assert questions[0].answer == rows[0]["name"]
+def test_no_questions(evaluate):
+    with pytest.raises(ValueError, match="`rows` holds no question"):
+        evaluate([], [])
 
 
 def test_answers_do_not_depend_on_the_batch():
     mllm, processor = build_tiny_mllm(), build_tiny_processor()
-    texts = ["what?", "a much longer question than the first?", "style?"]
+    questions = ["what?", "a much longer question than the first?", "style?"]
     pictures = [Image.new("RGB", (64, 64), colour) for colour in ("red", "white", "blue")]
-    questions = [Question(picture, text, "x") for picture, text in zip(pictures, texts, strict=True)]
-    together = answer_all(mllm, processor, questions, max_new_tokens=6)
-    apart = answer_all(mllm, processor, questions, max_new_tokens=6, batch_size=1)
+    together = answer_all(mllm, processor, pictures, questions, max_new_tokens=6)
+    apart = answer_all(mllm, processor, pictures, questions, max_new_tokens=6, batch_size=1)
     assert together == apart and len(together) == 3
     assert all("\n" not in answer for answer in together)

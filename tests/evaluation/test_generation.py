@@ -1,32 +1,38 @@
 import ast
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from datasets import load_from_disk
 from PIL import Image
 from tiny_judges import build_clip, build_vit
 from tiny_models import build_tiny_pipeline
 
-from uniwetok_hf.evaluation.generation import DrawingRows, evaluate_generation, nearest_by_features
+from uniwetok_hf.evaluation.generation import evaluate_generation, generate_all
 from uniwetok_hf.evaluation.judges import Judge
+from uniwetok_hf.evaluation.rows import PictureRows
 
 
 class Painter:
-    """A pipeline that "draws" the pictures that a test chose, so that scores are known; its tokenizer is real."""
+    """A pipeline that "generates" the pictures that a test chose, so that scores are known; its tokenizer is real."""
 
     def __init__(self, pipe, pictures):
-        self.mllm, self.pictures, self.prompts = pipe.mllm, pictures, []
+        self.mllm, self.config, self.pictures, self.prompts = pipe.mllm, pipe.config, pictures, []
 
     def __call__(self, prompt, generator, **call):
         assert len(generator) == len(prompt)
         self.prompts += prompt
-        return type("Output", (), {"images": [self.pictures[words] for words in prompt]})
+        return SimpleNamespace(images=[self.pictures[words] for words in prompt])
 
 
 class ColourJudge:
     """A judge that knows colours: embeds a picture as its mean colour, and a text as the colour it names."""
 
-    reads_texts = True
+    seen = "no"
+
+    def describe(self):
+        return "colours"
 
     def embed_images(self, images):
         return np.array([np.asarray(image, dtype=np.float64).mean((0, 1)) - 127 for image in images])
@@ -40,24 +46,28 @@ def pipe():
     return build_tiny_pipeline()
 
 
+def rows_of(colours):
+    return [{"text": str(value), "image": Image.new("RGB", (64, 64), value)} for value in colours]
+
+
 @pytest.fixture(scope="module")
 def colours():
     rng = np.random.default_rng(0)
-    values = [tuple(rng.integers(0, 256, 3).tolist()) for _ in range(24)]
-    pictures = [Image.new("RGB", (64, 64), value) for value in values]
-    return DrawingRows([str(value) for value in values], pictures, None, [p.rotate(90) for p in pictures])
+    return rows_of(tuple(rng.integers(0, 256, 3).tolist()) for _ in range(24))
 
 
-def scores(rows):
-    return {row.labels["what"]: row.scores for row in rows}
+def scores(report):
+    return {row.labels["what"]: row.scores for row in report.rows}
 
 
-def test_perfect_drawings(pipe, colours):
-    painter = Painter(pipe, dict(zip(colours.prompts, colours.pictures, strict=True)))
+def test_perfect_pictures(pipe, colours):
+    painter = Painter(pipe, {row["text"]: row["image"] for row in colours})
+    # Every second row is the other real picture, of the same colour.
+    twice = [one for row in colours for one in (row, row | {"image": row["image"].rotate(90)})]
     judge = ColourJudge()
-    rows = evaluate_generation(painter, colours, judge, judge, num_rivals=5)
-    found = scores(rows)
-    assert painter.prompts == colours.prompts
+    report = evaluate_generation(painter, twice, count=24, judge=judge, feature_model=judge, num_rivals=5)
+    found = scores(report)
+    assert painter.prompts == [row["text"] for row in colours]
     for name in ("r_precision", "nearest_by_pixels", "nearest_by_judge"):
         assert found["model"][name].value == 1 and found["model"][name].count == 24
         assert found["model"][name].chance == pytest.approx(1 / 6)
@@ -65,57 +75,91 @@ def test_perfect_drawings(pipe, colours):
     assert found["model"]["precision"].value == found["model"]["recall"].value == 1
     assert found["other real"]["frechet"].value == pytest.approx(0, abs=1e-6)
     assert found["real"] == {"r_precision": found["model"]["r_precision"]}
-    assert [row.labels["what"] for row in rows if row.for_card] == ["model"]
+    assert [row.labels["what"] for row in report.rows if row.for_card] == ["model"]
+    assert report.protocol["judge"] == "colours" and report.protocol["did training losses see the judge"] == "no"
 
 
-def test_one_drawing_for_all_prompts(pipe, colours):
-    grey = Image.new("RGB", (64, 64), (250, 5, 250))
+def test_one_picture_for_all_prompts(pipe, colours):
+    magenta = Image.new("RGB", (64, 64), (250, 5, 250))
+    painter = Painter(pipe, {row["text"]: magenta for row in colours})
     judge = ColourJudge()
-    found = scores(evaluate_generation(Painter(pipe, dict.fromkeys(colours.prompts, grey)), colours, judge, judge, 5))
+    found = scores(evaluate_generation(painter, colours, judge=judge, feature_model=judge, num_rivals=5))
     assert found["model"]["r_precision"].value < 0.5 and found["model"]["nearest_by_pixels"].value < 0.5
     assert found["real"]["r_precision"].value == 1
     assert found["model"]["recall"].value < 0.2 and found["model"]["frechet"].value > 1000
     codes = found["real, through the codes"]  # an untrained tokenizer loses all
     assert codes["frechet"].value > 100 and "nearest_by_pixels" in codes
+    assert "other real" not in found
 
 
 def test_rivals_come_from_the_same_group(pipe):
-    # Two shades of red in one group and two of blue in the other: only the group makes a drawing in plain red wrong.
-    values = [(250, 0, 0), (200, 0, 0), (0, 0, 250), (0, 0, 200)]
-    pictures = [Image.new("RGB", (64, 64), value) for value in values]
-    prompts = [str(value) for value in values]
-    drawn = dict(zip(prompts, (pictures[1], pictures[0], pictures[3], pictures[2]), strict=True))
-    data = DrawingRows(prompts, pictures, list("rrbb"))
-    found = scores(evaluate_generation(Painter(pipe, drawn), data, num_rivals=3))
-    assert found["model"]["nearest_by_pixels"].value == 0
-    assert found["model"]["nearest_by_pixels"].chance == 0.5
-    lonely = DrawingRows(prompts, pictures, list("rrrb"))
-    assert scores(evaluate_generation(Painter(pipe, drawn), lonely))["model"]["nearest_by_pixels"].chance == 0.25
+    # Two shades of red in one group and two of blue in the other: only the group makes a picture in plain red wrong.
+    rows = rows_of([(250, 0, 0), (200, 0, 0), (0, 0, 250), (0, 0, 200)])
+    painter = Painter(pipe, {row["text"]: rows[other]["image"] for row, other in zip(rows, (1, 0, 3, 2), strict=True)})
+
+    def nearest(groups):
+        grouped = [row | {"group": group} for row, group in zip(rows, groups, strict=True)]
+        report = evaluate_generation(painter, grouped, within="group", num_rivals=3)
+        assert report.protocol["rivals"] == "up to 3 others of the same group"
+        return scores(report)["model"]["nearest_by_pixels"]
+
+    assert (nearest("rrbb").value, nearest("rrbb").chance) == (0, 0.5)
+    assert nearest("rrrb").chance == 0.25
 
 
 def test_with_real_models(pipe, fixtures, tmp_path):
-    rows = load_from_disk(str(fixtures / "emoji" / "pictures"))["train"].select(range(0, 16))
-    pictures = [image.convert("RGB") for image in rows["image"]]
-    prompts = [f"{row['style']} {row['label']}" for row in rows]
-    judge = Judge.from_pretrained(build_clip(tmp_path / "clip"))
-    features = Judge.from_pretrained(build_vit(tmp_path / "vit"))
-    data = DrawingRows(prompts[:8], pictures[:8], None, pictures[8:])
-    found = scores(evaluate_generation(pipe, data, judge, features, num_rivals=3, seed=1, batch_size=3))
-    assert set(found["model"]) == {
+    rows = PictureRows(load_from_disk(str(fixtures / "emoji" / "pictures"))["train"].select(range(0, 16)))
+    models = {
+        "judge": Judge.from_pretrained(build_clip(tmp_path / "clip")),
+        "feature_model": Judge.from_pretrained(build_vit(tmp_path / "vit")),
+    }
+    settings = {"prompt": "{style} {label}", "count": 8, "num_rivals": 3, "seed": 1, "batch_size": 3}
+    report = evaluate_generation(pipe, rows, **settings, **models)
+    assert set(scores(report)["model"]) == {
         "nearest_by_pixels", "r_precision", "nearest_by_judge", "frechet", "precision", "recall"
     }  # fmt: skip
-    assert set(found["other real"]) == {"frechet", "precision", "recall"}
-    again = scores(evaluate_generation(pipe, data, judge, features, num_rivals=3, seed=1, batch_size=3))
-    assert found == again
-
-
-def test_nearest_by_features_by_hand():
-    real = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
-    found = np.array([[2.0, 0.1], [1.0, 0.9], [-1.0, 5.0]])
-    score = nearest_by_features(found, real, [[1, 2], [0, 2], [0, 1]])
-    assert (score.value, score.chance) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
+    assert set(scores(report)["other real"]) == {"frechet", "precision", "recall"}
+    assert report.protocol["prompts"] == f"8, such as: {rows.rows[0]['style']} {rows.rows[0]['label']}"
+    assert scores(evaluate_generation(pipe, rows, **settings, **models)) == scores(report)
 
 
 def test_too_few_prompts(pipe, colours):
+    same = [row | {"text": "a"} for row in colours[:2]]
     with pytest.raises(ValueError, match="2 or more different prompts, got 1"):
-        evaluate_generation(Painter(pipe, {}), DrawingRows(["a", "a"], colours.pictures[:2]))
+        evaluate_generation(Painter(pipe, {}), same)
+
+
+def test_a_judge_without_texts_is_refused_before_anything_is_generated(pipe, colours, tmp_path):
+    with pytest.raises(ValueError, match="reads no texts"):
+        evaluate_generation(Painter(pipe, {}), colours, judge=Judge.from_pretrained(build_vit(tmp_path / "vit")))
+
+
+class Recorder:
+    """Stands where a pipeline does, and notes what it is asked for."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, prompt, generator, **call):
+        numbers = [torch.rand(1, generator=g).item() for g in generator]
+        self.calls.append((prompt, numbers, call))
+        return type("Output", (), {"images": [Image.new("RGB", (1, 1), (len(text), 0, 0)) for text in prompt]})
+
+
+def test_each_picture_has_its_own_seed_whatever_the_batch():
+    prompts = ["a", "bb", "ccc"]
+    together, apart = Recorder(), Recorder()
+    generated = generate_all(together, prompts, seed=5, batch_size=2, guidance_scale=3)
+    assert [image.getpixel((0, 0))[0] for image in generated] == [1, 2, 3]
+    assert [call[0] for call in together.calls] == [["a", "bb"], ["ccc"]]
+    assert together.calls[0][2] == {"guidance_scale": 3}
+    generate_all(apart, prompts, seed=5, batch_size=1)
+    numbers = [number for call in together.calls for number in call[1]]
+    assert numbers == [number for call in apart.calls for number in call[1]]
+    assert numbers[1] == torch.rand(1, generator=torch.Generator().manual_seed(6)).item()
+
+
+def test_pictures_to_edit_go_with_their_instructions():
+    recorder, sources = Recorder(), [Image.new("RGB", (1, 1), (value, 0, 0)) for value in (7, 8, 9)]
+    generate_all(recorder, ["a", "b", "c"], sources, batch_size=2)
+    assert [image.getpixel((0, 0))[0] for call in recorder.calls for image in call[2]["image"]] == [7, 8, 9]

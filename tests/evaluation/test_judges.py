@@ -9,7 +9,10 @@ from tiny_judges import build_clip, build_vit
 from tiny_training import build_siglip
 from transformers import AutoImageProcessor, AutoModel
 
-from uniwetok_hf.evaluation.judges import Judge
+from uniwetok_hf.evaluation.judges import Judge, PerceptualNetwork
+from uniwetok_hf.evaluation.metrics import perceptual_distance
+from uniwetok_hf.losses.perceptual import LPIPS, PerceptualLoss
+from uniwetok_hf.provenance import loss_model, training_record
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +105,53 @@ def test_folders_that_are_no_judge(clip, tmp_path):
     (broken / "config.json").write_text(json.dumps({"model_type": "nothing"}))
     with pytest.raises(ValueError, match="can't be loaded"):
         Judge.from_pretrained(broken)
+
+
+@pytest.fixture
+def pair():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    return image, np.clip(image.astype(int) + rng.integers(-60, 61, image.shape), 0, 255).astype(np.uint8)
+
+
+def test_perceptual_distance_of_a_vision_model(tmp_path, pair):
+    perceptual = PerceptualNetwork.from_pretrained(build_vit(tmp_path / "vit"))
+    network = perceptual.network
+    assert isinstance(network, PerceptualLoss)
+    assert perceptual.describe() == "features of vit (ViTModel), weights 1" and perceptual.seen == "not checked"
+    images, references = pair
+    values = perceptual_distance(images, references, network)
+    with torch.no_grad():
+        tensors = [torch.from_numpy(p / np.float32(127.5) - 1).permute(0, 3, 1, 2).float() for p in pair]
+        expected = network.distances(*tensors)
+    np.testing.assert_allclose(values, expected, rtol=1e-4)
+    assert values.min() > 0 and perceptual_distance(images[0], images[0], network) == 0
+
+
+def test_lpips_from_a_file(tmp_path, pair):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_file(LPIPS([4] * 13).state_dict(), tmp_path / "lpips.safetensors")
+    perceptual = PerceptualNetwork.from_pretrained(tmp_path / "lpips.safetensors")
+    network = perceptual.network
+    assert isinstance(network, LPIPS)
+    assert perceptual.describe() == "LPIPS with the weights of lpips.safetensors"
+    assert perceptual_distance(pair[0][0], pair[1][0], network) > 0
+    grey = pair[0][0, ..., 0]
+    assert perceptual_distance(grey, grey, network) == 0
+
+
+def test_no_perceptual_network(tmp_path):
+    for source in (tmp_path / "missing", tmp_path / "missing.safetensors"):
+        with pytest.raises(ValueError, match="missing"):
+            PerceptualNetwork.from_pretrained(source)
+
+
+def test_a_judge_that_a_training_loss_used_is_refused(tmp_path, clip):
+    judge = Judge.from_pretrained(clip)
+    assert judge.seen == "not checked"
+    (tmp_path / "training.json").write_text(json.dumps(training_record([])))
+    assert Judge.from_pretrained(clip, unseen_by=tmp_path).seen == "no, they used no frozen network"
+    (tmp_path / "training.json").write_text(json.dumps(training_record([loss_model("teacher", judge.model, clip)])))
+    with pytest.raises(ValueError, match="`judge` clip has the weights of clip, the teacher"):
+        Judge.from_pretrained(clip, unseen_by=tmp_path)

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from tiny_training import build_siglip
 
-from uniwetok_hf.evaluation.latents import Embedded, class_embeddings, embed_rows, score_latents
+from uniwetok_hf.evaluation.latents import EmbeddedPictures, class_embeddings, embed_rows, score_latents
 from uniwetok_hf.losses.distillation import PrePostDistillation
 from uniwetok_hf.losses.teacher import Teacher
 
@@ -66,7 +66,9 @@ def test_zero_shot_accuracy_of_perfect_wrong_and_half_right_vectors():
     texts = np.eye(8)
     labels = [str(i % 8) for i in range(16)]
     right = np.eye(8)[[i % 8 for i in range(16)]]
-    test = Embedded(labels, {}, {"latents": right * 3, "codes": -right, "teacher": right + np.roll(right, 1, axis=1)})
+    test = EmbeddedPictures(
+        labels, {}, {"latents": right * 3, "codes": -right, "teacher": right + np.roll(right, 1, axis=1)}
+    )
     found = {row.labels["what"]: row for row in score_latents(test, None, [str(i) for i in range(8)], texts)}
     names = ("latents", "codes", "teacher")
     assert [found[name].scores["top1"].value for name in names] == [1, 0, 0]  # a tie is wrong
@@ -76,7 +78,7 @@ def test_zero_shot_accuracy_of_perfect_wrong_and_half_right_vectors():
 
 
 def test_few_classes_have_no_top_5():
-    test = Embedded(["a", "b"], {}, {"codes": np.eye(2)})
+    test = EmbeddedPictures(["a", "b"], {}, {"codes": np.eye(2)})
     (row,) = score_latents(test, None, ["a", "b"], np.eye(2))
     assert set(row.scores) == {"top1"}
 
@@ -100,4 +102,4 @@ def test_what_does_not_fit_is_refused(tiny_model, teacher):
     with pytest.raises(ValueError, match="no picture"):
         embed_rows(tiny_model, [], 16, "colour")
     with pytest.raises(ValueError, match="trained with another teacher"):
-        score_latents(Embedded(["a"], {}, {"codes": np.ones((1, 3))}), None, ["a", "b"], np.eye(2))
+        score_latents(EmbeddedPictures(["a"], {}, {"codes": np.ones((1, 3))}), None, ["a", "b"], np.eye(2))

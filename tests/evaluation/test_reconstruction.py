@@ -6,10 +6,15 @@ from tiny_judges import build_vit
 
 from uniwetok_hf.evaluation.baselines import white
 from uniwetok_hf.evaluation.distributions import frechet_distance
-from uniwetok_hf.evaluation.judges import Judge
+from uniwetok_hf.evaluation.judges import Judge, PerceptualNetwork
 from uniwetok_hf.evaluation.metrics import psnr, ssim
-from uniwetok_hf.evaluation.networks import load_network
-from uniwetok_hf.evaluation.reconstruction import METHODS, Judges, evaluate_reconstruction, photographs, reconstruct
+from uniwetok_hf.evaluation.reconstruction import (
+    METHODS,
+    evaluate_reconstruction,
+    photographs,
+    reconstruct,
+    reconstruct_all,
+)
 from uniwetok_hf.modeling.image_processing_uniwetok import UniWeTokImageProcessor
 
 
@@ -19,8 +24,8 @@ def pictures(*sizes):
     return [image.resize(size, Image.Resampling.BICUBIC) for image, size in zip(coarse, sizes, strict=True)]
 
 
-def by_name(rows):
-    return {tuple(row.labels.values()): row.scores for row in rows}
+def by_name(report):
+    return {tuple(row.labels.values()): row.scores for row in report.rows}
 
 
 @pytest.mark.parametrize("size", [(8, 8), (13, 7), (1, 1)])
@@ -49,14 +54,14 @@ def test_a_crop_is_what_is_compared(tiny_model):
     (one,) = reconstruct(tiny_model, [image], 0, processor)
     scaled = image.resize((32, 16), Image.Resampling.BICUBIC)
     assert np.array_equal(np.asarray(one.original), np.asarray(scaled.crop((8, 0, 24, 16))))
-    assert one.result.size == one.drawn.size == (16, 16)
+    assert one.result.size == one.decoded.size == (16, 16)
 
 
 def test_scores_are_means_over_pictures_and_over_groups(tiny_model):
     shown = pictures((24, 24), (8, 12), (12, 8))
     rows = [{"image": image, "style": style} for image, style in zip(shown, "aba", strict=True)]
-    table, facts = evaluate_reconstruction(tiny_model, iter(rows), by="style", seed=2, batch_size=2)
-    found = by_name(table)
+    report = evaluate_reconstruction(tiny_model, iter(rows), by="style", seed=2, batch_size=2)
+    table, facts, found = report.rows, report.facts["codes at native"], by_name(report)
     assert [row.labels["of"] for row in table[:3]] == ["all", "a", "b"]
     assert list(dict.fromkeys(row.labels["what"] for row in table)) == list(METHODS)
     assert [row for row in table if row.for_card] == table[:1]
@@ -77,37 +82,37 @@ def test_scores_are_means_over_pictures_and_over_groups(tiny_model):
 
 def test_webp_gets_as_many_bytes_as_the_codes(tiny_model):
     # 32 x 32 tokens of 16 bits: 2048 bytes for a smooth picture of 128 x 128.
-    table, facts = evaluate_reconstruction(tiny_model, [{"image": image} for image in pictures((128, 128))], 128)
-    found = by_name(table)
-    assert "pictures_too_small_for_WebP" not in facts
-    assert found["WebP of as many bytes", "128x128"]["psnr"].value > 30
-    assert list(table[0].labels) == ["what", "size"]
+    report = evaluate_reconstruction(tiny_model, [{"image": image} for image in pictures((128, 128))], [128])
+    assert "pictures_too_small_for_WebP" not in report.facts["codes at 128"]
+    assert by_name(report)["WebP of as many bytes", "128x128"]["psnr"].value > 30
+    assert list(report.rows[0].labels) == ["what", "size"]
 
 
 def test_enlarged_pictures_are_counted_and_wrong_sizes_refused(tiny_model):
     rows = [{"image": image} for image in pictures((8, 40), (16, 16))]
-    assert evaluate_reconstruction(tiny_model, rows, 12)[1]["pictures_that_were_enlarged"] == 1
+    assert evaluate_reconstruction(tiny_model, rows, [12]).facts["codes at 12"]["pictures_that_were_enlarged"] == 1
     for size in (0, 2, 18):
         with pytest.raises(ValueError, match=f"`size` must be a multiple of the model's 4 pixels, got {size}"):
-            evaluate_reconstruction(tiny_model, rows, size)
+            evaluate_reconstruction(tiny_model, rows, [None, size])
     with pytest.raises(ValueError, match="no picture"):
         evaluate_reconstruction(tiny_model, [])
 
 
 def test_tiny_pictures_have_no_ssim(tiny_model):
     rows = [{"image": image} for image in pictures((4, 4), (16, 16))]
-    scores = by_name(evaluate_reconstruction(tiny_model, rows)[0])
+    scores = by_name(evaluate_reconstruction(tiny_model, rows))
     assert scores["model", "native"]["ssim"].count == 1 and scores["model", "native"]["psnr"].count == 2
 
 
 def test_judges_add_their_distances(tiny_model, tmp_path):
     folder = build_vit(tmp_path / "vit")
-    judges = Judges(Judge.from_pretrained(folder), load_network(folder))
+    judge, network = Judge.from_pretrained(folder), PerceptualNetwork.from_pretrained(folder)
     shown = pictures(*[(16, 16)] * 6)
     rows = [{"image": image, "n": n % 2} for n, image in enumerate(shown)]
-    found = by_name(evaluate_reconstruction(tiny_model, rows, 16, by="n", judges=judges, batch_size=4)[0])
-    results = [reconstruct(tiny_model, [image])[0].result for image in shown]
-    features = [judges.feature_model.embed_images(images) for images in (results, shown)]
+    settings = {"by": "n", "feature_model": judge, "perceptual": network, "batch_size": 4}
+    report = evaluate_reconstruction(tiny_model, rows, [16], **settings)
+    found = by_name(report)
+    features = [judge.embed_images(images) for images in (reconstruct_all(tiny_model, shown), shown)]
     score = found["model", "16x16", "all"]["frechet"]
     assert score.value == pytest.approx(frechet_distance(*features), rel=0.02) and score.count == 6
     assert score.interval[0] < score.value < score.interval[1]
@@ -119,3 +124,11 @@ def test_judges_add_their_distances(tiny_model, tmp_path):
 def test_photographs_are_there():
     found = {row["name"]: row["image"] for row in photographs()}
     assert found["astronaut"].size == (512, 512) and all(image.mode == "RGB" for image in found.values())
+
+
+def test_several_sizes_are_measured_in_one_pass(tiny_model):
+    rows = [{"image": image} for image in pictures((24, 24), (40, 16), (16, 16))]
+    together = evaluate_reconstruction(tiny_model, iter(rows), [16, None], batch_size=2)
+    apart = [evaluate_reconstruction(tiny_model, rows, [size], batch_size=2) for size in (16, None)]
+    assert together.rows == apart[0].rows + apart[1].rows
+    assert together.facts == apart[0].facts | apart[1].facts

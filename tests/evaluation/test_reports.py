@@ -4,16 +4,16 @@ import pytest
 import yaml
 
 from uniwetok_hf.evaluation.intervals import Score
-from uniwetok_hf.evaluation.reports import METRICS, Report, Row
+from uniwetok_hf.evaluation.reports import METRICS, Report, ScoreRow
 
 
 @pytest.fixture
 def report():
     both = {"psnr": Score(21.5, 7, (21, 22)), "r_precision": Score(0.5, 7, (0.1, 0.9), 0.25)}
     rows = [
-        Row({"what": "model", "size": "64x64"}, both, True),
-        Row({"what": "model", "size": "32x32"}, {"psnr": Score(20.0, 7)}, True),
-        Row({"what": "white"}, {"psnr": Score(float("inf"), 0), "r_precision": Score(0.25, 1200, (0.2, 0.3))}),
+        ScoreRow({"what": "model", "size": "64x64"}, both, True),
+        ScoreRow({"what": "model", "size": "32x32"}, {"psnr": Score(20.0, 7)}, True),
+        ScoreRow({"what": "white"}, {"psnr": Score(float("inf"), 0), "r_precision": Score(0.25, 1200, (0.2, 0.3))}),
     ]
     facts = {"codes at 64": {"stuck_bits": 0, "entropy": 0.98764}, "codes at 32": {"stuck_bits": 3}}
     return Report("reconstruction", "tiny", "emoji", "test", {"crop": "centre"}, rows, facts)
@@ -40,7 +40,7 @@ def test_markdown(report):
 
 
 def test_counts_that_differ_are_told_in_the_cell():
-    row = Row({"what": "model"}, {"precision": Score(0.5, 10), "recall": Score(0.25, 8)})
+    row = ScoreRow({"what": "model"}, {"precision": Score(0.5, 10), "recall": Score(0.25, 8)})
     text = Report("generation", "m", "d", "s", {}, [row]).to_markdown()
     assert "| 50.0% | 25.0% (N 8) | 10 |" in text
 

@@ -1,12 +1,20 @@
 import io
+from operator import length_hint
 
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
 from uniwetok_hf.data.images import ImageReadError
-from uniwetok_hf.evaluation.rows import batched, choose_rows, fill_template, is_emoji_folder, picture_of, readable
+from uniwetok_hf.evaluation.rows import (
+    PictureRows,
+    batched,
+    choose_rows,
+    fill_template,
+    picture_of,
+    template_columns,
+)
 
 
 @pytest.fixture
@@ -45,11 +53,22 @@ def test_unreadable_pictures_are_left_out_and_told():
         {"bytes": b"no picture", "path": None},
         {"bytes": png("blue"), "path": None},
     ]
-    rows = Dataset.from_dict({"image": cells, "n": [0, 1, 2]}).cast_column("image", ImageFeature(decode=False))
+    dataset = Dataset.from_dict({"image": cells, "n": [0, 1, 2]}).cast_column("image", ImageFeature(decode=False))
     skipped = []
-    found = list(readable(rows, ["image"], skipped))
+    rows = PictureRows(dataset, ["image"], ["n"], skipped=skipped)
+    found = list(rows)
     assert [row["n"] for row in found] == [0, 2] and found[1]["image"].getpixel((0, 0)) == (0, 0, 255)
     assert len(skipped) == 1 and "row 1" in skipped[0]
+    assert length_hint(rows) == 3 and length_hint(PictureRows(dataset, count=2)) == 2
+    with pytest.raises(ValueError, match="no column label; they have image, n"):
+        PictureRows(dataset, ["image"], ["label"])
+
+
+def test_class_labels_are_given_by_name():
+    labels = Features({"image": ImageFeature(decode=False), "label": ClassLabel(names=["cat", "dog"])})
+    dataset = Dataset.from_dict({"image": [png(), png()], "label": [1, 0]}, features=labels)
+    for rows in (dataset, dataset.to_iterable_dataset()):
+        assert [row["label"] for row in PictureRows(rows)] == ["dog", "cat"]
 
 
 def test_picture_of_any_cell(tmp_path):
@@ -67,12 +86,19 @@ def test_batches():
 
 def test_templates():
     row = {"label": "cat", "texts": ["one", "two"], "n": 3}
-    assert fill_template("a {label}, {n}: {texts}", row) == "a cat, 3: one"
-    with pytest.raises(ValueError, match="'style'; texts are in label, texts"):
-        fill_template("{style}", row)
-    with pytest.raises(ValueError, match="no template"):
-        fill_template("{label", row)
+    template = "a {label}, {n:02}: {texts}"
+    assert fill_template(template, row) == "a cat, 03: one"
+    assert template_columns(template) == ["label", "n", "texts"] and template_columns("no column") == []
+    for wrong in ("{label", "a {}"):
+        with pytest.raises(ValueError, match="no template"):
+            template_columns(wrong)
 
 
-def test_emoji_folder(fixtures, tmp_path):
-    assert is_emoji_folder(str(fixtures / "emoji")) and not is_emoji_folder(str(tmp_path))
+def test_rows_of_any_kind():
+    rows = [{"number": number, "text": ""} for number in range(20)]
+    dataset = Dataset.from_list(rows)
+    for same in (rows, iter(rows)):
+        assert [row["number"] for row in choose_rows(same, ["text"], 5)] == choose_rows(dataset, [], 5)["number"][:]
+    assert choose_rows([], ["text"], 5) == []
+    with pytest.raises(ValueError, match="no column label; they have number, text"):
+        choose_rows(rows, ["label"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_encoded import emoji_training, later
+from tiny_encoded import language_training, later
 from tiny_training import VISION, all_losses, log_lines, write
 
 from uniwetok_hf import UniWeTokPipeline
@@ -80,7 +80,7 @@ def test_the_tokenizer_gets_the_same_losses_and_weights(tokenizer_runs):
 def language(fixtures, tmp_path_factory):
     """A training of the language model on its three tasks, and what it did on one and on two processes."""
     folder = tmp_path_factory.mktemp("language")
-    fields = emoji_training(fixtures / "emoji", folder)
+    fields = language_training(folder)
     fields |= {"max_train_steps": 3, "max_grad_norm": None, "learning_rate": 1e-5, "adam_epsilon": 1e-8}
     return fields, on_one_and_two("mllm", fields, folder)
 

@@ -1,22 +1,28 @@
 """The protocol of the emoji set: rivals, candidates and scores, with judges that a test can see through."""
 
+import evaluate_emoji as emoji
 import numpy as np
 import pytest
 import torch
+from datasets import load_from_disk
 from evaluate_emoji import (
+    QUESTIONS,
     CaptionScore,
     caption_of,
     combination_edits,
+    edit_rows,
     evaluate_drawing,
     evaluate_edits,
     evaluate_naming,
+    question_rows,
     rival_captions,
 )
 from PIL import Image
 from tiny_models import build_tiny_pipeline
 
 from uniwetok_hf import UniWeTokEditPipeline
-from uniwetok_hf.evaluation import emoji
+from uniwetok_hf.cli.main import main
+from uniwetok_hf.evaluation.editing import edit_pairs
 
 
 STYLES = {"flat": 0, "noto": 100, "shaded": 200}
@@ -43,6 +49,11 @@ ROWS = make_rows()
 
 class TrueJudge:
     """Knows the colour of every caption and label."""
+
+    seen = "no"
+
+    def describe(self):
+        return "colours"
 
     def embed_images(self, images):
         return np.array([np.asarray(image, dtype=np.float64).mean((0, 1)) - 127 for image in images])
@@ -92,7 +103,7 @@ def test_wrong_results_of_edits():
         {"source": "noto/hand-", "target": "noto/hand-dark skin tone", "instruction": "darker", "kind": "tone"},
         {"source": "noto/man-", "target": "flat/man-", "instruction": "flat", "kind": "style"},
     ]
-    one, other = combination_edits(edits, ROWS, [0, 1])
+    one, other = edit_pairs(combination_edits(edits, ROWS, [0, 1]), by="kind")
     known = {row["image"].getpixel((0, 0)): row["id"] for row in ROWS}
     assert [known[picture.getpixel((0, 0))] for picture in one.others] == [
         "flat/hand-dark skin tone",
@@ -123,7 +134,7 @@ def test_drawings_and_their_ceilings(pipe, monkeypatch):
         drawn["prompts"] = prompts
         return [ROWS[index % 6]["image"] for index in range(len(prompts))]
 
-    monkeypatch.setattr(emoji, "draw_all", draw)
+    monkeypatch.setattr(emoji, "generate_all", draw)
     rows = evaluate_drawing(pipe, ROWS[:6], ROWS, TrueJudge())
     assert drawn["prompts"][0] == "a flat emoji of hand" and drawn["prompts"][6] == "draw hand in flat style"
     found = {row.labels["what"]: row.scores["r_precision"] for row in rows}
@@ -135,7 +146,8 @@ def test_edits_and_their_ceiling(pipe):
     edits = [{"source": "noto/hand-", "target": "noto/hand-dark skin tone", "instruction": "darker", "kind": "tone"}]
     edit_pipe = UniWeTokEditPipeline.from_pipe(pipe)
     edit_pipe.set_progress_bar_config(disable=True)
-    rows = evaluate_edits(edit_pipe, pipe, combination_edits(edits, ROWS, [0]), TrueJudge(), num_inference_steps=2)
+    edits = combination_edits(edits, ROWS, [0])
+    rows = evaluate_edits(edit_pipe, pipe, edits, TrueJudge(), num_inference_steps=2).rows
     names = ["model", "copy of the source", "words alone", "targets, through the codes"]
     assert [row.labels["what"] for row in rows] == names
     assert {row.labels["of"] for row in rows} == {"edits"}
@@ -143,8 +155,11 @@ def test_edits_and_their_ceiling(pipe):
 
 
 def test_names_styles_and_tones_are_asked_apart(pipe, monkeypatch):
-    def answer(mllm, processor, questions, batch_size):
-        return [one.answer.upper() if one.kind != "tone" else "pink" for one in questions]
+    rows_of, columns = {id(row["image"]): row for row in ROWS}, {text: name for name, text in QUESTIONS.items()}
+
+    def answer(mllm, processor, pictures, questions, batch_size):
+        asked = [(rows_of[id(picture)], columns[text]) for picture, text in zip(pictures, questions, strict=True)]
+        return [row[column].upper() if column != "tone" else "pink" for row, column in asked]
 
     monkeypatch.setattr(emoji, "answer_all", answer)
     rows = evaluate_naming(pipe.mllm, pipe.processor, ROWS, ROWS, TrueJudge())
@@ -153,3 +168,48 @@ def test_names_styles_and_tones_are_asked_apart(pipe, monkeypatch):
     assert found["model", "names"].chance == 0.25 and found["model", "styles"].chance == pytest.approx(1 / 3)
     assert found["model", "tones"].value == 0.0 and found["model", "tones"].count == 24  # yellow ones have no tone
     assert found["judge, real", "names"].value > 0.6 and found["judge, real", "names"].chance == 0.25
+
+
+def plain(red):
+    return Image.new("RGB", (64, 64), (red, 0, 0))
+
+
+def test_wrong_results_are_other_edits_of_the_source_first():
+    names = ["noto/a", "noto/a-1", "noto/a-2", "noto/twin", "noto/b", "flat/a", "flat/b"]
+    pictures = {name: plain(10 * index) for index, name in enumerate(names)}
+    pictures["noto/twin"] = pictures["noto/a-1"].copy()  # the same picture under another name
+    rows = [
+        {"source": "noto/a", "target": "noto/a-1", "instruction": "one", "kind": "tone"},
+        {"source": "noto/a", "target": "noto/a-2", "instruction": "two", "kind": "tone"},
+        {"source": "noto/a", "target": "flat/a", "instruction": "flat", "kind": "style"},
+    ]
+    for seed in range(5):
+        (first,) = edit_rows(rows, pictures, [0], num_others=2, seed=seed)
+        assert {image.getpixel((0, 0))[0] for image in first["others"]} == {20, 50}  # the two other targets
+        (all_of_them,) = edit_rows(rows, pictures, [0], num_others=9, seed=seed)
+        # Then Noto's others: not source, target or twin.
+        assert sorted(image.getpixel((0, 0))[0] for image in all_of_them["others"]) == [20, 40, 50]
+    assert first["kind"] == "tone" and first["instruction"] == "one"
+    assert first["source"] is pictures["noto/a"] and first["target"] is pictures["noto/a-1"]
+
+
+def test_pictures_are_asked_what_they_have_an_answer_to(fixtures):
+    rows = load_from_disk(str(fixtures / "emoji" / "pictures"))["train"]
+    questions = question_rows(rows)
+    assert len(questions) == 3 * len(rows) + sum(tone != "" for tone in rows["tone"])
+    assert {row["kind"]: row["question"] for row in questions} == QUESTIONS
+    assert questions[0]["answer"] == rows[0]["name"]
+
+
+def test_the_set_is_data_of_the_command(fixtures, tmp_path, monkeypatch):
+    """The protocols of the library on the edits and questions of the set, by place."""
+    place, folder = emoji.__file__, tmp_path / "pipeline"
+    build_tiny_pipeline().save_pretrained(folder)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").symlink_to(fixtures)
+    for protocol, function in (("editing", "load_edits"), ("captioning", "load_questions")):
+        command = ["evaluate", protocol, f"{place}:{function}", "--split", "test_combinations", "--by", "kind"]
+        command += ["--model", str(folder), "--count", "4"]
+        assert main(command + (["--steps", "1"] if protocol == "editing" else ["--max-new-tokens", "2"])) == 0
+        table = (tmp_path / "results" / protocol / "results.md").read_text()
+        assert f"on evaluate_emoji.py:{function}, test_combinations" in table and "| model |" in table

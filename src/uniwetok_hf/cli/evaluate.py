@@ -1,10 +1,16 @@
-"""`uniwetok evaluate reconstruction|latents|generation|editing|captioning|emoji`: figures that can be compared."""
+"""`uniwetok evaluate reconstruction|latents|generation|editing|captioning`: scores that can be compared.
+
+Of each protocol first the options, then what runs it: it opens the data, loads the models, and hands both to the
+protocol's function in `uniwetok_hf.evaluation`, which returns the report.
+"""
 
 import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from . import measuring
 from .common import (
     CommandError,
     add_command,
@@ -16,17 +22,19 @@ from .common import (
     output_folder,
     positive_int,
     user_errors,
+    warn,
 )
+from .loading import EMBEDDED, KINDS, find_checkpoint, load_language_model, load_pipeline, load_vision_model
 from .reconstruct import ANY_CHECKPOINT
 
 
 DESCRIPTION = """\
-Measure reconstruction, latents, generation, editing or captioning on held-out data; or all of the emoji set.
+Measure reconstruction, latents, generation, editing or captioning on held-out data.
 Prints a Markdown table and writes results.json, results.md and model-index.yaml; needs the extra `eval`.
 """
 EXAMPLES = [
-    "reconstruction data/emoji --sizes 128 --by style",
-    "generation data/emoji --judge judges/clip --count 500 --output results/drawing",
+    "reconstruction data/photos --sizes 128 --by style",
+    "generation captions.parquet --split train --judge judges/clip --count 500 --output results/generation",
 ]
 NATIVE = "native"
 
@@ -38,67 +46,48 @@ def add_commands(commands) -> None:
         add(protocols)
 
 
-def _add_protocol(
-    protocols, name: str, measure, description: str, examples: list[str], model: str, optional=False, split="test"
-):
-    """A protocol with the options that all have."""
-    parser = add_command(protocols, name, run_evaluate, description, examples)
-    parser.set_defaults(measure=measure)
-    parser.add_argument(
-        "data",
-        nargs="?" if optional else None,
-        metavar="DATA",
-        help="folder of `uniwetok data` or of `save_to_disk`, folder of pictures, Parquet or WebDataset files, or Hub "
-        "name of a dataset",
-    )
-    parser.add_argument("--split", default=split, help=f"which part of it (default: {split})")
-    parser.add_argument("--name", help="configuration of a dataset on the Hub")
-    parser.add_argument("--streaming", action="store_true", help="read the dataset as it comes, without a copy of it")
-    parser.add_argument("--image-column", default="image", metavar="COLUMN", help="pictures (default: image)")
-    add_model_options(parser, model)
-    parser.add_argument(
-        "--output", metavar="DIR", help=f"folder of the result files (default: results/{name}), made if needed"
-    )
-    parser.add_argument("--batch-size", type=positive_int, default=16, metavar="N", help="at once (default: 16)")
-    return parser
+def run_evaluate(args: argparse.Namespace) -> None:
+    """`uniwetok evaluate`."""
+    needed = {"datasets": "datasets", "skimage": "scikit-image"}
+    if lacking := [name for module, name in needed.items() if find_spec(module) is None]:
+        raise CommandError(f'evaluate needs {" and ".join(lacking)}: pip install "uniwetok-hf[eval]"')
+    from uniwetok_hf.data.places import is_place
+    from uniwetok_hf.provenance import short_name
 
-
-def _add_count(parser: argparse.ArgumentParser, default: int | None, what: str) -> None:
-    usual = "all" if default is None else default
-    parser.add_argument(
-        "--count", type=positive_int, default=default, metavar="N", help=f"{what}, chosen by --seed (default: {usual})"
-    )
-
-
-def _add_drawing_options(parser: argparse.ArgumentParser, judge_required: bool = False) -> None:
-    without = "" if judge_required else "; without it only pixels are compared"
-    parser.add_argument(
-        "--judge",
-        metavar="M",
-        required=judge_required,
-        help=f"folder or Hub name of a CLIP, SigLIP, ... that no training loss looked through{without}",
-    )
-    parser.add_argument(
-        "--steps", type=positive_int, metavar="N", help="diffusion steps a patch (default: the model's)"
-    )
-    parser.add_argument(
-        "--guidance-scale", type=finite_float, metavar="W", help="weight of the words (default: the model's)"
-    )
+    output = output_folder(args.output or Path("results") / args.kind)
+    args.skipped = []  # why pictures can't be read
+    with user_errors(ValueError, ImportError):
+        report = args.measure(args)
+        report.skipped = args.skipped
+        report.model = short_name(args.model or EMBEDDED)
+        report.data, report.split = "photographs", "scikit-image"
+        if args.data:
+            data = Path(args.data).name if is_place(args.data) else short_name(args.data)
+            report.data, report.split = " ".join(filter(None, [data, args.name])), args.split
+        written = report.save(output)
+    if args.skipped:
+        warn(f"{len(args.skipped)} pictures could not be read and are left out; the first: {args.skipped[0]}")
+    print(report.to_markdown())
+    for path in written:
+        print(path)
 
 
 def _add_reconstruction(protocols) -> None:
     parser = _add_protocol(
         protocols,
         "reconstruction",
-        measuring.reconstruction,
+        reconstruction,
         "Encode and decode pictures: PSNR, SSIM, perceptual and Fréchet distance.\n"
         "Beside the model: WebP of as many bytes, an 8x8 thumbnail, all white; and statistics of the codes.",
-        ["data/emoji --sizes 128 192 256 --by style", "imagenet/val --sizes 256 --features timm/inception_v3.tf_in1k"],
+        [
+            "data/photos --sizes 128 192 256 --by style",
+            "imagenet/val --sizes 256 --features timm/inception_v3.tf_in1k",
+        ],
         ANY_CHECKPOINT,
         optional=True,
     )
     parser.add_argument(
-        "--photographs", action="store_true", help="measure on scikit-image's photographs in place of DATA"
+        "--photographs", action="store_true", help="measure on scikit-image's photographs instead of DATA"
     )
     parser.add_argument(
         "--sizes",
@@ -119,20 +108,60 @@ def _add_reconstruction(protocols) -> None:
     add_seed_option(parser, "seed of the decoder's noise and of the choice")
 
 
+def _size(text: str) -> int | None:
+    """Argparse type: a side in pixels, or `native` as None."""
+    return None if text == NATIVE else positive_int(text)
+
+
+def reconstruction(args: argparse.Namespace):
+    """Runs the protocol `reconstruction`."""
+    from uniwetok_hf.evaluation.judges import Judge, PerceptualNetwork
+    from uniwetok_hf.evaluation.reconstruction import evaluate_reconstruction, photographs
+
+    if bool(args.data) == args.photographs:
+        raise CommandError("give either DATA or --photographs")
+    if args.photographs:
+        args.image_column, args.by = "image", args.by or "name"
+        rows = photographs()[: args.count]
+    else:
+        rows = _open_rows(args, [args.image_column], [args.by])
+    feature_model = perceptual = None
+    if args.features:
+        with _quiet():
+            feature_model = Judge.from_pretrained(args.features, args.device)
+        feature_model.seen = _warn_if_seen(feature_model.model, args)
+    if args.perceptual:
+        with _quiet():
+            perceptual = PerceptualNetwork.from_pretrained(args.perceptual, args.device)
+        perceptual.seen = _warn_if_seen(perceptual.network, args)
+    model = load_vision_model(args.model, args.device)
+    return evaluate_reconstruction(
+        model,
+        rows,
+        args.sizes,
+        image_column=args.image_column,
+        by=args.by,
+        feature_model=feature_model,
+        perceptual=perceptual,
+        seed=args.seed,
+        batch_size=args.batch_size,
+    )
+
+
 def _add_latents(protocols) -> None:
     parser = _add_protocol(
         protocols,
         "latents",
-        measuring.latents,
+        latents,
         "What latents and codes know of a label: zero-shot and linear-probe accuracy.\n"
         "Zero-shot needs the teacher of Pre-Post Distillation and its pools; the probe is fitted on another split.",
         [
-            "data/emoji --label group --size 128",
+            "data/photos --label group --size 128",
             "imagenet --label label --size 256 --model runs/stage1/model --teacher google/siglip2-so400m-patch16-384",
         ],
         ANY_CHECKPOINT,
     )
-    parser.add_argument("--label", required=True, metavar="COLUMN", help="what is to be told from a picture")
+    parser.add_argument("--label", required=True, metavar="COLUMN", help="the label to be read from a picture")
     parser.add_argument("--size", required=True, type=positive_int, metavar="N", help="side of the crops in pixels")
     parser.add_argument("--train-split", default="train", help="where probes are fitted (default: train)")
     parser.add_argument("--no-probe", action="store_true", help="leave linear probes out")
@@ -144,71 +173,178 @@ def _add_latents(protocols) -> None:
         "--template",
         action="append",
         metavar="TEXT",
-        help='what a class is called, with {label} in it (default: "a photo of {label}"); repeat to average',
+        help='text of a class, with {label} in it (default: "a photo of {label}"); repeat to average',
     )
     _add_count(parser, None, "pictures of each split")
     add_seed_option(parser, "seed of the choice")
+
+
+def latents(args: argparse.Namespace):
+    """Runs the protocol `latents`."""
+    from uniwetok_hf.evaluation.latents import evaluate_latents
+
+    if args.no_probe and args.teacher is None:
+        raise CommandError("nothing to measure: --no-probe leaves zero-shot accuracy, which needs --teacher")
+    rows = _open_rows(args, [args.image_column], [args.label])
+    train_rows = None
+    if not args.no_probe:
+        train_rows = _open_rows(args, [args.image_column], [args.label], split=args.train_split)
+    pools, teacher = _load_distillation(args)
+    report = evaluate_latents(
+        load_vision_model(args.model, args.device),
+        rows,
+        args.label,
+        args.size,
+        train_rows,
+        image_column=args.image_column,
+        pools=pools,
+        teacher=teacher,
+        templates=args.template or ["a photo of {label}"],
+        batch_size=args.batch_size,
+    )
+    if train_rows is not None:
+        report.protocol["probes fitted on"] += f" of {args.train_split}"
+    return report
+
+
+def _load_distillation(args: argparse.Namespace):
+    """Pools and teacher, or None for both when there is no --teacher."""
+    if args.teacher is None:
+        if args.pools:
+            raise CommandError("--pools are of no use without --teacher, whose texts name the classes")
+        return None, None
+    from uniwetok_hf.losses.distillation import PrePostDistillation
+    from uniwetok_hf.losses.teacher import Teacher
+    from uniwetok_hf.provenance import RECORD, read_training_record, weight_digests
+
+    folder = _model_folder(args)
+    beside = folder.resolve().parent / "losses" / "distillation"
+    pools = None
+    if args.pools or beside.is_dir():
+        pools = PrePostDistillation.from_pretrained(args.pools or beside).to(args.device)
+    else:
+        warn(f"no --pools, and none in {beside}: zero-shot accuracy of the teacher only")
+    with _quiet(), user_errors(OSError):
+        teacher = Teacher.from_pretrained(args.teacher).to(args.device)
+    record = read_training_record(folder)
+    taught = [model for model in record.loss_models if model.role == "teacher"] if record else []
+    own = set(weight_digests(teacher.model))
+    if taught and not any(own & set(model.weights) for model in taught):
+        names = ", ".join(model.name for model in taught)
+        raise CommandError(f"--teacher {args.teacher} is not the teacher of this model, which {RECORD} calls {names}")
+    return pools, teacher
 
 
 def _add_generation(protocols) -> None:
     parser = _add_protocol(
         protocols,
         "generation",
-        measuring.generation,
-        "Draw from prompts: R-precision, Fréchet distance, precision and recall.\n"
-        "A judge compares drawings with prompts, --features looks at all of them as a set; neither may be a teacher.",
+        generation,
+        "Generate pictures from prompts: R-precision, Fréchet distance, precision and recall.\n"
+        "A judge compares each with its prompt, --features compares all as a set; neither may be a teacher.",
         [
-            "data/emoji --judge judges/clip --count 500",
-            'coco --prompt "{text}" --judge openai/clip-vit-base-patch32 --features timm/inception_v3.tf_in1k',
+            "captions.parquet --split train --judge judges/clip --count 500",
+            'coco --prompt "a photo of {text}" --judge openai/clip-vit-base-patch32 --within category',
         ],
         "pipeline folder",
     )
     parser.add_argument(
-        "--prompt", metavar="TEXT", help='with columns in braces (default: "{text}", or that of the emoji set)'
+        "--prompt", metavar="TEXT", default="{text}", help='with columns in braces (default: "{text}")'
     )
     parser.add_argument(
-        "--within", metavar="COLUMN", help="rivals have the same value as the right one (emoji set: style)"
+        "--within", metavar="COLUMN", help="rivals have the same value of this column as the right one"
     )
     parser.add_argument(
         "--rivals", type=positive_int, default=31, metavar="N", help="candidates beside the right one (default: 31)"
     )
     parser.add_argument("--features", metavar="M", help="vision model for the distances of sets (default: the judge)")
-    _add_drawing_options(parser)
-    _add_count(parser, 200, "drawings")
-    add_seed_option(parser, "seed of the first drawing and of all choices")
+    _add_generation_options(parser)
+    _add_count(parser, 200, "pictures")
+    add_seed_option(parser, "seed of the first picture and of all choices")
+
+
+def generation(args: argparse.Namespace):
+    """Runs the protocol `generation`."""
+    from uniwetok_hf.evaluation.generation import evaluate_generation
+    from uniwetok_hf.evaluation.rows import template_columns
+
+    columns = [args.within, *template_columns(args.prompt)]
+    rows = _open_rows(args, [args.image_column], columns, 2 * args.count)  # half of them as other real pictures
+    judge = _load_judge(args.judge, args)
+    return evaluate_generation(
+        load_pipeline(args.model, args.device),
+        rows,
+        args.prompt,
+        image_column=args.image_column,
+        within=args.within,
+        count=args.count,
+        judge=judge,
+        feature_model=_load_judge(args.features, args) if args.features else judge,
+        num_rivals=args.rivals,
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance_scale,
+        seed=args.seed,
+        batch_size=args.batch_size,
+    )
 
 
 def _add_editing(protocols) -> None:
     parser = _add_protocol(
         protocols,
         "editing",
-        measuring.editing,
-        "Edit pictures: is the result nearest to the target, among the source and other edits?\n"
-        "Beside the model: giving the source back, and drawing from the instruction alone.",
-        ["data/emoji --count 300 --judge judges/clip", "edits.parquet --split train --by kind"],
+        editing,
+        "Edit pictures: is the result nearest to the target, among the source and other candidates?\n"
+        "DATA has the columns source, instruction and target, and may have others, lists of wrong results.",
+        ["edits.parquet --split train --by kind", "edits.py:load_edits --count 300 --judge judges/clip"],
         "pipeline folder",
     )
-    parser.add_argument("--by", metavar="COLUMN", help="a row for each value of a column (emoji set: kind)")
+    parser.add_argument("--by", metavar="COLUMN", help="a row of the table for each value of a column")
     parser.add_argument(
         "--rivals", type=positive_int, default=6, metavar="N", help="candidates beside target and source (default: 6)"
     )
-    _add_drawing_options(parser)
+    _add_generation_options(parser)
     add_edit_options(parser)
     _add_count(parser, 200, "edits")
-    add_seed_option(parser, "seed of the first drawing and of all choices")
+    add_seed_option(parser, "seed of the first picture and of all choices")
+
+
+def editing(args: argparse.Namespace):
+    """Runs the protocol `editing`."""
+    from uniwetok_hf import UniWeTokEditPipeline
+    from uniwetok_hf.evaluation.editing import evaluate_editing
+
+    rows = _open_rows(args, ["source", "target"], ["instruction", args.by])
+    judge = _load_judge(args.judge, args)
+    pipe = load_pipeline(args.model, args.device)
+    edit_pipe = UniWeTokEditPipeline.from_pipe(pipe)
+    edit_pipe.set_progress_bar_config(disable=True)
+    return evaluate_editing(
+        edit_pipe,
+        pipe,
+        rows,
+        by=args.by,
+        judge=judge,
+        num_rivals=args.rivals,
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance_scale,
+        image_guidance_scale=args.image_guidance_scale,
+        describe_first=args.describe_first,
+        seed=args.seed,
+        batch_size=args.batch_size,
+    )
 
 
 def _add_captioning(protocols) -> None:
     parser = _add_protocol(
         protocols,
         "captioning",
-        measuring.captioning,
+        captioning,
         "Answer questions about pictures: exact match and F1 of the words, by kind.\n"
-        "DATA has the columns image, question and answer; of the emoji set it asks for name, style, group and tone.",
-        ["data/emoji --count 300", "vqa.parquet --split train --by kind"],
+        "DATA has the columns image, question and answer.",
+        ["vqa.parquet --split train --by kind", "questions.py:load_questions --count 300"],
         "pipeline folder",
     )
-    parser.add_argument("--by", metavar="COLUMN", help="a row for each value of a column (emoji set: the question)")
+    parser.add_argument("--by", metavar="COLUMN", help="a row of the table for each value of a column")
     parser.add_argument(
         "--max-new-tokens", type=positive_int, metavar="N", default=40, help="longest answer in tokens (default: 40)"
     )
@@ -216,20 +352,132 @@ def _add_captioning(protocols) -> None:
     add_seed_option(parser, "seed of the choice")
 
 
-def _size(text: str) -> int | None:
-    """Argparse type: a side in pixels, or `native` as None."""
-    return None if text == NATIVE else positive_int(text)
+def captioning(args: argparse.Namespace):
+    """Runs the protocol `captioning`."""
+    from uniwetok_hf.evaluation.captioning import evaluate_captioning
+
+    rows = _open_rows(args, [args.image_column], ["question", "answer", args.by])
+    mllm, processor = load_language_model(args.model, args.device)
+    return evaluate_captioning(mllm, processor, rows, args.image_column, args.by, args.max_new_tokens, args.batch_size)
 
 
-def run_evaluate(args: argparse.Namespace) -> None:
-    """`uniwetok evaluate`."""
-    needed = {"datasets": "datasets", "skimage": "scikit-image"}
-    if lacking := [name for module, name in needed.items() if find_spec(module) is None]:
-        raise CommandError(f'evaluate needs {" and ".join(lacking)}: pip install "uniwetok-hf[eval]"')
-    output = output_folder(args.output or Path("results") / args.kind)
-    with user_errors(ValueError, ImportError):
-        report = args.measure(args)
-        written = report.save(output)
-    print(report.to_markdown())
-    for path in written:
-        print(path)
+def _add_protocol(
+    protocols, name: str, measure, description: str, examples: list[str], model: str, optional: bool = False
+) -> argparse.ArgumentParser:
+    """A protocol with the options that all have."""
+    parser = add_command(protocols, name, run_evaluate, description, examples)
+    parser.set_defaults(measure=measure)
+    parser.add_argument(
+        "data",
+        nargs="?" if optional else None,
+        metavar="DATA",
+        help="folder of `save_to_disk`, folder of pictures, Parquet or WebDataset files, Hub name of a dataset, or "
+        "FILE.py:NAME, a function that takes the name of the split and returns rows",
+    )
+    parser.add_argument("--split", default="test", help="which part of it (default: test)")
+    parser.add_argument("--name", help="configuration of a dataset on the Hub")
+    parser.add_argument("--streaming", action="store_true", help="read the dataset without a copy of it on disk")
+    parser.add_argument("--image-column", default="image", metavar="COLUMN", help="pictures (default: image)")
+    add_model_options(parser, model)
+    parser.add_argument(
+        "--output", metavar="DIR", help=f"folder of the result files (default: results/{name}), made if needed"
+    )
+    parser.add_argument("--batch-size", type=positive_int, default=16, metavar="N", help="at once (default: 16)")
+    return parser
+
+
+def _add_count(parser: argparse.ArgumentParser, default: int | None, what: str) -> None:
+    usual = "all" if default is None else default
+    parser.add_argument(
+        "--count", type=positive_int, default=default, metavar="N", help=f"{what}, chosen by --seed (default: {usual})"
+    )
+
+
+def _add_generation_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--judge",
+        metavar="M",
+        help="folder or Hub name of a CLIP, SigLIP, ... that no training loss used; only pixels are compared without",
+    )
+    parser.add_argument(
+        "--steps", type=positive_int, metavar="N", help="diffusion steps per patch (default: the model's)"
+    )
+    parser.add_argument(
+        "--guidance-scale", type=finite_float, metavar="W", help="weight of the prompt (default: the model's)"
+    )
+
+
+def _open_rows(
+    args: argparse.Namespace,
+    pictures: list[str],
+    columns: list[str | None],
+    count: int | None = None,
+    split: str | None = None,
+):
+    """The chosen rows of DATA as `PictureRows`, with the columns that are not None."""
+    from uniwetok_hf.data.places import is_place, load_place
+    from uniwetok_hf.data.sources import PictureSource, open_source
+    from uniwetok_hf.evaluation.rows import PictureRows
+
+    split = split or args.split
+    with _bars_on_terminals():
+        if is_place(args.data):
+            rows = load_place(args.data)(split)
+        else:
+            rows = open_source(PictureSource(args.data, split, args.name, pictures[0], args.streaming))
+        return PictureRows(rows, pictures, filter(None, columns), count or args.count, args.seed, args.skipped)
+
+
+def _load_judge(source: str | None, args: argparse.Namespace):
+    """The judge of generated pictures, or None; one that a training loss used is refused."""
+    from uniwetok_hf.evaluation.judges import Judge
+
+    if source is None:
+        return None
+    with _quiet():
+        return Judge.from_pretrained(source, args.device, unseen_by=_model_folder(args))
+
+
+def _warn_if_seen(network, args: argparse.Namespace) -> str:
+    """Whether a training loss used `network`, in words: for distances of reconstructions it is only a warning."""
+    from uniwetok_hf.provenance import find_seen
+
+    seen, words = find_seen(network, _model_folder(args))
+    if seen is not None:
+        warn(f"the model was trained against {seen.name} ({seen.role}): the scores that it gives are flattered")
+    return words
+
+
+def _model_folder(args: argparse.Namespace) -> Path:
+    return find_checkpoint(args.model, tuple(KINDS)).folder
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Turns transformers' bars and reports of loading off."""
+    from transformers.utils import logging
+
+    had_bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bar:
+            logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _bars_on_terminals() -> Iterator[None]:
+    """Lets `datasets` show its bars on terminals only, like ours."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    had_bars = not are_progress_bars_disabled()
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if had_bars:
+            enable_progress_bars()

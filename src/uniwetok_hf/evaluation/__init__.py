@@ -1,5 +1,11 @@
-"""Measures of pictures, codes, drawings, edits and answers, and the protocols of `uniwetok evaluate`; the way to do it
-right is told in docs/evaluation.md. Only what needs no model is imported here."""
+"""Metrics of pictures, codes, generations, edits and answers, and the protocols of `uniwetok evaluate`, one file each:
+`reconstruction`, `latents`, `generation`, `editing`, `captioning` (docs/evaluation.md).
+
+Only what needs no model is imported here. `METRICS_MODULE` is the path of all metrics as a module of the `evaluate`
+library: `evaluate.load(METRICS_MODULE, "psnr")`.
+"""
+
+from pathlib import Path
 
 from .bits import BitStatistics, bit_statistics
 from .choices import r_precision_outcomes, top_k_outcomes
@@ -10,7 +16,10 @@ from .probe import linear_probe_outcomes
 from .words import exact_match, token_f1
 
 
+METRICS_MODULE = str(Path(__file__).parent / "uniwetok_metrics")
+
 __all__ = [
+    "METRICS_MODULE",
     "BitStatistics",
     "Score",
     "bit_statistics",

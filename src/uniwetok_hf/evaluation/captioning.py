@@ -1,111 +1,93 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""How well questions about pictures are answered: exact match and F1 of the words, by kind of question.
+"""`evaluate captioning`: how well questions about pictures are answered: exact match and F1 of the words, by kind of
+question.
 
-The level of chance is what the most common right answer of each kind would score if it were given every time.
+The level of chance is the score of the most common right answer of each kind, given every time.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from PIL import Image
 from tqdm.auto import tqdm
 
 from ..pipelines.writing import write_about
-from .intervals import mean_score, share_score
-from .reports import Row
+from .intervals import Score, mean_score, share_score
+from .reports import Report, score_rows
 from .rows import batched
 from .words import exact_match, normalize_answer, token_f1
 
 
-# What is asked about the pictures of `uniwetok data emoji`: column and question.
-EMOJI_QUESTIONS = {
-    "name": "what is this?",
-    "style": "which style is this?",
-    "group": "which group does it belong to?",
-    "tone": "which skin tone is this?",
-}
+def evaluate_captioning(
+    mllm,
+    processor,
+    rows: Iterable[Mapping],
+    image_column: str = "image",
+    by: str | None = None,
+    max_new_tokens: int = 40,
+    batch_size: int = 16,
+) -> Report:
+    """
+    Answers the questions of all rows and compares the answers with the right ones.
 
+    Args:
+        mllm, processor: a [`UniWeTokForCausalLM`] and its [`UniWeTokProcessor`].
+        rows: with a PIL picture in `image_column`, `question` and `answer`, and the column `by` ([`PictureRows`]).
+        by: column of the kind of question: its values have a row of the table each, beside the row of all questions.
 
-@dataclass
-class Question:
-    """A `question` about a `picture`, its right `answer`, and the `kind` that results are grouped by."""
+    Raises:
+        ValueError: when there are no questions.
+    """
+    report = Report("captioning")
+    read = list(rows)
+    if not read:
+        raise ValueError("`rows` holds no question whose picture can be read.")
+    pictures, questions = [row[image_column] for row in read], [row["question"] for row in read]
+    kinds, references = [str(row[by]) if by else "" for row in read], [row["answer"] for row in read]
+    answers = answer_all(mllm, processor, pictures, questions, max_new_tokens, batch_size)
+    usual = most_common_answers(references, kinds)
 
-    picture: Image.Image
-    question: str
-    answer: str
-    kind: str = ""
+    def score(chosen: Sequence[int]) -> dict[str, Score]:
+        given = [(answers[index], references[index]) for index in chosen]
+        blind = [(usual[kinds[index]], references[index]) for index in chosen]
+        chance = {metric: sum(metric(*pair) for pair in blind) / len(blind) for metric in (exact_match, token_f1)}
+        return {
+            "exact_match": share_score((exact_match(*pair) for pair in given), chance[exact_match]),
+            "f1": mean_score((token_f1(*pair) for pair in given), chance[token_f1], largest=1.0),
+        }
 
-
-def questions_of_emoji(rows: Iterable[Mapping]) -> list[Question]:
-    """All of `EMOJI_QUESTIONS` that each row has an answer to."""
-    return [
-        Question(row["image"], question, row[column], column)
-        for row in rows
-        for column, question in EMOJI_QUESTIONS.items()
-        if row[column]
-    ]
+    report.rows = score_rows({"what": "model"}, kinds, score, for_card=True)
+    report.protocol = {
+        "answers": f"the most likely ones, of at most {max_new_tokens} tokens",
+        "compared": "case and punctuation do not count",
+        "chance": "the most common right answer of each kind, given every time",
+    }
+    return report
 
 
 def answer_all(
-    mllm, processor, questions: Sequence[Question], max_new_tokens: int = 40, batch_size: int = 16
+    mllm,
+    processor,
+    pictures: Sequence[Image.Image],
+    questions: Sequence[str],
+    max_new_tokens: int = 40,
+    batch_size: int = 16,
 ) -> list[str]:
-    """The model's most likely answers, in one line each."""
+    """The model's most likely answers to one question about each picture, in one line each."""
     answers = []
     with tqdm(total=len(questions), desc="answering", disable=None) as bar:
-        for part in batched(questions, batch_size):
-            contents = [[{"type": "image"}, {"type": "text", "text": one.question}] for one in part]
+        for part in batched(zip(pictures, questions, strict=True), batch_size):
+            contents = [[{"type": "image"}, {"type": "text", "text": question}] for _, question in part]
             messages = [[{"role": "user", "content": content}] for content in contents]
             texts = processor.apply_chat_template(messages, add_generation_prompt=True)
-            answers += write_about(mllm, processor, texts, [one.picture for one in part], max_new_tokens)
+            answers += write_about(mllm, processor, texts, [picture for picture, _ in part], max_new_tokens)
             bar.update(len(part))
     return answers
 
 
-def score_answers(answers: Sequence[str], questions: Sequence[Question]) -> list[Row]:
-    """
-    Rows of the table: all answers, then those to each kind of question.
-
-    Raises:
-        ValueError: when there are no questions, or not one answer each.
-    """
-    if not questions or len(answers) != len(questions):
-        raise ValueError(f"`answers` must be one for each of {len(questions)} questions, got {len(answers)}.")
-    kinds = sorted({question.kind for question in questions})
-    usual = {kind: _most_common([q.answer for q in questions if q.kind == kind]) for kind in kinds}
-    pairs = [
-        (question.kind, answer, usual[question.kind], question.answer)
-        for answer, question in zip(answers, questions, strict=True)
-    ]
-    if len(kinds) == 1:
-        return [_row({"what": "model"}, pairs)]
-    rows = [_row({"what": "model", "of": "all"}, pairs)]
-    return rows + [_row({"what": "model", "of": kind}, [p for p in pairs if p[0] == kind]) for kind in kinds]
-
-
-def _most_common(answers: Sequence[str]) -> str:
-    return Counter(map(normalize_answer, answers)).most_common(1)[0][0]
-
-
-def _row(labels: dict[str, str], pairs: Sequence[tuple[str, str, str, str]]) -> Row:
-    exact, f1 = (
-        {name: [metric(given, right) for given, right in found] for name, found in _sides(pairs).items()}
-        for metric in (exact_match, token_f1)
-    )
-    chance = {"exact": sum(exact["usual"]) / len(pairs), "f1": sum(f1["usual"]) / len(pairs)}
-    return Row(
-        labels,
-        {
-            "exact_match": share_score(exact["own"], chance["exact"]),
-            "f1": mean_score(f1["own"], chance["f1"], largest=1.0),
-        },
-        for_card=labels.get("of", "all") == "all",
-    )
-
-
-def _sides(pairs: Sequence[tuple[str, str, str, str]]) -> dict[str, list[tuple[str, str]]]:
-    """(answer, right answer): the model's own, and the usual one."""
-    return {
-        "own": [(answer, right) for _, answer, _, right in pairs],
-        "usual": [(usual, right) for _, _, usual, right in pairs],
-    }
+def most_common_answers(references: Sequence[str], kinds: Sequence[str]) -> dict[str, str]:
+    """The most common right answer to each kind of question, normalized."""
+    counts: dict[str, Counter] = {}
+    for reference, kind in zip(references, kinds, strict=True):
+        counts.setdefault(kind, Counter())[normalize_answer(reference)] += 1
+    return {kind: answers.most_common(1)[0][0] for kind, answers in counts.items()}

@@ -3,12 +3,16 @@
 R-precision, the nearest of several pictures.
 
 A tie is wrong: a model that gives every candidate the same score knows nothing.
+
+Pictures are compared by a judge's features, or without a learned judge by the squared difference of 32x32 thumbnails,
+which sees colours and outlines but not objects.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 
 
 def ranks_of_right(scores: np.ndarray, right: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -48,15 +52,15 @@ def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return unit[0] @ unit[1].T
 
 
-def draw_rivals(
+def choose_rivals(
     meanings: Sequence, num_rivals: int, generator: torch.Generator, groups: Sequence | None = None
 ) -> list[list[int]]:
     """For each row, `num_rivals` other rows; fewer where there are not as many.
 
     Args:
-        meanings: one hashable value a row (the prompt). Rows that mean the same are never rivals.
+        meanings: one hashable value per row (the prompt). Rows that mean the same are never rivals.
         generator: source of the choice.
-        groups: one hashable value a row; rivals come from the row's own group, which makes the choice harder.
+        groups: one hashable value per row; rivals come from the row's own group, which makes the choice harder.
     """
     groups = [None] * len(meanings) if groups is None else groups
     members: dict[object, list[int]] = {}
@@ -74,11 +78,12 @@ def r_precision_outcomes(
     image_embeddings: np.ndarray, text_embeddings: np.ndarray, rivals: Sequence[Sequence[int]]
 ) -> np.ndarray:
     """
-    Text-image R-precision with one right text: whether each picture is nearer to its own text than to its rivals'.
+    Text-image R-precision with one right text: whether each picture is nearer (cosine) to its own text than to its
+    rivals'. Features of pictures in place of the texts' give the nearest picture in the same way.
 
     Args:
         image_embeddings, text_embeddings: float [N, channels]; row i of both belong together.
-        rivals: for each row, the rows whose texts compete, as `draw_rivals` gives them.
+        rivals: for each row, the rows whose texts compete, as `choose_rivals` gives them.
 
     Returns:
         bool [N].
@@ -104,3 +109,14 @@ def r_precision_outcomes(
 def chance_of(rivals: Sequence[Sequence[int]]) -> float:
     """The share that a blind choice among each row and its rivals would get right."""
     return float(np.mean([1 / (1 + len(others)) for others in rivals]))
+
+
+def thumbnail(image: Image.Image, side: int = 32) -> np.ndarray:
+    """The picture as float [side, side, 3] in [0, 255]."""
+    return np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BOX), dtype=np.float32)
+
+
+def nearest_is_own(result: np.ndarray, own: np.ndarray, others: Sequence[np.ndarray]) -> bool:
+    """Whether the thumbnail `own` is nearer to `result` than each of `others` (mean squared difference)."""
+    distance = ((result - own) ** 2).mean()
+    return all(((result - other) ** 2).mean() > distance for other in others)

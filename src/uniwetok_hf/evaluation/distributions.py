@@ -2,8 +2,8 @@
 """Two sets of features compared as distributions: Fréchet distance (Heusel et al. 2017) and improved precision and
 recall (Kynkäänniemi et al. 2019).
 
-Nothing here knows where features come from. A number means something only together with the feature model, its
-preprocessing and the number of samples, which results therefore name.
+The features come from any model. A value is comparable only together with the feature model, its preprocessing and
+the number of samples, which results therefore name.
 """
 
 import numpy as np
@@ -24,31 +24,16 @@ def frechet_distance(features: np.ndarray, references: np.ndarray) -> float:
         ValueError: for other shapes, or values that are not finite.
     """
     features, references = _checked(features, references, least=2)
-    means = [values.mean(axis=0) for values in (features, references)]
-    factors = [_factor(features, means[0]), _factor(references, means[1])]
-    return _distance(*means, *factors)
-
-
-def frechet_distance_of_statistics(
-    mean: np.ndarray, covariance: np.ndarray, reference_mean: np.ndarray, reference_covariance: np.ndarray
-) -> float:
-    """As `frechet_distance`, of means [channels] and covariances [channels, channels]: for saved statistics."""
-    factors = []
-    for matrix in (covariance, reference_covariance):
-        values, vectors = np.linalg.eigh(np.asarray(matrix, dtype=np.float64))
-        factors.append(np.sqrt(values.clip(min=0))[:, None] * vectors.T)
-    return _distance(np.asarray(mean, np.float64), np.asarray(reference_mean, np.float64), *factors)
+    mean, reference_mean = features.mean(axis=0), references.mean(axis=0)
+    factor, reference_factor = _factor(features, mean), _factor(references, reference_mean)
+    mixed = np.linalg.svd(factor @ reference_factor.T, compute_uv=False).sum()
+    value = ((mean - reference_mean) ** 2).sum() + (factor**2).sum() + (reference_factor**2).sum() - 2 * mixed
+    return max(0.0, float(value))  # rounding may leave -1e-15 for equal sets
 
 
 def _factor(values: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """A [min(N, channels), channels] with A^T A = the sample covariance."""
     return np.linalg.qr((values - mean) / np.sqrt(len(values) - 1), mode="r")
-
-
-def _distance(mean, reference_mean, factor: np.ndarray, reference_factor: np.ndarray) -> float:
-    mixed = np.linalg.svd(factor @ reference_factor.T, compute_uv=False).sum()
-    value = ((mean - reference_mean) ** 2).sum() + (factor**2).sum() + (reference_factor**2).sum() - 2 * mixed
-    return max(0.0, float(value))  # rounding may leave -1e-15 for equal sets
 
 
 def precision_recall(features: np.ndarray, references: np.ndarray, num_neighbours: int = 3) -> tuple[float, float]:

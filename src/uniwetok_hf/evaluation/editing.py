@@ -1,9 +1,10 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Do edits do what they were told? Of the target, the source and other candidates, which is the result nearest to?
+"""`evaluate editing`: of the target, the source and other candidates, which is the result of an edit nearest to?
 
-The source is among the candidates, so a model that changes nothing scores zero; other edits of the same source are
-among them, so it is not enough to change something. Beside the model stand two shortcuts: giving the source back, and
-drawing from the instruction without seeing the source.
+The source is among the candidates, so a model that changes nothing scores zero; other edits of the same source may be
+among them, so that it is not enough to change something. Beside the model stand two shortcuts, a copy of the source
+and a picture generated from the instruction without the source, and the ceiling, the targets after the image
+tokenizer.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,18 +14,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .choices import cosines, top_k_outcomes
-from .drawing import draw_all, nearest_is_own, thumbnail
-from .intervals import mean_score, share_score
+from .choices import cosines, nearest_is_own, thumbnail, top_k_outcomes
+from .generation import generate_all, generation_protocol
+from .intervals import Score, mean_score, share_score
 from .judges import Judge
 from .metrics import psnr
-from .reports import Row
+from .reconstruction import reconstruct_all
+from .reports import Report, score_rows
+from .rows import picture_of
 
 
 @dataclass
-class Edit:
-    """`source` changed by `instruction` gives `target`; `others` are wrong results, `kind` is what results are grouped
-    by."""
+class EditPair:
+    """`source` edited by `instruction` gives `target`; `others` are wrong results; `kind` is its row of the table."""
 
     source: Image.Image
     instruction: str
@@ -33,53 +35,98 @@ class Edit:
     kind: str = ""
 
 
-def edits_of_pairs(rows: Sequence[Mapping], num_others: int = 6, seed: int = 0, by: str | None = None) -> list[Edit]:
-    """Edits of rows with `source`, `instruction` and `target`; the others are targets of other rows."""
-    generator = torch.Generator().manual_seed(seed)
-    edits = []
-    for index, row in enumerate(rows):
-        order = torch.randperm(len(rows), generator=generator).tolist()
-        candidates = (rows[i]["target"] for i in order if i != index)
-        others = distinct_pictures(candidates, [row["source"], row["target"]], num_others)
-        edits.append(Edit(row["source"], row["instruction"], row["target"], others, str(row[by]) if by else ""))
-    return edits
-
-
-def edits_of_emoji(
-    edits: Sequence[Mapping],
-    pictures: Mapping[str, Image.Image],
-    chosen: Sequence[int],
-    num_others: int = 6,
+def evaluate_editing(
+    edit_pipe,
+    pipe,
+    rows: Iterable[Mapping],
+    by: str | None = None,
+    judge: Judge | None = None,
+    num_rivals: int = 6,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    image_guidance_scale: float | None = None,
+    describe_first: bool | None = None,
     seed: int = 0,
-) -> list[Edit]:
-    """Edits of a folder of `uniwetok data emoji`.
+    batch_size: int = 16,
+) -> Report:
+    """
+    Edits the pictures of all rows and scores the results.
 
     Args:
-        edits: all rows of a split of its `edits`.
-        pictures: its pictures by id.
-        chosen: which of the rows to return.
-        num_others: wrong results of each: first other targets of the same source, then others of the target's style.
+        edit_pipe, pipe: [`UniWeTokEditPipeline`] and [`UniWeTokPipeline`] of one model.
+        rows: see [`edit_pairs`].
+        by: column whose values have a row of the table each, beside the row of all edits.
+        judge: compares pictures by the cosine of its features, where pixels alone are compared without; no training
+            loss used it (`unseen_by` of [`Judge.from_pretrained`]).
+        num_rivals: see [`edit_pairs`].
+        num_inference_steps, guidance_scale: of both pipelines, their defaults when None.
+        image_guidance_scale, describe_first: of `edit_pipe`, its defaults when None.
+        seed: of the choice of rivals; picture i is generated with the seed `seed` + i.
+
+    Raises:
+        ValueError: when there are no edits.
     """
-    generator = torch.Generator().manual_seed(seed)
-    targets: dict[str, list[str]] = {}
-    styles: dict[str, list[str]] = {}
-    for row in edits:
-        targets.setdefault(row["source"], []).append(row["target"])
-    for name in pictures:
-        styles.setdefault(name.split("/")[0], []).append(name)
-    result = []
-    for index in chosen:
-        row = edits[index]
-        near = _shuffled(targets[row["source"]], generator)
-        far = _shuffled(styles[row["target"].split("/")[0]], generator)
-        source, target = pictures[row["source"]], pictures[row["target"]]
-        others = distinct_pictures((pictures[name] for name in [*near, *far]), [source, target], num_others)
-        result.append(Edit(source, row["instruction"], target, others, row["kind"]))
-    return result
+    report = Report("editing")
+    pairs = edit_pairs(rows, by, num_rivals, seed)
+    if not pairs:
+        raise ValueError("`rows` holds no edit that can be read.")
+    instructions, sources = [pair.instruction for pair in pairs], [pair.source for pair in pairs]
+    targets, kinds = [pair.target for pair in pairs], [pair.kind for pair in pairs]
+    report.protocol = {
+        "candidates": f"target, source, up to {num_rivals} others",
+        **generation_protocol(pipe, num_inference_steps, guidance_scale, seed),
+    }
+    described = edit_pipe.config.default_describe_first if describe_first is None else describe_first
+    report.protocol["edits described first"] = "yes" if described else "no"
+    scale = edit_pipe.scale_for_images(report.protocol["guidance scale"], image_guidance_scale)
+    if scale is not None:
+        report.protocol["image guidance scale"] = scale
+        report.protocol["negative prompt"] = edit_pipe.config.default_negative_prompt or "none"
+    if judge is not None:
+        report.protocol |= {"judge": judge.describe(), "did training losses see the judge": judge.seen}
+
+    call = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+    edit_call = call | {"image_guidance_scale": image_guidance_scale, "describe_first": describe_first}
+    results = {
+        "model": generate_all(edit_pipe, instructions, sources, seed, batch_size, **edit_call),
+        "copy of the source": sources,
+        "words alone": generate_all(pipe, instructions, None, seed, batch_size, **call),
+        "targets, through the codes": reconstruct_all(pipe.mllm.vision_model, targets, seed, batch_size),
+    }
+
+    for what, pictures in results.items():
+        outcomes = edit_outcomes(pictures, pairs, judge)
+
+        def score(chosen: Sequence[int], outcomes: list = outcomes) -> dict[str, Score]:
+            return edit_scores([outcomes[index] for index in chosen])
+
+        report.rows += score_rows({"what": what}, kinds, score, what == "model")
+    return report
 
 
-def _shuffled(names: Sequence[str], generator: torch.Generator) -> list[str]:
-    return [names[i] for i in torch.randperm(len(names), generator=generator).tolist()]
+def edit_pairs(rows: Iterable[Mapping], by: str | None = None, num_rivals: int = 6, seed: int = 0) -> list[EditPair]:
+    """
+    The edits of rows.
+
+    Args:
+        rows: with PIL pictures `source` and `target`, `instruction` and the column `by` ([`PictureRows`]). A row may
+            bring its own wrong results as `others`, a list of pictures, which are then used alone.
+        by: column of the kind of edit.
+        num_rivals: most wrong results of rows that bring none: targets of other rows.
+        seed: of their choice.
+    """
+    rows, generator = list(rows), torch.Generator().manual_seed(seed)
+    pairs = []
+    for index, row in enumerate(rows):
+        order = torch.randperm(len(rows), generator=generator).tolist()
+        if "others" in row:
+            candidates, count = [picture_of(cell) for cell in row["others"]], len(row["others"])
+        else:
+            candidates, count = (rows[i]["target"] for i in order if i != index), num_rivals
+        others = distinct_pictures(candidates, [row["source"], row["target"]], count)
+        kind = str(row[by]) if by else ""
+        pairs.append(EditPair(row["source"], row["instruction"], row["target"], others, kind))
+    return pairs
 
 
 def distinct_pictures(candidates: Iterable[Image.Image], known: list[Image.Image], count: int) -> list[Image.Image]:
@@ -96,77 +143,34 @@ def distinct_pictures(candidates: Iterable[Image.Image], known: list[Image.Image
     return kept
 
 
-def evaluate_editing(
-    edit_pipe, pipe, edits: Sequence[Edit], judge: Judge | None = None, seed: int = 0, batch_size: int = 16, **call
-) -> list[Row]:
-    """
-    Makes the edits and scores them.
-
-    Args:
-        edit_pipe, pipe: [`UniWeTokEditPipeline`] and [`UniWeTokPipeline`] of one model.
-        judge: compares pictures by its features' cosine; pixels do without. The caller sees to it that no training
-            loss looked through it (`records.check_unseen`).
-        seed: drawing i has the seed `seed` + i.
-        call: further arguments of both pipelines.
-
-    Returns:
-        Rows of the table: the model, of all edits and of each kind; a copy of the source; a drawing from the
-        instruction alone.
-
-    Raises:
-        ValueError: when there are no edits.
-    """
-    if not edits:
-        raise ValueError("`edits` is empty.")
-    instructions, sources = [edit.instruction for edit in edits], [edit.source for edit in edits]
-    methods = {
-        "model": draw_all(edit_pipe, instructions, sources, seed, batch_size, **call),
-        "copy of the source": sources,
-        "words alone": draw_all(pipe, instructions, None, seed, batch_size, **call),
-    }
-    kinds = sorted({edit.kind for edit in edits})
-    rows = []
-    for name, results in methods.items():
-        outcomes = edit_outcomes(results, edits, judge)
-        chosen = {"all": outcomes} if len(kinds) > 1 else {"": outcomes}
-        if len(kinds) > 1:
-            chosen |= {kind: [o for o, e in zip(outcomes, edits, strict=True) if e.kind == kind] for kind in kinds}
-        rows += [_row(name, kind, found) for kind, found in chosen.items()]
-    return rows
-
-
-def score_edits(what: str, results: Sequence[Image.Image], edits: Sequence[Edit], judge: Judge | None = None) -> Row:
-    """A row of the table for results that are no model's."""
-    return _row(what, "", edit_outcomes(results, edits, judge))
-
-
 def edit_outcomes(
-    results: Sequence[Image.Image], edits: Sequence[Edit], judge: Judge | None = None
+    results: Sequence[Image.Image], pairs: Sequence[EditPair], judge: Judge | None = None
 ) -> list[dict[str, float]]:
-    """What each result scored."""
-    return [_outcomes(result, edit, judge) for result, edit in zip(results, edits, strict=True)]
-
-
-def _outcomes(result: Image.Image, edit: Edit, judge: Judge | None) -> dict[str, float]:
-    """What one result scored, and the `chance` of its choice."""
-    wrong = [edit.source, *edit.others]
-    own = thumbnail(edit.target)
-    fitted = result if result.size == edit.target.size else result.resize(edit.target.size, Image.Resampling.BICUBIC)
-    outcomes = {
-        "psnr_to_target": psnr(fitted, edit.target),
-        "nearest_by_pixels": nearest_is_own(thumbnail(result), own, [thumbnail(picture) for picture in wrong]),
-        "chance": 1 / (1 + len(wrong)),
-    }
-    if judge is not None:
-        features = judge.embed_images([result, edit.target, *wrong])
-        outcomes["nearest_by_judge"] = bool(top_k_outcomes(cosines(features[:1], features[1:]), np.array([0]))[0])
+    """The outcome of each result: `psnr_to_target`, `nearest_by_pixels`, with a judge `nearest_by_judge`, and the
+    `chance` of a blind choice among the candidates."""
+    outcomes = []
+    for result, pair in zip(results, pairs, strict=True):
+        size, wrong = pair.target.size, [pair.source, *pair.others]
+        fitted = result if result.size == size else result.resize(size, Image.Resampling.BICUBIC)
+        rivals = [thumbnail(picture) for picture in wrong]
+        outcome = {
+            "psnr_to_target": psnr(fitted, pair.target),
+            "nearest_by_pixels": nearest_is_own(thumbnail(result), thumbnail(pair.target), rivals),
+            "chance": 1 / (1 + len(wrong)),
+        }
+        if judge is not None:
+            features = judge.embed_images([result, pair.target, *wrong])
+            similarities = cosines(features[:1], features[1:])
+            outcome["nearest_by_judge"] = bool(top_k_outcomes(similarities, np.array([0]))[0])
+        outcomes.append(outcome)
     return outcomes
 
 
-def _row(name: str, kind: str, outcomes: Sequence[Mapping[str, float]]) -> Row:
-    chance = float(np.mean([found["chance"] for found in outcomes]))
-    scores = {"psnr_to_target": mean_score(found["psnr_to_target"] for found in outcomes)}
+def edit_scores(outcomes: Sequence[Mapping[str, float]]) -> dict[str, Score]:
+    """The scores of [`edit_outcomes`]."""
+    chance = float(np.mean([outcome["chance"] for outcome in outcomes]))
+    scores = {"psnr_to_target": mean_score(outcome["psnr_to_target"] for outcome in outcomes)}
     for choice in ("nearest_by_pixels", "nearest_by_judge"):
         if choice in outcomes[0]:
-            scores[choice] = share_score((found[choice] for found in outcomes), chance)
-    return Row({"what": name} | ({"of": kind} if kind else {}), scores, name == "model" and kind in ("", "all"))
+            scores[choice] = share_score((outcome[choice] for outcome in outcomes), chance)
+    return scores

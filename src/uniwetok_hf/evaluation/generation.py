@@ -1,126 +1,164 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""How good drawings are: as a set beside real pictures (Fréchet distance, precision, recall), and each beside its
-prompt (R-precision).
+"""`evaluate generation`: the quality of generated pictures, of each beside its prompt (R-precision, nearest picture)
+and of all as a set beside real pictures (Fréchet distance, precision, recall).
 
-A picture of R rows is drawn from each row's prompt. The rows' own pictures are the reference; other real pictures of
-the same number, where the data have them, show what an honest second sample would score: with few samples the Fréchet
-distance of two samples of one distribution is far from 0.
+One picture is generated from the prompt of each row; the rows' own pictures are the reference. With few samples the
+Fréchet distance of two samples of one distribution is far from 0, so other real pictures, where the data have them,
+show what a perfect model would score.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from PIL import Image
+from tqdm.auto import tqdm
 
-from .choices import chance_of, cosines, draw_rivals, r_precision_outcomes, top_k_outcomes
+from .choices import chance_of, choose_rivals, nearest_is_own, r_precision_outcomes, thumbnail
 from .distributions import frechet_distance, precision_recall_outcomes
-from .drawing import draw_all, nearest_is_own, thumbnail
 from .intervals import Score, jackknife_score, share_score
 from .judges import Judge
-from .reconstruction import reconstruct
-from .reports import Row
-from .rows import batched
+from .reconstruction import reconstruct_all
+from .reports import Report, ScoreRow
+from .rows import choose_rows, fill_template
 
 
 NUM_NEIGHBOURS = 3
 
 
-@dataclass
-class DrawingRows:
-    """`prompts` and the `pictures` that belong to them; `groups`, a value a row, from whose members rivals are drawn;
-    `others`, real pictures of no prompt here."""
-
-    prompts: list[str]
-    pictures: list[Image.Image]
-    groups: list[str] | None = None
-    others: list[Image.Image] | None = None
-
-
 def evaluate_generation(
     pipe,
-    rows: DrawingRows,
+    rows: Iterable[Mapping],
+    prompt: str = "{text}",
+    image_column: str = "image",
+    within: str | None = None,
+    count: int | None = None,
     judge: Judge | None = None,
     feature_model: Judge | None = None,
     num_rivals: int = 31,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
     seed: int = 0,
     batch_size: int = 16,
-    **call,
-) -> list[Row]:
+) -> Report:
     """
-    Draws and scores one picture a prompt.
+    Generates and scores one picture per row.
 
     Args:
         pipe: a [`UniWeTokPipeline`].
-        judge: a dual encoder for R-precision and the nearest picture; the caller sees to it that no training loss
-            looked through it (`records.check_unseen`).
-        feature_model: for the Fréchet distance, precision and recall.
+        rows: with a PIL picture in `image_column` and the columns of `prompt` and `within` ([`PictureRows`]).
+        prompt: template of the prompts, with columns in braces; of a list of texts the first is taken.
+        within: rivals have the same value of this column as the right one, where there are others.
+        count: number of pictures to generate, from every second row where there are twice as many; the others are then
+            the other real pictures. None: from all rows.
+        judge: a dual encoder for R-precision and the nearest picture, which no training loss used
+            (`unseen_by` of [`Judge.from_pretrained`]).
+        feature_model: a vision model for the Fréchet distance, precision and recall; the same holds for it.
         num_rivals: candidates beside the right one.
-        seed: of the choice of rivals; drawing i has the seed `seed` + i.
-        call: further arguments of the pipeline.
+        num_inference_steps, guidance_scale: of the pipeline, its defaults when None.
+        seed: of the choice of rivals; picture i is generated with the seed `seed` + i.
 
     Returns:
-        Rows of the table: the model's drawings; the real pictures after the image tokenizer, which no drawing can
-        beat by much; the real pictures; other real pictures.
+        The report, with rows for the model; the real pictures after the image tokenizer, a ceiling; the real pictures;
+        other real pictures.
 
     Raises:
-        ValueError: when there are no rows, or no two prompts differ.
+        ValueError: when fewer than two prompts differ, or the judge reads no texts.
     """
-    if len(set(rows.prompts)) < 2:
-        raise ValueError(f"`rows` must hold 2 or more different prompts, got {len(set(rows.prompts))}.")
+    report = Report("generation")
+    read, others = list(rows), []
+    if count is not None and len(read) >= 2 * count:
+        read, others = read[0 : 2 * count : 2], [row[image_column] for row in read[1 : 2 * count : 2]]
+    else:
+        read = choose_rows(read, (), count, seed)
+    prompts, real = [fill_template(prompt, row) for row in read], [row[image_column] for row in read]
+    if len(set(prompts)) < 2:
+        raise ValueError(f"`rows` must hold 2 or more different prompts, got {len(set(prompts))}.")
+    groups = [str(row[within]) for row in read] if within else None
     generator = torch.Generator().manual_seed(seed)
-    rivals = draw_rivals(rows.prompts, num_rivals, generator, rows.groups)
-    if not all(rivals):  # a group of one prompt: rivals from everywhere
-        rivals = draw_rivals(rows.prompts, num_rivals, generator)
-    drawn = draw_all(pipe, rows.prompts, seed=seed, batch_size=batch_size, **call)
-    vision_model = pipe.mllm.vision_model
-    parts = [reconstruct(vision_model, part, seed) for part in batched(rows.pictures, batch_size)]
-    decoded = [one.result for part in parts for one in part]
-    methods = {"model": drawn, "real, through the codes": decoded, "real": rows.pictures}
-    scores: dict[str, dict[str, Score]] = {name: {} for name in methods}
-    for name in ("model", "real, through the codes"):
-        scores[name]["nearest_by_pixels"] = _nearest_by_pixels(methods[name], rows.pictures, rivals)
-    if judge is not None:
-        texts, real = judge.embed_texts(rows.prompts), judge.embed_images(rows.pictures)
-        for name, pictures in methods.items():
-            found = real if pictures is rows.pictures else judge.embed_images(pictures)
-            outcomes = r_precision_outcomes(found, texts, rivals)
-            scores[name]["r_precision"] = share_score(outcomes, chance_of(rivals))
-            if pictures is not rows.pictures:
-                scores[name]["nearest_by_judge"] = nearest_by_features(found, real, rivals)
-    if feature_model is not None:
-        references = feature_model.embed_images(rows.pictures)
-        sets = {"model": drawn, "real, through the codes": decoded}
-        sets |= {"other real": rows.others} if rows.others else {}
-        for name, pictures in sets.items():
-            features = feature_model.embed_images(pictures)
-            scores.setdefault(name, {}).update(_set_scores(features, references))
-    return [Row({"what": name}, found, name == "model") for name, found in scores.items() if found]
+    rivals = choose_rivals(prompts, num_rivals, generator, groups)
+    if not all(rivals):  # a group of one prompt: rivals of all groups
+        rivals = choose_rivals(prompts, num_rivals, generator)
+    chance = chance_of(rivals)
+    texts = judge.embed_texts(prompts) if judge is not None else None  # first: a judge that reads none ends here
 
-
-def _nearest_by_pixels(
-    drawn: Sequence[Image.Image], real: Sequence[Image.Image], rivals: Sequence[Sequence[int]]
-) -> Score:
+    call = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+    generated = generate_all(pipe, prompts, seed=seed, batch_size=batch_size, **call)
+    decoded = reconstruct_all(pipe.mllm.vision_model, real, seed, batch_size)
+    scores: dict[str, dict[str, Score]] = {"model": {}, "real, through the codes": {}, "real": {}, "other real": {}}
     thumbnails = [thumbnail(picture) for picture in real]
-    outcomes = [
-        nearest_is_own(thumbnail(picture), thumbnails[index], [thumbnails[other] for other in others])
-        for index, (picture, others) in enumerate(zip(drawn, rivals, strict=True))
-    ]
-    return share_score(outcomes, chance_of(rivals))
+    for what, pictures in (("model", generated), ("real, through the codes", decoded)):
+        nearest = [
+            nearest_is_own(thumbnail(picture), thumbnails[index], [thumbnails[other] for other in rivals[index]])
+            for index, picture in enumerate(pictures)
+        ]
+        scores[what]["nearest_by_pixels"] = share_score(nearest, chance)
+    if judge is not None:
+        references = judge.embed_images(real)
+        scores["real"]["r_precision"] = share_score(r_precision_outcomes(references, texts, rivals), chance)
+        for what, pictures in (("model", generated), ("real, through the codes", decoded)):
+            found = judge.embed_images(pictures)
+            scores[what]["r_precision"] = share_score(r_precision_outcomes(found, texts, rivals), chance)
+            scores[what]["nearest_by_judge"] = share_score(r_precision_outcomes(found, references, rivals), chance)
+    if feature_model is not None:
+        references = feature_model.embed_images(real)
+        for what, pictures in (("model", generated), ("real, through the codes", decoded), ("other real", others)):
+            if pictures:
+                scores[what] |= set_scores(feature_model.embed_images(pictures), references)
+
+    report.rows = [ScoreRow({"what": what}, found, what == "model") for what, found in scores.items() if found]
+    report.protocol = {
+        "prompts": f"{len(prompts)}, such as: {prompts[0]}",
+        **generation_protocol(pipe, num_inference_steps, guidance_scale, seed),
+        "rivals": f"up to {num_rivals} others" + (f" of the same {within}" if within else ""),
+    }
+    if judge is not None:
+        report.protocol |= {"judge": judge.describe(), "did training losses see the judge": judge.seen}
+    if feature_model is not None:
+        report.protocol["features of the sets"] = feature_model.describe()
+        report.protocol["did training losses see the features"] = feature_model.seen
+        report.protocol["precision and recall"] = f"{NUM_NEIGHBOURS} nearest neighbours"
+    return report
 
 
-def nearest_by_features(found: np.ndarray, real: np.ndarray, rivals: Sequence[Sequence[int]]) -> Score:
-    """How often row i of `found` is nearer (cosine) to row i of `real` than to its rivals' rows."""
-    outcomes = []
-    for index, others in enumerate(rivals):
-        scores = cosines(found[index : index + 1], real[[index, *others]])
-        outcomes.append(bool(top_k_outcomes(scores, np.array([0]))[0]))
-    return share_score(outcomes, chance_of(rivals))
+def generate_all(
+    pipe,
+    prompts: Sequence[str],
+    images: Sequence[Image.Image] | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    **call,
+) -> list[Image.Image]:
+    """One picture for each prompt, in batches; picture i is generated with the seed `seed` + i.
+
+    Args:
+        pipe: a [`UniWeTokPipeline`], or with `images`, the pictures to edit, a [`UniWeTokEditPipeline`].
+        call: further arguments of the pipeline.
+    """
+    generated = []
+    with tqdm(total=len(prompts), desc="generating" if images is None else "editing", disable=None) as bar:
+        for start in range(0, len(prompts), batch_size):
+            part = slice(start, start + batch_size)
+            generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))[part]]
+            sources = {} if images is None else {"image": list(images[part])}
+            generated += pipe(prompt=list(prompts[part]), generator=generators, **sources, **call).images
+            bar.update(len(generators))
+    return generated
 
 
-def _set_scores(features: np.ndarray, references: np.ndarray) -> dict[str, Score]:
-    """The sets as distributions; nothing where they are too small."""
+def generation_protocol(pipe, num_inference_steps: int | None, guidance_scale: float | None, seed: int) -> dict:
+    """The lines of a protocol that say how pictures are generated and compared."""
+    config = pipe.config
+    return {
+        "diffusion steps per patch": num_inference_steps or config.default_num_inference_steps,
+        "guidance scale": config.default_guidance_scale if guidance_scale is None else guidance_scale,
+        "seeds": f"{seed} + number of the picture",
+        "pixels": "squared difference of 32x32 thumbnails",
+    }
+
+
+def set_scores(features: np.ndarray, references: np.ndarray) -> dict[str, Score]:
+    """Fréchet distance, precision and recall of two sets of features; nothing where they are too small."""
     if min(len(features), len(references)) <= NUM_NEIGHBOURS:
         return {}
     precision, recall = precision_recall_outcomes(features, references, NUM_NEIGHBOURS)

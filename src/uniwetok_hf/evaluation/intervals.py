@@ -1,9 +1,9 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""A figure with what it takes to believe it: the number of samples, the level of chance and a 95 % interval.
+"""Scores: a value with its number of samples, the level of chance and a 95 % interval.
 
 - A share (right or wrong): Wilson's interval, which stays inside [0, 1] and holds for few samples.
 - A mean: normal, mean +- 1.96 standard errors.
-- A figure of whole sets (Fréchet distance): a jackknife that leaves out one of 20 groups at a time. A bootstrap would
+- A value of whole sets (Fréchet distance): a jackknife that leaves out one of 20 groups at a time. A bootstrap would
   not do: it repeats samples, and repeated samples look like a narrower distribution.
 """
 

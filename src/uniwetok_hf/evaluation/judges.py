@@ -1,10 +1,12 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Models that look at pictures for the metrics: any vision model of transformers gives features, any dual encoder
-(CLIP, SigLIP, ...) also compares pictures with texts.
+"""Frozen models for the metrics: any vision model of transformers gives features and a perceptual distance, any dual
+encoder (CLIP, SigLIP, ...) also compares pictures with texts.
 
-The folder holds model and image processor, and for texts a tokenizer; pictures are prepared as the model's own
-processor does it. `timm/...` models, the Inception network of FID among them, come through transformers' wrapper when
-timm is installed.
+The folder holds model and image processor, and for texts a tokenizer; pictures are prepared by the model's own
+processor. `timm/...` models, the Inception network of FID among them, load through transformers' wrapper when timm is
+installed.
+
+Both classes have `seen`: whether a training loss of the evaluated model used the network, in words for the protocol.
 """
 
 import hashlib
@@ -16,7 +18,11 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from ..provenance import short_name, weight_digests
+from ..losses.perceptual import LPIPS, FeatureDistance, PerceptualLoss
+from ..provenance import check_unseen, short_name, weight_digests
+
+
+NOT_CHECKED = "not checked"
 
 
 class Judge:
@@ -28,9 +34,11 @@ class Judge:
             `last_hidden_state`.
         image_processor: what prepares pictures for it.
         tokenizer: what prepares texts, for a dual encoder.
-        name: what results call it.
-        has_pooler: whether the model's own pooled output counts; if not, the mean over positions does.
+        name: its name in results.
+        has_pooler: whether the model's own pooled output is used; if not, the mean over positions.
     """
+
+    seen = NOT_CHECKED
 
     def __init__(self, model, image_processor, tokenizer=None, name: str | None = None, has_pooler: bool = True):
         self.model = model.eval().requires_grad_(False)
@@ -40,12 +48,22 @@ class Judge:
         self.has_pooler = has_pooler
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike, device: str | torch.device = "cpu") -> "Judge":
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike,
+        device: str | torch.device = "cpu",
+        unseen_by: str | os.PathLike | None = None,
+    ) -> "Judge":
         """
         Loads a folder, or a model of the Hub by name.
 
+        Args:
+            unseen_by: folder of the model that is evaluated. A judge that one of its training losses used is refused:
+                the scores would be flattered.
+
         Raises:
-            ValueError: when there is no model, weights are missing, or no image processor lies beside them.
+            ValueError: when there is no model, weights are missing, no image processor lies beside them, or a training
+                loss of the model in `unseen_by` used it.
         """
         dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
         try:
@@ -58,7 +76,10 @@ class Judge:
         missing = sorted(report["missing_keys"])
         if lacking := [key for key in missing if not key.startswith("pooler.")]:
             raise ValueError(f"`judge` {folder} lacks {len(lacking)} weights, the first is {lacking[0]}.")
-        return cls(model.to(device), image_processor, tokenizer, short_name(folder), has_pooler=not missing)
+        judge = cls(model.to(device), image_processor, tokenizer, short_name(folder), has_pooler=not missing)
+        if unseen_by is not None:
+            judge.seen = check_unseen(judge.model, judge.name, unseen_by)
+        return judge
 
     @property
     def reads_texts(self) -> bool:
@@ -83,7 +104,7 @@ class Judge:
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
-        """Embeddings float32 [N, channels] of texts, beside which `embed_images` can be laid; too long ones are cut.
+        """Embeddings float32 [N, channels] of texts, to be compared with those of `embed_images`; long texts are cut.
 
         Raises:
             ValueError: when the model has no text half.
@@ -111,10 +132,46 @@ class Judge:
         return tensor.to(self.model.device, dtype)
 
     def _pooled(self, output) -> torch.Tensor:
-        """One vector a sample: the model's own, else the mean over positions; [B, channels]."""
+        """One vector per sample: the model's own, else the mean over positions; [B, channels]."""
         if torch.is_tensor(output):
             return output.flatten(1)
         if self.has_pooler and getattr(output, "pooler_output", None) is not None:
             return output.pooler_output.flatten(1)  # [B, channels, 1, 1] of convolutional models
         states = output.last_hidden_state
         return states.mean(dim=1) if states.ndim == 3 else states.flatten(2).mean(dim=2)  # [B, N, C] or [B, C, h, w]
+
+
+class PerceptualNetwork:
+    """
+    The network of a perceptual distance.
+
+    Args:
+        network: what [`perceptual_distance`] takes.
+        name: its name in results.
+    """
+
+    seen = NOT_CHECKED
+
+    def __init__(self, network: FeatureDistance, name: str):
+        self.network = network
+        self.name = name
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike, device: str | torch.device = "cpu") -> "PerceptualNetwork":
+        """
+        Loads a `.safetensors` file of `convert_lpips`, or the folder or Hub name of a vision model.
+
+        Raises:
+            ValueError: when there is none.
+        """
+        load = LPIPS.from_file if str(source).endswith(".safetensors") else PerceptualLoss.from_pretrained
+        try:
+            return cls(load(source).to(device), short_name(source))
+        except (OSError, KeyError) as error:
+            raise ValueError(f"`network` {source} can't be loaded: {error}") from error
+
+    def describe(self) -> str:
+        """Name and kind of the network."""
+        if isinstance(self.network, LPIPS):
+            return f"LPIPS with the weights of {self.name}"
+        return f"features of {self.name} ({type(self.network.model).__name__}), weights 1"

@@ -1,14 +1,15 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""What the tokens mean: zero-shot and linear-probe accuracy of latents (before the sign) and codes (after it), paper
-tables 1 and 4.
+"""`evaluate latents`: what the tokens mean: zero-shot and linear-probe accuracy of latents (before the sign) and codes
+(after it), paper tables 1 and 4.
 
-Zero-shot: the pools of Pre-Post Distillation carry latents and codes into the teacher's space, where the nearest of
-the classes' texts is the answer; the teacher's own accuracy on the same crops stands beside. Linear probe: logistic
-regression on the mean over a picture's tokens, fitted on another split.
+Zero-shot: the pools of Pre-Post Distillation map latents and codes into the teacher's space, where the nearest of the
+classes' texts is the answer; the teacher's own accuracy on the same crops is the ceiling. Linear probe: logistic
+regression on the mean over a picture's tokens, fitted on another split, beside the same on 8x8 pixels.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import length_hint
 
 import numpy as np
 import torch
@@ -18,21 +19,68 @@ from ..losses.distillation import PrePostDistillation
 from ..losses.teacher import Teacher
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..modeling.modeling_uniwetok import UniWeTokModel
-from .choices import cosines, top_k_outcomes
-from .drawing import thumbnail
+from ..provenance import short_name
+from .choices import cosines, thumbnail, top_k_outcomes
 from .intervals import Score, share_score
 from .probe import linear_probe_outcomes
-from .reports import Row
+from .reports import Report, ScoreRow
 from .rows import batched
 
 
 PIXELS = "8x8 pixels"
 
 
+def evaluate_latents(
+    model: UniWeTokModel,
+    rows: Iterable[Mapping],
+    label: str,
+    size: int,
+    train_rows: Iterable[Mapping] | None = None,
+    image_column: str = "image",
+    pools: PrePostDistillation | None = None,
+    teacher: Teacher | None = None,
+    templates: Sequence[str] = ("a photo of {label}",),
+    batch_size: int = 16,
+) -> Report:
+    """
+    Accuracy of a label that is read from latents and codes.
+
+    Args:
+        rows: with a PIL picture in `image_column` and the column `label` ([`PictureRows`]).
+        size: side of the centre crops in pixels, a multiple of the model's stride.
+        train_rows: rows that linear probes are fitted on; without them there are no probes.
+        pools, teacher: of the Pre-Post Distillation that the model was trained with, for zero-shot accuracy.
+        templates: texts of the classes, with `{label}` in them; the directions of the texts of a class are averaged.
+
+    Raises:
+        ValueError: for a size that is no multiple of the stride, pools for another number of bits or another teacher,
+            or no picture that can be read.
+    """
+    report = Report("latents")
+    settings = (size, label, image_column, pools, teacher, batch_size)
+    test = embed_rows(model, rows, *settings)
+    classes, texts, train = sorted(set(test.labels)), None, None
+    report.protocol = {
+        "crop": f"scaled to cover {size}x{size}, centre cut out",
+        "label": label,
+        "probe": "logistic regression (L2 0.001, standardized, L-BFGS) on the mean over tokens of each picture",
+        "chance of a probe": "the most common label of the split that it was fitted on",
+    }
+    if teacher is not None:
+        texts = class_embeddings(teacher, classes, templates)
+        report.protocol["teacher"] = short_name(teacher.name)
+        report.protocol["texts"] = f"{len(classes)} classes of the split, {', '.join(templates)}"
+    if train_rows is not None:
+        train = embed_rows(model, train_rows, *settings)
+        report.protocol["probes fitted on"] = f"{len(train.labels)} pictures"
+    report.rows = score_latents(test, train, classes, texts)
+    return report
+
+
 @dataclass
-class Embedded:
+class EmbeddedPictures:
     """Pictures as vectors [N, channels] by what made them: `means` over tokens (of teacher and pixels, the vector
-    itself), and `pooled` in the teacher's space; `labels`, one a picture."""
+    itself), and `pooled` in the teacher's space; `labels`, one per picture."""
 
     labels: list[str] = field(default_factory=list)
     means: dict[str, np.ndarray] = field(default_factory=dict)
@@ -44,33 +92,29 @@ def embed_rows(
     model: UniWeTokModel,
     rows: Iterable[Mapping],
     size: int,
-    label_column: str,
+    label: str,
     image_column: str = "image",
     pools: PrePostDistillation | None = None,
     teacher: Teacher | None = None,
     batch_size: int = 16,
-    total: int | None = None,
-) -> Embedded:
-    """
-    Vectors of all rows, at centre crops of `size` x `size` pixels (the crop of `reconstruction`).
-
-    Raises:
-        ValueError: for a size that is no multiple of the stride, pools for another number of bits, or no rows.
-    """
+) -> EmbeddedPictures:
+    """Vectors of all rows, at centre crops of `size` x `size` pixels (the crop of `reconstruction`). Arguments as in
+    [`evaluate_latents`]."""
     if pools is not None and pools.config["num_bits"] != model.config.num_bits:
         raise ValueError(f"`pools` are for {pools.config['num_bits']} bits, the model has {model.config.num_bits}.")
     square = {"height": size, "width": size}
     processor = UniWeTokImageProcessor(stride=model.config.stride, fit="crop", size=square)
-    embedded, means, pooled = Embedded(), {}, {}
-    with tqdm(total=total, desc="encoding", disable=None) as bar:
+    embedded, means, pooled = EmbeddedPictures(), {}, {}
+    with tqdm(total=length_hint(rows) or None, desc="encoding", disable=None) as bar:
         for part in batched(rows, batch_size):
-            pixel_values = processor([row[image_column] for row in part])["pixel_values"].to(model.device)
+            pictures = [row[image_column] for row in part]
+            pixel_values = processor(pictures)["pixel_values"].to(model.device)
             found = model.encode(pixel_values.to(model.dtype))
             latents, codes = found.latents.float(), found.codes.float()
             vectors = {
                 "latents": latents.mean((2, 3)),
                 "codes": codes.mean((2, 3)),
-                PIXELS: _small(part, image_column),
+                PIXELS: torch.stack([torch.from_numpy(thumbnail(picture, 8)).flatten() for picture in pictures]),
             }
             inside = {}
             if pools is not None:
@@ -80,18 +124,13 @@ def embed_rows(
             for kept, new in ((means, vectors), (pooled, inside)):
                 for name, values in new.items():
                     kept.setdefault(name, []).append(values.cpu().numpy())
-            embedded.labels += [str(row[label_column]) for row in part]
+            embedded.labels += [str(row[label]) for row in part]
             bar.update(len(part))
     if not embedded.labels:
         raise ValueError("`rows` holds no picture that can be read.")
     embedded.means = {name: np.concatenate(parts) for name, parts in means.items()}
     embedded.pooled = {name: np.concatenate(parts) for name, parts in pooled.items()}
     return embedded
-
-
-def _small(rows: Sequence[Mapping], image_column: str) -> torch.Tensor:
-    """[B, 192]: what colours alone tell."""
-    return torch.stack([torch.from_numpy(thumbnail(row[image_column], 8)).flatten() for row in rows])
 
 
 def class_embeddings(teacher: Teacher, labels: Sequence[str], templates: Sequence[str]) -> np.ndarray:
@@ -116,14 +155,17 @@ def class_embeddings(teacher: Teacher, labels: Sequence[str], templates: Sequenc
 
 
 def score_latents(
-    test: Embedded, train: Embedded | None = None, classes: Sequence[str] = (), texts: np.ndarray | None = None
-) -> list[Row]:
+    test: EmbeddedPictures,
+    train: EmbeddedPictures | None = None,
+    classes: Sequence[str] = (),
+    texts: np.ndarray | None = None,
+) -> list[ScoreRow]:
     """
     Rows of the table: latents, codes, teacher, pixels.
 
     Args:
-        test: what is scored.
-        train: what linear probes are fitted on; without it there are none.
+        test: the pictures that are scored.
+        train: the pictures that linear probes are fitted on; without them there are no probes.
         classes, texts: the labels to choose from and their vectors, for zero-shot accuracy.
     """
     rows = []
@@ -133,9 +175,10 @@ def score_latents(
             scores |= _zero_shot(test.pooled[name], test.labels, classes, texts)
         if train is not None and name in test.means:
             outcomes = linear_probe_outcomes(train.means[name], train.labels, test.means[name], test.labels)
-            scores["probe"] = share_score(outcomes, _blind_chance(train.labels, test.labels))
+            usual = max(sorted(set(train.labels)), key=train.labels.count)
+            scores["probe"] = share_score(outcomes, sum(label == usual for label in test.labels) / len(test.labels))
         if scores:
-            rows.append(Row({"what": name}, scores, name in ("latents", "codes")))
+            rows.append(ScoreRow({"what": name}, scores, name in ("latents", "codes")))
     return rows
 
 
@@ -155,9 +198,3 @@ def _zero_shot(
         for k in (1, 5)
         if k < len(classes)
     }
-
-
-def _blind_chance(labels: Sequence[str], test_labels: Sequence[str]) -> float:
-    """What the most common label of the training split scores."""
-    usual = max(sorted(set(labels)), key=labels.count)
-    return sum(label == usual for label in test_labels) / len(test_labels)

@@ -1,33 +1,33 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""How well pictures survive the image tokenizer (paper table 2): PSNR, SSIM, perceptual and Fréchet distance, beside
-what the same bytes buy elsewhere.
+"""`evaluate reconstruction`: how well the image tokenizer reconstructs pictures (paper table 2): PSNR, SSIM,
+perceptual and Fréchet distance, beside WebP of as many bytes and two trivial baselines.
 
 One protocol. At a size N each picture is cropped once: halved with a box filter while at least twice too large, scaled
-(bicubic) to cover N x N, cut in the centre, as 8-bit RGB. That crop is what the model reads and also what the output
-is compared with. At the native size nothing is scaled: the model reads the picture padded to its stride, the output is
-cut back to the picture. Outputs are rounded to 8 bits. A set's PSNR and SSIM are means over pictures, not over sets.
+(bicubic) to cover N x N, cut in the centre, as 8-bit RGB. That crop is the model's input and the reference of its
+output. At the native size nothing is scaled: the model reads the picture padded to its stride, the output is cut back
+to the picture. Outputs are rounded to 8 bits. PSNR and SSIM of a set are means over its pictures.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress
+from operator import length_hint
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..losses.perceptual import FeatureDistance
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..modeling.modeling_uniwetok import UniWeTokModel
 from .baselines import small_thumbnail, webp, white
 from .bits import BitStatistics
 from .distributions import frechet_distance
 from .intervals import Score, jackknife_score, mean_score
-from .judges import Judge
+from .judges import Judge, PerceptualNetwork
 from .metrics import perceptual_distance, psnr, ssim
-from .reports import Row
+from .reports import Report, ScoreRow, score_rows
 from .rows import batched
 
 
@@ -36,15 +36,161 @@ NATIVE = "native"
 METHODS = ("model", "WebP of as many bytes", "8x8 thumbnail", "all white")
 
 
+def evaluate_reconstruction(
+    model: UniWeTokModel,
+    rows: Iterable[Mapping],
+    sizes: Sequence[int | None] = (None,),
+    image_column: str = "image",
+    by: str | None = None,
+    feature_model: Judge | None = None,
+    perceptual: PerceptualNetwork | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> Report:
+    """
+    Scores of the model and the baselines at each size.
+
+    Args:
+        rows: with a PIL picture in `image_column` ([`PictureRows`]). One batch is kept at a time.
+        sizes: sides of the square crops in pixels, multiples of the model's stride; None for the native size.
+        by: column whose values have a row of the table each, beside the row of all pictures.
+        feature_model: a vision model for the Fréchet distance.
+        perceptual: a network for the perceptual distance.
+        seed: of the decoder's noise.
+
+    Returns:
+        The report. Its facts are statistics of the codes, the number of pictures that were enlarged, and the number of
+        pictures that WebP can't make as small as their codes, which are left out of its scores.
+
+    Raises:
+        ValueError: for a size that is no multiple of the stride, or when there is no picture.
+    """
+    report, stride = Report("reconstruction"), model.config.stride
+    for size in sizes:
+        if size is not None and (size < stride or size % stride):
+            raise ValueError(f"`size` must be a multiple of the model's {stride} pixels, got {size}.")
+    tables = [_SizeTable(model, size, feature_model, perceptual, seed) for size in sizes]
+    with tqdm(total=length_hint(rows) or None, desc="reconstructing", disable=None) as bar:
+        for part in batched(rows, batch_size):
+            groups = [str(row[by]) if by else "" for row in part]
+            for table in tables:
+                table.add([row[image_column] for row in part], groups)
+            bar.update(len(part))
+    if not tables[0].groups:
+        raise ValueError("`rows` holds no picture that can be read.")
+
+    for table in tables:
+        report.rows += table.rows()
+        report.facts[f"codes at {table.size or NATIVE}"] = table.facts()
+    report.protocol = {
+        "crop": "the same for reference and output: scaled to cover the size, centre cut out; native: not scaled",
+        "compared": "8-bit RGB; PSNR and SSIM (7x7 windows) are means over pictures",
+        "seed of the decoder's noise": seed,
+        "WebP": f"Pillow {PIL.__version__}, the best of 8 scales, its quality the highest that fits, header included",
+    }
+    if feature_model is not None:
+        report.protocol["features of the Fréchet distance"] = feature_model.describe()
+        report.protocol["did training losses see them"] = feature_model.seen
+    if perceptual is not None:
+        report.protocol["perceptual distance"] = perceptual.describe()
+        report.protocol["did training losses see it"] = perceptual.seen
+    return report
+
+
+class _SizeTable:
+    """The scores of all methods at one size; only numbers are kept of the pictures."""
+
+    def __init__(self, model, size, feature_model: Judge | None, perceptual: PerceptualNetwork | None, seed: int):
+        crop = {"fit": "crop", "size": {"height": size, "width": size}} if size is not None else {}
+        self.processor = UniWeTokImageProcessor(stride=model.config.stride, **crop)
+        self.model, self.size, self.seed = model, size, seed
+        self.feature_model, self.perceptual = feature_model, perceptual
+        self.groups: list[str] = []
+        self.values: dict[str, dict[str, list[float]]] = {method: {} for method in METHODS}  # nan: no score
+        self.features: dict[str, list[np.ndarray]] = {method: [] for method in (*METHODS, "reference")}
+        self.statistics = BitStatistics(model.config.num_bits)
+        self.num_enlarged = self.num_without_webp = 0
+
+    def add(self, pictures: Sequence[Image.Image], groups: Sequence[str]) -> None:
+        """Reconstructs pictures and scores the outputs of all methods."""
+        found = reconstruct(self.model, pictures, self.seed, self.processor)
+        self.groups += groups
+        self.num_enlarged += sum(min(picture.size) < (self.size or 0) for picture in pictures)
+        self.statistics.add_all(one.codes for one in found)
+        originals = [one.original for one in found]
+        squeezed = [webp(one.original, one.num_bytes) for one in found]
+        self.num_without_webp += squeezed.count(None)
+        outputs = (
+            [one.result for one in found],
+            [None if result is None else result[0] for result in squeezed],
+            [small_thumbnail(original) for original in originals],
+            [white(original) for original in originals],
+        )
+        for method, results in zip(METHODS, outputs, strict=True):
+            for result, original in zip(results, originals, strict=True):
+                for metric, value in self._score(result, original).items():
+                    self.values[method].setdefault(metric, []).append(value)
+        if self.feature_model is not None:
+            for method, results in zip(self.features, (*outputs, originals), strict=True):
+                if made := [result for result in results if result is not None]:
+                    self.features[method].append(self.feature_model.embed_images(made))
+
+    def _score(self, result: Image.Image | None, original: Image.Image) -> dict[str, float]:
+        """The metrics of one output; nan without an output, and for SSIM where a side is shorter than its window."""
+        is_large = min(original.size) >= 7
+        scores = {
+            "psnr": math.nan if result is None else psnr(result, original),
+            "ssim": ssim(result, original) if result is not None and is_large else math.nan,
+        }
+        if self.perceptual is not None:
+            network = self.perceptual.network
+            scores["perceptual"] = math.nan if result is None else perceptual_distance(result, original, network)
+        return scores
+
+    def rows(self) -> list[ScoreRow]:
+        """The table, method by method. A method without an output in a group has no row there."""
+        label = NATIVE if self.size is None else f"{self.size}x{self.size}"
+        rows = []
+        for method in METHODS:
+
+            def score(chosen: Sequence[int], method: str = method) -> dict[str, Score]:
+                values = {metric: [found[i] for i in chosen] for metric, found in self.values[method].items()}
+                if all(math.isnan(value) for value in values["psnr"]):
+                    return {}
+                scores = {metric: mean_score(found) for metric, found in values.items()}
+                if len(chosen) == len(self.groups):
+                    scores |= self._frechet(method)
+                return scores
+
+            rows += score_rows({"what": method, "size": label}, self.groups, score, method == "model")
+        return rows
+
+    def _frechet(self, method: str) -> dict[str, Score]:
+        if not self.features[method]:
+            return {}
+        features, references = np.concatenate(self.features[method]), np.concatenate(self.features["reference"])
+        if len(features) < 3:
+            return {}
+        return {"frechet": jackknife_score(frechet_distance, features, references)}
+
+    def facts(self) -> dict[str, float | int]:
+        """Statistics of the codes, and the counts of pictures that are not measured like the others."""
+        counts = {
+            "pictures_that_were_enlarged": self.num_enlarged,
+            "pictures_too_small_for_WebP": self.num_without_webp,
+        }
+        return {name: count for name, count in counts.items() if count} | self.statistics.compute()
+
+
 @dataclass
 class Reconstruction:
-    """`original` and `result` have the size of the original. `seen` and `drawn` are the same two at the model's size,
-    without padding: equal to the first two unless the picture was scaled. `codes` [bits, h, w]."""
+    """`original` and `result` have the size of the original. `seen` and `decoded` are the same two at the model's
+    size, without padding: equal to the first two unless the picture was scaled. `codes` [bits, h, w]."""
 
     original: Image.Image
     result: Image.Image
     seen: Image.Image
-    drawn: Image.Image
+    decoded: Image.Image
     codes: torch.Tensor
 
     @property
@@ -84,143 +230,18 @@ def reconstruct_prepared(
     samples = [sample.float() for sample in model.decode(codes, generator=generators).sample]
     sizes = inputs["original_sizes"], inputs["content_sizes"]
     results = image_processor.postprocess(samples, *sizes)
-    drawn = image_processor.postprocess(samples, None, sizes[1])
+    decoded = image_processor.postprocess(samples, None, sizes[1])
     seen = image_processor.postprocess(list(inputs["pixel_values"]), None, sizes[1])
     originals = seen if image_processor.fit == "crop" else pictures  # a crop is not undone
-    return [Reconstruction(*parts) for parts in zip(originals, results, seen, drawn, codes, strict=True)]
+    return [Reconstruction(*parts) for parts in zip(originals, results, seen, decoded, codes, strict=True)]
 
 
-@dataclass
-class Judges:
-    """Models that score outputs where the user has them: `feature_model` gives features for the Fréchet distance,
-    `perceptual` a distance of each output to its original."""
-
-    feature_model: Judge | None = None
-    perceptual: FeatureDistance | None = None
-
-
-class _Tally:
-    """What one method scored, picture by picture: `values` by metric, `groups`, and `features` of its outputs."""
-
-    def __init__(self):
-        self.values: dict[str, list[float]] = {}
-        self.groups: list[str] = []
-        self.features: list[np.ndarray] = []
-
-    def add(self, outputs: list[Image.Image], originals: list[Image.Image], groups: list[str], judges: Judges):
-        """Measures outputs against originals of the same sizes."""
-        figures = {
-            "psnr": psnr(outputs, originals),
-            "ssim": [_ssim(*pair) for pair in zip(outputs, originals, strict=True)],
-        }
-        if judges.perceptual is not None:
-            figures["perceptual"] = perceptual_distance(outputs, originals, judges.perceptual)
-        for name, values in figures.items():
-            self.values.setdefault(name, []).extend(map(float, values))
-        self.groups += groups
-        if judges.feature_model is not None:
-            self.features.append(judges.feature_model.embed_images(outputs))
-
-    def scores(self, references: list[np.ndarray], group: str | None = None) -> dict[str, Score]:
-        """Means over the pictures of `group`, or of all and the distance of their features to `references`."""
-        kept = [group is None or other == group for other in self.groups]
-        scores = {name: mean_score(compress(values, kept)) for name, values in self.values.items()}
-        if self.features and group is None:
-            features, against = np.concatenate(self.features), np.concatenate(references)
-            if min(len(features), len(against)) > 2:
-                scores["frechet"] = jackknife_score(frechet_distance, features, against)
-        return scores
-
-
-def evaluate_reconstruction(
-    model: UniWeTokModel,
-    rows: Iterable[Mapping],
-    size: int | None = None,
-    image_column: str = "image",
-    by: str | None = None,
-    seed: int = 0,
-    judges: Judges | None = None,
-    batch_size: int = 8,
-    total: int | None = None,
-) -> tuple[list[Row], dict[str, float | int]]:
-    """
-    Scores of the model and the baselines at one size.
-
-    Args:
-        rows: with a PIL picture in `image_column` (`rows.readable`). Streamed: nothing but figures is kept.
-        size: side of the square crop in pixels, a multiple of the model's stride; None for the native size.
-        by: column whose values get a row each, beside the row of all pictures.
-        seed: of the decoder's noise.
-        judges: models for the Fréchet and the perceptual distance.
-        total: number of rows, for the progress bar.
-
-    Returns:
-        Rows of the table, and facts: statistics of the codes, pictures that had to be enlarged, pictures that WebP
-        could not get as small as their codes (they are missing in its row).
-
-    Raises:
-        ValueError: for a size that is no multiple of the stride, or when there is no picture.
-    """
-    stride = model.config.stride
-    if size is not None and (size < stride or size % stride):
-        raise ValueError(f"`size` must be a multiple of the model's {stride} pixels, got {size}.")
-    crop = {"fit": "crop", "size": {"height": size, "width": size}} if size is not None else {}
-    processor = UniWeTokImageProcessor(stride=stride, **crop)
-    judges, statistics = judges or Judges(), BitStatistics(model.config.num_bits)
-    tallies, references = {name: _Tally() for name in METHODS}, []
-    num_enlarged = num_without_webp = 0
-    with tqdm(total=total, desc=f"reconstructing at {size or NATIVE}", disable=None) as bar:
-        for part in batched(rows, batch_size):
-            found = reconstruct(model, [row[image_column] for row in part], seed, processor)
-            statistics.add_all(one.codes for one in found)
-            if judges.feature_model is not None:
-                references.append(judges.feature_model.embed_images([one.original for one in found]))
-            num_without_webp += _measure(found, [str(row[by]) if by else "" for row in part], judges, tallies)
-            num_enlarged += sum(min(row[image_column].size) < (size or 0) for row in part)
-            bar.update(len(part))
-    if not statistics.num_pictures:
-        raise ValueError("`rows` holds no picture that can be read.")
-    label = f"{size}x{size}" if size is not None else NATIVE
-    table = [row for name, tally in tallies.items() for row in _rows(name, label, tally, references)]
-    counts = {"pictures_that_were_enlarged": num_enlarged, "pictures_too_small_for_WebP": num_without_webp}
-    return table, {name: count for name, count in counts.items() if count} | statistics.compute()
-
-
-def _measure(
-    found: Sequence[Reconstruction], groups: Sequence[str], judges: Judges, tallies: Mapping[str, _Tally]
-) -> int:
-    """Adds what each of `METHODS` makes of the originals to its tally, and returns in how many cases WebP does not get
-    as small as the codes."""
-    originals = [one.original for one in found]
-    squeezed = [webp(one.original, one.num_bytes) for one in found]
-    outputs = (
-        [one.result for one in found],
-        [None if result is None else result[0] for result in squeezed],
-        [small_thumbnail(original) for original in originals],
-        [white(original) for original in originals],
-    )
-    for tally, results in zip(tallies.values(), outputs, strict=True):
-        done = [output is not None for output in results]
-        if any(done):
-            tally.add(*(list(compress(values, done)) for values in (results, originals, groups)), judges)
-    return squeezed.count(None)
-
-
-def _ssim(image: Image.Image, reference: Image.Image) -> float:
-    """nan, which is left out of means, where a side is shorter than SSIM's window."""
-    return ssim(image, reference) if min(image.size) >= 7 else math.nan
-
-
-def _rows(name: str, size: str, tally: _Tally, references: list[np.ndarray]) -> list[Row]:
-    """A row of all pictures, then one for each group where there are several."""
-    if not tally.groups:
-        return []
-    labels, for_card = {"what": name, "size": size}, name == METHODS[0]
-    groups = sorted(set(tally.groups))
-    if groups == [""]:
-        return [Row(labels, tally.scores(references), for_card)]
-    rows = [Row(labels | {"of": "all"}, tally.scores(references), for_card)]
-    return rows + [Row(labels | {"of": group}, tally.scores(references, group)) for group in groups]
+def reconstruct_all(
+    model: UniWeTokModel, pictures: Sequence[Image.Image], seed: int = 0, batch_size: int = 16
+) -> list[Image.Image]:
+    """Pictures after the image tokenizer: the ceiling of what a model that writes its codes can reach."""
+    parts = [pictures[start : start + batch_size] for start in range(0, len(pictures), batch_size)]
+    return [one.result for part in parts for one in reconstruct(model, part, seed)]
 
 
 def photographs() -> list[dict]:

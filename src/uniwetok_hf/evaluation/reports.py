@@ -1,11 +1,12 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """Results of an evaluation: printed and saved as a Markdown table, as JSON, and as the `model-index` of a model card.
 
-Every table stands above the protocol that it was made by: the same numbers can be made again from what it says.
+Below every table stands the protocol, everything that the numbers depend on, so that they can be reproduced.
 """
 
 import json
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,27 +37,63 @@ METRICS = {
 
 
 @dataclass
-class Row:
+class ScoreRow:
     """One line of a table: `labels` say what was measured (`{"what": "model", "size": "128x128"}`), `scores` hold the
-    metrics by name; `for_card` says whether a model card should list them: the model's own, of all samples."""
+    metrics by name; `for_card` says whether a model card lists them: scores of the model itself, of all samples."""
 
     labels: dict[str, str]
     scores: dict[str, Score]
     for_card: bool = False
 
 
+def score_rows(
+    labels: dict[str, str],
+    groups: Sequence[str],
+    score: Callable[[Sequence[int]], dict[str, Score]],
+    for_card: bool = False,
+) -> list[ScoreRow]:
+    """
+    The row of all samples and, where they are of several groups, a row of each.
+
+    Args:
+        labels: what was measured.
+        groups: the group of each sample.
+        score: the scores of some samples, which are given by their indices. A group without scores has no row.
+        for_card: whether a model card lists the row of all samples.
+    """
+    of_group: dict[str, list[int]] = {}
+    for index, group in enumerate(groups):
+        of_group.setdefault(group, []).append(index)
+    if len(of_group) < 2:
+        rows = [ScoreRow(labels, score(range(len(groups))), for_card)]
+    else:
+        rows = [ScoreRow(labels | {"of": "all"}, score(range(len(groups))), for_card)]
+        rows += [ScoreRow(labels | {"of": group}, score(of_group[group])) for group in sorted(of_group)]
+    return [row for row in rows if row.scores]
+
+
 @dataclass
 class Report:
-    """What an evaluation found. `protocol`: name and value of everything that the numbers depend on; `facts`: figures
-    that are no scores, such as statistics of the codes, a column of a second table each."""
+    """
+    The result of an evaluation.
+
+    Args:
+        task: name of the protocol.
+        model, data, split: what was measured, for the heading; the command line fills them in.
+        protocol: name and value of everything that the numbers depend on.
+        rows: lines of the table of scores.
+        facts: numbers that are not scores, such as statistics of the codes: the columns of a second table.
+        skipped: a line for each picture that could not be read and was left out; the command line fills it in.
+    """
 
     task: str
-    model: str
-    data: str
-    split: str
-    protocol: dict[str, str | int | float]
-    rows: list[Row] = field(default_factory=list)
+    model: str = ""
+    data: str = ""
+    split: str = ""
+    protocol: dict[str, str | int | float] = field(default_factory=dict)
+    rows: list[ScoreRow] = field(default_factory=list)
     facts: dict[str, dict[str, float | int]] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict:
         """Plain values for JSON."""
@@ -67,7 +104,7 @@ class Report:
             "data": self.data,
             "split": self.split,
             "package": f"uniwetok-hf {__version__}",
-            "protocol": self.protocol,
+            "protocol": self._whole_protocol(),
             "results": rows,
             "facts": self.facts,
         }
@@ -78,8 +115,11 @@ class Report:
         lines += ["In brackets: 95 % interval; N: samples.", ""]
         if self.facts:
             lines += [*self._facts_table(), ""]
-        lines += [f"- {name}: {_plain(value)}" for name, value in self.protocol.items()]
+        lines += [f"- {name}: {_plain(value)}" for name, value in self._whole_protocol().items()]
         return "\n".join(lines) + "\n"
+
+    def _whole_protocol(self) -> dict[str, str | int | float]:
+        return self.protocol | ({"pictures that could not be read": len(self.skipped)} if self.skipped else {})
 
     def _table(self) -> list[str]:
         labels = list(dict.fromkeys(name for row in self.rows for name in row.labels))

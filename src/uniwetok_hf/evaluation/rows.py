@@ -1,9 +1,11 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""The rows that an evaluation looks at, of any data that trainings read too."""
+"""The rows that an evaluation reads: a `datasets.Dataset`, a stream, or any dicts with the columns of the protocol."""
 
+import re
+import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
+from operator import length_hint
 
 import torch
 from PIL import Image
@@ -12,46 +14,73 @@ from ..data.images import ImageReadError, read_image
 from ..data.sources import read_cell
 
 
-# What an evaluation of a folder of `uniwetok data emoji` asks for where nothing else is said.
-EMOJI_FILE = "emoji.json"
-EMOJI_PROMPT = "a {style} emoji of {label}"
+class PictureRows:
+    """
+    The rows of an evaluation, read when they are iterated. Class labels are given by name.
+
+    Args:
+        rows: a `datasets.Dataset`, a stream, or dicts.
+        pictures: columns of pictures of any kind, which are read as RGB.
+        columns: other columns that the evaluation needs.
+        count, seed: as in [`choose_rows`].
+        skipped: a list for the reasons why pictures can't be read; their rows are left out.
+
+    Raises:
+        ValueError: when one of the columns is missing; the message names those there are.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[Mapping],
+        pictures: Sequence[str] = ("image",),
+        columns: Iterable[str] = (),
+        count: int | None = None,
+        seed: int = 0,
+        skipped: list[str] | None = None,
+    ):
+        self.rows = choose_rows(rows, [*pictures, *columns], count, seed)
+        self.pictures = pictures
+        features = getattr(self.rows, "features", None) or {}
+        self.class_names = {name: feature.names for name, feature in features.items() if hasattr(feature, "names")}
+        self.skipped = [] if skipped is None else skipped
+
+    def __iter__(self) -> Iterator[dict]:
+        for number, row in enumerate(self.rows):
+            try:
+                read = {column: picture_of(row[column], f"{column} of row {number}") for column in self.pictures}
+            except ImageReadError as error:
+                self.skipped.append(str(error))
+            else:
+                labels = {name: names[row[name]] for name, names in self.class_names.items()}
+                yield dict(row) | labels | read
+
+    def __length_hint__(self) -> int:
+        return length_hint(self.rows)
 
 
-def is_emoji_folder(path: str) -> bool:
-    """Whether `uniwetok data emoji` built the folder."""
-    return (Path(path) / EMOJI_FILE).is_file() or (Path(path) / "edits").is_dir()
-
-
-def choose_rows(dataset, columns: Iterable[str], count: int | None = None, seed: int = 0):
-    """`count` rows of a dataset: of one in memory or on disk, a choice by `seed` in its own order; of a stream, the
-    first. All rows where there are fewer, or `count` is None.
+def choose_rows(rows: Iterable[Mapping], columns: Iterable[str] = (), count: int | None = None, seed: int = 0):
+    """`count` rows of a data set: a choice by `seed`, in the order of the data; of a stream the first. All rows when
+    `count` is None or there are fewer.
 
     Raises:
         ValueError: when one of `columns` is missing; the message names those there are.
     """
-    names = dataset.column_names
+    if not hasattr(rows, "column_names") and not isinstance(rows, Sequence):
+        rows = list(rows)
+    names = rows.column_names if hasattr(rows, "column_names") else list(rows[0]) if rows else None
     if names is not None and (missing := [name for name in columns if name not in names]):
         raise ValueError(f"`columns`: the data have no column {', '.join(missing)}; they have {', '.join(names)}.")
-    if not hasattr(dataset, "__len__"):
-        return dataset if count is None else dataset.take(count)
-    if count is None or count >= len(dataset):
-        return dataset
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
-    return dataset.select(sorted(order[:count].tolist()))
-
-
-def readable(rows: Iterable[Mapping], columns: Sequence[str], skipped: list[str]) -> Iterator[dict]:
-    """Rows with the pictures in `columns` as RGB; a row whose picture can't be read is left out, and why goes to
-    `skipped`."""
-    for number, row in enumerate(rows):
-        try:
-            yield dict(row) | {column: picture_of(row[column], f"{column} of row {number}") for column in columns}
-        except ImageReadError as error:
-            skipped.append(str(error))
+    if not hasattr(rows, "__len__"):
+        return rows if count is None else rows.take(count)
+    if count is None or count >= len(rows):
+        return rows
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    chosen = sorted(order[:count].tolist())
+    return rows.select(chosen) if hasattr(rows, "select") else [rows[index] for index in chosen]
 
 
 def picture_of(cell, name: str = "the picture") -> Image.Image:
-    """The RGB picture in a cell of a dataset: encoded as bytes or a path, or decoded already."""
+    """The RGB picture in a cell of a data set: bytes, a path, `{"bytes", "path"}`, or a PIL image."""
     return read_image(cell) if isinstance(cell, Image.Image) else read_cell(cell, name)
 
 
@@ -62,20 +91,24 @@ def batched(rows: Iterable, size: int) -> Iterator[list]:
         yield part
 
 
-def fill_template(template: str, row: Mapping) -> str:
-    """`template` with `{column}` replaced; of a list of texts the first is taken.
+def template_columns(template: str) -> list[str]:
+    """The columns that a template such as `"a photo of {label}"` is filled from.
 
     Raises:
-        ValueError: when the row lacks a column.
+        ValueError: when it is not a template.
     """
     try:
-        return template.format_map({key: _first(value) for key, value in row.items()})
-    except KeyError as error:
-        names = ", ".join(key for key, value in row.items() if isinstance(_first(value), str))
-        raise ValueError(f"`prompt` {template!r} needs the column {error}; texts are in {names}.") from None
-    except (ValueError, IndexError) as error:
+        fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+    except ValueError as error:
         raise ValueError(f"`prompt` {template!r} is no template like '{{text}}': {error}.") from None
+    names = [re.split(r"[.\[]", field)[0] for field in fields]
+    if not all(names):
+        raise ValueError(f"`prompt` {template!r} is no template like '{{text}}': name the columns in the braces.")
+    return names
 
 
-def _first(value):
-    return value[0] if isinstance(value, list) and value else value
+def fill_template(template: str, row: Mapping) -> str:
+    """`template` with `{column}` replaced; of a list of texts the first is taken."""
+    return template.format_map(
+        {key: value[0] if isinstance(value, list) and value else value for key, value in row.items()}
+    )

@@ -21,8 +21,6 @@ from transformers.image_utils import ChannelDimension, ImageInput, PILImageResam
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
-from .card_uniwetok import UniWeTokPushMixin
-
 
 FITS = ("pad", "resize", "crop")
 SIZE_KEYS = ({"height", "width"}, {"longest_edge"})
@@ -143,7 +141,7 @@ def _as_size_list(
 
 
 # auto_docstring would list the options that are refused here, so the two docstrings are written by hand.
-class UniWeTokImageProcessor(UniWeTokPushMixin, PilBackend):  # trf-ignore: TRF057
+class UniWeTokImageProcessor(PilBackend):  # trf-ignore: TRF057
     r"""
     Turns pictures into `pixel_values` for [`UniWeTokModel`] and decoded samples back into pictures.
 

@@ -27,7 +27,6 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .card_uniwetok import UniWeTokCardMixin
 from .codes_uniwetok import Pictures, binarize
 from .configuration_uniwetok import UniWeTokConfig
 from .noise_uniwetok import Generators, draw_noise
@@ -399,7 +398,7 @@ class UniWeTokDecoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(hidden_states)))
 
 
-class UniWeTokPreTrainedModel(UniWeTokCardMixin, PreTrainedModel):
+class UniWeTokPreTrainedModel(PreTrainedModel):
     config: UniWeTokConfig
     # Where the tokenizer lives inside a UniWeTokForCausalLM: `UniWeTokModel.from_pretrained(pipeline,
     # subfolder="mllm")` strips this prefix and so loads the tokenizer alone.

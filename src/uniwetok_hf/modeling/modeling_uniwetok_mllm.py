@@ -28,7 +28,6 @@ from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.utils import ModelOutput, torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
-from .card_uniwetok import UniWeTokCardMixin
 from .codes_uniwetok import Pictures, codes_to_tokens
 from .configuration_uniwetok_mllm import UniWeTokMLLMConfig
 from .generation_uniwetok_mllm import UniWeTokGenerationMixin
@@ -281,7 +280,7 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
         )
 
 
-class UniWeTokForCausalLM(UniWeTokCardMixin, UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, GenerationMixin):
+class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, GenerationMixin):
     """The unified model: `generate` writes text, `generate_codes` generates pictures, `forward` trains both."""
 
     output_modalities = ("image", "text")

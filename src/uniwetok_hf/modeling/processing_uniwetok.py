@@ -17,7 +17,6 @@ from transformers.image_utils import ImageInput
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.tokenization_utils_base import TextInput
 
-from .card_uniwetok import UniWeTokPushMixin
 from .configuration_uniwetok import UniWeTokConfig
 from .image_processing_uniwetok import UniWeTokImageProcessor, UniWeTokImageProcessorKwargs, plan_sizes
 
@@ -57,7 +56,7 @@ class UniWeTokProcessorKwargs(ProcessingKwargs, total=False):
     return_labels: bool
 
 
-class UniWeTokProcessor(UniWeTokPushMixin, ProcessorMixin):
+class UniWeTokProcessor(ProcessorMixin):
     r"""
     Args:
         image_processor ([`UniWeTokImageProcessor`]): its stride is a multiple of `stride` x `patch_size`.
@@ -189,6 +188,7 @@ class UniWeTokProcessor(UniWeTokPushMixin, ProcessorMixin):
         width: int,
         images: list | None = None,
         descriptions: list[str] | None = None,
+        picture_sizes: list[tuple[int, int]] | None = None,
     ) -> tuple[BatchFeature, BatchFeature]:
         """Inputs of `generate_codes`: of the prompts, and of the one prompt without its text (and pictures) that
         guidance is measured against.
@@ -198,17 +198,19 @@ class UniWeTokProcessor(UniWeTokPushMixin, ProcessorMixin):
             height, width: size of the pictures to generate, in pixels.
             images: pictures to edit, one per prompt.
             descriptions: what the assistant says before the picture, one per prompt.
+            picture_sizes: instead of `images`, for pictures that the model is given as codes: their (height, width) in
+                pixels.
 
         Raises:
             ValueError: for a size that the model can't generate, or a prompt with special tokens.
         """
         picture = self.picture_tokens(height, width)
-        texts = self.request_texts(prompt, images, picture_tokens=picture)
+        texts = self.request_texts(prompt, images if picture_sizes is None else picture_sizes, picture_tokens=picture)
         without = texts[0][texts[0].rindex("<|im_start|>assistant") :]
         if descriptions is not None:
             start = len("<|vision_start|>" + picture)
             texts = [t[:-start] + words + t[-start:] for t, words in zip(texts, descriptions, strict=True)]
-        return self(text=texts, images=images), self(text=[without])
+        return self(text=texts, images=images, picture_sizes=picture_sizes), self(text=[without])
 
     def request_texts(self, prompt: list[str], images: list | None = None, **template) -> list[str]:
         """Conversations in which the user says what to generate, or shows one of `images` and says how to change it,
