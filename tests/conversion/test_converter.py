@@ -139,7 +139,7 @@ def test_sharded_output(converted, out):
     assert_same(dict(model.state_dict()), load_all(converted / "mllm"))
 
 
-def test_small_pieces_give_the_same(converted, out, monkeypatch):
+def test_small_chunks_give_the_same(converted, out, monkeypatch):
     monkeypatch.setattr(converter, "CHUNK_BYTES", 1000)
     monkeypatch.setattr(tensors, "REOPEN_AFTER_BYTES", 100_000)
     convert_checkpoint(GOLDEN / "t2i_4x", out)
