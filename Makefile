@@ -61,14 +61,18 @@ style: $(INSTALLED)  ## format the code and mend what ruff can mend
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
-quality: $(INSTALLED) mlint  ## check the style; mlinter's findings are advice
+quality: $(INSTALLED) mlint  ## check style, transformers' model rules, layers of imports and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-logo --no-cache
+	@$(BIN)/ty check
 
+# What mlinter prints, but for the rules ignored and its closing count, is a finding; it fails the target.
 mlint: $(INSTALLED)
 	@$(BIN)/mlinter --version
-	@{ COLUMNS=1000 $(BIN)/mlinter --no-progress --no-cache src/uniwetok_hf 2>&1 || true; } \
-		| grep -vE '$(MLINTER_IGNORED)|violation\(s\)' || echo "nothing to advise"
+	@findings=$$(COLUMNS=1000 $(BIN)/mlinter --no-progress --no-cache src/uniwetok_hf 2>&1 \
+		| grep -vE '$(MLINTER_IGNORED)|violation\(s\)' || true); \
+	if [ -n "$$findings" ]; then echo "$$findings"; exit 1; fi
 
 dist: $(INSTALLED)  ## build the source distribution, and the wheel from it, into dist/
 	@rm -rf dist
@@ -90,31 +94,8 @@ check-dist: dist  ## install the wheel in a clean environment and run the demo f
 	test -n "$$(ls demo_output)"
 	@echo "make check-dist took $(elapsed): the demo runs from the installed wheel."
 
-CODES := data/emoji_codes
-TRAINED := runs/emoji_mllm_describe
-
-# What is finished is not made again: after an interruption the same command goes on.
-train-emoji: $(INSTALLED)  ## train a model like the embedded one from data to card into runs/ (hours; needs npm)
-	@$(BIN)/uniwetok data emoji data/emoji
-	@$(BIN)/uniwetok data faces-and-text data/faces_and_text
-	@for name in siglip judge; do test -d runs/emoji_$$name/model || \
-		$(BIN)/uniwetok train siglip --config emoji_$$name || exit 1; done
-	@$(BIN)/uniwetok train tokenizer --config emoji_uniwetok_stage1 emoji_uniwetok_stage2 emoji_uniwetok_stage3
-	@$(BIN)/uniwetok encode-dataset data/emoji $(CODES)/train --size 128 --variants 10 --crop-scale 0.7 \
-		--same-crops --model runs/emoji_uniwetok_stage3/model
-	@$(BIN)/uniwetok encode-dataset data/emoji $(CODES)/plain --size 128 --model runs/emoji_uniwetok_stage3/model
-	@$(BIN)/uniwetok encode-dataset data/emoji $(CODES)/validation --split validation --size 128 \
-		--model runs/emoji_uniwetok_stage3/model
-	@for name in emoji_mllm emoji_mllm_longer emoji_mllm_crops emoji_mllm_narrow_crops emoji_mllm_patchwork \
-		emoji_mllm_anneal emoji_mllm_copies emoji_mllm_faithful emoji_mllm_finish \
-		emoji_mllm_describe; do \
-		test -d runs/$$name/pipeline || $(BIN)/uniwetok train mllm --config $$name || exit 1; done
-	@$(BIN)/uniwetok evaluate reconstruction data/emoji --sizes 128 --by style --model $(TRAINED)/pipeline \
-		--output $(TRAINED)/results/reconstruction
-	@$(BIN)/uniwetok evaluate emoji data/emoji --judge runs/emoji_judge/model --model $(TRAINED)/pipeline \
-		--output $(TRAINED)/results/emoji
-	@$(BIN)/uniwetok push $(TRAINED)/pipeline uniwetok-emoji --results $(TRAINED)/results --card $(TRAINED)/pipeline/README.md
-	@echo "$(TRAINED)/pipeline is the model, with its card. It took $(elapsed)."
+train-emoji:
+	$(error The recipe of the embedded model is a script now: bash examples/emoji/run.sh)
 
 clean:  ## remove what the commands wrote, and .venv
 	rm -rf $(VENV) .cache build dist site demo_output src/*.egg-info .pytest_cache .ruff_cache

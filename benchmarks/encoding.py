@@ -33,7 +33,7 @@ def measure(dataset, model, size: int, num_processes: int) -> dict:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="folder of `uniwetok data emoji`, or any other folder of pictures")
+    parser.add_argument("data", help="folder that examples/emoji/emoji_data.py made, or any other folder of pictures")
     parser.add_argument("--rows", type=int, default=2000, help="pictures to encode (default: 2000)")
     parser.add_argument("--size", type=int, default=128, help="side in pixels (default: 128)")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="default: 1 2")

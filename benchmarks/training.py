@@ -1,9 +1,9 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""What a training step costs: pictures a second, peak memory, where the time goes, and what each loss adds.
+"""What a training step costs: pictures per second, peak memory, where the time goes, and what each loss adds.
 
     python benchmarks/training.py [--threads 2] [--steps 8] [--mixed-precision bf16] [--compile]
 
-Trains the networks of the shipped emoji configs on the pictures of the tests. Every measurement runs in a process of
+Trains the networks of the shipped small configs on the pictures of the tests. Every measurement runs in a process of
 its own; its memory is the peak resident size of that process, everything imported included. Times are medians over
 steps, after two that are not counted.
 """
@@ -23,6 +23,7 @@ from pathlib import Path
 # Nothing here may import torch: on Linux a new process inherits the peak memory of the one that starts it.
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "tests" / "fixtures" / "emoji"
+TASKS = ROOT / "examples" / "emoji" / "emoji_tasks.py"
 SIZES = [(64, 32), (128, 16)]  # side, batch
 LOSSES = {
     "entropy": {"entropy": {"weight": 0.005}},
@@ -65,7 +66,7 @@ class Clock:
 
 
 def make_siglip(folder: Path) -> str:
-    """A dual encoder of the size that `emoji_siglip` trains, with random weights; costs do not depend on them."""
+    """A dual encoder of the size of emoji_siglip.yaml, with random weights; costs do not depend on them."""
     from transformers import SiglipConfig, SiglipModel, SiglipVisionConfig
 
     small = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -78,7 +79,7 @@ def make_siglip(folder: Path) -> str:
 
 
 def measure_tokenizer(side: int, batch: int, losses: list[str], steps: int, settings: dict) -> dict:
-    """Runs in a process of its own: parts of a step of `emoji_uniwetok_stage1` with only these losses."""
+    """Runs in a process of its own: parts of a step of `small_uniwetok` with only these losses."""
     from uniwetok_hf.training.config import find_config, read_config
     from uniwetok_hf.training.train_uniwetok import UniWeTokTrainer, UniWeTokTrainingConfig
 
@@ -96,21 +97,21 @@ def measure_tokenizer(side: int, batch: int, losses: list[str], steps: int, sett
             "lr_warmup_steps": 1,
             "checkpointing_steps": 10**6,
         }
-        config = read_config(UniWeTokTrainingConfig, find_config("emoji_uniwetok_stage1"), **settings)
+        config = read_config(UniWeTokTrainingConfig, find_config("small_uniwetok"), **settings)
         trainer, clock = UniWeTokTrainer(config), Clock()
         trainer.model.register_forward_pre_hook(lambda *_: setattr(clock, "started", time.perf_counter()))
         trainer.model.register_forward_hook(
             lambda *_: clock.parts.__setitem__("forward", time.perf_counter() - clock.started)
         )
-        generator_losses = trainer.generator_losses
+        compute_losses = trainer.compute_losses
 
         def timed_losses(*args):
             start = time.perf_counter()
-            result = generator_losses(*args)
+            result = compute_losses(*args)
             clock.parts["losses"] = time.perf_counter() - start - clock.parts["forward"]
             return result
 
-        trainer.generator_losses = timed_losses
+        trainer.compute_losses = timed_losses
         trainer.accelerator.backward = clock.timed("backward", trainer.accelerator.backward)
         trainer.optimize = clock.timed("optimizer", trainer.optimize)
         trainer.ema.step = clock.timed("optimizer", trainer.ema.step)
@@ -120,19 +121,20 @@ def measure_tokenizer(side: int, batch: int, losses: list[str], steps: int, sett
 
 
 def measure_mllm(codes: str, vision: str, steps: int, settings: dict) -> dict:
-    """Runs in a process of its own: parts of a step of `emoji_mllm`."""
+    """Runs in a process of its own: parts of a step of `small_mllm`."""
     from uniwetok_hf.training import train_mllm
     from uniwetok_hf.training.config import find_config, read_config
     from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig
 
+    edits = {"edits": str(PICTURES / "edits" / "train")}
     with tempfile.TemporaryDirectory() as folder:
         settings |= {
             "output_dir": str(Path(folder, "run")),
             "vision_model": vision,
             "data": [
-                {"path": codes, "task": "emoji_drawing", "weight": 0.55},
-                {"path": codes, "task": "emoji_editing", "weight": 0.3, "edits": str(PICTURES / "edits" / "train")},
-                {"path": codes, "task": "emoji_describing", "weight": 0.15},
+                {"path": codes, "task": f"{TASKS}:EmojiGeneration", "weight": 0.55},
+                {"path": codes, "task": f"{TASKS}:EmojiEditing", "weight": 0.3, "options": edits},
+                {"path": codes, "task": f"{TASKS}:EmojiQuestions", "weight": 0.15},
             ],
             "validation_data": [],
             "prompts": [],
@@ -141,7 +143,7 @@ def measure_mllm(codes: str, vision: str, steps: int, settings: dict) -> dict:
             "lr_warmup_steps": 1,
             "checkpointing_steps": 10**6,
         }
-        trainer = MLLMTrainer(read_config(MLLMTrainingConfig, find_config("emoji_mllm"), **settings))
+        trainer = MLLMTrainer(read_config(MLLMTrainingConfig, find_config("small_mllm"), **settings))
         clock, prefetched = Clock(), train_mllm.prefetched
         train_mllm.prefetched = lambda *args: waited_for(prefetched(*args), clock)
         trainer.compute_losses = clock.timed("forward and losses", trainer.compute_losses)
@@ -216,7 +218,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=8, help="counted steps of each measurement")
     parser.add_argument("--mixed-precision", default="no", choices=("no", "bf16", "fp16"))
-    parser.add_argument("--compile", action="store_true", help="compile the tokenizer; minutes a row")
+    parser.add_argument("--compile", action="store_true", help="compile the tokenizer; minutes per row")
     parser.add_argument("--without-mllm", action="store_true", help="measure the tokenizer only")
     options = parser.parse_args()
 
@@ -231,7 +233,7 @@ def main() -> None:
         print(row(f"{side}x{side}, {batch} pictures", in_a_process(options.threads, call), names), flush=True)
 
     side, batch = SIZES[0]
-    print(f"\n| loss at {side}x{side}, {batch} pictures | ms a step | added ms | peak MiB | added MiB |")
+    print(f"\n| loss at {side}x{side}, {batch} pictures | ms per step | added ms | peak MiB | added MiB |")
     print("| --- |" + " ---: |" * 4)
     base = None
     for name in [None, *LOSSES]:
@@ -250,7 +252,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model, codes = prepare_codes(folder)
         call = f"measure_mllm({codes!r}, {model!r}, {options.steps}, {precision})"
-        print(row("32 samples, drawing, editing, describing", in_a_process(options.threads, call), names))
+        print(row("32 samples: generation, editing, questions", in_a_process(options.threads, call), names))
 
 
 def prepare_codes(folder: str) -> tuple[str, str]:

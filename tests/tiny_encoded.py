@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Dataset, load_from_disk
+from datasets import Dataset
 from PIL import Image
 from tiny_training import VISION, write
 
@@ -67,24 +67,61 @@ def encode(rows: Dataset | dict, folder: Path, vision: UniWeTokModel, **settings
     return str(folder)
 
 
-def encode_emoji(emoji: Path, folder: Path, vision: UniWeTokModel) -> dict:
-    """`data` and `validation_data` of a training on the emoji set, encoded into `folder`."""
-    fields = {}
-    for name, split in (("data", "train"), ("validation_data", "test")):
-        path = encode(load_from_disk(str(emoji / "pictures"))[split], folder / split, vision)
-        fields[name] = [{"path": path, "task": "emoji_drawing"}, {"path": path, "task": "emoji_describing"}]
-        if split == "train":
-            edits = str(emoji / "edits" / split)
-            fields[name].append({"path": path, "task": "emoji_editing", "edits": edits, "weight": 2.0})
-            fields[name].append({"path": path, "task": "emoji_conversations", "edits": edits})
-    return fields
+def shapes(count: int, seed: int = 0) -> list[tuple[str, Image.Image]]:
+    """Squares of 32 pixels in one of three colours on white, each with its caption."""
+    colours = {"red": (220, 20, 20), "green": (20, 180, 20), "blue": (20, 20, 220)}
+    generator, made = np.random.default_rng(seed), []
+    for index in range(count):
+        name = list(colours)[index % 3]
+        left, top, side = (int(number) for number in generator.integers((0, 0, 10), (12, 12, 20)))
+        picture = Image.new("RGB", (32, 32), "white")
+        picture.paste(colours[name], (left, top, left + side, top + side))
+        made.append((f"a {name} square of {side} pixels", picture))
+    return made
 
 
-def emoji_training(emoji: Path, folder: Path) -> dict:
-    """Fields of a training of a new language model on the emoji tasks; image tokenizer and codes are in `folder`."""
+def encode_tasks(folder: Path, vision: UniWeTokModel) -> dict:
+    """`data` and `validation_data` of a training on the library's four tasks, encoded into `folder`."""
+
+    def sources(split: str, count: int, seed: int) -> dict[str, dict]:
+        texts, images = zip(*shapes(count, seed), strict=True)
+        targets = [picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in images]
+        talks = [
+            [
+                {"role": "user", "content": [{"type": "text", "text": text}]},
+                {"role": "assistant", "content": [{"type": "image", "text": None}]},
+                {"role": "user", "content": [{"type": "text", "text": "mirror it"}]},
+                {"role": "assistant", "content": [{"type": "image", "text": None}]},
+            ]
+            for text in texts
+        ]
+        answers = [text.split()[1] for text in texts]
+        columns = {
+            "captions": {"image": images, "text": texts},
+            "questions": {
+                "image": images,
+                "question": ["which colour?"] * count,
+                "answer": answers,
+            },
+            "edits": {"source": images, "instruction": ["mirror it"] * count, "target": targets},
+            "conversations": {"messages": talks, "images": [list(pair) for pair in zip(images, targets, strict=True)]},
+        }
+        return {
+            task: {"path": encode({k: list(v) for k, v in rows.items()}, folder / split / task, vision), "task": task}
+            for task, rows in columns.items()
+        }
+
+    train, test = sources("train", 24, 0), sources("test", 6, 1)
+    train["edits"]["weight"] = 2.0
+    return {"data": list(train.values()), "validation_data": [test["captions"], test["questions"]]}
+
+
+def language_training(folder: Path) -> dict:
+    """Fields of a training of a new language model on the library's tasks; image tokenizer and codes are in
+    `folder`."""
     vision = build_vision()
     vision.save_pretrained(folder / "vision")
-    return {**LANGUAGE, **encode_emoji(emoji, folder, vision), "vision_model": str(folder / "vision")}
+    return {**LANGUAGE, **encode_tasks(folder, vision), "vision_model": str(folder / "vision")}
 
 
 def run(fields, folder, **more):
@@ -102,10 +139,10 @@ def stop_before(step: int, monkeypatch, fields, folder, **more) -> None:
     """A run that ends, as if by Ctrl-C, before this step."""
     train_step = train_mllm.MLLMTrainer.train_step
 
-    def until(trainer, pieces, current):
+    def until(trainer, micro_batches, current):
         if current == step:
             raise KeyboardInterrupt
-        train_step(trainer, pieces, current)
+        train_step(trainer, micro_batches, current)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train_mllm.MLLMTrainer, "train_step", until)

@@ -32,7 +32,7 @@ def share(right: list[bool]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="folder of `uniwetok data emoji`")
+    parser.add_argument("data", help="folder that examples/emoji/emoji_data.py made")
     parser.add_argument("pipeline")
     parser.add_argument("--judge", help="dual encoder that no training loss used")
     parser.add_argument("--split", default="validation")

@@ -1,13 +1,18 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """The captioned emoji set: pictures with labels, and edits between them, as `datasets` on disk.
+
+    python examples/emoji/emoji_data.py data/emoji
 
 Pictures come from vector icons of three sets (Noto, Fluent flat, Fluent), labels from emojibase. Everything about the
 build is a function of the pinned packages: the same call gives the same pictures in the same order.
 """
 
+import argparse
 import hashlib
 import importlib.util
 import json
 import os
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -93,7 +98,7 @@ def build_emoji_dataset(
         ValueError: an argument is wrong, or a package file has not the pinned sha256.
         FileExistsError: `output_dir` holds something else.
         FileNotFoundError: `package_dir` lacks a package file.
-        ImportError: `resvg-py` or `datasets` is not installed (extra `train`).
+        ImportError: `resvg-py` or `datasets` is not installed (extra `emoji`).
         RuntimeError: `npm` is needed and missing, or failed.
     """
     styles = _check_arguments(size, styles, limit)
@@ -172,7 +177,7 @@ def _require_extras() -> None:
     for module, package in (("resvg_py", "resvg-py"), ("datasets", "datasets")):
         if importlib.util.find_spec(module) is None:
             raise ImportError(
-                f"building the emoji set needs `{package}`: install it with `pip install uniwetok-hf[train]`."
+                f"building the emoji set needs `{package}`: install it with `pip install uniwetok-hf[emoji]`."
             )
 
 
@@ -284,7 +289,7 @@ def _describe(pictures: list[dict], edits: list[dict], size: int, packages: dict
 # Emoji with captions and edits
 
 {len(pictures)} pictures of {len({p["concept"] for p in pictures})} concepts, {size} x {size} pixels, RGB on white, and
-{len(edits)} edits between them. Built by `uniwetok_hf.data.build_emoji_dataset`; load with
+{len(edits)} edits between them. Built by `examples/emoji/emoji_data.py` of uniwetok-hf; load with
 `datasets.load_from_disk(".../pictures")` and `datasets.load_from_disk(".../edits")`.
 
 Splits are by concept: sha256 of the hexcode of the untoned emoji, modulo 20: 0 is test, 1 is validation, the rest
@@ -307,3 +312,25 @@ The pictures were rasterized from these packages, otherwise unchanged. Noto Emoj
 
 {MIT_LICENCE}
 """
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description="Captioned pictures of emoji in three styles, and edits between them. Fetches the icons with npm "
+        "unless --package-dir has them. A finished set of the same settings is left as it is."
+    )
+    parser.add_argument("out", metavar="OUT", help="folder to be made")
+    parser.add_argument("--size", type=int, default=128, metavar="N", help="side in pixels (default: 128)")
+    parser.add_argument("--package-dir", metavar="DIR", help="folder with the .tgz files of `npm pack`")
+    parser.add_argument("--styles", nargs="+", metavar="STYLE", help='of noto, "fluent flat", fluent (default: all)')
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N concepts, for a quick try")
+    args = parser.parse_args()
+    try:
+        print(build_emoji_dataset(args.out, args.size, args.package_dir, args.styles, args.limit))
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        sys.exit(f"{parser.prog}: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,3 +1,4 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """Edits between emoji: ordered pairs of pictures that differ in one thing, with the words that ask for it."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """The npm packages behind the emoji set: fetching, checking, and reading labels and icons out of them.
 
 Nothing is installed: an npm package is a `.tgz` whose JSON files are read in place.

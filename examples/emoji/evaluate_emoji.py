@@ -2,6 +2,8 @@
 """The emoji set's own protocol: does the model generate, edit and name combinations of concept, style and skin tone
 that it never saw together?
 
+    python examples/emoji/evaluate_emoji.py data/emoji --judge examples/emoji/weights/emoji_judge
+
 - Generation: R-precision. Of 32 captions (its own, 16 of the same group, 8 of the same name in another style or tone,
   7 of the same style and another name) the judge finds the picture's own most similar. Two prompts for every row.
 - Editing: of the true target, the source, the target in the other styles and the source in the other skin tones, the
@@ -18,6 +20,8 @@ tokenizer. Names are another task for the judge, which can't write: it chooses a
     uniwetok evaluate captioning examples/emoji/evaluate_emoji.py:load_questions --by kind
 """
 
+import argparse
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -26,6 +30,7 @@ import torch
 from datasets import load_from_disk
 from PIL import Image
 
+from uniwetok_hf import UniWeTokEditPipeline, UniWeTokPipeline, embedded_path
 from uniwetok_hf.evaluation.captioning import answer_all
 from uniwetok_hf.evaluation.choices import cosines, top_k_outcomes
 from uniwetok_hf.evaluation.editing import distinct_pictures, evaluate_editing
@@ -33,9 +38,10 @@ from uniwetok_hf.evaluation.generation import generate_all
 from uniwetok_hf.evaluation.intervals import Score, share_score
 from uniwetok_hf.evaluation.judges import Judge
 from uniwetok_hf.evaluation.reconstruction import reconstruct_all
-from uniwetok_hf.evaluation.reports import ScoreRow
-from uniwetok_hf.evaluation.rows import picture_of
+from uniwetok_hf.evaluation.reports import Report, ScoreRow
+from uniwetok_hf.evaluation.rows import choose_rows, picture_of
 from uniwetok_hf.evaluation.words import exact_match
+from uniwetok_hf.provenance import short_name
 
 
 DATA = "data/emoji"
@@ -210,12 +216,12 @@ def combination_edits(edits: Sequence[Mapping], rows: Sequence[Mapping], chosen:
     return result
 
 
-def evaluate_edits(edit_pipe, pipe, edits: Sequence[Mapping], judge: Judge, **settings) -> list[ScoreRow]:
-    """Rows of [`evaluate_editing`], which takes the `settings`."""
-    rows = evaluate_editing(edit_pipe, pipe, edits, by="kind", judge=judge, **settings).rows
-    for row in rows:
+def evaluate_edits(edit_pipe, pipe, edits: Sequence[Mapping], judge: Judge, **settings) -> Report:
+    """The report of [`evaluate_editing`], which takes the `settings`, with rows that say that they are of edits."""
+    report = evaluate_editing(edit_pipe, pipe, edits, by="kind", judge=judge, **settings)
+    for row in report.rows:
         row.labels["of"] = ": ".join(["edits", *([row.labels["of"]] if "of" in row.labels else [])])
-    return rows
+    return report
 
 
 def evaluate_naming(
@@ -256,3 +262,91 @@ def evaluate_naming(
         chance = float(np.mean([1 / len(labels[row["tone"]]) for row in rows]))
         table.append(ScoreRow({"what": what, "of": "names"}, {"exact_match": share_score(outcomes, chance)}))
     return table
+
+
+def evaluate(args: argparse.Namespace) -> Report:
+    """All of the protocol.
+
+    Raises:
+        ValueError: when the data are no emoji set or lack the split, or the judge does not fit.
+    """
+    model = args.model or embedded_path("uniwetok-emoji")
+    judge = Judge.from_pretrained(args.judge, args.device, unseen_by=model)
+    if not judge.reads_texts:
+        raise ValueError(f"`--judge` {args.judge} reads no texts: give a dual encoder such as CLIP or SigLIP.")
+    try:
+        edits, pictures = (load_from_disk(f"{args.data}/{name}") for name in ("edits", "pictures"))
+    except FileNotFoundError:
+        raise ValueError(f"{args.data} is no folder of emoji_data.py.") from None
+    if args.split not in edits:
+        raise ValueError(f"`--split` {args.split}: {args.data} has {', '.join(edits)}.")
+    pool = [dict(row) | {"image": picture_of(row["image"])} for split in pictures.values() for row in split]
+    chosen = set(choose_rows(pictures[args.split], ["id"], args.count, args.seed)["id"])
+    rows = [row for row in pool if row["id"] in chosen]
+    edits = edits[args.split].to_list()
+    order = torch.randperm(len(edits), generator=torch.Generator().manual_seed(args.seed))
+    edits = combination_edits(edits, pool, sorted(order[: args.count].tolist()))
+
+    dtype = torch.float32 if torch.device(args.device).type == "cpu" else None
+    pipe = UniWeTokPipeline.from_pretrained(model, dtype=dtype).to(args.device)
+    edit_pipe = UniWeTokEditPipeline.from_pipe(pipe)
+    for pipeline in (pipe, edit_pipe):
+        pipeline.set_progress_bar_config(disable=True)
+    settings = {"seed": args.seed, "batch_size": args.batch_size}
+    call = settings | {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
+    edit_call = call | {"image_guidance_scale": args.image_guidance_scale, "describe_first": args.describe_first}
+    generated = evaluate_drawing(pipe, rows, pool, judge, **call)
+    report = evaluate_edits(edit_pipe, pipe, edits, judge, **edit_call)
+    report.task, report.data, report.split = "emoji", short_name(args.data), args.split
+    report.model = short_name(model)
+    report.rows = generated + report.rows
+    report.rows += evaluate_naming(pipe.mllm, pipe.processor, rows, pool, judge, **settings)
+    report.protocol |= {
+        "candidates": "of edits: target, source, target in other styles, source in other skin tones",
+        "drawings": f"{len(rows)} rows, two prompts each",
+        "captions": "32: its own, 16 of its group, 8 of its name, 7 of its style",
+        "answers": "the most likely ones; case and punctuation do not count",
+        "names of the judge": "the nearest of all labels of the row's own skin tone",
+    }
+    return report
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description="Generate, edit and name emoji in combinations of concept, style and skin tone that training "
+        "never shows. Beside the model: the real pictures, before and after the image tokenizer. Prints a table and "
+        "writes results.json, results.md and model-index.yaml."
+    )
+    parser.add_argument("data", metavar="DATA", help="folder that emoji_data.py made")
+    parser.add_argument(
+        "--judge", required=True, metavar="M", help="folder or Hub name of a dual encoder that no training loss used"
+    )
+    parser.add_argument("--split", default="test_combinations", help="default: test_combinations")
+    parser.add_argument("--model", metavar="M", help="pipeline folder or Hub id (default: uniwetok-emoji)")
+    parser.add_argument("--device", default="cpu", help="cpu (default, in float32), cuda, cuda:1, ... or mps")
+    parser.add_argument("--output", default="results/emoji", metavar="DIR", help="default: results/emoji")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="at once (default: 16)")
+    parser.add_argument("--steps", type=int, metavar="N", help="diffusion steps per patch (default: the model's)")
+    parser.add_argument("--guidance-scale", type=float, metavar="W", help="default: the model's")
+    parser.add_argument("--image-guidance-scale", type=float, metavar="V", help="of edits (default: the model's)")
+    parser.add_argument(
+        "--describe-first",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="edits: the model describes the result first, or not (default: as the model is set)",
+    )
+    parser.add_argument("--count", type=int, default=500, metavar="N", help="rows, and edits (default: 500)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first picture and of all choices (default: 0)")
+    args = parser.parse_args(arguments)
+    try:
+        report = evaluate(args)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"{parser.prog}: {error}")
+    print(report.to_markdown())
+    for path in report.save(args.output):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,16 +1,20 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """Drawn faces and written words with captions: a stand-in for the data of the last stage of training (paper 3.4).
 
+    python examples/emoji/faces_and_text.py data/faces_and_text
+
 Small errors in faces and letters are what people see first, so the paper anneals on such pictures. Real ones come from
 corpora that can't be shipped; these are drawn by `python-avatars` (faces of exactly known attributes) and by Pillow's
 own font, and are a function of the seed. Whole combinations of attributes and whole words are kept for testing.
 """
 
+import argparse
 import importlib.util
 import io
 import json
 import os
 import random
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -362,7 +366,7 @@ def _require_packages() -> None:
     packages = {"python_avatars": AVATARS, "resvg_py": "resvg-py", "datasets": "datasets"}
     for module, package in packages.items():
         if importlib.util.find_spec(module) is None:
-            raise ImportError(f"building faces needs `{package}`: install it with `pip install {package}`.")
+            raise ImportError(f"building faces needs `{package}`: install it with `pip install uniwetok-hf[emoji]`.")
 
 
 def _save(rows: list[dict], folder: Path) -> None:
@@ -393,7 +397,7 @@ def _describe(rows: list[dict], size: int, seed: int) -> str:
 # Faces and text with captions
 
 {len(rows)} pictures of {size} x {size} pixels, RGB, drawn with seed {seed}. Built by
-`faces_and_text.build_faces_and_text`; load with `datasets.load_from_disk(".../pictures")`.
+`examples/emoji/faces_and_text.py` of uniwetok-hf; load with `datasets.load_from_disk(".../pictures")`.
 
 | kind | {" | ".join(SPLITS)} |
 | --- |{" ---: |" * len(SPLITS)}
@@ -411,3 +415,24 @@ letters with Pillow's default font (Aileron, in the public domain). They show no
 
 {MIT_LICENCE}
 """
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description="Drawn faces and written words with captions, for the last stage of the image tokenizer. Every "
+        "choice follows from the seed. A finished set of the same settings is left as it is."
+    )
+    parser.add_argument("out", metavar="OUT", help="folder to be made")
+    parser.add_argument("--size", type=int, default=128, metavar="N", help="side in pixels (default: 128)")
+    parser.add_argument("--count", type=int, default=4000, metavar="N", help="how many (default: 4000)")
+    parser.add_argument("--seed", type=int, default=0, help="of all choices (default: 0)")
+    args = parser.parse_args()
+    try:
+        print(build_faces_and_text(args.out, args.size, args.count, args.seed))
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"{parser.prog}: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -85,7 +85,7 @@ def wrong_names(pipe, rows, count: int) -> tuple[list[Image.Image], str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="folder of `uniwetok data emoji`")
+    parser.add_argument("data", help="folder that examples/emoji/emoji_data.py made")
     parser.add_argument("judge", help="dual encoder that no training loss used")
     parser.add_argument("pipeline", help="folder of the pipeline")
     parser.add_argument("--count", type=int, default=120, help="how many of each kind are tried")

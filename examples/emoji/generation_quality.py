@@ -52,7 +52,7 @@ def draw_figure(found: list[dict], path: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="folder of `uniwetok data emoji`")
+    parser.add_argument("data", help="folder that examples/emoji/emoji_data.py made")
     parser.add_argument("judge", help="dual encoder that no training loss used")
     parser.add_argument("pipelines", nargs="+", help="pipelines, of one patch size each")
     parser.add_argument("--split", default="validation")

@@ -1,6 +1,8 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Trains a small SigLIP on the emoji set: `uniwetok train siglip --config emoji_siglip`. It is the teacher of a small
-image tokenizer (Pre-Post Distillation), or, with another seed, the judge of its pictures.
+"""Trains a small SigLIP on the emoji set: the teacher of a small image tokenizer (Pre-Post Distillation), or, with
+another width and seed, the judge of its pictures.
+
+    python examples/emoji/train_siglip.py --config examples/emoji/emoji_siglip.yaml
 
 Model and loss are transformers' SigLIP and its sigmoid loss (Zhai et al. 2023), trained by transformers' `Trainer`;
 what is written here are the pairs and which of them are right:
@@ -18,8 +20,10 @@ Texts are padded to the full length and the last position is pooled, as in SigLI
 its own pictures with its own texts only.
 """
 
+import argparse
 import json
 import math
+import sys
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,7 +31,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from accelerate import PartialState
+from emoji_tasks import CAPTION
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch.nn import functional as F
@@ -47,11 +53,10 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from uniwetok_hf.data.samples import AUGMENTATION, EpochOrder, GroupedOrder, sample_generator
 from uniwetok_hf.evaluation.choices import cosines, top_k_outcomes
-from uniwetok_hf.evaluation.rows import EMOJI_PROMPT
 from uniwetok_hf.files import save_whole
 from uniwetok_hf.losses.teacher import Teacher
 from uniwetok_hf.training.checkpoints import make_output_folder
-from uniwetok_hf.training.config import read_config, setting
+from uniwetok_hf.training.config import explain, read_config, setting
 from uniwetok_hf.training.run import interrupt_sets, seeded_weights, stopped_after
 
 
@@ -60,9 +65,9 @@ class SiglipTrainingConfig:
     """One training."""
 
     output_dir: str = setting(help="folder of the run: checkpoints, and at the end `model` and zero_shot.json")
-    data: str = setting(help="folder made by `uniwetok data emoji`")
+    data: str = setting(help="folder made by emoji_data.py")
     max_train_steps: int = setting(help="optimizer steps")
-    batch_size: int = setting(help="pairs a step over all processes")
+    batch_size: int = setting(help="pairs per step over all processes")
     splits: list[str] = setting(["train"], "splits of the data to learn from")
     validation_split: str | None = setting("validation", "split whose labels are told apart at the end; null: none")
     image_size: int = setting(64, "side in pixels")
@@ -188,7 +193,7 @@ class EmojiPairs(Dataset):
 
 
 def caption_of(row: dict) -> str:
-    return EMOJI_PROMPT.format(**row)
+    return CAPTION.format(style=row["style"], what=row["label"])
 
 
 def facts_of(row: dict) -> frozenset[Statement]:
@@ -256,7 +261,7 @@ def train_text_tokenizer(texts: Iterable[str], vocab_size: int, length: int) -> 
 
 
 def read_rows(data: str, splits: Sequence[str]):
-    """Rows of some splits of the pictures of a folder made by `uniwetok data emoji`.
+    """Rows of some splits of the pictures of a folder made by `emoji_data.py`.
 
     Raises:
         ValueError: when there is no such folder or split.
@@ -264,7 +269,9 @@ def read_rows(data: str, splits: Sequence[str]):
     from datasets import concatenate_datasets, load_from_disk
 
     if not (Path(data) / "pictures").is_dir():
-        raise ValueError(f"`data`: {data} holds no pictures; `uniwetok data emoji {data}` builds a set.")
+        raise ValueError(
+            f"`data`: {data} holds no pictures; `python examples/emoji/emoji_data.py {data}` builds a set."
+        )
     pictures = load_from_disk(str(Path(data) / "pictures"))
     if unknown := [split for split in splits if split not in pictures] or not splits:
         raise ValueError(f"`splits` must be some of {', '.join(pictures)}, got {unknown or 'none'}.")
@@ -421,5 +428,29 @@ def train_until(stop: threading.Event, config: SiglipTrainingConfig) -> Path:
     return folder / "model"
 
 
-def main(config_path: str, **overrides) -> Path:
-    return train(read_config(SiglipTrainingConfig, config_path, **overrides))
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description="Train a small SigLIP, as YAML files say. What is finished is left as it is, and what was "
+        "interrupted goes on where it stopped.",
+        epilog="fields of a config:\n" + "\n".join(explain(SiglipTrainingConfig)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, nargs="+", metavar="FILE", help="YAML files, one after the other")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field of all of them; repeat"
+    )
+    args = parser.parse_args(arguments)
+    try:
+        overrides = {field: yaml.safe_load(value) for field, _, value in (part.partition("=") for part in args.set)}
+        configs = [read_config(SiglipTrainingConfig, path, **overrides) for path in args.config]
+        for config in configs:
+            print(finished(config) or train(config))
+    except (ValueError, OSError) as error:
+        sys.exit(f"{parser.prog}: {error}")
+    except KeyboardInterrupt as error:
+        sys.exit(f"{parser.prog}: {error or 'interrupted'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -283,7 +283,7 @@ def broken_tar(folder):
         (lambda folder: folder / "nothing*.parquet", {}, "`path` .*no such file"),
         (lambda folder: folder / "nothing.tar", {}, "`path` .*no such file"),
         (lambda folder: folder / "nothing*", {}, "`path` .*must end in"),
-        (lambda folder: "data/emoji", {}, "not there yet: `uniwetok data emoji data/emoji` makes it"),
+        (lambda folder: "data/pictures", {}, "`path` data/pictures: there is no such file or folder"),
         (lambda folder: "nobody/nothing", {}, "`path` nobody/nothing: .*no such file or folder, and the Hub can't"),
     ],
 )

@@ -129,3 +129,91 @@ def test_configs_are_found_by_name_or_path(tmp_path):
     assert find_config(path) == path
     with pytest.raises(ValueError, match=f"`config` nothing: no such file; those that ship are {name}"):
         find_config("nothing")
+
+
+def test_moved_configs_are_answered(tmp_path):
+    with pytest.raises(ValueError, match="`config` emoji_mllm: .* is examples/emoji of the repository, where LOG.md"):
+        find_config("emoji_mllm")
+
+
+# --- files that start from others ---
+
+
+def write_files(folder, **files):
+    for name, text in files.items():
+        path = folder / f"{name.replace('__', '/')}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder / f"{next(iter(files)).replace('__', '/')}.yaml"
+
+
+def test_a_base_is_merged_and_lists_are_replaced(tmp_path):
+    last = write_files(
+        tmp_path,
+        last="base: parts/middle.yaml\nname: x\npart: {kind: b}\nsizes: [7]\n",
+        parts__middle="base: first.yaml\nrate: 2\nextra: {b: {d: 2}}\nparts: [{weight: 3}]\n",
+        parts__first="steps: 3\nrate: 1\npart: {weight: 2}\nsizes: [1, 2, 3]\n"
+        "extra: {a: 1, b: {c: 1}}\nparts: [{weight: 1}, {weight: 2}]\n",
+    )
+    expected = Config(3, 2.0, "x", [7], {"a": 1, "b": {"c": 1, "d": 2}}, False, Section(2.0, "b"), [Section(3.0)])
+    assert read_config(Config, last) == expected
+    assert read_config(Config, last, **{"part.weight": 5}).part == Section(5.0, "b")
+    assert read_config(Config, write_files(tmp_path, off="base: last.yaml\npart: null\n")).part is None
+
+
+def test_a_base_may_be_a_shipped_config(tmp_path, monkeypatch):
+    monkeypatch.setattr("uniwetok_hf.training.config.CONFIGS", tmp_path / "shipped")
+    write_files(tmp_path, shipped__small="steps: 3\n")
+    assert read(tmp_path, "base: small\nrate: 2\n") == Config(3, 2.0)
+    with pytest.raises(ValueError, match=r"config.yaml: `base` large: there is no such file in .*those are small\.$"):
+        read(tmp_path, "base: large\n")
+
+
+def test_circles_are_refused(tmp_path):
+    first = write_files(tmp_path, a="base: b.yaml\n", b="base: c.yaml\n", c="base: a.yaml\nsteps: 1\n")
+    with pytest.raises(ValueError, match=r"c.yaml: `base` leads back to .*: .*/a.yaml -> .*/b.yaml -> .*/c.yaml -> "):
+        read_config(Config, first)
+
+
+@pytest.mark.parametrize(
+    "last, first, message",
+    [
+        ("rate: 1", "steps: many", "first.yaml: `steps` must be a whole number"),
+        ("steps: many", "steps: 1", "last.yaml: `steps` must be a whole number"),
+        ("part: {kind: b}", "steps: 1\npart: {weight: x}", "first.yaml: `part.weight` must be a number"),
+        ("part: {kind: c}", "steps: 1\npart: {weight: 1}", "last.yaml: `part.kind` must be one of"),
+        ("rate: 1", "steps: 1\nstep: 1", "first.yaml: unknown field step "),
+        ("rate: 1", "rate: 2", "last.yaml: missing field steps"),
+    ],
+)
+def test_errors_name_the_file_that_holds_the_field(tmp_path, last, first, message):
+    path = write_files(tmp_path, last=f"base: first.yaml\n{last}\n", first=first)
+    with pytest.raises(ValueError, match=f"/{message}"):
+        read_config(Config, path)
+
+
+# --- places ---
+
+
+def test_places_are_found_beside_the_file_they_are_written_in(tmp_path, monkeypatch):
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "own.py").write_text("")
+    texts = {
+        "here__mine": "base: ../there/theirs.yaml\nname: own.py:A\n",
+        "there__theirs": "steps: 1\nextra: {task: [own.py:B]}\n",
+    }
+    path = write_files(tmp_path, **texts)
+    monkeypatch.chdir(tmp_path / "there")
+    config = read_config(Config, path)
+    assert config.name == f"{tmp_path}/here/own.py:A" and config.extra == {"task": [f"{tmp_path}/there/own.py:B"]}
+    assert read_config(Config, path, name="own.py:C").name == f"{tmp_path}/here/own.py:C"
+    # Records may be published, and say nothing of where files lie.
+    assert config_values(config)["name"] == "own.py:A" and config_values(config)["extra"] == {"task": ["own.py:B"]}
+    with pytest.raises(ValueError, match=r"config.yaml: `extra.task\[1\]`: `none.py:X`: there is no file none.py in"):
+        read(tmp_path, "steps: 1\nextra: {task: [a, none.py:X]}")
+
+
+def test_a_mapping_of_the_base_is_left_out(tmp_path):
+    path = write_files(tmp_path, last="base: first.yaml\nextra: null\n", first="steps: 1\nextra: {a: 1}\n")
+    assert read_config(Config, path).extra == {}

@@ -9,8 +9,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from tiny_encoded import (
     build_vision,
-    emoji_training,
     encode,
+    language_training,
     later,
     pictures,
     run,
@@ -31,10 +31,10 @@ ADAPTER = ("adapter", "adapter_model.safetensors")
 
 
 @pytest.fixture(scope="module")
-def fields(fixtures, tmp_path_factory):
+def fields(tmp_path_factory):
     """A training of an adapter on drawing and describing, on top of a tiny pipeline."""
     folder = tmp_path_factory.mktemp("base")
-    fields = emoji_training(fixtures / "emoji", folder)
+    fields = language_training(folder)
     # Long enough for the head to say something: a new one gives 0, whatever an adapter does before.
     more = {"max_train_steps": 20, "checkpointing_steps": 20, "learning_rate": 3e-3, "validation_data": []}
     base = run(fields, folder, **more)
@@ -43,7 +43,7 @@ def fields(fixtures, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(fields, tmp_path_factory):
-    return run(fields, tmp_path_factory.mktemp("trained"), prompts=["a noto emoji of red heart"])
+    return run(fields, tmp_path_factory.mktemp("trained"), prompts=["a red square of 12 pixels"])
 
 
 def base_of(fields) -> UniWeTokPipeline:
@@ -54,7 +54,7 @@ def base_of(fields) -> UniWeTokPipeline:
 
 def draw(pipeline) -> torch.Tensor:
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline("a noto emoji of red heart", generator=torch.Generator().manual_seed(0), output_type="pt").images
+    return pipeline("a red square of 12 pixels", generator=torch.Generator().manual_seed(0), output_type="pt").images
 
 
 def test_a_run_leaves_an_adapter_alone(trained, fields):
@@ -98,16 +98,16 @@ def test_it_learns(fields, tmp_path):
     """A few pictures by heart, measured at the same times and noise."""
     rows = {"image": pictures(2), "text": ["one", "two"]}
     data = [{"path": encode(rows, tmp_path / "codes", build_vision()), "task": "captions"}]
-    more = {"lora": {"r": 8}, "learning_rate": 2e-2, "ema_decay": None, "max_train_steps": 24, "validation_steps": 2}
-    lines = log_lines(run(fields, tmp_path, data=data, validation_data=data, checkpointing_steps=24, **more))
+    more = {"lora": {"r": 8}, "learning_rate": 2e-2, "ema_decay": None, "max_train_steps": 36, "validation_steps": 2}
+    lines = log_lines(run(fields, tmp_path, data=data, validation_data=data, checkpointing_steps=36, **more))
     first, *_, end = (line[name] for line in lines if (name := "validation_image_loss_captions") in line)
     assert end < 0.9 * first
 
 
 @pytest.mark.parametrize("step", [1, 3])
 def test_a_run_stopped_anywhere_resumes_exactly(fields, trained, tmp_path, monkeypatch, step):
-    stop_before(step, monkeypatch, fields, tmp_path, prompts=["a noto emoji of red heart"])
-    resumed = run(fields, tmp_path, prompts=["a noto emoji of red heart"])
+    stop_before(step, monkeypatch, fields, tmp_path, prompts=["a red square of 12 pixels"])
+    resumed = run(fields, tmp_path, prompts=["a red square of 12 pixels"])
     assert_same_weights(resumed.joinpath(*ADAPTER), trained.joinpath(*ADAPTER))
     assert log_lines(resumed) == log_lines(trained)
 
@@ -180,11 +180,11 @@ def test_the_shipped_config_teaches_the_embedded_model(tmp_path):
     rows = {"image": pictures(4, size=(128, 128)), "text": [f"a night emoji of thing {i}" for i in range(4)]}
     vision = UniWeTokPipeline.from_pretrained(embedded_path("uniwetok-emoji"), dtype=torch.float32).mllm.vision_model
     codes = encode(rows, tmp_path / "codes", vision, sizes=((128, 128),))
-    shipped = read_config(MLLMTrainingConfig, find_config("emoji_mllm_lora"))
+    shipped = read_config(MLLMTrainingConfig, find_config("small_lora"))
     assert shipped.init_from == "uniwetok-emoji" and shipped.lora
     overrides = {"data": [{"path": codes, "task": "captions"}], "max_train_steps": 2, "batch_size": 2}
     overrides |= {"output_dir": str(tmp_path / "run"), "mixed_precision": "no", "prompts": []}
-    folder = train_mllm.main(find_config("emoji_mllm_lora"), **overrides)
+    folder = train_mllm.main(find_config("small_lora"), **overrides)
     pipeline = UniWeTokPipeline.from_pretrained(embedded_path("uniwetok-emoji"), dtype=torch.float32)
     pipeline.load_lora_weights(folder)
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "uniwetok-emoji"

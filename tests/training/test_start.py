@@ -1,7 +1,6 @@
 """What a training starts from: new models, causal language models of several kinds, larger patches."""
 
 import copy
-import re
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +12,6 @@ from tiny_models import build_tiny_pipeline
 from transformers import AutoModelForCausalLM, CohereConfig, GPT2Config, LlamaConfig, PhiConfig, Qwen3Config
 
 from uniwetok_hf import UniWeTokModel, UniWeTokPipeline
-from uniwetok_hf.training.copying import CopyingHeads
 from uniwetok_hf.training.start import (
     continued_pipeline,
     find_result,
@@ -216,7 +214,7 @@ def config(**fields):
     defaults = {"init_from": None, "vision_model": None, "language_model": None, "text_model": {}, "head": {}}
     defaults |= {"mllm": {}, "vocab_size": 300, "num_size_tokens": None, "seed": 0, "resolution": None}
     defaults |= {"input_size": None, "num_inference_steps": None, "guidance_scale": None}
-    defaults |= {"image_guidance_scale": None, "negative_prompt": None, "copying_heads": None}
+    defaults |= {"image_guidance_scale": None, "negative_prompt": None}
     defaults |= {"describe_first": None}
     return SimpleNamespace(**defaults | fields)
 
@@ -234,16 +232,6 @@ def test_going_on_from_a_run(saved):
         start_pipeline(config(init_from=str(saved), negative_prompt="<|im_end|>"))
     sized = start_pipeline(config(init_from=str(saved), resolution=96, input_size={"height": 96, "width": 96}))
     assert sized.config.default_size == 96 and dict(sized.processor.image_processor.size)["height"] == 96
-
-
-def test_going_on_with_heads_that_copy(tmp_path):
-    text_model = {"model_type": "qwen3", **QWEN, "num_key_value_heads": 2}
-    new_pipeline(build_vision(), ["red"], text_model, HEAD, MLLM, vocab_size=300).save_pretrained(tmp_path)
-    settings = CopyingHeads(layer=1, like=0, heads=[1])
-    changed = start_pipeline(config(init_from=str(tmp_path), copying_heads=settings)).mllm.state_dict()
-    before = start_pipeline(config(init_from=str(tmp_path))).mllm.state_dict()
-    differing = {name for name, tensor in before.items() if not torch.equal(tensor, changed[name])}
-    assert {re.sub(r".*(projector|layers\.\d).*", r"\1", name) for name in differing} == {"projector", "layers.1"}
 
 
 def test_an_image_tokenizer_inside_of_a_pipeline(saved):

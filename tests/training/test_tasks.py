@@ -2,27 +2,19 @@
 
 import json
 import re
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Image, List, load_dataset
-from tasks import (
-    DESCRIBE_CHANCE,
-    EDITS_IN_PLACE,
-    FAITHFUL_EDITS,
-    MOST_TURNED_OVER_IN_EDITS,
-    patchwork,
-)
-from tiny_encoded import build_vision, encode, encode_emoji, pictures
+from tiny_encoded import build_vision, encode, encode_tasks, pictures
 
 from uniwetok_hf.data.encoded import encoder_fingerprint
-from uniwetok_hf.training.tasks import COPIES, FORMATS, IMAGE_ITEM, Row, TaskMixture, TaskSource, open_task, turn_over
+from uniwetok_hf.training.tasks import TASKS, EncodedRow, TaskMixture, TaskSource, open_task
 
 
-FORMATS_PAGE = Path(__file__).parents[2] / "docs" / "data-formats.md"
+PAGE = Path(__file__).parents[2] / "docs" / "data-formats.md"
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +29,9 @@ def encoded(vision, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def emoji(fixtures, vision, tmp_path_factory):
-    """Sources of the emoji tasks, by name of the task."""
-    fields = encode_emoji(fixtures / "emoji", tmp_path_factory.mktemp("emoji"), vision)
+def sources(vision, tmp_path_factory):
+    """A source of each of the library's tasks, by name of the task."""
+    fields = encode_tasks(tmp_path_factory.mktemp("tasks"), vision)
     return {fields["task"]: TaskSource(**fields) for fields in fields["data"]}
 
 
@@ -76,7 +68,7 @@ def shape(sample) -> list:
 
 
 def documented_examples() -> list:
-    sections = re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", FORMATS_PAGE.read_text(), re.M | re.S)
+    sections = re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.M | re.S)
     return [
         pytest.param(title.lower(), [json.loads(line) for line in block.strip().splitlines()], id=f"{title}-{index}")
         for title, text in sections
@@ -86,7 +78,7 @@ def documented_examples() -> list:
 
 @pytest.mark.parametrize("task, rows", documented_examples())
 def test_documented_examples(task, rows, vision, tmp_path):
-    assert task in FORMATS and len(rows) == 5
+    assert task in TASKS and len(rows) == 5
     folder = tmp_path / "pictures"
     folder.mkdir()
     named = [names for row in rows for key, names in row.items() if key.endswith(("file_name", "file_names"))]
@@ -106,7 +98,7 @@ def test_documented_examples(task, rows, vision, tmp_path):
 
 
 def test_every_format_is_documented():
-    assert {example.values[0] for example in documented_examples()} == set(FORMATS)
+    assert {example.values[0] for example in documented_examples()} == set(TASKS)
 
 
 # --- rows as conversations ---
@@ -161,38 +153,6 @@ def test_an_edit_may_be_described_first(encoded):
         task_of("edits", path, columns={"description": "caption"})
 
 
-def test_copies_are_of_a_picture_that_nobody_knows(encoded):
-    path = encoded({"image": pictures(2, size=(64, 64))}, num_variants=2)
-    task, shares = task_of("copies", path), []
-    stored = [cell["codes"] for cell in task.rows[1]["image"]]
-    for seed in range(40):
-        sample = task.sample(1, seeded(seed))
-        ((_, (_, words)), (_, drawn)) = shape(sample)
-        assert words in COPIES and drawn == ["IMAGE"]
-        source, target = (picture["codes"] for picture in sample.pictures)
-        assert source == target
-        shares.append(min(turned(source, codes).mean() for codes in stored))
-    assert min(shares) < 0.1 and 0.4 < max(shares) < 0.6
-    (picture,) = task.sample(1, seeded(), without_text=True).pictures  # what pictures look like is not to be unlearnt
-    assert picture["codes"] in stored
-    assert set(task.texts()) == set(COPIES)
-
-
-def turned(before: bytes, after: bytes) -> np.ndarray:
-    """Which bits differ."""
-    return np.unpackbits(np.frombuffer(before, np.uint8) ^ np.frombuffer(after, np.uint8)).astype(bool)
-
-
-def test_the_same_bits_are_turned_over_in_all_pictures():
-    before = [packed(0b1010, 20, 20), packed(0b0111, 20, 20)]
-    after = turn_over(before, 0.2, seeded())
-    one, other = (turned(old["codes"], new["codes"]) for old, new in zip(before, after, strict=True))
-    assert np.array_equal(one, other) and one.mean() == pytest.approx(0.2, abs=0.02)
-    assert turn_over(before, 0.0, seeded()) == before
-    unlike = [packed(0, 2, 6), packed(0, 3, 4)]
-    assert turn_over(unlike, 0.5, seeded()) == unlike
-
-
 def test_length_counts_words_and_pictures(encoded):
     task = task_of("captions", encoded({"image": pictures(2), "text": ["x" * 8, "x" * 80]}))
     assert [task.sample(row, seeded()).length for row in (0, 1)] == [16 + 2, 16 + 20]
@@ -211,7 +171,7 @@ def edit_columns(**changes) -> dict:
         (["a", "b", ""], r"codes, row 2, column `instruction`: must be text that is not empty, got ''"),
         (["a", " \n", "c"], r"row 1, column `instruction`: must be text that is not empty"),
         (["a", None, "c"], r"row 1, column `instruction`: must be text that is not empty, got None"),
-        (["a", "b", "c<|im_end|>"], r"row 2, column `instruction`: must not hold <\|im_end\|>"),
+        (["a", "b", "c<|im_end|>"], r"row 2, column `instruction`: must not contain <\|im_end\|>"),
         ([1, 2, 3], r"column `instruction` must be text, it is typed Value\('int64'\)"),
         ([["a"], ["b"], ["c"]], r"column `instruction` must be text, it is typed List"),
     ],
@@ -226,7 +186,7 @@ def test_bad_texts_are_found_when_a_dataset_is_opened(encoded, words, message):
     [
         ([["a"], []], r"row 1, column `text`: must be text or a list of texts, got an empty list"),
         ([["a"], [" "]], r"row 1, column `text`: must be text that is not empty, got ' '"),
-        ([["a"], ["<|image_pad|>"]], r"row 1, column `text`: must not hold <\|image_pad\|>"),
+        ([["a"], ["<|image_pad|>"]], r"row 1, column `text`: must not contain <\|image_pad\|>"),
     ],
 )
 def test_bad_lists_of_captions_are_found_when_read(encoded, captions, message):
@@ -238,7 +198,7 @@ def test_bad_lists_of_captions_are_found_when_read(encoded, captions, message):
 
 def test_missing_pictures_are_found_when_read():
     """`encode-dataset` leaves such rows out; other programs that write Parquet may not."""
-    row = Row({"after": None}, {"target": "after"}, "codes, row 1", seeded())
+    row = EncodedRow({"after": None}, {"target": "after"}, "codes, row 1", seeded())
     with pytest.raises(ValueError, match="codes, row 1, column `after`: must be a picture, got none"):
         row.picture("target")
 
@@ -289,7 +249,9 @@ def test_sources_that_are_no_encoded_datasets_of_their_format(encoded, tmp_path)
         task_of("captions", path, columns={"image": "text"})
     with pytest.raises(ValueError, match="`columns` of .*: captions have no picture, but image, text"):
         task_of("captions", path, columns={"picture": "image"})
-    with pytest.raises(ValueError, match="`task` of .* must be one of captions, questions, .*emoji_drawing.* got 'x'"):
+    with pytest.raises(
+        ValueError, match="must be one of captions, questions, edits, conversations, or the .* got 'x'"
+    ):
         task_of("x", path)
     (tmp_path / "raw").mkdir()
     command = re.escape(f"`uniwetok encode-dataset {tmp_path}/raw {tmp_path}/raw-codes --size 256 --model here`")
@@ -308,8 +270,8 @@ def test_stored_codes_of_another_size_name_their_row(encoded):
 # --- mixtures ---
 
 
-def test_a_mixture_is_a_function_of_seed_and_number(emoji):
-    sources = list(emoji.values())
+def test_a_mixture_is_a_function_of_seed_and_number(sources):
+    sources = list(sources.values())
     first, second = (TaskMixture(sources, seed=3, text_dropout=0.5) for _ in range(2))
     numbers = [7, 2, 31, 2]
     wanted = [(sample.messages, sample.origin) for sample in (first[number] for number in range(40))]
@@ -341,295 +303,87 @@ def test_text_dropout(encoded, vision, tmp_path):
     assert all(len(sample.messages) == 2 for _, sample in drawings.held_out(2))  # nothing is dropped of held-out rows
 
 
-def test_held_out_rows_are_always_the_same(emoji):
-    mixture = TaskMixture([emoji["emoji_drawing"], emoji["emoji_describing"]], seed=0)
+def test_held_out_rows_are_always_the_same(sources):
+    mixture = TaskMixture([sources["captions"], sources["questions"]], seed=0)
     once, again = mixture.held_out(3), mixture.held_out(3)
     assert [number for number, _ in once] == list(range(6))
     assert [sample.messages for _, sample in once] == [sample.messages for _, sample in again]
-    assert [sample.task for _, sample in once] == ["emoji_drawing"] * 3 + ["emoji_describing"] * 3
+    assert [sample.task for _, sample in once] == ["captions"] * 3 + ["questions"] * 3
     assert len(mixture.held_out(1000)) == 2 * len(mixture.tasks[0])
 
 
-def test_codes_of_another_image_tokenizer_are_refused(emoji, vision):
-    mixture = TaskMixture([emoji["emoji_drawing"]], seed=0)
+def test_codes_of_another_image_tokenizer_are_refused(sources, vision):
+    mixture = TaskMixture([sources["captions"]], seed=0)
     mixture.check_encoder(encoder_fingerprint(vision))
     with pytest.raises(ValueError, match="not by this model's image tokenizer"):
         mixture.check_encoder(encoder_fingerprint(build_vision(seed=1)))
 
 
-def test_an_empty_source_and_a_weight_of_zero(emoji, encoded):
+def test_an_empty_source_and_a_weight_of_zero(sources, encoded):
     with pytest.raises(ValueError, match="`weight`"):
-        TaskMixture([TaskSource(emoji["emoji_drawing"].path, "emoji_drawing", weight=0.0)], seed=0)
+        TaskMixture([TaskSource(sources["captions"].path, "captions", weight=0.0)], seed=0)
 
 
-# --- emoji ---
+# --- a task of one's own ---
+
+OWN = """
+from uniwetok_hf.training.tasks import PICTURE, TEXT, EncodedTask, generation_sample
 
 
-def test_emoji_tasks(emoji):
-    shapes = {}
-    for name, source in emoji.items():
-        mixture = TaskMixture([source], seed=0)
-        samples = [mixture[number] for number in range(30)]
-        assert all(len(sample.pictures) == len(sample.codes(16)) for sample in samples)
-        shapes[name] = {
-            tuple((m["role"], tuple(item["type"] for item in m["content"])) for m in sample.messages)
-            for sample in samples
-        }
-    conversations = shapes.pop("emoji_conversations")
-    assert shapes == {
-        "emoji_drawing": {(("user", ("text",)), ("assistant", ("image",)))},
-        "emoji_editing": {(("user", ("image", "text")), ("assistant", ("image",)))},
-        "emoji_describing": {(("user", ("image", "text")), ("assistant", ("text",)))},
-    }
+class Shouting(EncodedTask):
+    columns = {"image": PICTURE, "text": TEXT}
 
-    # Turns alternate, and each conversation shows a picture, draws one, and goes on after that.
-    assert len(conversations) > 8
-    for turns in conversations:
-        assert [role for role, _ in turns] == ["user", "assistant"] * (len(turns) // 2)
-        assert ("assistant", ("image",)) in turns and 2 <= len(turns) <= 12
-    assert any(turns[0] == ("user", ("text",)) for turns in conversations)
-    assert any(turns[0] == ("user", ("image", "text")) for turns in conversations)
+    def __init__(self, source, encode_options, *, marks, mood="loud"):
+        super().__init__(source, encode_options)
+        self.ending = marks * "!"
+
+    def converse(self, row, without_text):
+        return generation_sample(None if without_text else row.text("text") + self.ending, row.picture("image"))
 
 
-def test_emoji_words_are_of_the_row(emoji):
-    task = open_task(emoji["emoji_drawing"])
-    seen = set()
-    for seed in range(10 * len(task)):
-        sample = task.sample(0, seeded(seed))
-        row, words = task.rows[int(re.findall(r"row (\d+)", sample.origin)[0])], shape(sample)[0][1][0]
-        seen.add(row["style"] in words)
-        toned = row["name"] in words and row["tone"] and row["tone"] in words
-        assert row["label"] in words or toned or any(keyword in words for keyword in row["keywords"])
-    assert seen == {True, False}  # now and then the style is left open
-    task = open_task(emoji["emoji_describing"])
-    row = task.rows[0]
-    caption = f"a {row['style']} emoji of {row['label']}"
-    said = [[turn[1][-1] for turn in shape(task.sample(0, seeded(seed)))] for seed in range(80)]
-    claims = {question: answer for question, answer in said if answer in ("yes", "no")}
-    assert set(claims.values()) == {"yes", "no"}
-    for question, answer in claims.items():
-        true = {f"is this {row['name']}?", f"is it drawn in {row['style']} style?", f"does it have {row['tone']}?"}
-        assert (answer == "yes") == (question in true)
-    answers = {answer for question, answer in said if question not in claims}
-    known = {row["name"], row["style"], row["group"], caption} | ({row["tone"]} if row["tone"] else set())
-    assert answers == known
-    assert {row["name"], row["label"], row["group"], "yes", "no"} <= set(task.texts())
+class Other:
+    pass
+"""
 
 
-def test_concepts_are_drawn_by_the_root_of_their_number_of_pictures(emoji):
-    task = open_task(emoji["emoji_drawing"])
-    places = [int(re.findall(r"row (\d+)", task.sample(0, seeded(seed)).origin)[0]) for seed in range(2000)]
-    concepts = task.rows["concept"]
-    drawn, pictures = Counter(concepts[place] for place in places), Counter(concepts)
-    assert len(set(pictures.values())) > 1
-    weights = {concept: count**0.5 for concept, count in pictures.items()}
-    for concept, weight in weights.items():
-        assert drawn[concept] / 2000 == pytest.approx(weight / sum(weights.values()), abs=0.03)
-    assert set(places) == set(range(len(task)))
+@pytest.fixture
+def own(encoded, tmp_path):
+    """The path of encoded captions, and the folder of a file with task classes of one's own, own.py."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "own.py").write_text(OWN)
+    return encoded({"image": pictures(1), "text": ["a"]}), tmp_path / "mine"
 
 
-def test_edits_in_place_are_of_the_same_crop_of_both_pictures(fixtures, vision, tmp_path):
-    from datasets import load_from_disk
-
-    rows = load_from_disk(str(fixtures / "emoji" / "pictures"))["train"]
-    edits = str(fixtures / "emoji" / "edits" / "train")
-    table = {(edit["source"], edit["target"]): edit["kind"] for edit in load_from_disk(edits)}
-    table |= {(name, name): "copy" for name in rows["id"]}
-    shown = {}
-    for same_crops in (True, False):
-        path = encode(rows, tmp_path / str(same_crops), vision, num_variants=3, same_crops=same_crops)
-        for name in ("emoji_editing", "emoji_conversations", "emoji_drawing"):
-            task = open_task(TaskSource(path=path, task=name, edits=edits))
-            cells = [(row["id"], variant, cell) for row in task.rows for variant, cell in enumerate(row["image"])]
-            variant_of = {cell["codes"]: (name, variant) for name, variant, cell in reversed(cells)}
-            samples = [task.sample(0, seeded(seed)) for seed in range(150)]
-            varied = ("part of it", "turned over")
-            whole = [sample for sample in samples if not any(words in sample.origin for words in varied)]
-            assert (len(whole) < len(samples)) == (same_crops and name == "emoji_editing")
-            if name == "emoji_editing":  # what guidance is measured against is no crop
-                silent = [task.sample(0, seeded(seed), without_text=True).pictures for seed in range(50)]
-                assert {variant_of[cell["codes"]][1] for (cell,) in silent} == {0}
-            shown[name, same_crops] = [[variant_of[cell["codes"]] for cell in sample.pictures] for sample in whole]
-
-    for name in ("emoji_editing", "emoji_conversations"):
-        for drawn in shown[name, True]:
-            variants = {variant for _, variant in drawn}
-            assert len(variants) == 1
-            changes = zip(drawn, drawn[1:], strict=False)
-            kinds = {table[before, after] for (before, _), (after, _) in changes}
-            assert variants == {0} or kinds <= set(EDITS_IN_PLACE)
-        assert {variant for drawn in shown[name, True] for _, variant in drawn} == {0, 1, 2}
-        assert {variant for drawn in shown[name, False] for _, variant in drawn} == {0}
-    assert {variant for drawn in shown["emoji_drawing", True] for _, variant in drawn} == {0}
+def test_a_task_by_place(own):
+    path, folder = own
+    task = task_of(f"{folder}/own.py:Shouting", path, options={"marks": 2})
+    sample = task.sample(0, seeded())
+    assert shape(sample) == [("user", ["a!!"]), ("assistant", ["IMAGE"])]
+    assert sample.task == task.name == "Shouting" and list(task.texts()) == ["a"]
 
 
-def packed(value: int, height: int = 3, width: int = 4) -> dict:
-    return {"codes": bytes([value]) * (2 * height * width), "height": height, "width": width}
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("Shouting", {}, "`options` of .*codes: Shouting missing a required argument: 'marks'"),
+        (
+            "Shouting",
+            {"marks": 1, "colour": 2},
+            "`options` .* Shouting got an unexpected keyword argument 'colour'",
+        ),
+        ("Nothing", {}, "`task` of .*codes: `.*own.py:Nothing`: .* defines no Nothing; it defines Shouting, Other"),
+        ("Other", {}, "`task` of .*codes: .*own.py:Other must be a class derived from EncodedTask"),
+    ],
+)
+def test_wrong_tasks_by_place(own, name, options, message):
+    path, folder = own
+    with pytest.raises(ValueError, match=message) as error:
+        task_of(f"{folder}/own.py:{name}", path, options=options)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="`task` of .*codes: `nowhere.py:X`: there is no file nowhere.py in"):
+        task_of("nowhere.py:X", path)
 
 
-def test_patchwork_takes_one_band_of_all_pictures():
-    ours, others = [packed(0), packed(1)], [packed(2), packed(3)]
-    bands = set()
-    for seed in range(100):
-        mixed = [
-            np.frombuffer(cell["codes"], np.uint8).reshape(3, 4, 2) for cell in patchwork(ours, others, seeded(seed))
-        ]
-        taken = mixed[0] == 2
-        assert np.array_equal(mixed[0], np.where(taken, 2, 0)) and np.array_equal(mixed[1], np.where(taken, 3, 1))
-        bands.add(taken[..., 0].astype(int).tobytes())
-    rows = [np.arange(3)[:, None] < line for line in (1, 2)]
-    columns = [np.arange(4)[None] < line for line in (1, 2, 3)]
-    one_side = [np.broadcast_to(band, (3, 4)) for band in (*rows, *columns)]
-    assert bands == {side.astype(int).tobytes() for band in one_side for side in (band, ~band)}
-
-
-def test_patchwork_of_unlike_sizes_or_of_one_token_is_none():
-    ours = [packed(0), packed(1)]
-    for others in ([packed(2), packed(3, 4, 3)], [packed(2, 2, 6), packed(3, 2, 6)]):
-        assert patchwork(ours, others, seeded(0)) == ours
-    assert patchwork([packed(0, 1, 1)], [packed(1, 1, 1)], seeded(0)) == [packed(0, 1, 1)]
-
-
-@pytest.fixture(scope="module")
-def edits_of_crops(fixtures, vision, tmp_path_factory):
-    """`emoji_described_editing` of three variants of each picture, and the rows of its table of edits."""
-    from datasets import load_from_disk
-
-    rows = load_from_disk(str(fixtures / "emoji" / "pictures"))["train"]
-    edits = str(fixtures / "emoji" / "edits" / "train")
-    path = encode(rows, tmp_path_factory.mktemp("crops") / "codes", vision, num_variants=3, same_crops=True)
-    task = open_task(TaskSource(path=path, task="emoji_described_editing", edits=edits))
-    return task, load_from_disk(edits).to_list()
-
-
-def test_edits_of_a_patchwork_are_told_the_same(edits_of_crops):
-    task, edits = edits_of_crops
-    table = {(edit["source"], edit["target"], edit["instruction"]) for edit in edits}
-    ids, mixed = list(task.rows["id"]), 0
-
-    def tokens(cell):
-        return np.frombuffer(cell["codes"], np.uint8).reshape(cell["height"] * cell["width"], -1)
-
-    for seed in range(150):
-        sample = task.sample(0, seeded(seed))
-        if "part of it" not in sample.origin or "turned over" in sample.origin:
-            continue
-        words = sample.messages[0]["content"][1]["text"]
-        places = list(map(int, re.findall(r"row (\d+)", sample.origin)))  # source, target, the other's source, target
-        for source, target in (places[:2], places[2:]):
-            is_copy = words in COPIES and source == target
-            assert is_copy or (ids[source], ids[target], words) in table
-        fits = []
-        for variant in range(3):  # every token is one of the two edits', of one variant
-            pairs = [
-                [tokens(task.rows[place]["image"][variant]) for place in sides]
-                for sides in zip(places[:2], places[2:])
-            ]
-            shown = [tokens(picture) for picture in sample.pictures]
-            fits.append(
-                all(
-                    ((own == picture).all(1) | (other == picture).all(1)).all()
-                    for picture, (own, other) in zip(shown, pairs, strict=True)
-                )
-            )
-            mixed += fits[-1] and not any(np.array_equal(shown[0], whole) for whole in pairs[0])
-        assert any(fits)
-    assert mixed > 10
-
-
-def test_bits_are_turned_over_in_source_and_target(edits_of_crops):
-    task, edits = edits_of_crops
-    table = {(edit["source"], edit["target"]): edit["kind"] for edit in edits}
-    ids, kinds, shares = list(task.rows["id"]), set(), []
-    for seed in range(300):
-        origin = (sample := task.sample(0, seeded(seed))).origin
-        if "turned over" not in origin or "part of it" in origin:
-            continue
-        places = list(map(int, re.findall(r"row (\d+)", origin)))
-        kinds.add("copy" if places[0] == places[1] else table[tuple(ids[place] for place in places)])
-        masks = [
-            [turned(task.rows[place]["image"][variant]["codes"], shown["codes"]) for variant in range(3)]
-            for place, shown in zip(places, sample.pictures, strict=True)
-        ]
-        (variant,) = [v for v in range(3) if np.array_equal(masks[0][v], masks[1][v])][:1]
-        shares.append(masks[0][variant].mean())
-    assert kinds <= set(FAITHFUL_EDITS) and {"tone", "copy"} <= kinds
-    assert len(shares) > 20 and 0.15 < max(shares) < MOST_TURNED_OVER_IN_EDITS + 0.1
-
-
-def test_edits_are_described_before_they_are_drawn(edits_of_crops):
-    """Only where the label fits the picture or a crop of it, and not where nothing changes."""
-    task, _ = edits_of_crops
-    described, others = 0, 0
-    for seed in range(300):
-        sample = task.sample(0, seeded(seed), without_text=seed % 10 == 0)
-        *first, drawn = sample.messages[-1]["content"]
-        assert drawn == IMAGE_ITEM and sample.messages[-1]["role"] == "assistant"
-        source, target = list(map(int, re.findall(r"row (\d+)", sample.origin)))[:2]
-        is_varied = "part of it" in sample.origin or "turned over" in sample.origin
-        if seed % 10 == 0 or is_varied or source == target:
-            assert not first
-            continue
-        row = task.rows[target]
-        if first:
-            assert first == [{"type": "text", "text": f"a {row['style']} emoji of {row['label']}"}]
-        described, others = described + len(first), others + 1 - len(first)
-    assert abs(described / (described + others) - DESCRIBE_CHANCE) < 0.15
-
-
-def test_emoji_conversations_follow_the_edits(emoji):
-    from datasets import load_from_disk
-
-    source = emoji["emoji_conversations"]
-    task = open_task(source)
-    table = {(edit["source"], edit["instruction"], edit["target"]) for edit in load_from_disk(source.edits)}
-    rows = {tuple(row["image"][0]["codes"]): row for row in task.rows}
-    for seed in range(60):
-        sample = task.sample(0, seeded(seed))
-        shown = iter([rows[tuple(picture["codes"])] for picture in sample.pictures])
-        last, words, edits = None, None, 0
-        for message in sample.messages:
-            for item in message["content"]:
-                if item["type"] == "image":
-                    before, last = last, next(shown)
-                    if message["role"] == "assistant" and before is not None:
-                        assert (before["id"], words, last["id"]) in table
-                        edits += 1
-                else:
-                    words = item["text"]
-        assert 1 <= edits <= 2 and next(shown, None) is None
-        assert len(sample.pictures) == edits + 1
-
-
-def test_emoji_edits_are_those_of_the_table_and_copies(emoji, fixtures):
-    from datasets import load_from_disk
-
-    task = open_task(emoji["emoji_editing"])
-    table = load_from_disk(emoji["emoji_editing"].edits).to_list()
-    known = {(edit["source"], edit["instruction"], edit["target"]) for edit in table}
-    ids = list(task.rows["id"])
-    kinds, copies = set(), 0
-    for seed in range(60):
-        sample = task.sample(0, seeded(seed))
-        source, target = map(int, re.findall(r"row (\d+)", sample.origin))
-        instruction = sample.messages[0]["content"][1]["text"]
-        assert sample.pictures[1]["codes"] == task.rows[target]["image"][0]["codes"]
-        if instruction in COPIES:
-            assert source == target == 0
-            copies += 1
-            continue
-        assert (ids[source], instruction, ids[target]) in known
-        kinds |= {edit["kind"] for edit in table if (edit["source"], edit["target"]) == (ids[source], ids[target])}
-    assert 0 < copies < 20
-    assert len(kinds) == len({edit["kind"] for edit in table})
-    assert {instruction for _, instruction, _ in known} | set(COPIES) == set(task.texts())
-
-
-def test_emoji_edits_without_their_table(emoji, fixtures):
-    path = emoji["emoji_editing"].path
-    with pytest.raises(ValueError, match="emoji_editing needs a split of edits"):
-        task_of("emoji_editing", path)
-    with pytest.raises(ValueError, match="`edits` .* is no split of `uniwetok data emoji`"):
-        task_of("emoji_editing", path, edits=str(fixtures / "emoji" / "edits"))
-    with pytest.raises(ValueError, match="none of them is between two pictures"):
-        task_of("emoji_editing", path, edits=str(fixtures / "emoji" / "edits" / "test"))
+def test_the_librarys_tasks_have_no_options(own):
+    with pytest.raises(ValueError, match="`options` of .*codes: Captions got an unexpected keyword argument 'marks'"):
+        task_of("captions", own[0], options={"marks": 1})

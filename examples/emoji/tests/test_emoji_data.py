@@ -5,19 +5,14 @@ import io
 import json
 import tarfile
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from datasets import load_from_disk
-from emoji_data import SPLITS, concept_split, picture_split
+from emoji_data import SPLITS, build_emoji_dataset, concept_split, picture_split
 from emoji_edits import KINDS, find_edits
 from emoji_packages import PACKAGES, IconSet, NpmPackage, read_entries
 from PIL import Image
 
-from uniwetok_hf.data import build_emoji_dataset
-
-
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "emoji"
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 SQUARE = '<path fill="#f00" d="M0 0h32v32h-32z"/>'
@@ -397,8 +392,8 @@ def test_edits_across_splits_are_dropped_but_for_held_out_targets(tiny, tmp_path
 
 
 @pytest.fixture(scope="module")
-def fixture_set():
-    return load_from_disk(FIXTURE / "pictures"), load_from_disk(FIXTURE / "edits")
+def fixture_set(fixtures):
+    return load_from_disk(fixtures / "emoji" / "pictures"), load_from_disk(fixtures / "emoji" / "edits")
 
 
 def test_fixture_has_the_documented_layout(fixture_set):

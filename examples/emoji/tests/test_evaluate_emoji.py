@@ -146,7 +146,8 @@ def test_edits_and_their_ceiling(pipe):
     edits = [{"source": "noto/hand-", "target": "noto/hand-dark skin tone", "instruction": "darker", "kind": "tone"}]
     edit_pipe = UniWeTokEditPipeline.from_pipe(pipe)
     edit_pipe.set_progress_bar_config(disable=True)
-    rows = evaluate_edits(edit_pipe, pipe, combination_edits(edits, ROWS, [0]), TrueJudge(), num_inference_steps=2)
+    edits = combination_edits(edits, ROWS, [0])
+    rows = evaluate_edits(edit_pipe, pipe, edits, TrueJudge(), num_inference_steps=2).rows
     names = ["model", "copy of the source", "words alone", "targets, through the codes"]
     assert [row.labels["what"] for row in rows] == names
     assert {row.labels["of"] for row in rows} == {"edits"}

@@ -34,9 +34,10 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, SiglipMod
 
 from uniwetok_hf.data.samples import EpochOrder
 from uniwetok_hf.losses.teacher import Teacher
-from uniwetok_hf.training.config import find_config, read_config
+from uniwetok_hf.training.config import read_config
 
 
+RECIPE = Path(__file__).parent.parent
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "grey": (128, 128, 128)}
 STYLES = ("flat", "noto")
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -64,7 +65,7 @@ def row_of(colour, style):
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """A folder like those of `uniwetok data emoji`: 4 concepts in 2 styles to learn from, 2 of them held out."""
+    """A folder like those of `emoji_data.py`: 4 concepts in 2 styles to learn from, 2 of them held out."""
     folder = tmp_path_factory.mktemp("emoji")
     columns = {name: Value("string") for name in ("label", "style")}
     features = Features({"image": Image(), **columns, "keywords": List(Value("string"))})
@@ -232,8 +233,9 @@ def run(data, tmp_path_factory):
     """A finished training of 4 steps, and torch's global random state before and after it."""
     folder = tmp_path_factory.mktemp("siglip")
     state = torch.get_rng_state()
-    path = main(str(write(folder, FIELDS, data=str(data), output_dir=str(folder / "run"))))
-    return path, state, torch.get_rng_state()
+    config = write(folder, FIELDS, data=str(data), output_dir=str(folder / "none"))
+    main(["--config", str(config), "--set", f"output_dir={folder / 'run'}"])
+    return folder / "run" / "model", state, torch.get_rng_state()
 
 
 def test_result_is_a_teacher_and_loads_by_the_auto_classes(run, data):
@@ -391,8 +393,8 @@ def test_several_splits_are_joined(data):
 
 
 def test_shipped_config(text_tokenizer):
-    config = read_config(SiglipTrainingConfig, find_config("emoji_siglip"))
+    config = read_config(SiglipTrainingConfig, RECIPE / "emoji_siglip.yaml")
     model = build_model(config, text_tokenizer)
     assert model.vision_model.embeddings.num_patches == 16
     assert config.splits == ["train"]
-    assert yaml.safe_load(find_config("emoji_siglip").read_text())["data"] == "data/emoji"
+    assert yaml.safe_load((RECIPE / "emoji_siglip.yaml").read_text())["data"] == "data/emoji"

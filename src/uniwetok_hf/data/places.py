@@ -1,8 +1,8 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""A user's own class or function, named by its place: `tasks.py:EmojiEditing` in a YAML file or on the command line.
+"""A user's own class or function, named by its place, `tasks.py:MyTask`, in a YAML file or on the command line.
 
-The file is looked for beside the YAML file first, then in the folder of the process. While it runs, its own folder is on
-`sys.path`, so that it may import files beside it.
+The file is looked up beside the YAML file first, then in the current folder. While it is imported, its folder is on
+`sys.path`, so that it can import files beside it.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ def is_place(text: str) -> bool:
 
 
 def find_place(place: str, beside: str | os.PathLike | None = None) -> str:
-    """The place with the absolute path of its file, which holds from any folder; `beside` is a folder to look in first.
+    """The place with the absolute path of its file, which is valid anywhere; `beside` is a folder to look in first.
 
     Raises:
         ValueError: when `place` has not the form `FILE.py:NAME`, or there is no such file.
     """
     match = PLACE.fullmatch(place)
     if match is None:
-        raise ValueError(f"{place!r} is no place: write `FILE.py:NAME`, such as tasks.py:EmojiEditing.")
+        raise ValueError(f"{place!r} is not a place: write `FILE.py:NAME`, such as tasks.py:MyTask.")
     folders = [Path(beside), Path()] if beside is not None else [Path()]
     for folder in folders:  # an absolute path stays what it is
         if (path := folder / Path(match["file"]).expanduser()).is_file():
@@ -39,10 +39,10 @@ def find_place(place: str, beside: str | os.PathLike | None = None) -> str:
 
 
 def load_place(place: str, beside: str | os.PathLike | None = None):
-    """What stands at a place: the class or function `NAME` of `FILE.py`. A file is run once per process.
+    """The class or function `NAME` of `FILE.py`. A file is imported once per process.
 
     Raises:
-        ValueError: when there is no such file, it can't be run, or it defines no such name.
+        ValueError: when there is no such file, it can't be imported, or it defines no such name.
     """
     path, name = find_place(place, beside).rsplit(":", 1)
     module = _run(Path(path))
@@ -64,7 +64,7 @@ def _run(path: Path):
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[module_name]
-        raise ValueError(f"{path} can't be run: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{path} can't be imported: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(path.parent))
     return module

@@ -1,12 +1,14 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Where pictures come from: one way to open folders, Parquet, WebDataset tars, saved datasets and Hub names.
+"""Sources of pictures: one way to open folders, Parquet, WebDataset tars, saved datasets, names on the Hub, and
+functions of a user.
 
 All reading is done by the `datasets` library. Nothing is decoded while rows are read: a cell of a picture column is
-`{"bytes", "path"}`, and [`read_cell`] turns it into a picture, so that a broken file is one bad row and no crash.
+`{"bytes", "path"}`, and [`read_cell`] turns it into a picture, so that a broken file is one bad row, not a crash.
 """
 
 import glob
 import io
+import json
 import os
 import tarfile
 from dataclasses import dataclass, field
@@ -14,28 +16,31 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..embedded import FOLDER
 from ..files import is_local_name
 from .images import ImageReadError, read_image
+from .places import is_place, load_place
 
 
 IMAGE_COLUMN = "image"
 
 # Folders with these names inside a folder of pictures are splits; all others are classes or just folders.
 SPLIT_FOLDERS = {"train", "validation", "val", "valid", "dev", "test", "eval"}
-# What the shipped configs read, and the commands that make it.
-MADE_BY = {"data/emoji": "emoji", "data/faces_and_text": "faces-and-text"}
-# What a saved dataset is split into when it is streamed: these come in another order each epoch.
+# Name of the source of the few captioned pictures that ship with the package.
+EMBEDDED_PICTURES = "embedded-pictures"
+# Shards of a saved dataset when it is streamed; they come in another order each epoch.
 NUM_SHARDS = 64
 
 
 @dataclass
 class PictureSource:
-    """Pictures from one place, and how often they come beside those from others."""
+    """Pictures from one place, and how often they are sampled relative to other sources."""
 
     path: str = field(
         metadata={
-            "help": "folder of `save_to_disk` or of `uniwetok data`, folder of pictures, Parquet or WebDataset .tar "
-            "(file, folder or glob), or the name of a dataset on the Hub"
+            "help": "folder of `save_to_disk`, folder of pictures, Parquet or WebDataset .tar (file, folder or glob), "
+            f"{EMBEDDED_PICTURES}, the name of a dataset on the Hub, or the place of your own function, FILE.py:NAME, "
+            "that is called with the split and returns a datasets.Dataset or rows"
         }
     )
     split: str = field(default="train", metadata={"help": "which split of it; plain files are all `train`"})
@@ -44,9 +49,7 @@ class PictureSource:
         default=IMAGE_COLUMN,
         metadata={"help": "column of the pictures; the only column of pictures is found without it"},
     )
-    streaming: bool = field(
-        default=False, metadata={"help": "read in the order of the files and never whole, for what fits no disk"}
-    )
+    streaming: bool = field(default=False, metadata={"help": "read in the order of the files, without a local copy"})
     weight: float = field(default=1.0, metadata={"help": "share of the samples, over the sum of all weights"})
 
 
@@ -80,6 +83,8 @@ def open_rows(source: PictureSource):
         ValueError: when there is no such file, folder or dataset, or it lacks the split.
         ImportError: when `datasets` is not installed.
     """
+    if is_place(source.path):
+        return _load_place(source)
     splits = _load_splits(source)
     if source.split not in splits:
         raise ValueError(f"`split` {source.split!r} is not in {source.path}; there is {', '.join(splits)}.")
@@ -132,14 +137,12 @@ def _read_file(path: str, name: str) -> bytes:
 def _load_splits(source: PictureSource) -> dict:
     """Split -> dataset. Of a folder of pictures only the split that is asked for is looked at."""
     path = Path(source.path).expanduser()
+    if source.path == EMBEDDED_PICTURES:
+        return {"train": _embedded_pictures()}
     if path.is_dir():
         return _load_folder(path.resolve(), source)
     builder = _builder_of(source.path)
     if builder is None and not glob.has_magic(source.path):
-        if command := MADE_BY.get(source.path):
-            raise ValueError(
-                f"`path` {source.path} is not there yet: `uniwetok data {command} {source.path}` makes it."
-            )
         if is_local_name(source.path):
             raise ValueError(f"`path` {source.path}: there is no such file or folder.")
         return _load(source, source.path, name=source.name)
@@ -151,6 +154,35 @@ def _load_splits(source: PictureSource) -> dict:
         if not glob.glob(files, recursive=True):
             raise ValueError(f"`path` {source.path}: there is no such file.")
     return _load(source, builder, data_files={"train": files})
+
+
+def _load_place(source: PictureSource):
+    """What a user's own function returns for the split, as a dataset."""
+    from datasets import Dataset, IterableDataset
+
+    try:
+        load = load_place(source.path)
+    except ValueError as error:
+        raise ValueError(f"`path`: {error}") from error.__cause__
+    rows = load(source.split)
+    if not isinstance(rows, Dataset | IterableDataset):
+        try:
+            rows = Dataset.from_list(list(rows))
+        except (TypeError, ValueError) as error:  # pyarrow's errors are ValueErrors
+            raise ValueError(
+                f"`path` {source.path}: the function must return a datasets.Dataset or rows, dicts with the same "
+                f"keys: {error}"
+            ) from error
+    return _streamed(rows) if source.streaming and isinstance(rows, Dataset) else rows
+
+
+def _embedded_pictures():
+    from datasets import Dataset, Image
+
+    folder = FOLDER / "pictures"
+    rows = json.loads((folder / "pictures.json").read_text(encoding="utf-8"))
+    columns = {"image": [str(folder / row["file"]) for row in rows], "text": [row["text"] for row in rows]}
+    return Dataset.from_dict(columns).cast_column("image", Image(decode=False))
 
 
 def _load_folder(path: Path, source: PictureSource) -> dict:
@@ -178,7 +210,7 @@ def _load_folder(path: Path, source: PictureSource) -> dict:
 
 
 def _load(source: PictureSource, *arguments, **options) -> dict:
-    """`load_dataset`, whose many errors become one."""
+    """`load_dataset`, with one kind of error."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 

@@ -1,29 +1,41 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Settings of a training: a dataclass whose fields explain themselves, read from a YAML file.
+"""Settings of a training: a dataclass whose fields have a help text, read from a YAML file.
 
     @dataclass
     class Config:
-        batch_size: int = setting(help="pictures a step")
+        batch_size: int = setting(help="pictures per step")
         seed: int = setting(0, "seed of all random choices")
 
 A field may be a dataclass itself (a section of the file), a list of them, or None where a part can be left out.
+
+- `base: other.yaml` starts from another file, beside this one, or from a shipped config. Sections and other mappings
+  are merged, everything else is replaced, lists too; `field: null` leaves out a section or a mapping of the base.
+- A place, `FILE.py:NAME`, is looked up beside the file that it is written in.
+- `config.json` of a run is such a file, too, with all settings and the absolute paths of places.
 """
 
 import copy
 import dataclasses
 import difflib
+import json
 import os
 import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..data.places import find_place, is_place
+
 
 CONFIGS = Path(__file__).parent / "configs"
 
 
+class ConfigError(ValueError):
+    """A wrong config file; the message names the file and the field."""
+
+
 def setting(default=dataclasses.MISSING, help: str = ""):
-    """A dataclass field with an explanation; without a default it has to be given."""
+    """A dataclass field with a help text; without a default it is required."""
     if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):
         return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata={"help": help})
     return dataclasses.field(default=default, metadata={"help": help})
@@ -43,33 +55,41 @@ def find_config(name: str | os.PathLike) -> Path:
     for path in (Path(name), CONFIGS / f"{name}.yaml"):
         if path.is_file():
             return path
+    if str(name).startswith("emoji_"):  # shipped up to version 0.1
+        raise ValueError(
+            f"`config` {name}: the recipe of the embedded model is examples/emoji of the repository, where LOG.md "
+            "names the commit of the configs that are gone; emoji_mllm_lora is now small_lora."
+        )
     raise ValueError(f"`config` {name}: no such file; those that ship are {', '.join(shipped_configs())}.")
 
 
 def read_config(config_class: type, path: str | os.PathLike, **overrides):
-    """Reads the YAML file `path` into `config_class`. `overrides` win over the file; `section.field` changes one field
-    of a section.
+    """Reads the YAML file `path`, and the files that it is based on, into `config_class`. `overrides` win over the
+    files; `section.field` changes one field of a section.
 
     Raises:
-        ValueError: for an unknown, missing or ill-typed field; the message names the file and the field.
+        ConfigError: for an unknown, missing or ill-typed field, a file that is missing or based on itself, or a place
+            without a file; the message names the file and the field.
     """
-    import yaml
-
-    with open(path) as file:
-        try:
-            values = yaml.safe_load(file) or {}
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is no YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold `field: value` lines, got {type(values).__name__}.")
+    values, origins = _read_file(Path(path), [])
     for name, value in overrides.items():
-        _put(values, name.split("."), value, path)
-    return _build(config_class, values, f"{path}: ", "")
+        _put(values, name.split("."), _find_places(value, name, Path(path)), path)
+        origins[name] = Path(path)
+    return _build(config_class, values, _Origins(Path(path), origins), "")
 
 
 def config_values(config) -> dict:
-    """The settings as plain values, with which a file could be written: for logs, trackers and checkpoints."""
-    return dataclasses.asdict(config)
+    """The settings as plain values, for logs, trackers and records that may be published: of a place the name of the
+    file, not where it lies."""
+
+    def shorten(value):
+        if isinstance(value, dict):
+            return {name: shorten(item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [shorten(item) for item in value]
+        return Path(value).name if isinstance(value, str) and is_place(value) else value
+
+    return shorten(dataclasses.asdict(config))
 
 
 def flat_values(config) -> dict[str, int | float | str | bool]:
@@ -88,7 +108,7 @@ def flat_values(config) -> dict[str, int | float | str | bool]:
 
 
 def explain(config_class: type, indent: str = "  ") -> list[str]:
-    """One line a field: name, type, default, explanation; sections follow their field, indented."""
+    """One line per field: name, type, default, help text; sections follow their field, indented."""
     lines, hints = [], typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         has_default = field.default is not dataclasses.MISSING
@@ -103,48 +123,131 @@ def explain(config_class: type, indent: str = "  ") -> list[str]:
     return lines
 
 
+def _read_file(path: Path, chain: list[Path]) -> tuple[dict, dict[str, Path]]:
+    """Fields of a file merged into those of its bases, and the file that each, as `section.field`, comes from. `chain`
+    are the files that led here."""
+    import yaml
+
+    if path.resolve() in (before.resolve() for before in chain):
+        circle = " -> ".join(map(str, [*chain, path]))
+        raise ConfigError(f"{chain[-1]}: `base` leads back to {path}: {circle}.")
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = (json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)) or {}
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} is no YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold `field: value` lines, got {type(values).__name__}.")
+    values = _find_places(values, "", path)
+    origins = dict.fromkeys(_names(values), path)
+    if (base := values.pop("base", None)) is None:
+        return values, origins
+    base_path = path.parent / str(base)
+    if not base_path.is_file():
+        base_path = CONFIGS / f"{base}.yaml"
+    if not base_path.is_file():
+        raise ConfigError(
+            f"{path}: `base` {base}: there is no such file in {path.parent.resolve()}, and no shipped config of that "
+            f"name; those are {', '.join(shipped_configs())}."
+        )
+    base_values, base_origins = _read_file(base_path, [*chain, path])
+    return _merge(base_values, values), base_origins | origins
+
+
+def _merge(base: dict, values: dict) -> dict:
+    """`values` over `base`: mappings are merged, everything else is replaced."""
+    merged = dict(base)
+    for name, value in values.items():
+        both = isinstance(value, dict) and isinstance(base.get(name), dict)
+        merged[name] = _merge(base[name], value) if both else value
+    return merged
+
+
+def _names(values: dict, prefix: str = "") -> list[str]:
+    """`section`, `section.field`, ... of all mappings in `values`."""
+    names = []
+    for name, value in values.items():
+        names.append(f"{prefix}{name}")
+        if isinstance(value, dict):
+            names += _names(value, f"{prefix}{name}.")
+    return names
+
+
+def _find_places(value, name: str, path: Path):
+    """`value` with the absolute path in each place that is written in it."""
+    if isinstance(value, dict):
+        return {key: _find_places(item, f"{name}.{key}" if name else str(key), path) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_find_places(item, f"{name}[{index}]", path) for index, item in enumerate(value)]
+    if not (isinstance(value, str) and is_place(value)):
+        return value
+    try:
+        return find_place(value, beside=path.parent)
+    except ValueError as error:
+        raise ConfigError(f"{path}: `{name}`: {error}") from None
+
+
+@dataclasses.dataclass
+class _Origins:
+    """Which file a field comes from, for error messages."""
+
+    path: Path  # the file that was asked for
+    files: dict[str, Path]
+
+    def where(self, name: str) -> str:
+        name = name.split("[")[0]
+        while name and name not in self.files:
+            name = name.rpartition(".")[0]
+        return f"{self.files.get(name, self.path)}: "
+
+
 def _put(values: dict, names: list[str], value, path) -> None:
     for name in names[:-1]:
         values = values.setdefault(name, {})
         if values is None or not isinstance(values, dict):
-            raise ValueError(f"{path}: `{'.'.join(names)}` can't be set: `{name}` is no section there.")
+            raise ConfigError(f"{path}: `{'.'.join(names)}` can't be set: `{name}` is no section there.")
     values[names[-1]] = value
 
 
-def _build(config_class: type, values: Mapping, where: str, prefix: str):
+def _build(config_class: type, values: Mapping, origins: _Origins, prefix: str):
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     if unknown := sorted(set(map(str, values)) - set(fields)):
         names = ", ".join(prefix + name for name in unknown)
         close = difflib.get_close_matches(unknown[0], fields, n=1)
         hint = f" (did you mean {prefix}{close[0]}?)" if close else ""
-        raise ValueError(f"{where}unknown field {names}{hint}; the fields are {', '.join(fields)}.")
+        where = origins.where(prefix + unknown[0])
+        raise ConfigError(f"{where}unknown field {names}{hint}; the fields are {', '.join(fields)}.")
     required = {
         name
         for name, field in fields.items()
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     }
+    where = origins.where(prefix)
     if missing := sorted(required - set(values)):
-        raise ValueError(f"{where}missing field {', '.join(prefix + name for name in missing)}.")
+        raise ConfigError(f"{where}missing field {', '.join(prefix + name for name in missing)}.")
     hints = typing.get_type_hints(config_class)
+    checked = {name: _value(hints[name], value, origins, prefix + name) for name, value in values.items()}
     try:
-        return config_class(**{n: _value(hints[n], value, where, prefix + n) for n, value in values.items()})
-    except ValueError as error:  # what the dataclass itself finds wrong
-        raise ValueError(str(error) if str(error).startswith(where) else f"{where}{error}") from None
+        return config_class(**checked)
+    except ValueError as error:  # from the dataclass itself
+        raise ConfigError(f"{where}{error}") from None
 
 
-def _value(hint, value, where: str, name: str):
+def _value(hint, value, origins: _Origins, name: str):
     """`value` as the type `hint` wants it."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if value is None and type(None) in options:
         return None
     for option in options:
         section, origin, arguments = _section_of(option), typing.get_origin(option), typing.get_args(option)
+        if value is None and dict in (option, origin):  # a mapping of the base is left out
+            return {}
         if section and origin is not list and isinstance(value, Mapping):
-            return _build(section, value, where, f"{name}.")
+            return _build(section, value, origins, f"{name}.")
         if origin is list and isinstance(value, list):
-            return [_value(arguments[0], item, where, f"{name}[{index}]") for index, item in enumerate(value)]
+            return [_value(arguments[0], item, origins, f"{name}[{index}]") for index, item in enumerate(value)]
         if option is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-            try:  # YAML 1.1 reads `1e-3` (no dot) as text; people write it all the same
+            try:  # YAML 1.1 reads `1e-3`, without a dot, as text
                 return float(value)
             except ValueError:
                 continue
@@ -156,11 +259,11 @@ def _value(hint, value, where: str, name: str):
             return "no"
         if origin is dict and isinstance(value, dict):
             return value
-    raise ValueError(f"{where}`{name}` must be {_type_name(hint)}, got {value!r}.")
+    raise ConfigError(f"{origins.where(name)}`{name}` must be {_type_name(hint)}, got {value!r}.")
 
 
 def _section_of(hint) -> type | None:
-    """The dataclass that a field, a list of it or an optional one is made of."""
+    """The dataclass of a field, of a list of it, or of an optional one."""
     if dataclasses.is_dataclass(hint):
         return hint
     return next((section for part in typing.get_args(hint) if (section := _section_of(part))), None)

@@ -27,7 +27,6 @@ from ..modeling.modeling_uniwetok_mllm import UniWeTokForCausalLM, UniWeTokProje
 from ..modeling.processing_uniwetok import UniWeTokProcessor
 from ..pipelines import UniWeTokPipeline
 from ..schedulers import BinaryFlowScheduler
-from .copying import add_copying_heads
 from .run import seeded_weights
 
 
@@ -49,8 +48,6 @@ def start_pipeline(config, texts: Iterable[str] = ()) -> UniWeTokPipeline:
         if given := [name for name, value in new_model.items() if value]:
             raise ValueError(f"`{given[0]}` can't be given together with `init_from`, which brings its own.")
         pipeline = continued_pipeline(start_folder(config), config.mllm, config.seed)
-        if config.copying_heads:
-            add_copying_heads(pipeline.mllm, config.copying_heads, config.seed)
     else:
         if config.vision_model is None or bool(config.language_model) == bool(config.text_model):
             raise ValueError(

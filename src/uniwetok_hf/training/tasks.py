@@ -1,48 +1,49 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""What the language model practises: rows of encoded datasets as conversations (docs/data-formats.md).
+"""Tasks of the language model: rows of encoded datasets as conversations (docs/data-formats.md).
 
-A sample is a conversation and the codes of the pictures in it, in order. Pictures in the assistant's turns are drawn,
-its text is said, everything else is only read. Which row a sample is, which of its captions and crops is taken, and
-whether its text is left out are functions of the seed and the sample's running number alone (`samples`).
+A sample is a conversation and the codes of its pictures, in order. The model learns to generate the pictures and the
+text of the assistant's turns; everything else is input only. Which row a sample is, which of its captions and crops is
+taken, and whether its text is left out are functions of the seed and the sample's running number alone (`samples`).
+
+A task of one's own is a class derived from [`EncodedTask`], named by its place in the config, `task: FILE.py:NAME`
+(docs/new-task.md).
 """
 
+import inspect
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ..data.encoded import ENCODING_FILE, Encoding, cell_codes, open_encoded, part_path, read_encoding
-from ..data.samples import TASK, EpochOrder, Mixture, sample_generator
+from ..data.places import is_place, load_place
+from ..data.samples import TASK, EpochOrder, Mixture, sample_generator, stream_seed
 from .config import setting
 
 
 # What the columns of a format hold.
 PICTURE, PICTURES, TEXT, TEXTS, ANYTHING = "a picture", "a list of pictures", "text", "text or a list of texts", "any"
 IMAGE_ITEM = {"type": "image"}
-# Instructions that change nothing.
-COPIES = ("keep it as it is", "draw the same again", "copy the picture")
-MOST_TURNED_OVER = 0.5  # of the bits of a picture to copy: pure noise
-# What the prompt format is written with: text that holds it would be taken for a picture or for the end of a turn.
+# Tokens of the prompt format: text that contains them would be taken for a picture or for the end of a turn.
 MARKUP = r"<\|(im_start|im_end|endoftext|vision_start|vision_end|image_pad|res_\d+|query_\d+)\|>"
 
 
 @dataclass
 class TaskSource:
-    """One encoded dataset and what is practised on it."""
+    """One encoded dataset and the task that is trained on it."""
 
     path: str = setting(help="folder that `uniwetok encode-dataset` made")
     task: str = setting(
-        help="captions, questions, edits, copies, conversations, emoji_drawing, emoji_editing, "
-        "emoji_described_editing, emoji_describing, emoji_conversations"
+        help="captions, questions, edits, conversations, or the place of your own task class, FILE.py:NAME, looked "
+        "up beside the YAML file"
     )
-    weight: float = setting(1.0, "how often it is practised, relative to the others")
-    columns: dict = setting({}, "for columns that are not called as in docs/data-formats.md, `name there: name here`")
-    edits: str | None = setting(
-        None, "emoji tasks that edit: a split of the edits of `uniwetok data emoji`, DATA/edits/train"
+    weight: float = setting(1.0, "how often it is sampled, relative to the others")
+    columns: dict = setting(
+        {}, "for columns with other names than those of docs/data-formats.md, `name there: name here`"
     )
+    options: dict = setting({}, "arguments of your own task class, by name")
 
 
 @dataclass
@@ -77,19 +78,19 @@ def text_item(words: str) -> dict:
     return {"type": "text", "text": words}
 
 
-def drawing(prompt: str | None, picture: dict) -> Sample:
-    """The assistant draws `picture` when told `prompt`; without a prompt the turn of the user is missing."""
+def generation_sample(prompt: str | None, picture: dict) -> Sample:
+    """The assistant generates `picture` from `prompt`; without a prompt there is no user turn."""
     messages = [{"role": "assistant", "content": [IMAGE_ITEM]}]
     if prompt is not None:
         messages.insert(0, {"role": "user", "content": [text_item(prompt)]})
     return Sample(messages, [picture])
 
 
-def editing(source: dict, instruction: str | None, target: dict, description: str | None = None) -> Sample:
-    """The assistant draws `target` when shown `source` and told `instruction`, and says before that what it will be
-    where there is a `description`; without an instruction it draws unasked."""
+def editing_sample(source: dict, instruction: str | None, target: dict, description: str | None = None) -> Sample:
+    """The assistant generates `target` from `source` and `instruction`, after the text of `description` if there is
+    one. Without an instruction it generates `target` unconditionally."""
     if instruction is None:
-        return drawing(None, target)
+        return generation_sample(None, target)
     messages = [
         {"role": "user", "content": [IMAGE_ITEM, text_item(instruction)]},
         {"role": "assistant", "content": [IMAGE_ITEM]},
@@ -99,7 +100,7 @@ def editing(source: dict, instruction: str | None, target: dict, description: st
     return Sample(messages, [source, target])
 
 
-def describing(picture: dict, question: str, answer: str) -> Sample:
+def answer_sample(picture: dict, question: str, answer: str) -> Sample:
     """The assistant answers a question about `picture`."""
     messages = [
         {"role": "user", "content": [IMAGE_ITEM, text_item(question)]},
@@ -109,25 +110,13 @@ def describing(picture: dict, question: str, answer: str) -> Sample:
 
 
 def pick(options, generator: torch.Generator):
-    """One of `options`."""
+    """One of `options`, uniformly."""
     return options[torch.randint(len(options), (), generator=generator).item()]
 
 
-def turn_over(pictures: list[dict], probability: float, generator: torch.Generator) -> list[dict]:
-    """Pictures, each {codes, height, width} with packed bits, with the same bits turned over in all of them, each with
-    `probability`: what an edit keeps and what it changes stays true bit by bit, but the source alone tells what is to
-    be drawn. Where sizes differ all stays as it is."""
-    if len({(picture["height"], picture["width"]) for picture in pictures}) > 1:
-        return pictures
-    num_bits = 8 * len(pictures[0]["codes"])
-    mask = np.packbits((torch.rand(num_bits, generator=generator) < probability).numpy())
-    turned = [np.frombuffer(picture["codes"], np.uint8) ^ mask for picture in pictures]
-    return [picture | {"codes": codes.tobytes()} for picture, codes in zip(pictures, turned, strict=True)]
-
-
-class Row:
-    """One row of an encoded dataset; what it holds is checked when it is asked for. All of its pictures are of one
-    variant, drawn from `generator`, so that an edit stays an edit."""
+class EncodedRow:
+    """One row of an encoded dataset; a value is checked when it is read. All of its pictures are of one variant,
+    chosen with `generator`, so that source and target of an edit have the same crop."""
 
     def __init__(self, values: dict, columns: dict[str, str], origin: str, generator: torch.Generator):
         self.values, self.columns, self.origin = values, columns, origin
@@ -155,7 +144,7 @@ class Row:
         if not isinstance(words, str) or not words.strip():
             self.fail(column, f"must be text that is not empty, got {words!r}.")
         if found := re.search(MARKUP, words):
-            self.fail(column, f"must not hold {found[0]}, which the prompt format is written with.")
+            self.fail(column, f"must not contain {found[0]}, a token of the prompt format.")
         return words
 
     def picture(self, column: str) -> dict:
@@ -173,14 +162,15 @@ class Row:
 
 
 class EncodedTask:
-    """A format of rows: `columns` it needs and `optional` ones, with what they hold, and how a row becomes a
-    sample."""
+    """Base of all tasks: how a row becomes a sample. `columns` are those that a row must have and `optional` those
+    that it may have, with what they hold. Arguments after `encode_options` are `options` of the source."""
 
     columns: dict[str, str]
     optional: dict[str, str] = {}
 
     def __init__(self, source: TaskSource, encode_options: str):
-        self.name, self.path = source.task, source.path
+        self.name = type(self).__name__ if is_place(source.task) else source.task
+        self.path = source.path
         self.encoding = _read_encoding(source.path, encode_options)
         self.rows = open_encoded(source.path)
         known = self.columns | self.optional
@@ -201,27 +191,28 @@ class EncodedTask:
         return len(self.rows)
 
     def sample(self, index: int, generator: torch.Generator, without_text: bool = False) -> Sample:
-        """Row `index` as a conversation; `without_text` leaves the user's turn out, where it asks for a picture.
+        """Row `index` as a conversation; `without_text` leaves out the user's turn of a generation or an edit.
 
         Raises:
             ValueError: when the row is not as its format says; the message names row and column.
         """
         origin = f"{self.path}, row {index}"
-        sample = self.converse(Row(self.rows[index], self.names, origin, generator), without_text)
+        sample = self.converse(EncodedRow(self.rows[index], self.names, origin, generator), without_text)
         sample.task, sample.origin = self.name, origin
         return sample
 
-    def converse(self, row: Row, without_text: bool) -> Sample:
+    def converse(self, row: EncodedRow, without_text: bool) -> Sample:
+        """The sample of a row."""
         raise NotImplementedError
 
     def texts(self) -> Iterator[str]:
-        """All words of it, to train a text vocabulary on."""
+        """All text of the rows, to train a text tokenizer on."""
         for column, kind in self.columns.items():
             for value in self.rows[self.names[column]] if kind in (TEXT, TEXTS) else ():
                 yield from [value] if isinstance(value, str) else value
 
     def _check_column(self, name: str, kind: str) -> None:
-        """Checks what can be seen without reading row by row: names, types, empty texts."""
+        """Checks names, types and empty texts, without reading row by row."""
         from datasets import List, Value
 
         where = f"{self.path}, as rows of {self.name}"
@@ -242,80 +233,62 @@ class EncodedTask:
             self._check_texts(name)
 
     def _check_texts(self, name: str) -> None:
-        """Finds a text that is missing, empty or holds markup before the training starts."""
+        """Finds a text that is missing, empty or contains markup before the training starts."""
         import pyarrow.compute as pc
 
         column = self.rows.data.column(name)
         is_blank = pc.or_(pc.equal(pc.binary_length(column), 0), pc.utf8_is_space(column))
         is_bad = pc.fill_null(pc.or_(is_blank, pc.match_substring_regex(column, MARKUP)), True)
         if (index := pc.index(is_bad, True).as_py()) >= 0:
-            Row({name: column[index].as_py()}, {name: name}, f"{self.path}, row {index}", None).text(name)
+            EncodedRow({name: column[index].as_py()}, {name: name}, f"{self.path}, row {index}", None).text(name)
 
 
 class Captions(EncodedTask):
-    """Pictures to be drawn from their captions."""
+    """Text-to-image generation from captions."""
 
     columns = {"image": PICTURE, "text": TEXTS}
 
-    def converse(self, row: Row, without_text: bool) -> Sample:
-        return drawing(None if without_text else row.one_text("text"), row.picture("image"))
+    def converse(self, row: EncodedRow, without_text: bool) -> Sample:
+        return generation_sample(None if without_text else row.one_text("text"), row.picture("image"))
 
 
 class Questions(EncodedTask):
-    """Questions about pictures, to be answered."""
+    """Answers to questions about pictures."""
 
     columns = {"image": PICTURE, "question": TEXT, "answer": TEXT}
 
-    def converse(self, row: Row, without_text: bool) -> Sample:
-        return describing(row.picture("image"), row.text("question"), row.text("answer"))
+    def converse(self, row: EncodedRow, without_text: bool) -> Sample:
+        return answer_sample(row.picture("image"), row.text("question"), row.text("answer"))
 
 
 class Edits(EncodedTask):
-    """Pictures to be changed as they are told; where there is a `description`, the assistant says it first."""
+    """Edits of pictures by instructions; the assistant says the `description`, if there is one, first."""
 
     columns = {"source": PICTURE, "instruction": TEXT, "target": PICTURE}
     optional = {"description": TEXT}
 
-    def converse(self, row: Row, without_text: bool) -> Sample:
+    def converse(self, row: EncodedRow, without_text: bool) -> Sample:
         instruction = None if without_text else row.text("instruction")
         description = row.text("description") if "description" in self.columns else None
-        return editing(row.picture("source"), instruction, row.picture("target"), description)
-
-
-class Copies(EncodedTask):
-    """Pictures to be drawn again as they are, each with a share of its bits turned over: what nobody can guess must be
-    copied. Without words the picture itself is drawn."""
-
-    columns = {"image": PICTURE}
-
-    def converse(self, row: Row, without_text: bool) -> Sample:
-        picture = row.picture("image")
-        if without_text:
-            return drawing(None, picture)
-        share = MOST_TURNED_OVER * torch.rand((), generator=row.generator).item()
-        (picture,) = turn_over([picture], share, row.generator)
-        return editing(picture, pick(COPIES, row.generator), picture)
-
-    def texts(self) -> Iterator[str]:
-        yield from COPIES * 100
+        return editing_sample(row.picture("source"), instruction, row.picture("target"), description)
 
 
 class Conversations(EncodedTask):
-    """Anything else: turns with text and pictures in any order."""
+    """Any other conversations: turns with text and pictures in any order."""
 
     columns = {"messages": ANYTHING, "images": PICTURES}
 
-    def converse(self, row: Row, without_text: bool) -> Sample:
+    def converse(self, row: EncodedRow, without_text: bool) -> Sample:
         messages = [self._message(row, message) for message in row["messages"] or []]
         if not any(message["role"] == "assistant" for message in messages):
-            row.fail("messages", "must have a turn of the assistant: nothing else is learnt.")
+            row.fail("messages", "must have a turn of the assistant, which is what is learnt.")
         pictures = row.pictures("images")
         shown = sum(item is IMAGE_ITEM for message in messages for item in message["content"])
         if shown != len(pictures):
             row.fail("images", f"has {len(pictures)} pictures, the messages have {shown}.")
         return Sample(messages, pictures)
 
-    def _message(self, row: Row, message: dict) -> dict:
+    def _message(self, row: EncodedRow, message: dict) -> dict:
         if message["role"] not in ("system", "user", "assistant"):
             row.fail("messages", f"`role` must be system, user or assistant, got {message['role']!r}.")
         items = message["content"]
@@ -336,24 +309,40 @@ class Conversations(EncodedTask):
                 yield from [content] if isinstance(content, str) else (item.get("text") or "" for item in content)
 
 
-FORMATS = {
+TASKS = {
     "captions": Captions,
     "questions": Questions,
     "edits": Edits,
-    "copies": Copies,
     "conversations": Conversations,
 }
 
 
 def open_task(source: TaskSource, encode_options: str = "--size N --model TOKENIZER") -> EncodedTask:
-    """The task of a source. `encode_options` go into the command that an error recommends.
+    """The task of a source. `encode_options` are part of the command that an error message recommends.
 
     Raises:
-        ValueError: when there is no such task, or `source.path` holds no encoded dataset with its columns.
+        ValueError: when there is no such task, `source.options` are not its arguments, or `source.path` holds no
+            encoded dataset with its columns.
     """
-    if source.task not in FORMATS:
-        raise ValueError(f"`task` of {source.path} must be one of {', '.join(FORMATS)}, got {source.task!r}.")
-    return FORMATS[source.task](source, encode_options)
+    where = f"`task` of {source.path}"
+    if is_place(source.task):
+        try:
+            task_class = load_place(source.task)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error.__cause__
+        if not (isinstance(task_class, type) and issubclass(task_class, EncodedTask)):
+            raise ValueError(f"{where}: {source.task} must be a class derived from EncodedTask, got {task_class!r}.")
+    elif source.task in TASKS:
+        task_class = TASKS[source.task]
+    else:
+        raise ValueError(
+            f"{where} must be one of {', '.join(TASKS)}, or the place of a class, FILE.py:NAME; got {source.task!r}."
+        )
+    try:
+        inspect.signature(task_class).bind(source, encode_options, **source.options)
+    except TypeError as error:
+        raise ValueError(f"`options` of {source.path}: {task_class.__name__} {error}.") from None
+    return task_class(source, encode_options, **source.options)
 
 
 def _read_encoding(path: str, options: str) -> Encoding:
@@ -370,9 +359,10 @@ class TaskMixture:
     """The samples of a training, by running number.
 
     Args:
-        sources: what is practised, and how often.
+        sources: datasets, tasks and weights.
         seed: of all choices.
-        text_dropout: how often the user's turn is left out of a drawing or an edit, for guidance (spec 3.3: 0.1).
+        text_dropout: probability of leaving out the user's turn of a generation or an edit, for classifier-free
+            guidance (docs/method.md 3.5: 0.1).
         open_options: further arguments of [`open_task`].
     """
 
@@ -384,7 +374,7 @@ class TaskMixture:
         for task in self.tasks:
             if len(task) == 0:
                 raise ValueError(f"`path` {task.path} has no rows.")
-        self.orders = [EpochOrder(len(task), hash((seed, index))) for index, task in enumerate(self.tasks)]
+        self.orders = [EpochOrder(len(task), stream_seed(seed, index)) for index, task in enumerate(self.tasks)]
 
     def __getitem__(self, number: int) -> Sample:
         source, position = self.mixture[number]
@@ -403,7 +393,7 @@ class TaskMixture:
         return [(number, task.sample(row, generators[number])) for number, (task, row) in enumerate(chosen)]
 
     def texts(self) -> Iterator[str]:
-        """All words of the tasks, to train a text vocabulary on."""
+        """All text of the tasks, to train a text tokenizer on."""
         for task in self.tasks:
             yield from task.texts()
 
@@ -417,5 +407,5 @@ class TaskMixture:
                 raise ValueError(
                     f"`path` {task.path} was encoded by {task.encoding.model} (fingerprint "
                     f"{task.encoding.fingerprint[:12]}), not by this model's image tokenizer ({fingerprint[:12]}): "
-                    "its codes would mean nothing. Encode it anew with `uniwetok encode-dataset`."
+                    "its codes mean nothing to it. Encode the data again with `uniwetok encode-dataset`."
                 )

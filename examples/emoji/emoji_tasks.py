@@ -1,0 +1,285 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""Tasks of the language model on the emoji set: generation, editing, questions, and conversations of these, with words
+put together from the set's labels. The pictures are encoded as any others; edits stay a table of picture ids.
+
+    data:
+      - {path: data/emoji_codes/train, task: emoji_tasks.py:EmojiGeneration}
+      - {path: data/emoji_codes/train, task: emoji_tasks.py:EmojiEditing, options: {edits: data/emoji/edits/train}}
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from uniwetok_hf.training.tasks import (
+    ANYTHING,
+    IMAGE_ITEM,
+    PICTURE,
+    EncodedRow,
+    EncodedTask,
+    Sample,
+    TaskSource,
+    answer_sample,
+    editing_sample,
+    generation_sample,
+    pick,
+    text_item,
+)
+
+
+# The first is the set's own caption; repeated ones are the more likely.
+CAPTION = "a {style} emoji of {what}"
+STYLED_PROMPTS = (CAPTION,) * 3 + ("{what}, {style} style", "draw {what} in {style} style")
+PLAIN_PROMPTS = ("{what}", "an emoji of {what}", "draw {what}")
+QUESTIONS = {
+    "name": ("what is this?", "what is it?", "name it"),
+    "style": ("which style is this?", "what style is it drawn in?"),
+    "group": ("which group does it belong to?", "what kind of emoji is this?"),
+    "tone": ("which skin tone is this?", "what is the skin tone?"),
+    "caption": ("describe the picture", "describe it"),
+}
+CLAIMS = {"name": "is this {}?", "style": "is it drawn in {} style?", "tone": "does it have {}?"}
+QUESTION_KINDS = ("name", "name", "style", "style", "style", "tone", "tone", "tone", "group", "caption", "claim")
+# Instructions that change nothing, and how often an edit has one of them: edits must keep what they do not name.
+KEEP_INSTRUCTIONS = ("keep it as it is", "draw the same again", "copy the picture")
+KEEP_PROBABILITY = 0.12
+
+
+def chance(probability: float, generator: torch.Generator) -> bool:
+    return torch.rand((), generator=generator).item() < probability
+
+
+def prompt_of(row: EncodedRow, generator: torch.Generator) -> str:
+    """One of the ways to ask for a picture: by its label, sometimes without the style or by two of its keywords."""
+    what = row["label"]
+    if row["keywords"] and chance(0.12, generator):
+        chosen = torch.randperm(len(row["keywords"]), generator=generator)[:2].tolist()
+        what = " ".join(row["keywords"][i] for i in chosen)
+    elif row["tone"] and chance(0.2, generator):
+        what = f"{row['name']} with {row['tone']}"
+    prompts = PLAIN_PROMPTS if chance(0.1, generator) else STYLED_PROMPTS
+    return pick(prompts, generator).format(style=row["style"], what=what)
+
+
+def caption_of(row: EncodedRow) -> str:
+    """The set's own caption, the most frequent prompt."""
+    return CAPTION.format(style=row["style"], what=row["label"])
+
+
+class EmojiGeneration(EncodedTask):
+    """Text-to-image. Concepts are sampled by the root of their number of pictures: people come in up to 18 styles and
+    skin tones, an apple in 3 styles."""
+
+    columns = {"image": PICTURE, **dict.fromkeys(("concept", "label", "name", "style", "tone", "keywords"), ANYTHING)}
+
+    def __init__(self, source: TaskSource, encode_options: str):
+        super().__init__(source, encode_options)
+        self.places: dict[str, list[int]] = {}
+        for place, concept in enumerate(self.rows[self.names["concept"]]):
+            self.places.setdefault(concept, []).append(place)
+        self.weights = torch.tensor([float(len(places)) for places in self.places.values()]).sqrt()
+
+    def sample(self, index: int, generator: torch.Generator, without_text: bool = False) -> Sample:
+        """Any picture, chosen with `generator` and not by `index`."""
+        concept = torch.multinomial(self.weights, 1, generator=generator).item()
+        return super().sample(pick(list(self.places.values())[concept], generator), generator, without_text)
+
+    def converse(self, row: EncodedRow, without_text: bool) -> Sample:
+        # Never a crop, which the prompt does not name.
+        return generation_sample(None if without_text else prompt_of(row, row.generator), row["image"][0])
+
+    def texts(self) -> Iterator[str]:
+        for row in self.rows.select_columns([self.names[name] for name in ("label", "style", "keywords")]):
+            yield row[self.names["label"]]
+            yield " ".join([row[self.names["style"]], *row[self.names["keywords"]]])
+        yield from (STYLED_PROMPTS + PLAIN_PROMPTS) * 100
+
+
+class EmojiQuestions(EncodedTask):
+    """Questions about a picture; false claims take the `values` of other rows."""
+
+    columns = {"image": PICTURE, **dict.fromkeys(("label", "name", "style", "group", "tone"), ANYTHING)}
+
+    def __init__(self, source: TaskSource, encode_options: str):
+        super().__init__(source, encode_options)
+        self.values = {column: sorted(set(self.rows[self.names[column]]) - {""}) for column in CLAIMS}
+
+    def converse(self, row: EncodedRow, without_text: bool) -> Sample:
+        return answer_sample(row.picture("image"), *self.question_about(row, row.generator))
+
+    def question_about(self, row: EncodedRow, generator: torch.Generator) -> tuple[str, str]:
+        """A question and its answer."""
+        kind = pick(QUESTION_KINDS, generator)
+        if kind == "claim":
+            column = pick([column for column in CLAIMS if row[column]], generator)
+            claimed = row[column] if chance(0.5, generator) else pick(self.values[column], generator)
+            return CLAIMS[column].format(claimed), "yes" if claimed == row[column] else "no"
+        if kind == "tone" and not row["tone"]:
+            kind = "name"
+        answer = caption_of(row) if kind == "caption" else row[kind]
+        return pick(QUESTIONS[kind], generator), answer
+
+    def texts(self) -> Iterator[str]:
+        columns = [name for name in self.columns if name not in ("image", "id", "keywords")]
+        for row in self.rows.select_columns([self.names[name] for name in columns]):
+            yield from row.values()
+        for questions in (*QUESTIONS.values(), CLAIMS.values(), ("yes", "no")):
+            yield from tuple(questions) * 100
+
+
+@dataclass
+class RowEdit:
+    """An edit of row `source` to row `target`."""
+
+    source: int
+    instruction: str
+    target: int
+    kind: str
+
+
+class EditTable:
+    """The edits of a split between the pictures of an encoded dataset, sampled by the root of the number of their
+    kind: changes of skin tone alone are half of all.
+
+    Args:
+        edits: folder of a split of the edits that `emoji_data.py` makes.
+        ids: of the encoded rows.
+        path: of the encoded dataset, for error messages.
+
+    Raises:
+        ValueError: when there is no such table, or none of its edits is between two of the rows.
+    """
+
+    def __init__(self, edits: str, ids: list[str], path: str):
+        from datasets import load_from_disk
+
+        try:
+            table = load_from_disk(edits).select_columns(["source", "instruction", "target", "kind"]).to_list()
+        except (OSError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"`edits` {edits} is no split of edits, such as data/emoji/edits/train ({error})."
+            ) from None
+        index_of = {name: index for index, name in enumerate(ids)}
+        self.kinds: dict[str, list[RowEdit]] = {}
+        self.of_source: dict[int, list[RowEdit]] = {}
+        for edit in table:
+            if edit["source"] in index_of and edit["target"] in index_of:
+                edit = RowEdit(**edit | {side: index_of[edit[side]] for side in ("source", "target")})
+                self.kinds.setdefault(edit.kind, []).append(edit)
+                self.of_source.setdefault(edit.source, []).append(edit)
+        if not self.kinds:
+            raise ValueError(f"`edits` {edits}: none of them is between two pictures of {path}.")
+        self.weights = torch.tensor([float(len(found)) for found in self.kinds.values()]).sqrt()
+
+    def sample(self, generator: torch.Generator) -> RowEdit:
+        """Any edit."""
+        kind = torch.multinomial(self.weights, 1, generator=generator).item()
+        return pick(list(self.kinds.values())[kind], generator)
+
+    def texts(self) -> Iterator[str]:
+        for edits in self.kinds.values():
+            yield from (edit.instruction for edit in edits)
+
+
+class EmojiEditing(EncodedTask):
+    """Edits of the table, and now and then a picture that is to be kept as it is.
+
+    Args:
+        edits: a split of the edits of `emoji_data.py`, data/emoji/edits/train.
+        describe_probability: how often the assistant says the caption of the result first.
+    """
+
+    columns = {"image": PICTURE, "id": ANYTHING, "label": ANYTHING, "style": ANYTHING}
+
+    def __init__(self, source: TaskSource, encode_options: str, edits: str, describe_probability: float = 0.0):
+        super().__init__(source, encode_options)
+        self.edits = EditTable(edits, self.rows[self.names["id"]], self.path)
+        self.describe_probability = describe_probability
+
+    def sample(self, index: int, generator: torch.Generator, without_text: bool = False) -> Sample:
+        """Any of the edits, chosen with `generator`, or row `index` kept as it is."""
+        edit = self.edits.sample(generator)
+        if chance(KEEP_PROBABILITY, generator):
+            edit = RowEdit(index, pick(KEEP_INSTRUCTIONS, generator), index, "keep")
+        origin = f"{self.path}, edit of row {edit.source} to row {edit.target}"
+        source, target = (self.rows[place] for place in (edit.source, edit.target))
+        description = None
+        if edit.kind != "keep" and chance(self.describe_probability, generator):
+            description = caption_of(EncodedRow(target, self.names, origin, generator))
+        column = self.names["image"]
+        instruction = None if without_text else edit.instruction
+        sample = editing_sample(source[column][0], instruction, target[column][0], description)
+        sample.task, sample.origin = self.name, origin
+        return sample
+
+    def texts(self) -> Iterator[str]:
+        yield from self.edits.texts()
+        yield from KEEP_INSTRUCTIONS * 100
+
+
+class EmojiDescribedEditing(EmojiEditing):
+    """The same edits; of most of them the assistant says first what the result will be."""
+
+    def __init__(self, source: TaskSource, encode_options: str, edits: str, describe_probability: float = 0.6):
+        super().__init__(source, encode_options, edits, describe_probability)
+
+
+class EmojiConversations(EmojiQuestions):
+    """A picture is given or generated, then edited once or twice; in between there are questions about the last one.
+
+    Args:
+        edits: a split of the edits of `emoji_data.py`, data/emoji/edits/train.
+    """
+
+    columns = {**EmojiQuestions.columns, "id": ANYTHING, "keywords": ANYTHING}
+
+    def __init__(self, source: TaskSource, encode_options: str, edits: str):
+        super().__init__(source, encode_options)
+        self.edits = EditTable(edits, self.rows[self.names["id"]], self.path)
+
+    def sample(self, index: int, generator: torch.Generator, without_text: bool = False) -> Sample:
+        """Any conversation; its edits are chosen with `generator`, not by `index`."""
+        edit = self.edits.sample(generator)
+        first = edit.source
+        origin = f"{self.path}, conversation about row {first}"
+        messages, places = [], [first, edit.target]
+
+        def say(*items: dict) -> None:
+            messages.append({"role": ("user", "assistant")[len(messages) % 2], "content": list(items)})
+
+        def row(place: int) -> EncodedRow:
+            return EncodedRow(self.rows[place], self.names, origin, generator)
+
+        def ask(place: int, *shown: dict) -> None:
+            question, answer = self.question_about(row(place), generator)
+            say(*shown, text_item(question))
+            say(text_item(answer))
+
+        if chance(0.5, generator):
+            say(text_item(prompt_of(row(first), generator)))
+            say(IMAGE_ITEM)
+            if chance(0.5, generator):
+                ask(first)
+            say(text_item(edit.instruction))
+        elif chance(0.5, generator):
+            ask(first, IMAGE_ITEM)
+            say(text_item(edit.instruction))
+        else:
+            say(IMAGE_ITEM, text_item(edit.instruction))
+        say(IMAGE_ITEM)
+        if chance(0.5, generator):
+            ask(edit.target)
+        if chance(0.3, generator) and edit.target in self.edits.of_source:
+            edit = pick(self.edits.of_source[edit.target], generator)
+            say(text_item(edit.instruction))
+            say(IMAGE_ITEM)
+            places.append(edit.target)
+            if chance(0.5, generator):
+                ask(edit.target)
+        cells = [self.rows[place][self.names["image"]][0] for place in places]
+        return Sample(messages, cells, self.name, origin)
+
+    def texts(self) -> Iterator[str]:
+        yield from super().texts()
+        yield from self.edits.texts()

@@ -1,0 +1,122 @@
+"""Two processes (gloo, CPU) on half batches compute what one computes on whole ones; with FSDP, too, which spreads the
+weights over them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_encoded import language_training, later
+from tiny_training import VISION, all_losses, log_lines, write
+
+from uniwetok_hf import UniWeTokPipeline
+
+
+def run(what: str, config: Path, processes: int, **environment) -> list:
+    """Gradients of every step of a training on so many processes."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    script, output = Path(__file__).parent / "dump_gradients.py", config.with_name("gradients.pt")
+    command = [*launcher, str(script), what, str(config), str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(output, weights_only=True)
+
+
+def on_one_and_two(what: str, fields: dict, folder: Path) -> dict[int, tuple[list, Path]]:
+    """Gradients and the folder of the run, by the number of processes."""
+    runs = {}
+    for processes in (1, 2):
+        path = write(folder / str(processes), fields, output_dir=str(folder / str(processes) / "run"))
+        runs[processes] = run(what, path, processes), path.parent / "run"
+    return runs
+
+
+def assert_same_gradients(runs, count: int):
+    one, two = runs[1][0], runs[2][0]
+    assert len(one) == len(two) == count
+    for alone, shared in zip(one, two, strict=True):
+        for first, second in zip(alone, shared, strict=True):
+            assert (first is None) == (second is None)
+            if first is not None:
+                torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-5)
+
+
+def assert_same_logs(one: Path, two: Path):
+    for alone, shared in zip(log_lines(one), log_lines(two), strict=True):
+        assert alone == pytest.approx(shared, abs=1e-5, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_runs(fixtures, tmp_path_factory):
+    """Three steps with every loss."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    fields = {**VISION, "data": [{"path": str(fixtures / "emoji")}], **all_losses(folder), "max_train_steps": 3}
+    fields["validation_data"] = {"path": str(fixtures / "emoji"), "split": "validation"}
+    # Where gradients nearly cancel, rounding decides which way Adam goes, by the learning rate: so steps are small.
+    # And the entropy of latents around 0 is 4 times as steep as they, not 400 times.
+    fields |= {"max_grad_norm": None, "learning_rate": 1e-6, "entropy": {"temperature": 1.0}}
+    return on_one_and_two("tokenizer", fields, folder)
+
+
+def test_the_tokenizer_gets_the_same_gradients(tokenizer_runs):
+    assert_same_gradients(tokenizer_runs, count=5)  # three steps of the model, two of the discriminator
+
+
+def test_the_tokenizer_gets_the_same_losses_and_weights(tokenizer_runs):
+    one, two = (tokenizer_runs[processes][1] for processes in (1, 2))
+    assert_same_logs(one, two)
+    for name in ("model/model.safetensors", "losses/discriminator.safetensors", "losses/lecam.safetensors"):
+        first, second = load_file(one / name), load_file(two / name)
+        for key, value in first.items():
+            torch.testing.assert_close(value, second[key], atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def language(fixtures, tmp_path_factory):
+    """A training of the language model on its three tasks, and what it did on one and on two processes."""
+    folder = tmp_path_factory.mktemp("language")
+    fields = language_training(folder)
+    fields |= {"max_train_steps": 3, "max_grad_norm": None, "learning_rate": 1e-5, "adam_epsilon": 1e-8}
+    return fields, on_one_and_two("mllm", fields, folder)
+
+
+def test_the_language_model_gets_the_same_gradients(language):
+    assert_same_gradients(language[1], count=3)
+
+
+def test_the_language_model_gets_the_same_losses(language):
+    assert_same_logs(*(language[1][processes][1] for processes in (1, 2)))
+
+
+@pytest.mark.slow
+def test_an_adapter_gets_the_same_gradients(language, tmp_path):
+    """Also those samples that draw nothing use all of it, for which the other process would else wait."""
+    fields, runs = language
+    more = {"init_from": str(runs[1][1]), "lora": {"r": 2, "options": {"init_lora_weights": "gaussian"}}}
+    adapters = on_one_and_two("mllm", later(fields, **more), tmp_path)
+    assert_same_gradients(adapters, count=3)
+    assert all(gradient is not None for step in adapters[2][0] for gradient in step)
+    assert any(gradient.any() for gradient in adapters[1][0][0])
+    assert_same_logs(adapters[1][1], adapters[2][1])
+    one, two = (load_file(adapters[n][1] / "adapter" / "adapter_model.safetensors") for n in (1, 2))
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, two[name], atol=1e-5, rtol=1e-5)
+
+
+def test_fsdp_trains_like_one_process(language, tmp_path):
+    fields, runs = language
+    path = write(tmp_path, {**fields, "ema_decay": None}, output_dir=str(tmp_path / "run"))
+    settings = {"FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+    run("fsdp", path, 2, ACCELERATE_USE_FSDP="true", **settings)
+    alone, spread = log_lines(runs[1][1]), log_lines(tmp_path / "run")
+    for name in ("loss", "bit_accuracy"):
+        assert [line[name] for line in spread] == pytest.approx([line[name] for line in alone], abs=1e-5, rel=1e-5)
+    # What is saved is whole.
+    assert (
+        UniWeTokPipeline.from_pretrained(tmp_path / "run" / "pipeline", dtype=torch.float32).config.default_size == 32
+    )
