@@ -2,7 +2,7 @@
 """What a training of the language model starts from: a new small model, any causal language model, or a finished
 pipeline, whose patches may be made larger.
 
-New tokens come in the published order (spec 3.3): those of the prompt format that the text vocabulary lacks,
+New tokens come in the published order (docs/method.md 3.1): those of the prompt format that the text vocabulary lacks,
 `<|res_1|>`..., `<|query_1|>`.... Their embeddings are drawn around the mean of the others. Projector and head are new,
 from a seed; the weights of the language model and of the image tokenizer stay as they are, bit by bit.
 """
@@ -31,7 +31,7 @@ from .run import seeded_weights
 
 
 PROMPT_TOKENS = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
-LARGEST_SIDE = 4096  # pixels; so many size tokens there are at the least (spec 3.3)
+LARGEST_SIDE = 4096  # pixels; so many size tokens there are at the least (docs/method.md 3.1)
 # What a training may change of a model that it goes on with.
 CHANGEABLE = ("text_loss_weight", "image_loss_weight", "bit_flip_probability", "num_diffusion_draws")
 
