@@ -61,14 +61,18 @@ style: $(INSTALLED)  ## format the code and mend what ruff can mend
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
-quality: $(INSTALLED) mlint  ## check the style; mlinter's findings are advice
+quality: $(INSTALLED) mlint  ## check style, transformers' model rules, layers of imports and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-logo --no-cache
+	@$(BIN)/ty check
 
+# What mlinter prints, but for the rules ignored and its closing count, is a finding; it fails the target.
 mlint: $(INSTALLED)
 	@$(BIN)/mlinter --version
-	@{ COLUMNS=1000 $(BIN)/mlinter --no-progress --no-cache src/uniwetok_hf 2>&1 || true; } \
-		| grep -vE '$(MLINTER_IGNORED)|violation\(s\)' || echo "nothing to advise"
+	@findings=$$(COLUMNS=1000 $(BIN)/mlinter --no-progress --no-cache src/uniwetok_hf 2>&1 \
+		| grep -vE '$(MLINTER_IGNORED)|violation\(s\)' || true); \
+	if [ -n "$$findings" ]; then echo "$$findings"; exit 1; fi
 
 dist: $(INSTALLED)  ## build the source distribution, and the wheel from it, into dist/
 	@rm -rf dist

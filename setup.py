@@ -52,12 +52,14 @@ EXTRAS = {
 }
 TEST_TOOLS = [
     "build>=1.6.1",
+    "import-linter>=2.17",
     "matplotlib>=3.11.2",  # figures of the benchmarks
     "parameterized>=0.9.0",
     "pytest>=9.2.0",
     "pytest-xdist>=3.8.0",
     "ruff>=0.17.6",
     "transformers-mlinter>=0.1.5",
+    "ty>=0.0.108",
 ]
 EXTRAS["browser"] = ["playwright>=1.65.2"]  # drives the web page in the tests
 EXTRAS["dev"] = sorted({*TEST_TOOLS, *EXTRAS["train"], *EXTRAS["emoji"], *EXTRAS["eval"], *EXTRAS["demo"]})
@@ -65,7 +67,7 @@ EXTRAS["dev"] = sorted({*TEST_TOOLS, *EXTRAS["train"], *EXTRAS["emoji"], *EXTRAS
 setup(
     name="uniwetok-hf",
     version=read_version(),
-    description="UniWeTok: pictures as 128-bit binary codes, and one language model that reads and draws them",
+    description="UniWeTok: images as 128-bit binary codes, and one language model that reads, makes and edits them",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author="The uniwetok-hf contributors",
@@ -86,6 +88,7 @@ setup(
     ],
     package_dir={"": "src"},
     packages=find_packages("src"),
+    py_modules=["uniwetok_entry"],  # the command, which parses before the package is imported
     # Listed here and nowhere else: with include_package_data the wheel would depend on MANIFEST.in as well.
     include_package_data=False,
     package_data={"uniwetok_hf": ["py.typed", "model_card.md", "embedded/**/*", "training/configs/**/*.yaml"]},
@@ -94,5 +97,5 @@ setup(
     python_requires=">=3.11",
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["uniwetok = uniwetok_hf.cli.main:main"]},
+    entry_points={"console_scripts": ["uniwetok = uniwetok_entry:main"]},
 )

@@ -1,10 +1,10 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""What gradient accumulation changes: the batch entropy, whose histogram sees one piece of a step at a time.
+"""What gradient accumulation changes: the batch entropy, whose histogram sees one micro-batch at a time.
 
     python benchmarks/accumulation.py DATA
 
-Latents of 64 pictures of 64x64 by the embedded model, whole and in pieces: the batch entropy in nats (the mean of the
-pieces), and the cosine between the gradients of the entropy loss.
+Latents of 64 pictures of 64x64 by the embedded model, whole and in micro-batches: the batch entropy in nats (the
+mean of the micro-batches), and the cosine between the gradients of the entropy loss.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from uniwetok_hf.training.picture_batches import validation_pictures
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="folder that examples/emoji/emoji_data.py made, or other pictures")
+    parser.add_argument("data", help="a folder of pictures, or another source that `uniwetok_hf.data.sources` opens")
     options = parser.parse_args()
     model = UniWeTokModel.from_pretrained(embedded_path("uniwetok-emoji"), subfolder="mllm", dtype=torch.float32)
     pictures = validation_pictures(PictureSource(options.data), 64, 64, 64) / 127.5 - 1
@@ -28,12 +28,12 @@ def main() -> None:
         latents = model.encode(pictures).latents
     latents.requires_grad_()
     (whole,) = torch.autograd.grad(entropy_loss(latents).loss, latents)
-    print("| pieces | batch entropy | cosine of gradients |\n| ---: | ---: | ---: |")
+    print("| micro-batches | batch entropy | cosine of gradients |\n| ---: | ---: | ---: |")
     for count in (1, 2, 4, 8, 16):
-        pieces = [entropy_loss(piece) for piece in latents.chunk(count)]
-        (gradient,) = torch.autograd.grad(sum(piece.loss for piece in pieces) / count, latents)
+        parts = [entropy_loss(part) for part in latents.chunk(count)]
+        (gradient,) = torch.autograd.grad(sum(part.loss for part in parts) / count, latents)
         cosine = F.cosine_similarity(gradient.flatten(), whole.flatten(), dim=0).item()
-        entropy = sum(piece.batch_entropy for piece in pieces).item() / count
+        entropy = sum(part.batch_entropy for part in parts).item() / count
         print(f"| {count} | {entropy:.3f} | {cosine:.3f} |")
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from uniwetok_hf import UniWeTokImageProcessor, UniWeTokModel, embedded_path
 from uniwetok_hf.cli import sheets
-from uniwetok_hf.cli.demo import shipped_pictures
+from uniwetok_hf.cli.demo_sections import shipped_pictures
 from uniwetok_hf.data.images import save_image
 from uniwetok_hf.visualization import bit_planes
 

@@ -6,7 +6,7 @@
 Trains the network of `emoji_uniwetok_stage1` at 64x64 once for each set of losses, from the same weights on the same
 pictures. Then all encoders are frozen and the same new attention pools learn to carry their codes into the teacher's
 space, so that zero-shot accuracy can be compared between runs with and without distillation. An interrupted benchmark
-goes on where it stopped.
+continues.
 """
 
 import argparse
@@ -24,7 +24,8 @@ from uniwetok_hf.training.config import read_config
 from uniwetok_hf.training.train_uniwetok import UniWeTokTrainingConfig, train
 
 
-CONFIG = Path(__file__).parent.parent / "examples" / "emoji" / "emoji_uniwetok_stage1.yaml"
+# Of the emoji recipe.
+CONFIG = Path(__file__).parents[1] / "examples" / "emoji" / "emoji_uniwetok_stage1.yaml"
 OFF = {"entropy": None, "perceptual": None, "adversarial": None, "distillation": None, "prior": None}
 ENTROPY = {"weight": 0.005}
 
@@ -47,13 +48,13 @@ def variants(teacher: str) -> dict[str, dict]:
 
 
 def run(output_dir: Path, fields: dict) -> Path:
-    """Trains if that was not done before."""
+    """Trains, unless it is finished."""
     if not (output_dir / "model").exists():
         train(read_config(UniWeTokTrainingConfig, CONFIG, **{"output_dir": str(output_dir), **fields}))
     return output_dir
 
 
-def figures(run_dir: Path, pools_dir: Path, data: str, teacher: Teacher) -> dict:
+def scores(run_dir: Path, pools_dir: Path, data: str, teacher: Teacher) -> dict:
     """Reconstruction on validation pictures, use of bits, and accuracy on the concepts of the test split."""
     last = json.loads((run_dir / "log.jsonl").read_text().splitlines()[-1])
     found = {name: last[name] for name in ("validation_psnr_64x64", "validation_ssim_64x64", "bit_entropy")}
@@ -73,8 +74,8 @@ def figures(run_dir: Path, pools_dir: Path, data: str, teacher: Teacher) -> dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="folder that examples/emoji/emoji_data.py made")
-    parser.add_argument("teacher", help="model of examples/emoji/train_siglip.py")
+    parser.add_argument("data", help="folder of `examples/emoji/emoji_data.py`")
+    parser.add_argument("teacher", help="model of `examples/emoji/train_siglip.py`")
     parser.add_argument("--output", default="runs/losses", help="folder of the runs and of results.json")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--pool-steps", type=int, default=150)
@@ -91,16 +92,16 @@ def main() -> None:
             continue
         folder = Path(options.output, name.replace(" ", "-").replace("+", "and"))
         trained = run(folder, {**common, **losses, "max_train_steps": options.steps})
-        after = {  # the tokenizer stays: what trains beside the pools is a bias behind the codes
+        after = {  # the encoder stays: besides the pools, only a bias of the decoder trains
             "init_from": str(trained / "model"),
             "model": {},
-            "trainable": ["decoder.conv_out.bias"],
+            "trainable": [r"^decoder\.conv_out\.bias$"],
             "validation_data": None,
             "max_train_steps": options.pool_steps,
             "distillation": {"teacher": options.teacher, "hidden_size": 128},
         }
         pools = run(folder.with_name(f"{folder.name}-pools"), common | OFF | after)
-        results[name] = figures(trained, pools, options.data, teacher)
+        results[name] = scores(trained, pools, options.data, teacher)
         Path(options.output, "results.json").write_text(json.dumps(results, indent=1))
         print(name, json.dumps(results[name]), flush=True)
     columns = list(next(iter(results.values())))

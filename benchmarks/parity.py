@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from uniwetok_hf import UniWeTokModel, UniWeTokPipeline, convert_checkpoint
-from uniwetok_hf.modeling.codes_uniwetok import binarize, pack_codes
 from uniwetok_hf.losses.entropy import entropy_loss
+from uniwetok_hf.modeling.codes_uniwetok import binarize, pack_codes
 
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "fixtures" / "golden"

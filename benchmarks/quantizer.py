@@ -27,7 +27,7 @@ RUNS = 10
 
 
 def enumerated_loss(latents, bits_per_group=8, temperature=0.01, eps=1e-5):
-    """The same loss as its definition words it (spec 2.2): softmax(2 u.c / temperature) over all codes c."""
+    """The same loss as its definition words it (docs/method.md 2.4): softmax(2 u.c / temperature) over all codes c."""
     import torch
 
     rows = torch.arange(2**bits_per_group)[:, None] >> torch.arange(bits_per_group) & 1

@@ -15,8 +15,8 @@ import time
 import torch
 
 from uniwetok_hf import UniWeTokEditPipeline, UniWeTokPipeline, embedded_path
-from uniwetok_hf.cli.demo import shipped_pictures
-from uniwetok_hf.cli.describe import answers
+from uniwetok_hf.cli.demo_sections import shipped_pictures
+from uniwetok_hf.pipelines.writing import answer_question
 
 
 PROMPT, INSTRUCTION, QUESTION = "a noto emoji of red apple", "redraw in fluent style", "what is this?"
@@ -50,7 +50,7 @@ def main() -> None:
     print(f"edit {median(lambda generator: edit(picture, INSTRUCTION, generator=generator)):.2f} s")
     described = median(lambda _: edit.describe_results([picture], [INSTRUCTION]))
     print(f"of it what is said before {described:.2f} s")
-    print(f"answer {median(lambda _: answers(pipe.mllm, pipe.processor, [picture], QUESTION, 24)):.2f} s")
+    print(f"answer {median(lambda _: answer_question(pipe.mllm, pipe.processor, [picture], QUESTION, 24)):.2f} s")
     print(f"`uniwetok generate` from nothing {median(cold_start, count=3):.1f} s")
 
 

@@ -4,7 +4,7 @@
     python benchmarks/stages.py data/emoji data/faces_and_text runs/emoji_uniwetok_stage1 runs/emoji_uniwetok_stage2 \\
         runs/emoji_uniwetok_stage3 --output docs/assets
 
-- `stages.jpg`: held-out emoji, faces and words at two sizes, and what the model of each stage makes of them;
+- `stages.jpg`: held-out emoji, faces and words at two sizes, and their reconstructions after each stage;
 - `sizes.jpg`: the last stage at sizes that it was trained on, and at sizes that it was not;
 - `training_curve.svg`: PSNR of held-out pictures over the hours of training.
 """
@@ -45,14 +45,14 @@ def choose(folder: str, count: int, step: int) -> list[Image.Image]:
 
 
 def labelled(picture: Image.Image, original: Image.Image | None, height: int = TILE) -> Image.Image:
-    """A framed picture, and under it how near it is to the original."""
+    """A framed picture, and below it its PSNR."""
     framed = sheets.framed(picture, height)
     words = "original" if original is None else f"{float(psnr([picture], [original])[0]):.1f} dB"
     return sheets.below([framed, sheets.text_block(words, 12, framed.width, sheets.GREY, 1)], gap=2)
 
 
 def stages_sheet(models: dict[str, UniWeTokModel], pictures: list[Image.Image]) -> Image.Image:
-    """A row for each picture and size: the original, then each stage."""
+    """One row per picture and size: the original, then the reconstruction of each stage."""
     rows = []
     for height, width in [(64, 64), (128, 128)]:
         for picture in pictures:
@@ -60,12 +60,12 @@ def stages_sheet(models: dict[str, UniWeTokModel], pictures: list[Image.Image]) 
             cells = [labelled(original, None)]
             cells += [labelled(reconstruct(model, [original])[0].result, original) for model in models.values()]
             rows.append(sheets.beside([sheets.text_block(f"{height} x {width}", 13, 70), *cells], middle=True))
-    note = "Left the original, then what the models make of it that come out of " + ", ".join(models) + "."
+    note = "Left the original, then its reconstructions after " + ", ".join(models) + "."
     return sheets.page([sheets.section("What each stage adds", note, sheets.grid(rows, 2))])
 
 
 def sizes_sheet(model: UniWeTokModel, pictures: list[Image.Image]) -> Image.Image:
-    """A column for each size: originals above what comes back."""
+    """One column per size: originals and reconstructions."""
     rows = []
     for picture in pictures:
         cells = []
@@ -78,7 +78,9 @@ def sizes_sheet(model: UniWeTokModel, pictures: list[Image.Image]) -> Image.Imag
             name = f"{height} x {width}" + (", never trained on" if (height, width) in NEW_SIZES else "")
             cells.append(sheets.below([sheets.text_block(name, 13, 2 * width + 20, max_lines=1), sheets.beside(pair)]))
         rows.append(sheets.beside(cells, gap=2 * sheets.MARGIN))
-    return sheets.page([sheets.section("Any size", "Left the original, right what comes back.", sheets.below(rows))])
+    return sheets.page(
+        [sheets.section("Any size", "Left the original, right the reconstruction.", sheets.below(rows))]
+    )
 
 
 def draw_curve(runs: list[Path], path: Path) -> None:
@@ -110,8 +112,8 @@ def draw_curve(runs: list[Path], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("emoji", help="folder that examples/emoji/emoji_data.py made")
-    parser.add_argument("faces_and_text", help="folder of `uniwetok data faces-and-text`")
+    parser.add_argument("emoji", help="folder of `examples/emoji/emoji_data.py`")
+    parser.add_argument("faces_and_text", help="folder of `examples/emoji/faces_and_text.py`")
     parser.add_argument("runs", nargs="+", type=Path, help="output folders of the stages, in order")
     parser.add_argument("--output", type=Path, default=Path("results/stages"))
     options = parser.parse_args()

@@ -103,15 +103,15 @@ def measure_tokenizer(side: int, batch: int, losses: list[str], steps: int, sett
         trainer.model.register_forward_hook(
             lambda *_: clock.parts.__setitem__("forward", time.perf_counter() - clock.started)
         )
-        generator_losses = trainer.generator_losses
+        compute_losses = trainer.compute_losses
 
         def timed_losses(*args):
             start = time.perf_counter()
-            result = generator_losses(*args)
+            result = compute_losses(*args)
             clock.parts["losses"] = time.perf_counter() - start - clock.parts["forward"]
             return result
 
-        trainer.generator_losses = timed_losses
+        trainer.compute_losses = timed_losses
         trainer.accelerator.backward = clock.timed("backward", trainer.accelerator.backward)
         trainer.optimize = clock.timed("optimizer", trainer.optimize)
         trainer.ema.step = clock.timed("optimizer", trainer.ema.step)
@@ -218,7 +218,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=8, help="counted steps of each measurement")
     parser.add_argument("--mixed-precision", default="no", choices=("no", "bf16", "fp16"))
-    parser.add_argument("--compile", action="store_true", help="compile the tokenizer; minutes a row")
+    parser.add_argument("--compile", action="store_true", help="compile the tokenizer; minutes per row")
     parser.add_argument("--without-mllm", action="store_true", help="measure the tokenizer only")
     options = parser.parse_args()
 
@@ -233,7 +233,7 @@ def main() -> None:
         print(row(f"{side}x{side}, {batch} pictures", in_a_process(options.threads, call), names), flush=True)
 
     side, batch = SIZES[0]
-    print(f"\n| loss at {side}x{side}, {batch} pictures | ms a step | added ms | peak MiB | added MiB |")
+    print(f"\n| loss at {side}x{side}, {batch} pictures | ms per step | added ms | peak MiB | added MiB |")
     print("| --- |" + " ---: |" * 4)
     base = None
     for name in [None, *LOSSES]:
@@ -252,7 +252,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model, codes = prepare_codes(folder)
         call = f"measure_mllm({codes!r}, {model!r}, {options.steps}, {precision})"
-        print(row("32 samples, drawing, editing, describing", in_a_process(options.threads, call), names))
+        print(row("32 samples: generation, editing, questions", in_a_process(options.threads, call), names))
 
 
 def prepare_codes(folder: str) -> tuple[str, str]:

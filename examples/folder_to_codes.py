@@ -1,11 +1,11 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Turns a folder of pictures into codes, one file of 16 bytes a token for each, and shows what the codes keep.
+"""Turns a folder of pictures into codes, one file per picture with 16 bytes per token, and shows what the codes keep.
 
     python examples/folder_to_codes.py my_pictures --output codes
 
-`codes/NAME.safetensors` hold the packed bits (`uniwetok_hf.load_codes` reads them), `codes/sheet.jpg` shows pictures,
-what comes back from their tokens, and the bits themselves. For training sets, with captions and several crops, there
-is `uniwetok encode-dataset`.
+`codes/NAME.safetensors` holds the packed bits (`uniwetok_hf.load_codes` reads them). `codes/sheet.jpg` shows the
+pictures, their reconstructions, and the bits themselves. For training sets, with captions and several crops, use
+`uniwetok encode-dataset`.
 """
 
 import argparse

@@ -1,24 +1,24 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Teaches the model that ships with the package a style it has never seen, from 30 pictures, on a laptop
+"""Teaches the model that ships with the package a style that it has never seen, from 30 pictures, on a laptop
 (docs/fine-tuning.md).
 
-    uniwetok data emoji data/emoji
+    python examples/emoji/emoji_data.py data/emoji
     python examples/teach_a_style.py
 
 A style is a fixed change of Noto's pictures: "delft", blue on white, or with `--style` "blueprint", white on blue,
-which is further from all that the model knows. An adapter (LoRA) learns it from 30 concepts; beside them it is trained
-on what the model itself draws of these and of 100 others in its old styles, so that it does not forget. Before and
-after, the model draws other concepts, in the new style and in Noto's own. What is written into `--output`
-(runs/delft): the captioned pictures, the drawings, their codes, the training, `scores.json`, `scores.md`, and
+which is further from all that the model knows. An adapter (LoRA) learns it from 30 concepts. So that it does not
+forget, it is also trained on what the model itself generates of these and of 100 other concepts in its old styles.
+Before and after, the model generates other concepts, in the new style and in Noto's own. `--output` (runs/delft)
+then holds the captioned pictures, the generations, their codes, the training, `scores.json`, `scores.md`, and
 `before_and_after.jpg`.
 
-Scores, each over drawings of concepts that the adapter was not trained on:
+Scores, each over generations of concepts that the adapter was not trained on:
 
-- in style: is the drawing, as a 32x32 thumbnail, nearer to the concept's own picture in the style that was asked for
-  than to the one in the other style? Chance is 1/2.
-- right concept: is it nearer to it than to 31 other concepts' pictures in that style? Chance is 1/32.
-- with `--judge`, a dual encoder that no training loss looked through: does it find the caption among 32? The judge
-  has never seen the new style, so there its score says less.
+- in style: is the generation, as a 32x32 thumbnail, nearer to the concept's own picture in the style that the prompt
+  names than to the one in the other style? Chance is 1/2.
+- right concept: is it nearer to that picture than to 31 other concepts' pictures in that style? Chance is 1/32.
+- R-precision, with `--judge`: does a dual encoder that no training loss used find the caption among 32? The judge has
+  never seen the new style, so its score says less there.
 """
 
 import argparse
@@ -33,13 +33,7 @@ from PIL import Image, ImageOps
 from uniwetok_hf import UniWeTokPipeline, embedded_path
 from uniwetok_hf.cli import sheets
 from uniwetok_hf.cli.main import main as uniwetok
-from uniwetok_hf.evaluation.choices import (
-    chance_of,
-    choose_rivals,
-    nearest_is_own,
-    r_precision_outcomes,
-    thumbnail,
-)
+from uniwetok_hf.evaluation.choices import chance_of, choose_rivals, nearest_is_own, r_precision_outcomes, thumbnail
 from uniwetok_hf.evaluation.generation import generate_all
 from uniwetok_hf.evaluation.intervals import Score, share_score
 from uniwetok_hf.evaluation.judges import Judge
@@ -49,7 +43,7 @@ from uniwetok_hf.provenance import check_unseen
 OLD, OLD_STYLES = "noto", ("noto", "fluent flat", "fluent")
 NUM_LEARNT, NUM_REHEARSED, NUM_RIVALS, NUM_SHOWN = 30, 100, 31, 8
 NUM_STEPS = 300
-STYLES = {  # the colours of what was black, grey and white
+STYLES = {  # the colours that replace black, grey and white
     "delft": ("#0b1f66", "#4f86ff", "white"),
     "blueprint": ("white", "#93b4ff", "#1d4ed8"),
 }
@@ -61,7 +55,7 @@ def restyle(picture: Image.Image, style: str) -> Image.Image:
 
 
 def choose_rows(data: str, count: int) -> list[dict]:
-    """`count` pictures of Noto's, of different concepts without skin tones, in an order that is always the same."""
+    """`count` pictures of Noto's, of different concepts without skin tones, always in the same order."""
     rows = load_from_disk(f"{data}/pictures")["train"].select_columns(["image", "style", "label", "tone"])
     kept = [i for i, (s, tone) in enumerate(zip(rows["style"], rows["tone"], strict=True)) if s == OLD and not tone]
     order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))[:count]
@@ -85,31 +79,31 @@ def prompts(style: str, rows: list[dict]) -> list[str]:
 def teach(folder: Path, settings: list[str]) -> None:
     """The commands of docs/fine-tuning.md."""
     commands, data = [], []
-    for name, variants, weight in (("pictures", 4, 1.0), ("drawings", 1, 2.0)):
+    for name, variants, weight in (("pictures", 4, 1.0), ("generations", 1, 2.0)):
         codes = str(folder / f"{name}-codes")
         size = ["--size", "128", "--variants", str(variants)]
         commands.append(["encode-dataset", str(folder / name), codes, *size])
         data.append({"path": codes, "task": "captions", "weight": weight})
     settings = [f"output_dir={folder / 'run'}", f"data={json.dumps(data)}", f"max_train_steps={NUM_STEPS}", *settings]
-    train = ["train", "mllm", "--config", "emoji_mllm_lora"]
+    train = ["train", "mllm", "--config", "small_lora"]
     commands.append([*train, *(part for setting in settings for part in ("--set", setting))])
     for command in commands:
         if uniwetok(command):
             raise SystemExit(1)
 
 
-def draw(pipe: UniWeTokPipeline, rows: list[dict], new: str) -> dict[str, list[Image.Image]]:
-    """A drawing of each row in both styles."""
+def generate(pipe: UniWeTokPipeline, rows: list[dict], new: str) -> dict[str, list[Image.Image]]:
+    """A picture of each row in both styles."""
     return {style: generate_all(pipe, prompts(style, rows)) for style in (new, OLD)}
 
 
-def score(drawn: dict, real: dict, rows: list[dict], judge: Judge | None) -> dict[str, dict[str, Score]]:
-    """Scores of the drawings in each style."""
+def score(generated: dict, real: dict, rows: list[dict], judge: Judge | None) -> dict[str, dict[str, Score]]:
+    """Scores of the generations in each style."""
     rivals = choose_rivals([row["label"] for row in rows], NUM_RIVALS, torch.Generator().manual_seed(0))
     thumbnails = {style: [thumbnail(picture) for picture in pictures] for style, pictures in real.items()}
     scores = {}
-    for style, other in zip(drawn, reversed(drawn), strict=True):
-        small, own = [thumbnail(picture) for picture in drawn[style]], thumbnails[style]
+    for style, other in zip(generated, reversed(generated), strict=True):
+        small, own = [thumbnail(picture) for picture in generated[style]], thumbnails[style]
         in_style = [nearest_is_own(*three[:2], three[2:]) for three in zip(small, own, thumbnails[other], strict=True)]
         right = [nearest_is_own(small[i], own[i], [own[j] for j in rivals[i]]) for i in range(len(rows))]
         scores[style] = {
@@ -118,13 +112,13 @@ def score(drawn: dict, real: dict, rows: list[dict], judge: Judge | None) -> dic
         }
         if judge is not None:
             texts = judge.embed_texts(prompts(style, rows))
-            found = r_precision_outcomes(judge.embed_images(drawn[style]), texts, rivals)
+            found = r_precision_outcomes(judge.embed_images(generated[style]), texts, rivals)
             scores[style]["R-precision"] = share_score(found, chance_of(rivals))
     return scores
 
 
 def table(before: dict, after: dict) -> str:
-    lines = ["| asked for | score | chance | before | after |", "| --- | --- | ---: | ---: | ---: |"]
+    lines = ["| style | score | chance | before | after |", "| --- | --- | ---: | ---: | ---: |"]
     for style in before:
         for name, first in before[style].items():
             both = [
@@ -136,10 +130,10 @@ def table(before: dict, after: dict) -> str:
 
 
 def figure(rows: list[dict], real: dict, before: dict, after: dict) -> Image.Image:
-    """The first few concepts, each row of pictures under a line that says what it is."""
+    """The first few concepts: rows of pictures, each under its title."""
     parts = [sheets.beside([sheets.text_block(row["label"], 12, 98, num_lines=2) for row in rows[:NUM_SHOWN]])]
     for style in real:
-        for name, pictures in (("real", real), ("drawn before", before), ("drawn after", after)):
+        for name, pictures in (("real", real), ("generated before", before), ("generated after", after)):
             row = sheets.beside([sheets.framed(picture, 96) for picture in pictures[style][:NUM_SHOWN]])
             parts.append(sheets.below([sheets.text_block(f"{style}, {name}", 13, colour=sheets.GREY), row], gap=2))
     return sheets.page([sheets.below(parts)])
@@ -147,13 +141,15 @@ def figure(rows: list[dict], real: dict, before: dict, after: dict) -> Image.Ima
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="data/emoji", help="what `uniwetok data emoji` made")
-    parser.add_argument("--style", choices=STYLES, default="delft", help="what it is taught")
-    parser.add_argument("--output", help="folder to be made; runs/STYLE when not given")
-    parser.add_argument("--count", type=int, default=96, help="concepts to be drawn before and after")
-    parser.add_argument("--judge", help="dual encoder for R-precision, such as weights/emoji_judge")
-    parser.add_argument("--figure", help="where else to put the picture, such as docs/assets/teach_a_style.jpg")
-    parser.add_argument("--set", action="append", default=[], help="a field of the training, as of `uniwetok train`")
+    parser.add_argument("--data", default="data/emoji", help="folder that examples/emoji/emoji_data.py wrote")
+    parser.add_argument("--style", choices=STYLES, default="delft", help="style to teach")
+    parser.add_argument("--output", help="folder to write (default: runs/STYLE)")
+    parser.add_argument("--count", type=int, default=96, help="concepts to generate before and after")
+    parser.add_argument("--judge", help="dual encoder for R-precision, such as examples/emoji/weights/emoji_judge")
+    parser.add_argument("--figure", help="another place for the figure, such as docs/assets/teach_a_style.jpg")
+    parser.add_argument(
+        "--set", action="append", default=[], help="a field of the training config, as in `uniwetok train`"
+    )
     args = parser.parse_args(argv)
     new, folder, start = args.style, Path(args.output or f"runs/{args.style}"), time.monotonic()
     judge = Judge.from_pretrained(args.judge) if args.judge else None
@@ -168,17 +164,17 @@ def main(argv: list[str] | None = None) -> None:
     pictures = [restyle(row["image"], new) for row in learnt]
     write_captioned_pictures(folder / "pictures", pictures, prompts(new, learnt))
     known = [prompt for style in OLD_STYLES for prompt in prompts(style, learnt + rehearsed)]
-    write_captioned_pictures(folder / "drawings", generate_all(pipe, known), known)
+    write_captioned_pictures(folder / "generations", generate_all(pipe, known), known)
     teach(folder, args.set)
     taught = time.monotonic()
 
-    before = draw(pipe, rows, new)
+    before = generate(pipe, rows, new)
     pipe.load_lora_weights(folder / "run" / "adapter", adapter_name=new)
-    after = draw(pipe, rows, new)
+    after = generate(pipe, rows, new)
     old = [row["image"].convert("RGB") for row in rows]
     real = {new: [restyle(picture, new) for picture in old], OLD: old}
 
-    scores = {name: score(drawn, real, rows, judge) for name, drawn in (("before", before), ("after", after))}
+    scores = {name: score(generated, real, rows, judge) for name, generated in (("before", before), ("after", after))}
     plain = {
         name: {s: {n: x.to_dict() for n, x in of.items()} for s, of in part.items()} for name, part in scores.items()
     }
@@ -188,7 +184,7 @@ def main(argv: list[str] | None = None) -> None:
     for path in [folder / "before_and_after.jpg", *([args.figure] if args.figure else [])]:
         sheet.save(path, quality=88)
     print((folder / "scores.md").read_text())
-    print(f"taught in {taught - start:.0f} s, drawn and scored in {time.monotonic() - taught:.0f} s")
+    print(f"taught in {taught - start:.0f} s, generated and scored in {time.monotonic() - taught:.0f} s")
 
 
 if __name__ == "__main__":

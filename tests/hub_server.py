@@ -1,8 +1,9 @@
-"""A small Hub on localhost, so that tests can push and load with the real client libraries and no network.
+"""A small Hub on localhost: tests push and load with the real client libraries and no network.
 
-It speaks what `huggingface_hub` asks of models: repositories, commits, LFS uploads, branches and tags, file listings,
-downloads with ETag and Range, tokens, private and gated repositories, with the errors that the client tells apart. All
-is kept in memory. The fixture `hub` of conftest.py starts one. It knows no Xet: `HF_HUB_DISABLE_XET=1` turns that off.
+It answers what `huggingface_hub` asks about models: repositories, commits, LFS uploads, branches and tags, file
+listings, downloads with ETag and Range, tokens, private and gated repositories, with the errors that the client tells
+apart. All is kept in memory. The fixture `hub` of conftest.py starts one. It has no Xet: `HF_HUB_DISABLE_XET=1` turns
+that off.
 """
 
 import base64
@@ -95,8 +96,8 @@ class Repository:
 
     def commit(self, branch: str, message: str, files: Mapping[str, Blob]) -> Commit:
         parent = self.branches.get(branch)
-        told = [self.name, parent, message, len(self.commits), {path: blob.etag for path, blob in files.items()}]
-        commit = Commit(hashlib.sha1(json.dumps(told).encode()).hexdigest(), message, dict(files), parent)
+        parts = [self.name, parent, message, len(self.commits), {path: blob.etag for path, blob in files.items()}]
+        commit = Commit(hashlib.sha1(json.dumps(parts).encode()).hexdigest(), message, dict(files), parent)
         self.commits[commit.sha] = commit
         self.branches[branch] = commit.sha
         return commit
@@ -259,12 +260,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        pieces = []
+        chunks = []
         while size := int(self.rfile.readline().split(b";")[0], 16):
-            pieces.append(self.rfile.read(size))
+            chunks.append(self.rfile.read(size))
             self.rfile.readline()
         self.rfile.readline()
-        return b"".join(pieces)
+        return b"".join(chunks)
 
     def _answer(self, status: int, body: dict | list | bytes = b"", headers: Mapping[str, str] | None = None) -> None:
         is_json = not isinstance(body, bytes)
@@ -434,9 +435,9 @@ class _Handler(BaseHTTPRequestHandler):
             headers |= {"X-Linked-ETag": headers["ETag"], "X-Linked-Size": str(len(blob.data))}
             # Under another host name: the client follows redirects within one, and sends no token to another.
             return 302, b"", headers | {"Location": f"{self.hub.storage}/large/{blob.sha256}"}
-        return self._piece(blob.data, headers)
+        return self._ranged(blob.data, headers)
 
-    def _piece(self, data: bytes, headers: dict):
+    def _ranged(self, data: bytes, headers: dict):
         headers["Accept-Ranges"] = "bytes"
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if not wanted:
@@ -485,7 +486,7 @@ class _Handler(BaseHTTPRequestHandler):
         return {}
 
     def download_large(self, oid):
-        return self._piece(self.hub.objects[oid], {"ETag": f'"{oid}"'})
+        return self._ranged(self.hub.objects[oid], {"ETag": f'"{oid}"'})
 
     def commit(self, name, revision):
         repository = self._write(name)
@@ -541,6 +542,6 @@ ROUTES = [
     ]
 ]
 
-# One for each process, whose address must be known before the client libraries are imported: they read it only then.
+# One per process. Its address must be known before the client libraries are imported, which read it only then.
 HUB = HubServer()
 HOME = tempfile.TemporaryDirectory(prefix="hf_home_")

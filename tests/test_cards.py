@@ -43,7 +43,7 @@ def test_results_without_scores_of_the_model_are_tables_only(tiny_model, tmp_pat
     assert pushed.text == "# Mine\n" and not pushed.data.eval_results and pushed.data.license == "apache-2.0"
 
 
-def test_a_changed_text_is_a_persons(tiny_model, tmp_path):
+def test_an_edited_text_is_kept(tiny_model, tmp_path):
     old = model_card(tiny_model, "org/old")
     for text, stays in ((str(old), False), (str(old).replace("\n", "\r\n"), False), (str(old) + "Hello.\n", True)):
         (tmp_path / "README.md").write_text(text, newline="")

@@ -89,11 +89,11 @@ def test_pipeline(hub, pipeline):
     loaded = UniWeTokPipeline.from_pretrained("org/pipeline")
     loaded.set_progress_bar_config(disable=True)
     assert loaded.config.default_size == 64 and same_weights(loaded.mllm, pipeline.mllm)
-    drawn = [
+    generated = [
         pipe("a", generator=torch.Generator().manual_seed(0), output_type="latent").images
         for pipe in (pipeline, loaded)
     ]
-    assert torch.equal(*drawn)
+    assert torch.equal(*generated)
     assert same_weights(UniWeTokEditPipeline.from_pretrained("org/pipeline").mllm, pipeline.mllm)
     image_tokenizer = UniWeTokModel.from_pretrained("org/pipeline", subfolder="mllm")
     assert same_weights(image_tokenizer, pipeline.mllm.vision_model)
@@ -177,7 +177,7 @@ def test_an_upload_that_is_cut_off_publishes_nothing(hub, make_model, monkeypatc
     assert same_weights(UniWeTokModel.from_pretrained("org/new"), third)
 
 
-def test_what_a_person_wrote_on_the_hub_stays(hub, make_model, pipeline):
+def test_an_edited_card_on_the_hub_stays(hub, make_model, pipeline):
     make_model(seed=1).push_to_hub("org/model")
     text = hub.files("org/model")["README.md"]
     make_model(seed=2).push_to_hub("org/model", tags=["mine"])

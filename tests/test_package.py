@@ -28,8 +28,7 @@ import uniwetok_hf
 FOLDER = Path(uniwetok_hf.__file__).parent
 MODULES = sorted(module.name for module in pkgutil.walk_packages(uniwetok_hf.__path__, "uniwetok_hf."))
 TRAINING_PROGRAMS = [
-    f"uniwetok_hf.training.{name}"
-    for name in ("checkpoints", "lora", "run", "train_mllm", "train_siglip", "train_uniwetok")
+    f"uniwetok_hf.training.{name}" for name in ("checkpoints", "lora", "run", "train_mllm", "train_uniwetok")
 ]
 HEAVY = ["diffusers", "datasets", "peft", "evaluate", "accelerate", "skimage", "matplotlib", "yaml", "torchvision"]
 OPTIONAL = {"datasets", "peft", "evaluate", "accelerate", "skimage", "matplotlib", "gradio", "lpips"}
@@ -62,20 +61,24 @@ loaded()
 
 
 def test_models_work_without_diffusers():
-    """Conversion, training and a Hub copy of `modeling/` need torch and transformers only."""
+    """Conversion, training and a Hub copy of `modeling/` need torch and transformers only; the import of the package
+    is enough for the Auto classes."""
     code = """
 sys.modules["diffusers"] = None  # importing it fails
 import torch, uniwetok_hf
+from transformers import AutoModel
+model = AutoModel.from_pretrained(uniwetok_hf.embedded_path("uniwetok-emoji") / "mllm")
+print(type(model).__name__, type(model.vision_model).__name__)
 config = uniwetok_hf.UniWeTokHeadConfig(num_bits=8, condition_size=8, hidden_size=8, head_dim=8, num_hidden_layers=2)
 head = uniwetok_hf.UniWeTokBinaryHead(config)
-from uniwetok_hf.modeling.modeling_uniwetok_head import BinaryFlow
+from uniwetok_hf.modeling.flow_uniwetok import BinaryFlow
 print(head.sample(torch.zeros(1, 1, 8), BinaryFlow()).shape)
 try:
     uniwetok_hf.UniWeTokPipeline
 except ImportError as error:
     print("ImportError")
 """
-    assert run(code).splitlines() == ["torch.Size([1, 1, 8])", "ImportError"]
+    assert run(code).splitlines() == ["UniWeTokMLLMModel UniWeTokModel", "torch.Size([1, 1, 8])", "ImportError"]
 
 
 def test_public_names_resolve():

@@ -1,4 +1,4 @@
-"""The web page without a browser; `test_app_browser.py` has one."""
+"""The web page without a browser; `test_web_app_browser.py` has one."""
 
 import threading
 
@@ -25,9 +25,9 @@ def picture(width: int = 64, height: int = 64) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def test_drawing_shows_previews_and_then_the_pipelines_picture(studio):
-    shown = list(studio.draw("red apple", 3, 2, 2.0))
-    assert [words for _, words in shown[:-1]] == [f"{count} of 16 patches" for count in (4, 8, 12)]
+def test_generation_shows_previews_and_then_the_pipelines_picture(studio):
+    shown = list(studio.generate("red apple", 3, 2, 2.0))
+    assert [details for _, details in shown[:-1]] == [f"{count} of 16 patches" for count in (4, 8, 12)]
     assert shown[-1][1].startswith("128 x 128 pixels in ")
     same = studio.pipe(
         "red apple", num_inference_steps=2, guidance_scale=2.0, generator=torch.Generator().manual_seed(3)
@@ -47,29 +47,29 @@ def test_editing_gives_the_edit_pipelines_picture(studio):
     assert shown[-1][0].tobytes() == same.tobytes()
 
 
-def test_editing_shows_what_was_said_before(studio, monkeypatch):
+def test_editing_shows_the_description(studio, monkeypatch):
     *_, (_, plain) = studio.edit(picture(), "make it green", 1, 1, 2.0)
-    (said,) = studio.edit_pipe.describe_results([picture()], ["make it green"])
+    (description,) = studio.edit_pipe.describe_results([picture()], ["make it green"])
     described = UniWeTokEditPipeline.from_pipe(studio.pipe, default_describe_first=True)
     described.set_progress_bar_config(disable=True)
     monkeypatch.setattr(studio, "edit_pipe", described)
-    *_, (_, figures) = studio.edit(picture(), "make it green", 1, 1, 2.0)
-    assert plain.startswith("64 x 64 pixels") and figures.startswith(f"{said}; 64 x 64 pixels")
+    *_, (_, details) = studio.edit(picture(), "make it green", 1, 1, 2.0)
+    assert plain.startswith("64 x 64 pixels") and details.startswith(f"{description}; 64 x 64 pixels")
 
 
 def test_closing_stops_the_work(studio):
     before = threading.active_count()
-    drawing = studio.draw("red apple", 0, 2, 2.0)
-    next(drawing)
-    drawing.close()
+    generation = studio.generate("red apple", 0, 2, 2.0)
+    next(generation)
+    generation.close()
     assert threading.active_count() == before
-    assert len(list(studio.draw("red apple", 0, 2, 2.0))) == 4  # the next one is whole
+    assert len(list(studio.generate("red apple", 0, 2, 2.0))) == 4  # the next one is whole
 
 
 def test_reconstruction(studio):
-    back, planes, figures = studio.reconstruct(picture(64, 96), 0)
+    back, planes, details = studio.reconstruct(picture(64, 96), 0)
     assert back.size == (64, 96)
-    assert figures == "64 x 96 pixels, 3 x 2 tokens, 12 bytes"
+    assert details == "64 x 96 pixels, 3 x 2 tokens, 12 bytes"
     assert set(np.unique(np.asarray(planes))) <= {0, 200, 255}
 
 
@@ -84,10 +84,10 @@ def test_conversations_do_not_mix(studio):
 @pytest.mark.parametrize(
     ("job", "words"),
     [
-        (lambda studio: list(studio.draw(" ", 0, 2, 2.0)), "Write what to draw"),
+        (lambda studio: list(studio.generate(" ", 0, 2, 2.0)), "Write what to generate"),
         (lambda studio: list(studio.edit(picture(), "", 0, 2, 2.0)), "Write what to change"),
         (lambda studio: studio.describe(picture(), ""), "Write a question"),
-        (lambda studio: list(studio.draw("a <|im_end|>", 0, 2, 2.0)), "must not hold the special tokens"),
+        (lambda studio: list(studio.generate("a <|im_end|>", 0, 2, 2.0)), "must not hold the special tokens"),
     ],
 )
 def test_bad_input_gets_a_sentence(studio, job, words):

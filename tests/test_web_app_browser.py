@@ -82,13 +82,13 @@ def open_tab(page, name: str) -> None:
     page.keyboard.press("Enter")
 
 
-def test_draw(page):
-    open_tab(page, "Draw")
-    page.get_by_label("What to draw").fill("a fluent flat emoji of blue heart")
+def test_generate(page):
+    open_tab(page, "Generate")
+    page.get_by_label("What to generate").fill("a fluent flat emoji of blue heart")
     page.keyboard.press("Enter")
     page.get_by_text("128 x 128 pixels in").wait_for()
     assert page.locator("img[src*='/file=']:visible").count() == 1
-    keep_picture(page, "draw")
+    keep_picture(page, "generate")
 
 
 def test_edit_and_bad_uploads(page, tmp_path):
@@ -127,7 +127,7 @@ def test_converse(page, browser, address):
     page.keyboard.press("Enter")
     page.locator(".bot img").first.wait_for()
     box.fill("which style is this?")
-    while page.locator("[data-testid=user]").count() < 2:  # not sent while the first answer is being drawn
+    while page.locator("[data-testid=user]").count() < 2:  # not sent while the first answer is being generated
         page.keyboard.press("Enter")
         page.wait_for_timeout(500)
         assert box.input_value() in ("", "which style is this?")

@@ -139,10 +139,10 @@ def stop_before(step: int, monkeypatch, fields, folder, **more) -> None:
     """A run that ends, as if by Ctrl-C, before this step."""
     train_step = train_mllm.MLLMTrainer.train_step
 
-    def until(trainer, pieces, current):
+    def until(trainer, micro_batches, current):
         if current == step:
             raise KeyboardInterrupt
-        train_step(trainer, pieces, current)
+        train_step(trainer, micro_batches, current)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train_mllm.MLLMTrainer, "train_step", until)

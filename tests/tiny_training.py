@@ -86,7 +86,7 @@ def write(folder: Path, fields: dict, **more) -> Path:
 
 
 def log_lines(run: Path) -> list[dict]:
-    """Lines of a run's log, without the figures that depend on the machine."""
+    """Lines of a run's log, without the metrics that depend on the machine."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if not name.endswith("_per_second")} for line in lines]
 

@@ -1,5 +1,5 @@
 """A measurement of the losses that several processes share, alone or as one of two; see
-training/losses/test_two_processes.py. A module of its own, because new processes import it by name."""
+tests/losses/test_two_processes.py. A module of its own, because new processes import it by name."""
 
 import warnings
 
@@ -29,7 +29,7 @@ def _work(rank: int, folder: str) -> None:
 
 
 def measure(rank: int = 0, world_size: int = 1) -> dict:
-    """Losses, gradients and figures of a batch of which this process has its part."""
+    """Losses, gradients and metrics of a batch of which this process has its part."""
     torch.manual_seed(0)  # weights, and the whole batch
     wrap = DistributedDataParallel if world_size > 1 else lambda network: network
     encoder = wrap(nn.Conv2d(3, 16, 4, stride=4))
@@ -61,7 +61,7 @@ def measure(rank: int = 0, world_size: int = 1) -> dict:
         "gradients": [weight.grad for network in (encoder, discriminator) for weight in network.parameters()],
         "averages": [*lecam.state_dict().values(), *uneven.state_dict().values()],
         "usage": total.usage,
-        "figures": torch.tensor([total.mean_entropy, total.stuck, total.dead]),
+        "bit_metrics": torch.tensor([total.mean_entropy, total.stuck, total.dead]),
         "own_usage": usage.usage,
         "sum": sum_over_processes(torch.tensor(rank + 1)),
     }

@@ -1,5 +1,5 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Everything that a model can do, computed by whatever classes it was loaded into.
+"""All outputs of a model, computed by the classes that it was loaded into.
 
 `test_remote_code.py` imports [`compute`] for this package's classes, and runs this file in an environment that has
 transformers and diffusers and not this package, for those of the revision `with-code`.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def compute(vision, image_processor, mllm, processor, pipe, edit) -> dict:
-    """Tensors that two ways to load the same weights must agree in to the bit.
+    """Tensors that must be equal for two ways of loading the same weights.
 
     Models are copied first: weights that lie in memory as they did in their file are not aligned, and torch then sums
     in another order.
@@ -39,7 +39,7 @@ def compute(vision, image_processor, mllm, processor, pipe, edit) -> dict:
         logits = mllm(**{name: asked[name] for name in ("input_ids", "attention_mask", "pixel_values")}).logits
     results = {"codes": codes, "sample": sample, "answer": answer, "logits": logits}
     for kind in ("latent", "pt"):
-        results[f"drawn {kind}"] = pipe("a cat", output_type=kind, generator=seeded()).images
+        results[f"generated {kind}"] = pipe("a cat", output_type=kind, generator=seeded()).images
         results[f"edited {kind}"] = edit(picture, "red", output_type=kind, generator=seeded()).images
     return {name: tensor.contiguous() for name, tensor in results.items()}
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""UniWeTok in the Hugging Face ecosystem: one image tokenizer of 128-bit tokens, one language model that reads, draws
-and edits pictures with them (arXiv 2602.14178).
+"""UniWeTok in the Hugging Face ecosystem: an image tokenizer of 128-bit binary tokens, and a language model that
+reads, generates and edits images with them (arXiv 2602.14178).
 
 Importing registers the Auto classes. Pipelines and the scheduler are imported when first used: they need diffusers.
 """
@@ -10,7 +10,7 @@ import importlib
 from .quiet import without_warning
 
 
-# What torchao, where it is installed, says of kernels for GPUs when transformers imports it.
+# Warnings of torchao about GPU kernels, when transformers imports it.
 with (
     without_warning("torchao", "Failed to load"),
     without_warning("torch.utils._pytree", "is an Enum subclass"),
@@ -26,6 +26,7 @@ with (
     )
 
 from .embedded import embedded_path
+from .hub import add_push_to_hub
 from .modeling.codes_uniwetok import CodesFileError, SavedCodes, load_codes, pack_codes, save_codes, unpack_codes
 from .modeling.configuration_uniwetok import UniWeTokConfig
 from .modeling.configuration_uniwetok_mllm import UniWeTokHeadConfig, UniWeTokMLLMConfig
@@ -46,6 +47,7 @@ AutoModel.register(UniWeTokMLLMConfig, UniWeTokMLLMModel)
 AutoModelForCausalLM.register(UniWeTokMLLMConfig, UniWeTokForCausalLM)
 AutoModelForImageTextToText.register(UniWeTokMLLMConfig, UniWeTokForCausalLM)
 AutoProcessor.register(UniWeTokMLLMConfig, UniWeTokProcessor)  # the image processor's is in its file
+add_push_to_hub(UniWeTokModel, UniWeTokForCausalLM, UniWeTokImageProcessor, UniWeTokProcessor)
 
 _LAZY = {
     "BinaryFlowScheduler": "uniwetok_hf.schedulers",

@@ -1,12 +1,12 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""What LoRA and its relatives of the `peft` library change in this package's models.
+"""Which layers LoRA and the other methods of `peft` adapt in this package's models, and how adapters are saved.
 
     model.add_adapter(lora_config("language_model", "head"))     # transformers: on the model itself
     get_peft_model(model, lora_config("decoder", use_dora=True))  # peft: around it
     get_peft_model(model, LoHaConfig(target_modules=target_modules("head")))
 
 The same expressions fit the whole model and its parts alone, so that an adapter can be trained on a [`UniWeTokModel`]
-or a [`UniWeTokBinaryHead`] by itself. `peft` is imported when it is needed, and not before.
+or a [`UniWeTokBinaryHead`] alone. `peft` is imported when it is first needed.
 """
 
 import copy
@@ -19,30 +19,29 @@ from pathlib import Path
 from transformers.utils import is_peft_available
 
 
-# The files of an adapter's folder, as `peft` calls them, and what its files put before the names of parameters.
+# The files of an adapter's folder, as `peft` names them, and the prefix of parameters' names in them.
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
 PROJECTIONS = r"(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-# Full matches of module names. Each names linear layers and convolutions only: most methods know no others.
+# Full matches of module names: linear layers and convolutions only, since most methods know no others.
 TARGETS = {
-    # What models of the Llama family (Qwen, Mistral, Gemma, ...) call their layers. Embeddings stay as they are: where
-    # they are tied to the output, an adapter on one of the two would untie them.
+    # Names of the Llama family (Qwen, Mistral, Gemma, ...). Embeddings are left out: where they are tied to the
+    # output, an adapter on one of the two would untie them.
     "language_model": rf"(model\.)?language_model\.layers\.\d+\.(self_attn|mlp)\.{PROJECTIONS}",
-    # The modulations are the way by which the language model's words reach the head. Queries and keys are left out:
-    # with patches of one token they are not used at all, and gradients that never come stop a training on several
-    # processes.
+    # The modulations pass the language model's hidden states to the head. Queries and keys are left out: with patches
+    # of one token they are not used, and missing gradients stop a training on several processes.
     "head": (
         r"(image_head\.)?(condition_proj|modulations\.\d+|"
         r"layers\.\d+\.(self_attn\.(v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj)))"
     ),
-    # Attention and residual blocks. The encoder is no target: other codes than those that a language model was
-    # trained on would mean nothing to it.
+    # Attention and residual blocks. The encoder is no target: the language model knows only the codes that it was
+    # trained on.
     "decoder": (
         r"((model\.)?vision_model\.)?decoder\.(transformer\.layers\.\d+\.(self_attn|mlp)\."
         rf"{PROJECTIONS}|(mid_blocks\.\d+|up_blocks\.\d+\.blocks\.\d+)\.conv[12])"
     ),
 }
-# What `LoraConfig()` without targets adapts, by `model_type`.
+# The targets of a `LoraConfig()` without targets, by `model_type`.
 DEFAULT_PARTS = {
     "uniwetok_mllm": ("language_model", "head"),
     "uniwetok_head": ("head",),
@@ -51,10 +50,10 @@ DEFAULT_PARTS = {
 
 
 def target_modules(*parts: str) -> str:
-    """The regular expression of the layers that are adapted, for the `target_modules` of any config of `peft`.
+    """The regular expression of the layers to adapt, for the `target_modules` of any config of `peft`.
 
     Args:
-        parts: of "language_model", "head" and "decoder"; by default the first two, which draw and answer.
+        parts: of "language_model", "head" and "decoder"; by default the first two, which generate pictures and text.
 
     Raises:
         ValueError: for a part that is none of these.
@@ -69,14 +68,14 @@ def lora_config(*parts: str, r: int = 16, lora_alpha: float | None = None, **opt
     """A `peft.LoraConfig` for these parts of the model.
 
     Args:
-        parts: of "language_model", "head" and "decoder"; by default the first two, which draw and answer.
+        parts: of "language_model", "head" and "decoder"; by default the first two, which generate pictures and text.
         r: rank of the update.
-        lora_alpha: the update is multiplied by `lora_alpha / r`; by default that is 1.
+        lora_alpha: the update is multiplied by `lora_alpha / r`; by default it is `r`, a factor of 1.
         options: other fields of `LoraConfig`, such as `use_dora=True`.
 
     Raises:
         ImportError: when `peft` is not installed.
-        ValueError: for a part that there is not.
+        ValueError: for another part.
     """
     peft = load_peft()
     lora_alpha = r if lora_alpha is None else lora_alpha
@@ -84,8 +83,8 @@ def lora_config(*parts: str, r: int = 16, lora_alpha: float | None = None, **opt
 
 
 def register_default_targets() -> None:
-    """Lets a config without `target_modules` do for our models: `get_peft_model(model, LoraConfig())`. Importing
-    `uniwetok_hf.pipelines` calls it. Without `peft` there is nothing to do."""
+    """Gives configs without `target_modules` default targets in our models: `get_peft_model(model, LoraConfig())`.
+    Importing `uniwetok_hf.pipelines` calls it. Does nothing without `peft`."""
     if not is_peft_available():
         return
     constants = load_peft().utils.constants
@@ -94,20 +93,23 @@ def register_default_targets() -> None:
 
 
 def adapter_tensors(model, adapter_name: str) -> dict:
-    """The tensors of an adapter of `model`. transformers' `get_adapter_state_dict` would also ask the Hub whether the
-    model's vocabulary was changed, in which case embeddings belong to the adapter; here they never do."""
+    """The tensors of an adapter of `model`, by the names that `peft` gives them. transformers'
+    `get_adapter_state_dict` would also ask the Hub whether the vocabulary was changed, and save embeddings then."""
     return load_peft().get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
 
 
 def save_adapter(
     model, folder: str | os.PathLike, adapter_name: str = "default", base_model: str | None = None
 ) -> None:
-    """Writes an adapter of `model`, to which `add_adapter` or `load_adapter` added it, and its card: a folder that
-    pipelines, `peft` and transformers load. Other files of the folder stay.
+    """Writes an adapter and its card: a folder that pipelines, `peft` and transformers load. Other files of the folder
+    stay.
 
     Args:
-        base_model: the name that the adapter's config and card have for the model it belongs to; of a folder its last
-            part. By default it is what the adapter's config says, if that is no path of this machine.
+        model: a model to which `add_adapter` or `load_adapter` added the adapter.
+        folder: where to write; it is created if need be.
+        adapter_name: which adapter.
+        base_model: name of the adapter's base model in its config and card; of a path the last part. By default the
+            name in the adapter's config, unless that is a local path.
     """
     from safetensors.torch import save_file
 
@@ -135,15 +137,15 @@ def save_adapter(
 
 
 def save_adapter_card(config, folder: str | os.PathLike, model_id: str | None = None) -> None:
-    """Writes the card of an adapter; as remote code, without the package and its templates, nothing."""
+    """Writes the card of an adapter. Remote code without the package has no templates and writes none."""
     if importlib.util.find_spec("uniwetok_hf") is not None:
         cards = importlib.import_module("uniwetok_hf.cards")
         cards.adapter_card(config, model_id).save(Path(folder) / "README.md")
 
 
 def load_peft():
-    """The library. Imported by its name, since those who load code from the Hub take every import in it for something
-    that must be installed.
+    """The module `peft`. Imported by name, since the libraries that load code from the Hub demand that every import in
+    it is installed.
 
     Raises:
         ImportError: when it is not installed.

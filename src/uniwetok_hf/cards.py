@@ -1,9 +1,9 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Model cards: `model_card.md`, filled from a model's configuration, from the record of its training and from the
-results of its evaluations.
+"""Model cards: the templates `model_card.md` and `ADAPTER_CARD`, filled in from a model's configuration, the record of
+its training and the results of its evaluations.
 
-A card that was filled in here ends with a line that holds a digest of its text. While the two agree nobody has
-written in it, and a push may fill it in anew; any other card is kept, see [`card_to_push`].
+The last line of a filled-in card holds a digest of its text. While the two agree the text was not edited, and a
+push may replace it; any other card is kept, see [`card_to_push`].
 """
 
 import hashlib
@@ -13,14 +13,40 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import ImageProcessingMixin, ProcessorMixin
 
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
-GENERIC = re.compile(r"This is the model card of .* has been automatically generated\.")  # of transformers, diffusers
+PIPELINE_TAGS = {
+    "image tokenizer": "image-feature-extraction",
+    "language model": "image-text-to-text",
+    "pipeline": "text-to-image",
+}
+# The description in the generic cards of transformers and diffusers.
+GENERIC = re.compile(r"This is the model card of .* has been automatically generated\.")
 FILLED_IN = re.compile(r"<!-- Filled in by uniwetok-hf \((\w+)\)\..*-->\s*\Z")
 RECORD = "training.json"
 Paths = str | os.PathLike | Iterable[str | os.PathLike]
+ADAPTER_CARD = """\
+---
+{{ card_data }}
+---
+
+# {{ name }}
+
+An adapter ({{ method }}{{ ", rank " ~ rank if rank }}) for a model of uniwetok-hf (`pip install uniwetok-hf`)
+{%- if base_model %}, trained on {{ base_model }}{% endif %}.
+
+```python
+pipe.load_lora_weights("{{ model_id or "path/to/this/folder" }}", adapter_name="{{ name }}")
+pipe.set_adapters("{{ name }}", 0.8)
+```
+
+`pipe` is a `UniWeTokPipeline` of the model that it was trained on. With the command line:
+`uniwetok generate "..." --lora {{ model_id or "path/to/this/folder" }}`.
+"""
 
 
 def model_card(
@@ -34,14 +60,14 @@ def model_card(
     """The card of a [`UniWeTokModel`], a [`UniWeTokForCausalLM`] or a pipeline.
 
     Args:
-        model: what the card is about; sizes and numbers of parameters are read from it.
+        model: sizes and numbers of parameters are read from it.
         model_id: its name on the Hub, used in the examples.
         license: an SPDX name.
         datasets: names of the training sets.
-        results: folders with what `uniwetok evaluate` wrote, or with such folders in them: their tables become the
-            section `evaluation`, their scores the card's `model-index`.
+        results: folders that `uniwetok evaluate` wrote, or folders of such folders: their tables become the section
+            `evaluation`, their scores the card's `model-index`.
         sections: texts of the template: `model_name`, `model_summary`, `training`, `evaluation`, `limitations`,
-            `attributions`. What is not given says so in the card.
+            `attributions`. The card says which of them are not given.
 
     Raises:
         ValueError: when `results` has none, damaged ones, or those of several models.
@@ -50,7 +76,7 @@ def model_card(
     kind = "image tokenizer" if mllm is None else "pipeline" if mllm is not model else "language model"
     vision_model = model if mllm is None else mllm.vision_model
     numbers = {
-        "stride": f"{vision_model.config.stride} x {vision_model.config.stride} pixels",
+        "stride": f"{vision_model.config.stride} x {vision_model.config.stride}",
         "num_bits": vision_model.config.num_bits,
         "encoder_parameters": _count(vision_model.encoder),
         "decoder_parameters": _count(vision_model.decoder),
@@ -63,28 +89,45 @@ def model_card(
             "patch_size": mllm.config.patch_size,
         }
     name = sections.get("model_name") or (model_id or "UniWeTok model").split("/")[-1]
-    tables, scores = read_results(results) if results is not None else (None, None)
+    tables, scores = (None, None) if results is None else read_results(results)
     data = ModelCardData(
         license=license,
         library_name="uniwetok-hf",
-        pipeline_tag={
-            "image tokenizer": "image-feature-extraction",
-            "language model": "image-text-to-text",
-            "pipeline": "text-to-image",
-        }[kind],
+        pipeline_tag=PIPELINE_TAGS[kind],
         tags=["uniwetok", "image-tokenizer", *(["text-to-image", "image-editing"] if mllm is not None else [])],
         datasets=datasets,
         model_name=name if scores else None,
         eval_results=scores or None,
     )
-    card = ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATE),
-        kind=kind,
-        model_id=model_id,
-        **{"model_name": name, "evaluation": tables, **numbers, **sections},
+    texts = {"model_name": name, "evaluation": tables, **numbers, **sections}
+    return _signed(ModelCard.from_template(data, TEMPLATE, kind=kind, model_id=model_id, **texts))
+
+
+def adapter_card(
+    config, model_id: str | None = None, license: str | None = None, datasets: list[str] | None = None
+) -> ModelCard:
+    """The card of an adapter, from its `peft` config; `license` and `datasets` as in [`model_card`]."""
+    base_model = config.base_model_name_or_path or None
+    data = ModelCardData(
+        license=license,
+        library_name="uniwetok-hf",
+        tags=["uniwetok", "text-to-image", config.peft_type.value.lower()],
+        datasets=datasets,
+        base_model=base_model if base_model and base_model.count("/") == 1 else None,  # a name on the Hub
     )
-    return _signed(card)
+    texts = {"name": (model_id or "adapter").split("/")[-1], "model_id": model_id, "base_model": base_model}
+    texts |= {"method": config.peft_type.value, "rank": getattr(config, "r", None)}
+    return _signed(ModelCard.from_template(data, template_str=ADAPTER_CARD, **texts))
+
+
+def card_of(part, model_id: str) -> ModelCard | None:
+    """The card for a push of `part` alone: of a model, a pipeline or the active adapter of a model; None of a
+    processor, which shares the repository of its model."""
+    if isinstance(part, ProcessorMixin | ImageProcessingMixin):
+        return None
+    if getattr(part, "_hf_peft_config_loaded", False):  # transformers saves the active adapter alone
+        return adapter_card(part.peft_config[part.active_adapters()[0]], model_id)
+    return model_card(part, model_id)
 
 
 def card_to_push(filled_in: ModelCard, readme: Path | str | None, given: Iterable[str] = ()) -> ModelCard:
@@ -92,18 +135,16 @@ def card_to_push(filled_in: ModelCard, readme: Path | str | None, given: Iterabl
     The card that a push writes where there is one already.
 
     Args:
-        filled_in: what [`model_card`] makes of the model.
-        readme: the card that is there, if any. While nobody changed its text, a generic one of the libraries is
-            replaced but for its tags, and one of ours but for metadata that are not the model's own. Any other text
-            stays as it is; metadata that it lacks are added.
-        given: fields of the metadata (`license`, `datasets`, `eval_results`) that the user asked for: they replace
-            what the card says.
+        filled_in: the card of [`model_card`] or [`adapter_card`].
+        readme: the existing card, if any. While its text was not edited, a generic one of the libraries is replaced
+            except for its tags, and one of ours except for metadata that do not describe the model. Any other text
+            stays as it is, and metadata that it lacks are added.
+        given: fields of the metadata (`license`, `datasets`, `eval_results`) that the user passed: they replace those
+            of the card.
 
     Raises:
         ValueError: when the metadata of `readme` can't be read.
     """
-    import yaml
-
     if readme is None or not Path(readme).is_file():
         return filled_in
     try:
@@ -113,10 +154,10 @@ def card_to_push(filled_in: ModelCard, readme: Path | str | None, given: Iterabl
     filled_in.data.tags += [tag for tag in card.data.get("tags", []) if tag not in filled_in.data.tags]
     if _is_generic(card):
         return filled_in
-    given = set(given)
-    if _is_as_filled_in(card.text):
+    given, last_line = set(given), FILLED_IN.search(card.text)
+    if last_line is not None and last_line[1] == _digest(card.text[: last_line.start()]):
         card.text = filled_in.text
-        # Of the metadata, all that is the model's own; old scores are not those of new weights.
+        # What describes the model: old scores are not those of new weights.
         given |= {"library_name", "pipeline_tag", "tags", "model_name", "eval_results"}
     elif "eval_results" in given:
         new = filled_in.data.eval_results or []
@@ -139,62 +180,11 @@ def _signed(card: ModelCard) -> ModelCard:
 
 
 def _is_generic(card: ModelCard) -> bool:
-    """Whether the text is that of the libraries' template, in which only their own description was filled in."""
+    """Whether the text is the libraries' template, in which only their own description was filled in."""
     description = GENERIC.search(card.text)
     if description is None:
         return False
     return _digest(ModelCard.from_template(card.data, model_description=description[0]).text) == _digest(card.text)
-
-
-def _is_as_filled_in(text: str) -> bool:
-    last_line = FILLED_IN.search(text)
-    return last_line is not None and last_line[1] == _digest(text[: last_line.start()])
-
-
-ADAPTER_TEXT = """\
----
-{{ card_data }}
----
-
-# {{ name }}
-
-An adapter ({{ method }}{{ ", rank " ~ rank if rank }}) for a model of uniwetok-hf (`pip install uniwetok-hf`)
-{%- if base_model %}, trained on {{ base_model }}{% endif %}.
-
-```python
-pipe.load_lora_weights("{{ model_id or "path/to/this/folder" }}", adapter_name="{{ name }}")
-pipe.set_adapters("{{ name }}", 0.8)
-```
-
-`pipe` is a `UniWeTokPipeline` of the model that it was trained on. With the command line:
-`uniwetok generate "..." --lora {{ model_id or "path/to/this/folder" }}`.
-"""
-
-
-def adapter_card(
-    config, model_id: str | None = None, license: str | None = None, datasets: list[str] | None = None
-) -> ModelCard:
-    """The card of an adapter, from its `peft` config; `license` and `datasets` as in [`model_card`]."""
-    base_model = config.base_model_name_or_path or None
-    tags = ["uniwetok", "text-to-image", str(config.peft_type.value).lower()]
-    is_on_hub = base_model is not None and base_model.count("/") == 1
-    data = ModelCardData(
-        license=license,
-        library_name="uniwetok-hf",
-        tags=tags,
-        datasets=datasets,
-        base_model=base_model if is_on_hub else None,
-    )
-    card = ModelCard.from_template(
-        data,
-        template_str=ADAPTER_TEXT,
-        name=(model_id or "adapter").split("/")[-1],
-        model_id=model_id,
-        method=config.peft_type.value,
-        rank=getattr(config, "r", None),
-        base_model=base_model,
-    )
-    return _signed(card)
 
 
 def _count(module) -> str:
@@ -203,10 +193,10 @@ def _count(module) -> str:
 
 def read_results(paths: Paths) -> tuple[str, list[EvalResult]]:
     """
-    What `uniwetok evaluate` found, for a card.
+    Reads the results of `uniwetok evaluate`.
 
     Args:
-        paths: folders with `results.json`, or with such folders in them.
+        paths: folders with `results.json`, or folders of such folders.
 
     Returns:
         The tables in Markdown, and the scores of the model itself.
@@ -214,9 +204,8 @@ def read_results(paths: Paths) -> tuple[str, list[EvalResult]]:
     Raises:
         ValueError: when there are none, damaged ones, or those of several models.
     """
-    paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     tables, scores, models = [], [], set()
-    for path in paths:
+    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
         folders = sorted(found.parent for found in Path(path).rglob("results.json"))
         if not folders:
             raise ValueError(f"`results` {path}: there is no results.json, as `uniwetok evaluate` writes it.")
@@ -235,8 +224,8 @@ def read_results(paths: Paths) -> tuple[str, list[EvalResult]]:
 
 
 def describe_training(folder: str | os.PathLike) -> str | None:
-    """The section `training` of a card, from `training.json` in a model's folder; None when there is none, or it does
-    not say how the training went.
+    """The section `training` of a card, from `training.json` in a model's folder; None when there is no such file, or
+    it has no settings.
 
     Raises:
         ValueError: for a damaged file.
@@ -249,10 +238,13 @@ def describe_training(folder: str | os.PathLike) -> str | None:
         settings, networks = record.get("training"), record.get("loss_models", [])
         if not settings:
             return None
-        started_from = settings.get("init_from") or settings.get("vision_model") or "new weights"
+        sources = [
+            _shown(source["path"]) + (f" ({source['task']})" if source.get("task") else "")
+            for source in settings["data"]
+        ]
         rows = {
-            "data": ", ".join(dict.fromkeys(_shown_source(source) for source in settings["data"])),
-            "started from": _shown(started_from),
+            "data": ", ".join(dict.fromkeys(sources)),
+            "started from": _shown(settings.get("init_from") or settings.get("vision_model") or "new weights"),
             "steps": f"{settings['max_train_steps']:,}",
             "batch size": settings["batch_size"],
             "learning rate": f"{settings['learning_rate']:g}, {settings['lr_scheduler']}",
@@ -263,10 +255,6 @@ def describe_training(folder: str | os.PathLike) -> str | None:
         raise ValueError(f"{path} is no training record ({type(error).__name__}: {error}).") from error
     head = f"The last stage, with uniwetok-hf; `{RECORD}` has all its settings.\n\n| setting | value |\n| --- | --- |"
     return "\n".join([head, *(f"| {name} | {value} |" for name, value in rows.items())])
-
-
-def _shown_source(source: dict) -> str:
-    return _shown(source["path"]) + (f" ({source['task']})" if source.get("task") else "")
 
 
 def _shown(path: str) -> str:

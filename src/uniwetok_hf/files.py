@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-OUR_FOLDERS = (("runs",), ("data",))
+LOCAL_FOLDERS = ("data/", "runs/")  # where commands, configs and docs put data sets and trainings
 
 
 def save_whole(save: Callable[[Path], object], final: Path) -> Path:
-    """Calls `save(folder)` with a temporary folder beside `final` and renames it when all of it is there; an older
-    `final` goes away after that."""
+    """Calls `save(folder)` with a temporary folder beside `final`, which is renamed to `final` when `save` returns. An
+    older `final` is deleted after that."""
     temporary, old = (final.with_name(f".{final.name}.{suffix}") for suffix in ("tmp", "old"))
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -25,9 +25,8 @@ def save_whole(save: Callable[[Path], object], final: Path) -> Path:
 
 
 def is_local_name(name: str | os.PathLike) -> bool:
-    """Whether this can't be the name of a repository on the Hub, which has one "/" at the most. Of what lies in `runs`
-    or `data`, as everything that the shipped configs name, nobody asks the Hub."""
+    """Whether `name` can't be a repository on the Hub, which has at most one "/". Names in `LOCAL_FOLDERS` count as
+    local too, so that a missing `data/pictures` is never taken from an account called "data"."""
     path = Path(name)
-    return (
-        path.is_absolute() or str(name).startswith((".", "~")) or len(path.parts) > 2 or path.parts[:1] in OUR_FOLDERS
-    )
+    is_outside_hub = path.is_absolute() or len(path.parts) > 2 or str(name).startswith((".", "~"))
+    return is_outside_hub or f"{path.as_posix()}/".startswith(LOCAL_FOLDERS)

@@ -1,15 +1,15 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Which frozen models a checkpoint was trained with, so that none of them judges its pictures.
+"""Which frozen networks a checkpoint was trained with, so that none of them judges its pictures.
 
-A model that learned to please a network looks good to that network. `training.json` in a model's folder therefore
-names every network that a training loss looked through (distillation teacher, perceptual loss) with digests of its
-weights, and those of the trainings that it started from:
+A network gives flattering scores to a model whose training loss used it. `training.json` in a model's folder therefore
+names every network that a training loss used (distillation teacher, perceptual loss) with digests of its weights, and
+those of the trainings that it started from:
 
     {"format": 1, "is_complete": true,
      "loss_models": [{"role": "teacher", "name": "siglip2-so400m", "weights": ["0f3a...", ...]}]}
 
-A digest is made of a weight matrix' signs, so a model is known again in another dtype, under other parameter names,
-cut in shards, or when only its vision half was loaded.
+A digest is made of the signs of a weight matrix, so a model is recognized in another dtype, under other parameter
+names, in shards, or when only its vision half was loaded.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ import torch
 
 RECORD = "training.json"
 FORMAT = 1
-SMALLEST = 256  # values of a matrix that is worth a digest
+SMALLEST = 256  # values of the smallest matrix that has a digest
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class LossModel:
 
 
 def weight_digests(model: torch.nn.Module) -> tuple[str, ...]:
-    """One digest for each weight matrix of `model`, sorted; matrices whose values all have one sign say nothing."""
+    """One digest for each weight matrix of `model`, sorted; matrices whose values all have one sign have none."""
     digests = set()
     for parameter in model.parameters():
         if parameter.ndim < 2 or parameter.numel() < SMALLEST:
@@ -50,7 +50,7 @@ def weight_digests(model: torch.nn.Module) -> tuple[str, ...]:
 
 
 def short_name(source: str | os.PathLike) -> str:
-    """What results call a model: the end of a folder's path, which tells no more of it than need be, or a Hub name."""
+    """The name of a model in results: the end of a folder's path, since the rest is private, or a Hub name."""
     if not os.path.exists(source):
         return str(source)
     path = Path(source).resolve()
@@ -58,7 +58,7 @@ def short_name(source: str | os.PathLike) -> str:
 
 
 def loss_model(role: str, model: torch.nn.Module, name: str | None = None) -> LossModel:
-    """What to record of a frozen network; its name is that which it was loaded by."""
+    """The record of a frozen network; by default its name is the one that it was loaded by."""
     config = getattr(model, "config", None)
     found = name or getattr(config, "_name_or_path", "") or type(model).__name__
     return LossModel(role, short_name(found), weight_digests(model))
@@ -66,11 +66,11 @@ def loss_model(role: str, model: torch.nn.Module, name: str | None = None) -> Lo
 
 def training_record(models: Iterable[LossModel] = (), started_from: Iterable[str | os.PathLike] = ()) -> dict:
     """
-    What a training writes into `training.json` of the model's folder, beside whatever else it likes to keep there.
+    The fields of `training.json` in the model's folder; a training may add others.
 
     Args:
-        models: the frozen networks of this training; none is worth recording too.
-        started_from: folders of the models that this training started from or contains; their records are taken over.
+        models: the frozen networks of this training; that there are none is recorded too.
+        started_from: folders of the models that this training started from or contains; their records are included.
             A folder without a record makes this one incomplete, which is recorded as well.
     """
     known, is_complete = list(models), True
@@ -94,7 +94,7 @@ def read_training_record(folder: str | os.PathLike) -> TrainingRecord | None:
     """The record of a model's or a pipeline's folder; None when it has none.
 
     Raises:
-        ValueError: for a file that is no such record.
+        ValueError: for a file that is not such a record.
     """
     path = next((p for p in (Path(folder) / RECORD, Path(folder) / "mllm" / RECORD) if p.is_file()), None)
     if path is None:
@@ -148,7 +148,7 @@ def check_unseen(judge: torch.nn.Module, name: str, folder: str | os.PathLike) -
     seen, words = find_seen(judge, folder)
     if seen is not None:
         raise ValueError(
-            f"`judge` {name} has the weights of {seen.name}, the {seen.role} that this model was trained with: it "
-            "would praise what it taught. Give a model that no training loss looked through."
+            f"`judge` {name} has the weights of {seen.name}, the {seen.role} that this model was trained with: its "
+            "scores would be flattered. Give a model that no training loss used."
         )
     return words

@@ -1,5 +1,5 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Warnings of the libraries below that are of no use to whoever reads our output."""
+"""Silences warnings of other libraries that are of no use to the user."""
 
 import contextlib
 import logging
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def without_warning(logger_name: str, words: str) -> Iterator[None]:
-    """Leaves out what the logger says with these `words` in it."""
+    """Drops the messages of a logger that contain `words`."""
     logger = logging.getLogger(logger_name)
 
     def is_wanted(record: logging.LogRecord) -> bool:

@@ -1,34 +1,26 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""The revision `with-code`: the files of a repository and, beside them, code that loads them without this package.
+"""Code for the revision `with-code`: one self-contained file per part, generated from the package's modules.
 
-For each part, one self-contained file is generated from the package's modules. One file, because diffusers downloads
-no second one for a part with weights; from the modules, so that there is nothing to maintain twice. A file holds only
-what its classes use: whoever is asked to trust it has less to read. This module itself stays in the package.
+Why it is generated: `register_for_auto_class` of transformers would serve models and processors, since transformers
+fetches a module with all that it imports, but diffusers would not load a pipeline of them. It copies the modules that
+a part's file imports, but not those that they import in turn, and of a part with weights it downloads a single `.py`
+(0.42). So each part is one file, and since the Auto classes load the same file, one mechanism serves both libraries.
+
+A file holds the definitions that its classes use and no others: whoever is asked to trust it has less to read. The
+tests check every generated file: it needs only the libraries, has no undefined name, and computes the same.
 """
 
 import ast
 import json
-import tempfile
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from huggingface_hub import (
-    CommitOperationAdd,
-    CommitOperationCopy,
-    CommitOperationDelete,
-    HfApi,
-    snapshot_download,
-)
-from huggingface_hub.hf_api import RepoFile
-
-from .hub import hub_api
 from .version import __version__
 
 
-REVISION = "with-code"
 PACKAGE = Path(__file__).parent
 LICENCE = "# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0."
 
@@ -40,12 +32,10 @@ class Part:
     Args:
         source: the module that defines it, relative to the package.
         auto_map: for each Auto class, the class of `source` that it loads.
-        hidden: base classes that the file uses and then deletes: diffusers accepts one pipeline in a file.
     """
 
     source: str
     auto_map: dict[str, str] = field(default_factory=dict)
-    hidden: tuple[str, ...] = ()
 
     @property
     def module(self) -> str:
@@ -75,59 +65,9 @@ PARTS = {
     ),
     "BinaryFlowScheduler": Part("schedulers/scheduling_binary_flow.py"),
     "UniWeTokPipeline": Part("pipelines/pipeline_uniwetok.py"),
-    "UniWeTokEditPipeline": Part("pipelines/pipeline_uniwetok_edit.py", hidden=("UniWeTokPipeline",)),
+    "UniWeTokEditPipeline": Part("pipelines/pipeline_uniwetok_edit.py"),
 }
 MODEL_TYPES = {"uniwetok": "UniWeTokModel", "uniwetok_mllm": "UniWeTokForCausalLM"}
-
-
-def push_code(repo_id: str, *, revision: str = "main", token: str | bool | None = None) -> str:
-    """Writes the branch `with-code` of a repository on the Hub: the files of `revision` and generated code.
-
-    It becomes so in one commit. Weights are copied on the Hub, without passing through this machine.
-
-    Args:
-        repo_id: name of a repository that holds a model, a processor or a pipeline of this package.
-        revision: the branch, tag or commit without code.
-        token: as in huggingface_hub.
-
-    Returns:
-        The id of the commit.
-
-    Raises:
-        ValueError: when the repository holds nothing of this package, or `revision` is `with-code` itself.
-    """
-    if revision == REVISION:
-        raise ValueError(f"`revision` must be one without code, got {revision!r}.")
-    api = hub_api(token)
-    source = api.repo_info(repo_id, revision=revision).sha
-    files = _tree(api, repo_id, source)
-    large = [path for path, file in files.items() if file.lfs is not None]
-    with tempfile.TemporaryDirectory() as folder:
-        snapshot_download(repo_id, revision=source, token=token, local_dir=folder, ignore_patterns=large)
-        small = {*files, *add_code(folder)} - {*large}
-        is_new = REVISION not in [branch.name for branch in api.list_repo_refs(repo_id).branches]
-        if is_new:
-            api.create_branch(repo_id, branch=REVISION, revision=source)
-        try:
-            old = _tree(api, repo_id, REVISION)
-            operations = [CommitOperationAdd(path, Path(folder, path)) for path in sorted(small)]
-            operations += [
-                CommitOperationCopy(path, path, src_revision=source)
-                for path in large
-                if path not in old or old[path].blob_id != files[path].blob_id
-            ]
-            operations += [CommitOperationDelete(path) for path in sorted({*old} - {*files, *small})]
-            message = f"Files of {source[:8]} with the code of uniwetok-hf {__version__}"
-            return api.create_commit(repo_id, operations, commit_message=message, revision=REVISION).oid
-        except BaseException:
-            if is_new:  # as it stands it has no code
-                api.delete_branch(repo_id, branch=REVISION)
-            raise
-
-
-def _tree(api: HfApi, repo_id: str, revision: str) -> dict[str, RepoFile]:
-    entries = api.list_repo_tree(repo_id, recursive=True, revision=revision)
-    return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
 
 def add_code(folder: str | Path) -> list[str]:
@@ -189,51 +129,33 @@ def generate(name: str) -> str:
     """The text of the self-contained file of the class `name`, one of `PARTS`.
 
     Raises:
-        ValueError: when a module is written in a way that can't be joined with others; the message names the place.
+        ValueError: when two modules use one name for different things; the message has both.
     """
     part = PARTS[name]
-    modules = _used_modules(PACKAGE / part.source, [name, *part.auto_map.values()])
-    sections, imports, owners = [], {}, {}
-    for module, used in modules:
-        kept = [statement for statement in module.statements if statement in used]
-        for bound in [bound for statement in kept for bound in statement.names]:
-            if owners.setdefault(bound, module.name) != module.name:
-                raise ValueError(f"{module.name}: {bound} is also defined in {owners[bound]}.")
-        for bound in sorted({bound for statement in kept for bound in statement.uses & module.imports.keys()}):
-            if imports.setdefault(bound, module.imports[bound]) != module.imports[bound]:
-                raise ValueError(f"{module.name}: another module imports something else as {bound}.")
-        title = f"# {module.name}" if module is not modules[-1][0] else ""
-        notes = [f"# {line}".rstrip() for line in module.docstring.splitlines()] if title else []
-        text = module.joined(kept)
-        if kept:
-            sections.append("\n".join([title, *notes, "", "", text]) if title else text)
-    if clashes := imports.keys() & owners.keys():
-        raise ValueError(f"{part.source}: {sorted(clashes)} are both imported and defined.")
-    origin = f"Generated by uniwetok-hf {__version__}, for where it is not installed, from "
-    origin += ", ".join(module.name for module, used in modules if used) + ". Change those, not this file."
-    header = [LICENCE, *textwrap.wrap(origin, 117, initial_indent="# ", subsequent_indent="# ")]
-    header += [modules[-1][0].literal, "", *_import_lines(imports)]
-    footer = [f"del {hidden}  # one pipeline in a file is what diffusers looks for\n" for hidden in part.hidden]
+    modules = _with_siblings(PACKAGE / part.source)
     exported = sorted({name, *part.auto_map.values()})
-    footer.append("__all__ = [" + ", ".join(f'"{exports}"' for exports in exported) + "]\n")
-    return "\n\n\n".join(["\n".join(header), *sections, "\n".join(footer)])
-
-
-def _import_lines(imports: dict[str, frozenset[tuple[str, str]]]) -> list[str]:
-    """`import ...` first, then `from ... import ...`, each in order."""
-    plain, members = set(), {}
-    for module, member in (line for lines in imports.values() for line in lines):
-        if member:
-            members.setdefault(module, set()).add(member)
-        else:
-            plain.add(f"import {module}")
-    lines = sorted(plain)
-    for module, names in sorted(members.items()):
-        line = f"from {module} import {', '.join(sorted(names))}"
-        if len(line) > 119:
-            line = f"from {module} import (\n" + "".join(f"    {name},\n" for name in sorted(names)) + ")"
-        lines.append(line)
-    return lines
+    used = _used_names([statement for module in modules for statement in module.statements], exported)
+    meanings, imports, sections, origins = {}, set(), [], []
+    for module in modules:
+        kept = [statement for statement in module.statements if statement.is_kept(used)]
+        needed = {(bound, line) for bound, line in module.imports if any(bound in one.uses for one in kept)}
+        imports |= {line for _, line in needed}
+        defined = {(bound, f"defined in {module.name}") for statement in kept for bound in statement.names}
+        for bound, meaning in needed | defined:
+            # `import a.b` and `import a` both give `a`.
+            meaning = f"import {bound}" if meaning.startswith(f"import {bound}.") else meaning
+            if meanings.setdefault(bound, meaning) != meaning:
+                raise ValueError(f"{module.name}: {bound} is `{meaning}`, elsewhere `{meanings[bound]}`.")
+        if kept:
+            origins.append(module.name)
+            notes = [] if module is modules[-1] else [module.name, *module.docstring.strip('"').strip().splitlines()]
+            title = "\n".join(f"# {line}".rstrip() for line in notes)
+            sections.append((f"{title}\n\n\n" if title else "") + module.joined(kept))
+    origin = f"Generated by uniwetok-hf {__version__}, for where it is not installed, from {', '.join(origins)}. "
+    origin = textwrap.wrap(f"{origin}Change those, not this file.", 117, initial_indent="# ", subsequent_indent="# ")
+    header = [LICENCE, *origin, modules[-1].docstring, ""]
+    header += sorted(imports, key=lambda line: (line.startswith("from "), line))
+    return "\n\n\n".join(["\n".join(header), *sections, f"__all__ = {json.dumps(exported)}\n"])
 
 
 @dataclass(frozen=True)
@@ -242,123 +164,97 @@ class _Statement:
 
     first: int
     last: int
-    names: tuple[str, ...]
+    names: frozenset[str]
     uses: frozenset[str]
 
+    def is_kept(self, used: set[str]) -> bool:
+        """Whether it defines something that is used, or is run when the module is imported."""
+        return not self.names or bool(self.names & used)
 
-@dataclass
+
+@dataclass(frozen=True)
 class _Module:
     """A module of the package, cut into statements.
 
-    `imports` says for each name which lines `import module` (module, "") or `from module import member` (module,
-    member) make it; `siblings`, from which module of the package a name comes.
+    Args:
+        name: its path in the package.
+        docstring: as written, with quotes.
+        lines: its whole text.
+        imports: names that come from libraries, each with the line that imports it.
+        siblings: the modules of the package that it imports.
+        statements: all others.
     """
 
     name: str
-    lines: list[str]
     docstring: str
-    literal: str  # the docstring as it is written
-    imports: dict[str, frozenset[tuple[str, str]]] = field(default_factory=dict)
-    siblings: dict[str, Path] = field(default_factory=dict)
-    statements: list[_Statement] = field(default_factory=list)
+    lines: list[str]
+    imports: list[tuple[str, str]]
+    siblings: list[Path]
+    statements: list[_Statement]
 
     def joined(self, statements: list[_Statement]) -> str:
         """The text of `statements`. What stood together, as constants do, stays together."""
-        text, before = "", None
+        text, last = "", None
         for statement in statements:
-            if before is not None:
-                text += "\n" if statement.first == before.last + 1 else "\n\n\n"
+            if last is not None:
+                text += "\n" if statement.first == last + 1 else "\n\n\n"
             text += "\n".join(self.lines[statement.first - 1 : statement.last])
-            before = statement
+            last = statement.last
         return text
 
 
-@cache
-def _read(path: Path) -> _Module:
-    source = path.read_text(encoding="utf-8")
-    tree = ast.parse(source)
-    docstring, lines = ast.get_docstring(tree), source.splitlines()
-    if docstring is None:
-        raise ValueError(f"{path.name}: a module must begin with a docstring.")
-    literal = "\n".join(lines[tree.body[0].lineno - 1 : tree.body[0].end_lineno])
-    module = _Module(path.relative_to(PACKAGE).as_posix(), lines, docstring, literal)
-    top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    for node in ast.walk(tree):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom):
-            names = ["uniwetok_hf"] if node.level > 0 and node not in top else [node.module or ""]
-        if "uniwetok_hf" in [name.split(".")[0] for name in names]:
-            raise ValueError(f"{module.name}:{node.lineno}: siblings are imported on top, by `from .x import y`.")
-    for node in tree.body:
-        if node in top:
-            _read_import(module, path, node)
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign | ast.Expr):
-            names = _defined_names(node)
-            if names != ("__all__",) and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
-                first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
-                while first > 1 and module.lines[first - 2].startswith("#"):
-                    first -= 1
-                uses = frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name))
-                module.statements.append(_Statement(first, node.end_lineno, names, uses))
-        else:
-            raise ValueError(f"{module.name}:{node.lineno}: only definitions and registrations can be joined.")
-    return module
-
-
-def _read_import(module: _Module, path: Path, node: ast.Import | ast.ImportFrom):
-    for alias in node.names:
-        renamed = f"{alias.name} as {alias.asname}" if alias.asname else alias.name
-        if isinstance(node, ast.Import):
-            bound = alias.asname or alias.name.split(".")[0]
-            module.imports[bound] = module.imports.get(bound, frozenset()) | {(renamed, "")}
-        elif node.level == 0:
-            module.imports[alias.asname or alias.name] = frozenset({(node.module, renamed)})
-        elif node.module is None or alias.asname:
-            raise ValueError(f"{module.name}:{node.lineno}: siblings are imported on top, by `from .x import y`.")
-        else:
-            base = path.parents[node.level - 1]
-            module.siblings[alias.name] = base.joinpath(*node.module.split(".")).with_suffix(".py")
-
-
-def _defined_names(node: ast.stmt) -> tuple[str, ...]:
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        return (node.name,)
-    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    return tuple(target.id for target in targets if isinstance(target, ast.Name))
-
-
-def _used_modules(entry: Path, names: list[str]) -> list[tuple[_Module, set[_Statement]]]:
-    """The modules that `names` of `entry` need, each after those that it needs, with the statements that are needed:
-    definitions, and what a needed module does when it is imported."""
-    used: dict[Path, set[_Statement]] = {}
-    order: list[Path] = []
+def _with_siblings(entry: Path) -> list[_Module]:
+    """A module and those of the package that it needs, each after those that it imports."""
+    found = {}
 
     def visit(path: Path):
-        if path not in used:
-            used[path] = set()
+        if path not in found:
             module = _read(path)
-            for sibling in module.siblings.values():
+            for sibling in module.siblings:
                 visit(sibling)
-            order.append(path)
-            for statement in module.statements:
-                if not statement.names:
-                    need(path, statement)
-
-    def need(path: Path, statement: _Statement):
-        if statement not in used[path]:
-            used[path].add(statement)
-            for name in statement.uses:
-                look_up(path, name)
-
-    def look_up(path: Path, name: str):
-        module = _read(path)
-        if name in module.siblings:
-            look_up(module.siblings[name], name)
-        for statement in module.statements:
-            if name in statement.names:
-                need(path, statement)
+            found[path] = module
 
     visit(entry)
-    for name in names:
-        look_up(entry, name)
-    return [(_read(path), used[path]) for path in order]
+    return list(found.values())
+
+
+def _read(path: Path) -> _Module:
+    source = path.read_text(encoding="utf-8")
+    tree, lines = ast.parse(source), source.splitlines()
+    imports, siblings, statements = [], [], []
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            siblings.append(path.parents[node.level - 1].joinpath(*node.module.split(".")).with_suffix(".py"))
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            for alias in node.names:
+                line = ast.Import([alias]) if isinstance(node, ast.Import) else ast.ImportFrom(node.module, [alias], 0)
+                imports.append((alias.asname or alias.name.split(".")[0], ast.unparse(line)))
+        elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):  # no docstring
+            names = _defined_names(node)
+            if names != {"__all__"}:
+                first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
+                while lines[first - 2].startswith("#"):
+                    first -= 1
+                uses = frozenset(name.id for name in ast.walk(node) if isinstance(name, ast.Name))
+                statements.append(_Statement(first, node.end_lineno, names, uses))
+    name = path.relative_to(PACKAGE).as_posix()
+    docstring = "\n".join(lines[tree.body[0].lineno - 1 : tree.body[0].end_lineno])
+    return _Module(name, docstring, lines, imports, siblings, statements)
+
+
+def _defined_names(node: ast.stmt) -> frozenset[str]:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return frozenset({node.name})
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return frozenset(target.id for target in targets if isinstance(target, ast.Name))
+
+
+def _used_names(statements: list[_Statement], exported: list[str]) -> set[str]:
+    """The names that `exported` ones need, directly or through others."""
+    used, before = set(exported), None
+    while used != before:
+        before = set(used)
+        for statement in statements:
+            if statement.is_kept(used):
+                used |= statement.uses
+    return used

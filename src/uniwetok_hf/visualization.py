@@ -9,8 +9,8 @@ PLANES_PER_ROW = 16
 
 
 def bit_planes(codes: torch.Tensor, tile: int = 48, gap: int = 4) -> Image.Image:
-    """All bits of one picture's tokens: a small map for each, row by row from the first, 16 in a row; black is -1,
-    white +1, and grey what is not drawn yet (0).
+    """All bits of one picture's tokens: one small map per bit, row by row, 16 in a row; black is -1, white +1, and
+    grey 0, where nothing is generated yet.
 
     Args:
         codes: [bits, h, w] of {-1, 0, +1}.
@@ -18,7 +18,7 @@ def bit_planes(codes: torch.Tensor, tile: int = 48, gap: int = 4) -> Image.Image
         gap: pixels between maps.
 
     Raises:
-        ValueError: when `codes` are not of three dimensions.
+        ValueError: when `codes` does not have three dimensions.
     """
     if codes.ndim != 3:
         raise ValueError(f"`codes` must be those of one picture, [bits, h, w], got {list(codes.shape)}.")

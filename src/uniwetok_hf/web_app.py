@@ -1,5 +1,5 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""The web page of `uniwetok app`: converse, draw, edit, describe, reconstruct, and look at the bits. Needs gradio.
+"""The web page of `uniwetok app`: converse, generate, edit, describe, reconstruct, and look at the bits. Needs gradio.
 
 - One job runs at a time; others wait in gradio's queue and see their place in it.
 - What a visitor makes lives in the visitor's own session. Files are deleted after an hour.
@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 import torch
 from PIL import Image
 
-from .cli.describe import answers
 from .data.images import ImageReadError, read_image
 from .evaluation.reconstruction import reconstruct
 from .pipelines import UniWeTokConversation, UniWeTokEditPipeline, UniWeTokPipeline
+from .pipelines.writing import answer_question
 from .visualization import bit_planes
 
 
@@ -32,13 +32,13 @@ PROMPTS = [
 ]
 CSS = """
 footer {display: none}
-.figures {color: var(--body-text-color-subdued); font-size: 0.9em}
+.details {color: var(--body-text-color-subdued); font-size: 0.9em}
 .picture img {width: 100%; height: 100%; object-fit: contain}
 """  # small pictures fill their frame
 
 
 class Studio:
-    """What the page does, without the page.
+    """The jobs behind the page, which run without it.
 
     Args:
         pipe: the pipeline that all visitors share.
@@ -50,28 +50,29 @@ class Studio:
         for one in (self.pipe, self.edit_pipe):
             one.set_progress_bar_config(disable=True)
 
-    def draw(self, prompt: str, seed: int, steps: int, guidance: float) -> Iterator[tuple[Image.Image, str]]:
-        """Previews and the picture, each with a line of figures."""
-        yield from self._previewed(self.pipe, {"prompt": _said(prompt, "Write what to draw.")}, seed, steps, guidance)
+    def generate(self, prompt: str, seed: int, steps: int, guidance: float) -> Iterator[tuple[Image.Image, str]]:
+        """Previews and the picture, each with a line of details."""
+        call = {"prompt": check_not_empty(prompt, "Write what to generate.")}
+        yield from self._previewed(self.pipe, call, seed, steps, guidance)
 
     def edit(
         self, picture: Image.Image, instruction: str, seed: int, steps: int, guidance: float
     ) -> Iterator[tuple[Image.Image, str]]:
-        """Previews and the changed picture, each with a line of figures."""
-        call = {"image": picture, "prompt": _said(instruction, "Write what to change.")}
+        """Previews and the changed picture, each with a line of details."""
+        call = {"image": picture, "prompt": check_not_empty(instruction, "Write what to change.")}
         yield from self._previewed(self.edit_pipe, call, seed, steps, guidance)
 
     def describe(self, picture: Image.Image, question: str) -> str:
         """The answer to a question about a picture."""
-        question = _said(question, "Write a question.")
-        return answers(self.pipe.mllm, self.pipe.processor, [picture], question)[0]
+        question = check_not_empty(question, "Write a question.")
+        return answer_question(self.pipe.mllm, self.pipe.processor, [picture], question)[0]
 
     def reconstruct(self, picture: Image.Image, seed: int) -> tuple[Image.Image, Image.Image, str]:
-        """What comes back from a picture's codes, its bit planes, and a line of figures."""
+        """A picture decoded from its codes, its bit planes, and a line of details."""
         (result,) = reconstruct(self.pipe.mllm.vision_model, [picture], int(seed))
         _, height, width = result.codes.shape
-        figures = f"{picture.width} x {picture.height} pixels, {height} x {width} tokens, {result.num_bytes} bytes"
-        return result.result, bit_planes(result.codes), figures
+        details = f"{picture.width} x {picture.height} pixels, {height} x {width} tokens, {result.num_bytes} bytes"
+        return result.result, bit_planes(result.codes), details
 
     def converse(
         self, talk: UniWeTokConversation | None, text: str, pictures: list[Image.Image], seed: int
@@ -93,7 +94,7 @@ class Studio:
         return {"generator": torch.Generator().manual_seed(int(seed))}
 
     def _previewed(self, pipe, call: dict, seed: int, steps: int, guidance: float):
-        """Previews of a drawing and the drawing, each with a line of figures."""
+        """Previews of a call of `pipe` and its result, each with a line of details."""
         start = time.monotonic()
 
         def work(callback):
@@ -109,8 +110,10 @@ class Studio:
             if output is None:
                 yield preview[0], f"{preview[1]} of {preview[2]} patches"
             else:
-                picture, said = output.images[0], f"{output.descriptions[0]}; " if output.descriptions else ""
-                yield picture, f"{said}{picture.width} x {picture.height} pixels in {time.monotonic() - start:.1f} s"
+                picture = output.images[0]
+                description = f"{output.descriptions[0]}; " if output.descriptions else ""
+                seconds = time.monotonic() - start
+                yield picture, f"{description}{picture.width} x {picture.height} pixels in {seconds:.1f} s"
 
     def _reported(self, work: Callable) -> Iterator[tuple[tuple | None, object]]:
         """Runs `work(callback)` in a thread; yields ((preview, patch, patches), None) now and then, and at last (None,
@@ -127,7 +130,7 @@ class Studio:
             try:
                 with torch.no_grad():
                     events.put(_Done(work(callback)))
-            except BaseException as error:  # told where somebody listens
+            except BaseException as error:  # raised again in the thread that waits
                 events.put(_Done(error=error))
 
         thread = threading.Thread(target=run, daemon=True)
@@ -150,10 +153,14 @@ class _Done:
         self.result, self.error = result, error
 
 
-def _said(text: str | None, otherwise: str) -> str:
-    """`text`, or a ValueError that says `otherwise`."""
+def check_not_empty(text: str | None, message: str) -> str:
+    """`text`.
+
+    Raises:
+        ValueError: with this `message` when it is empty.
+    """
     if not text or not text.strip():
-        raise ValueError(otherwise)
+        raise ValueError(message)
     return text
 
 
@@ -184,37 +191,39 @@ def build_app(pipe: UniWeTokPipeline, name: str):
 
     studio, widgets = Studio(pipe), _Widgets(gr, pipe)
     with gr.Blocks(title=f"UniWeTok: {name}", delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
-        gr.Markdown(f"# UniWeTok\nPictures as 128-bit tokens, and one model that reads and draws them: **{name}**.")
-        for tab in (_conversation_tab, _draw_tab, _edit_tab, _describe_tab, _reconstruct_tab):
+        gr.Markdown(
+            f"# UniWeTok\nPictures as 128-bit tokens, and one model that reads and generates them: **{name}**."
+        )
+        for tab in (_conversation_tab, _generation_tab, _edit_tab, _describe_tab, _reconstruct_tab):
             tab(gr, studio, widgets)
     page.queue(default_concurrency_limit=1)
     return page
 
 
 class _Widgets:
-    """What the tabs are made of."""
+    """The building blocks of the tabs."""
 
     def __init__(self, gr, pipe: UniWeTokPipeline):
         self.gr, self.defaults = gr, pipe.config
 
-    def told(self, job: Callable) -> Callable:
-        """`job` with errors that are meant for people shown to them."""
+    def with_messages(self, job: Callable) -> Callable:
+        """`job` with its errors shown to the visitor as messages."""
 
         def run(*inputs):
             try:
                 yield from job(*inputs)
             except (ValueError, MemoryError) as error:
-                words = str(error) or "There is not enough memory for this."
-                raise self.gr.Error(words, print_exception=False) from None
+                message = str(error) or "There is not enough memory for this."
+                raise self.gr.Error(message, print_exception=False) from None
 
         return run
 
     def wire(self, triggers: list, job: Callable, inputs: list, outputs: list, stop) -> None:
         """Runs `job` on any of the triggers, until it is done or stopped."""
-        event = self.gr.on(triggers, self.told(job), inputs, outputs, show_progress="minimal")
+        event = self.gr.on(triggers, self.with_messages(job), inputs, outputs, show_progress="minimal")
         stop.click(None, cancels=[event])
 
-    def drawing_settings(self) -> list:
+    def generation_settings(self) -> list:
         gr, steps, guidance = (
             self.gr,
             self.defaults.default_num_inference_steps,
@@ -223,8 +232,8 @@ class _Widgets:
         with gr.Accordion("Settings", open=False):
             return [
                 gr.Number(0, label="Seed", precision=0, minimum=0, info="another seed, another picture"),
-                gr.Slider(1, 50, steps, step=1, label="Diffusion steps of a token"),
-                gr.Slider(1, 15, guidance, step=0.5, label="Guidance: how much the words count"),
+                gr.Slider(1, 50, steps, step=1, label="Diffusion steps per token"),
+                gr.Slider(1, 15, guidance, step=0.5, label="Guidance: weight of the text"),
             ]
 
     def buttons(self, label: str):
@@ -245,20 +254,20 @@ class _Widgets:
             format="png",
         )
 
-    def result_with_figures(self, label: str) -> list:
+    def result_with_details(self, label: str) -> list:
         with self.gr.Column():
-            return [self.result(label), self.gr.Markdown(elem_classes="figures")]
+            return [self.result(label), self.gr.Markdown(elem_classes="details")]
 
 
-def _draw_tab(gr, studio: Studio, widgets: _Widgets) -> None:
-    with gr.Tab("Draw"), gr.Row():
+def _generation_tab(gr, studio: Studio, widgets: _Widgets) -> None:
+    with gr.Tab("Generate"), gr.Row():
         with gr.Column():
-            prompt = gr.Textbox(label="What to draw", lines=1, placeholder=PROMPTS[0])
-            draw, stop = widgets.buttons("Draw")
-            settings = widgets.drawing_settings()
-            gr.Examples([[words] for words in PROMPTS], prompt)
-        results = widgets.result_with_figures("Drawing")
-    widgets.wire([draw.click, prompt.submit], studio.draw, [prompt, *settings], results, stop)
+            prompt = gr.Textbox(label="What to generate", lines=1, placeholder=PROMPTS[0])
+            generate, stop = widgets.buttons("Generate")
+            settings = widgets.generation_settings()
+            gr.Examples([[example] for example in PROMPTS], prompt)
+        results = widgets.result_with_details("Result")
+    widgets.wire([generate.click, prompt.submit], studio.generate, [prompt, *settings], results, stop)
 
 
 def _edit_tab(gr, studio: Studio, widgets: _Widgets) -> None:
@@ -267,8 +276,8 @@ def _edit_tab(gr, studio: Studio, widgets: _Widgets) -> None:
             source = widgets.upload("Picture to change")
             instruction = gr.Textbox(label="What to change", lines=1, placeholder="make the skin tone dark")
             change, stop = widgets.buttons("Edit")
-            settings = widgets.drawing_settings()
-        results = widgets.result_with_figures("Result")
+            settings = widgets.generation_settings()
+        results = widgets.result_with_details("Result")
 
     def edit(path, *rest):
         yield from studio.edit(read_upload(path), *rest)
@@ -284,8 +293,8 @@ def _describe_tab(gr, studio: Studio, widgets: _Widgets) -> None:
             ask, stop = widgets.buttons("Ask")
         answer = gr.Textbox(label="Answer", interactive=False, lines=3)
 
-    def describe(path, words):
-        yield studio.describe(read_upload(path), words)
+    def describe(path, text):
+        yield studio.describe(read_upload(path), text)
 
     widgets.wire([ask.click, question.submit], describe, [shown, question], [answer], stop)
 
@@ -297,14 +306,14 @@ def _reconstruct_tab(gr, studio: Studio, widgets: _Widgets) -> None:
                 original = widgets.upload("Picture")
                 rebuild, stop = widgets.buttons("Reconstruct")
                 seed = gr.Number(0, label="Seed of the decoder's noise", precision=0, minimum=0)
-            rebuilt, figures = widgets.result_with_figures("From its tokens")
-        gr.Markdown("The bits of its tokens, a map of the picture for each: black is -1, white +1.")
+            rebuilt, details = widgets.result_with_details("From its tokens")
+        gr.Markdown("The bits of its tokens, one map of the picture per bit: black is -1, white +1.")
         planes = widgets.result("Bit planes", None)
 
     def rebuild_it(path, number):
         yield studio.reconstruct(read_upload(path), number)
 
-    widgets.wire([rebuild.click], rebuild_it, [original, seed], [rebuilt, planes, figures], stop)
+    widgets.wire([rebuild.click], rebuild_it, [original, seed], [rebuilt, planes, details], stop)
 
 
 def _conversation_tab(gr, studio: Studio, widgets: _Widgets) -> None:
@@ -333,22 +342,22 @@ def _conversation_tab(gr, studio: Studio, widgets: _Widgets) -> None:
     def picture_message(role: str, picture: Image.Image) -> dict:
         return {"role": role, "content": gr.Image(picture, height=160, show_label=False)}
 
-    def say(conversation, said, number, shown):
-        said = said or {}
-        pictures = [read_upload(path) for path in said.get("files") or []]
-        text = said.get("text") or ""
+    def say(conversation, message, number, shown):
+        message = message or {}
+        pictures = [read_upload(path) for path in message.get("files") or []]
+        text = message.get("text") or ""
         if not pictures:
-            _said(text, "Say something, or show a picture.")
+            check_not_empty(text, "Say something, or show a picture.")
         shown = [*(shown or []), *(picture_message("user", picture) for picture in pictures)]
         if text.strip():
             shown.append({"role": "user", "content": text})
         yield conversation, shown, None
-        for conversation, answer, drawn, _ in studio.converse(conversation, text, pictures, number):
-            messages = [picture_message("assistant", picture) for picture in drawn]
+        for conversation, answer, generated, _ in studio.converse(conversation, text, pictures, number):
+            messages = [picture_message("assistant", picture) for picture in generated]
             messages += [{"role": "assistant", "content": answer}] if answer else []
-            yield conversation, [*shown, *messages], gr.skip()  # whoever writes on meanwhile keeps the words
+            yield conversation, [*shown, *messages], gr.skip()  # what the visitor types meanwhile stays
 
-    event = box.submit(widgets.told(say), [talk, box, seed, chat], [talk, chat, box], show_progress="minimal")
+    event = box.submit(widgets.with_messages(say), [talk, box, seed, chat], [talk, chat, box], show_progress="minimal")
     stop.click(None, cancels=[event])
     again.click(lambda: (None, []), None, [talk, chat], cancels=[event])
 

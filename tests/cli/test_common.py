@@ -53,7 +53,7 @@ def test_device():
     assert resolve_device("cpu").type == "cpu"
     with pytest.raises(CommandError, match="--device toaster: "):
         resolve_device("toaster")
-    with pytest.raises(CommandError, match="--device cuda:99 is not there; .* have cpu"):
+    with pytest.raises(CommandError, match="--device cuda:99 is not available; .* have cpu"):
         resolve_device("cuda:99")
 
 

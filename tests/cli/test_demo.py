@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from emoji_data import concept_split, picture_split
 from PIL import Image
 
-from uniwetok_hf.cli import demo
+from uniwetok_hf.cli import demo_sections
 from uniwetok_hf.cli.loading import load_pipeline
 from uniwetok_hf.cli.main import main
 
@@ -21,26 +20,23 @@ SHEETS = ("reconstructions", "photographs", "text_to_image", "edits", "captions"
 
 
 def test_shipped_pictures():
-    rows = json.loads((demo.PICTURES / "pictures.json").read_text())
-    files = {path.name for path in demo.PICTURES.glob("*.png")}
+    rows = json.loads((demo_sections.PICTURES / "pictures.json").read_text())
+    files = {path.name for path in demo_sections.PICTURES.glob("*.png")}
     assert files == {row["file"] for row in rows} and len(rows) == 21
     splits = [row["split"] for row in rows]
-    assert [concept_split(row["id"].split("/")[1]) for row in rows[:14]] == splits[:14]
-    assert (splits.count("test"), splits.count("validation")) == (12, 2)
-    for row in rows[14:]:  # skin tones are the modifiers 1F3FB (light) to 1F3FF (dark)
-        concept = re.sub("-1F3F[B-F]", "", row["id"].split("/")[1])
-        tone = re.search(r"(\S+ skin tone)", row["label"])[1]
-        assert picture_split(concept, row["style"], tone) == row["split"] == "test_combinations"
+    assert [splits.count(name) for name in ("test", "validation", "test_combinations")] == [12, 2, 7]
     assert {row["style"] for row in rows} == {"noto", "fluent flat", "fluent"}
-    for picture in demo.shipped_pictures():
+    shipped = demo_sections.shipped_pictures()
+    assert [picture.is_known for picture in shipped] == [split == "test_combinations" for split in splits]
+    for picture in shipped:
         assert (picture.image.mode, picture.image.size) == ("RGB", (128, 128))
-    readme = (demo.PICTURES / "README.md").read_text()
+    readme = (demo_sections.PICTURES / "README.md").read_text()
     assert "Apache License 2.0" in readme and "MIT" in readme
 
 
 def test_edits_name_shipped_pictures():
-    names = {picture.name for picture in demo.shipped_pictures()}
-    assert {name for name, _ in demo.EDITS if " " not in name} <= names
+    names = {picture.name for picture in demo_sections.shipped_pictures()}
+    assert {name for name, _ in demo_sections.EDITS if " " not in name} <= names
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +63,7 @@ def test_sheets_show_the_pictures(first_demo):
     pages = {name: np.asarray(Image.open(folder / f"{name}.png")) for name in SHEETS}
     for page in pages.values():
         assert (page[:24] == 255).all() and (page[-24:] == 255).all() and (page[:, :24] == 255).all()
-    shipped = {picture.name: np.asarray(picture.image) for picture in demo.shipped_pictures()}
+    shipped = {picture.name: np.asarray(picture.image) for picture in demo_sections.shipped_pictures()}
     for name in ("reconstructions", "edits", "captions", "contact_sheet"):
         assert contains(pages[name], shipped["noto-thumbs-down"]), name
     # The contact sheet holds every section in full.
@@ -99,9 +95,9 @@ def test_same_seed_same_pictures_and_no_need_of_scikit_image(first_demo, pipelin
 
 
 def test_seed_changes_what_is_drawn(pipeline_folder, monkeypatch):
-    monkeypatch.setattr(demo, "PROMPTS", demo.PROMPTS[:1])
+    monkeypatch.setattr(demo_sections, "PROMPTS", demo_sections.PROMPTS[:1])
     pipeline = load_pipeline(str(pipeline_folder), "cpu")
-    assert demo.text_to_image(pipeline, 0).tobytes() != demo.text_to_image(pipeline, 9).tobytes()
+    assert demo_sections.text_to_image(pipeline, 0).tobytes() != demo_sections.text_to_image(pipeline, 9).tobytes()
 
 
 def test_bad_input(fails, photo, vision_folder):

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from uniwetok_hf import UniWeTokForCausalLM, UniWeTokProcessor
-from uniwetok_hf.cli.describe import answers
 from uniwetok_hf.cli.loading import load_language_model
+from uniwetok_hf.pipelines.writing import answer_question
 
 
 def describe_by_hand(folder, path, question, max_new_tokens):
@@ -48,12 +48,12 @@ def test_answers_end_with_the_turn(make_picture, pipeline_folder):
     make_picture("a.png", 64, 64)
     mllm, processor = load_language_model(str(pipeline_folder), "cpu")
     picture = Image.open("a.png")
-    (long,) = answers(mllm, processor, [picture], "why?", 12)
+    (long,) = answer_question(mllm, processor, [picture], "why?", 12)
     end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
     with torch.no_grad():
         mllm.lm_head.weight[end] = 0
         mllm.lm_head.weight[end] = 100 * mllm.lm_head.weight.mean(0)
-    first = answers(mllm, processor, [picture, picture], "why?", 12)
+    first = answer_question(mllm, processor, [picture, picture], "why?", 12)
     assert len(first) == 2 and first[0] == first[1]
     assert len(long) > 0
 

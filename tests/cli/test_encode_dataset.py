@@ -44,10 +44,10 @@ def grid(cell):
 def test_a_parquet_file(captions, vision_folder, succeeds):
     lines = succeeds("encode-dataset", captions, "codes", "--size", 64, "--model", vision_folder)
     assert lines[0] == "3 rows with 3 pictures"
-    assert lines[1].startswith("codes: 8 bytes a picture; stored before: ")
+    assert lines[1].startswith("codes: 8 bytes per picture; stored before: ")
     assert "as JPEG of quality 90: " in lines[1]
     assert lines[1].endswith("measured on 1)")
-    assert lines[2].endswith(" pictures a second")
+    assert lines[2].endswith(" pictures per second")
     assert lines[3:] == ["columns beside the codes: text", "codes"]
     dataset = open_encoded("codes")
     assert dataset["text"][:] == ["a", "b", "c"]
@@ -59,7 +59,7 @@ def test_a_parquet_file(captions, vision_folder, succeeds):
 def test_it_may_be_run_again(captions, vision_folder, succeeds):
     command = ("encode-dataset", captions, "codes", "--size", 64, "--model", vision_folder)
     *figures, folder = succeeds(*command)
-    assert succeeds(*command) == [*figures, "it was complete already, nothing had to be done", folder]
+    assert succeeds(*command) == [*figures, "it was complete already, nothing to do", folder]
 
 
 def test_words_that_come_later_are_not_lost(vision_folder, succeeds, fails):
@@ -67,7 +67,7 @@ def test_words_that_come_later_are_not_lost(vision_folder, succeeds, fails):
     Path("pictures").mkdir()
     Path("pictures/a.png").write_bytes(png(0)["bytes"])
     command = ("encode-dataset", "pictures", "codes", "--size", 64, "--model", vision_folder)
-    assert any("none: nothing to draw from or to say" in line for line in succeeds(*command))
+    assert any("none: no text to train on" in line for line in succeeds(*command))
     Path("pictures/metadata.jsonl").write_text('{"file_name": "a.png", "text": "a"}\n')
     assert "captions or other columns beside the pictures are not what they were when codes" in fails(*command)
 
@@ -124,7 +124,7 @@ def test_rows_left_out_are_told(vision_folder, uniwetok, workplace):
     broken = save_parquet("broken.parquet", image=[png(0), {"bytes": b"none", "path": "b.png"}], text=["a", "b"])
     result = uniwetok("encode-dataset", broken, "codes", "--size", 32, "--model", vision_folder)
     assert result.code == 0
-    assert result.err == ["uniwetok: warning: 1 rows are left out, see codes/skipped.jsonl"]
+    assert result.err == ["uniwetok: warning: 1 rows were skipped, see codes/skipped.jsonl"]
     assert json.loads((workplace / "codes" / "skipped.jsonl").read_text())["row"] == 1
 
 
@@ -157,7 +157,7 @@ def test_precision(captions, vision_folder, succeeds):
         (("--size", 32, "--columns", "pixels"), "`columns`: there is no column pixels; the columns are image, text"),
         (("--size", 32, "--split", "test"), "split"),
         (("--size", 32, "--variants", 2, "--crop-scale", 0), "`crop_scale` must be above 0"),
-        (("--size", 32, "--device", "cuda:7"), "--device cuda:7 is not there"),
+        (("--size", 32, "--device", "cuda:7"), "--device cuda:7 is not available"),
     ],
 )
 def test_bad_options(captions, vision_folder, fails, workplace, options, message):
@@ -194,4 +194,4 @@ def test_a_size_or_a_longest_edge_is_needed(uniwetok, captions, capsys):
 def test_help_shows_examples(uniwetok, capsys):
     with pytest.raises(SystemExit):
         uniwetok("encode-dataset", "--help")
-    assert "uniwetok encode-dataset data/emoji data/emoji-codes --size 128" in capsys.readouterr().out
+    assert "uniwetok encode-dataset photos photo-codes --size 256" in capsys.readouterr().out

@@ -3,12 +3,14 @@
 import json
 import re
 import shlex
+from pathlib import Path
 
 import datasets
 import pytest
 import torch
 import yaml
 from datasets import Dataset, load_from_disk
+from markdown_blocks import blocks
 from PIL import Image
 from tiny_judges import build_clip, build_vit
 from tiny_training import build_siglip
@@ -209,18 +211,6 @@ def make_pipeline_with_record(pipeline_folder, tmp_path):
     return make
 
 
-EDITS_PY = """
-import json
-from pathlib import Path
-from PIL import Image
-
-def load_edits(split):
-    for number, (source, target, other) in enumerate(json.loads(Path(f"{split}.json").read_text())):
-        source, target, other = (Image.new("RGB", (64, 64), colour) for colour in (source, target, other))
-        yield {"source": source, "target": target, "instruction": f"edit {number}", "others": [other], "how": "a"}
-"""
-
-
 def test_editing(succeeds, edits, pipeline_folder, clip, workplace):
     command = ["evaluate", "editing", edits, "--split", "train", "--by", "how", "--model", pipeline_folder]
     command += ["--count", 4, "--steps", 1, "--rivals", 2, "--judge", clip]
@@ -251,18 +241,21 @@ def test_editing(succeeds, edits, pipeline_folder, clip, workplace):
     assert {key[0] for key in said if said[key] != plain[key]} == {"model"}
 
 
-def test_data_of_a_users_own_function(succeeds, fails, pipeline_folder, workplace):
-    (workplace / "edits.py").write_text(EDITS_PY)
-    (workplace / "test.json").write_text(json.dumps([["red", "green", "blue"], ["black", "white", "red"]]))
+def test_data_of_a_users_own_function(succeeds, fails, pipeline_folder, make_picture, workplace):
+    """The example of docs/evaluation.md."""
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (code,) = [code for language, code in blocks(page) if language == "python" and code.startswith("# edits.py")]
+    (workplace / "edits.py").write_text(code)
+    (workplace / "test").mkdir()
+    for seed, name in enumerate(("apple", "hand")):
+        make_picture(f"test/{name}.png", 64, 64, seed)
     command = ["evaluate", "editing", "--model", pipeline_folder, "--steps", 1]
-    succeeds(*command, "edits.py:load_edits", "--output", "out")
+    succeeds(*command, "edits.py:load_edits", "--by", "kind", "--output", "out")
     values, rows = results(workplace / "out")
     assert values["data"] == "edits.py:load_edits" and values["split"] == "test"
-    nearest = rows["model", None, None]["nearest_by_pixels"]
-    assert nearest["count"] == 2 and nearest["chance"] == pytest.approx(
-        1 / 3
-    )  # target, source and the row's own other
-    assert "no column when; they have source, target" in fails(*command, "edits.py:load_edits", "--by", "when")
+    nearest = rows["model", None, "colour"]["nearest_by_pixels"]
+    assert nearest["count"] == 2 and nearest["chance"] == pytest.approx(1 / 3)  # target, source and `others`
+    assert "no column when; they have source, instruction" in fails(*command, "edits.py:load_edits", "--by", "when")
     assert "defines no nothing; it defines load_edits" in fails(*command, "edits.py:nothing")
 
 
@@ -316,3 +309,8 @@ def test_missing_extras_are_named(fails, pictures, monkeypatch):
     assert 'evaluate needs scikit-image: pip install "uniwetok-hf[eval]"' in fails(
         "evaluate", "reconstruction", pictures
     )
+
+
+def test_the_emoji_protocol_says_where_it_went(fails):
+    for arguments in (["data/emoji", "--judge", "judge", "--count", 3], ["--help"], []):
+        assert "examples/emoji/evaluate_emoji.py" in fails("evaluate", "emoji", *arguments)

@@ -156,16 +156,16 @@ def lose_shard(folder):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (drop_weights, "broken/mllm is no whole checkpoint: model.safetensors is missing"),
+        (drop_weights, "broken/mllm is an incomplete checkpoint: model.safetensors is missing"),
         (cut_weights, "broken/mllm/model.safetensors is damaged or cut off"),
         (empty_weights, "broken/mllm/model.safetensors is damaged or cut off"),
         (point_to_lfs, "broken/mllm/model.safetensors is a Git LFS pointer: run `git lfs pull`"),
-        (drop_tensors, "broken/mllm is no whole checkpoint: 1 tensors are missing, the first is"),
-        (drop_config, "broken/mllm is no whole checkpoint: config.json is missing"),
+        (drop_tensors, "broken/mllm is an incomplete checkpoint: 1 tensors are missing, the first is"),
+        (drop_config, "broken/mllm is an incomplete checkpoint: config.json is missing"),
         (cut_config, "broken/mllm/config.json is damaged or cut off"),
         (cut_index, "broken/model_index.json is damaged or cut off"),
         (change_config, "broken can't be loaded: "),
-        (lose_shard, "broken/mllm is no whole checkpoint: model-00002-of-00002.safetensors is missing"),
+        (lose_shard, "broken/mllm is an incomplete checkpoint: model-00002-of-00002.safetensors is missing"),
     ],
 )
 def test_half_written_checkpoints(fails, photo, pipeline_copy, damage, words):
@@ -177,7 +177,7 @@ def test_half_written_checkpoints(fails, photo, pipeline_copy, damage, words):
 def test_pipelines_without_a_part(fails, pipeline_copy, part):
     shutil.rmtree(pipeline_copy / part)
     message = fails("generate", "a", "--model", "broken")
-    assert message == f"broken is no whole checkpoint: {part}/{part}_config.json is missing"
+    assert message == f"broken is an incomplete checkpoint: {part}/{part}_config.json is missing"
 
 
 def test_pipeline_without_a_text_vocabulary(fails, photo, pipeline_copy):
@@ -195,7 +195,9 @@ def test_wrong_kinds(fails, photo, fixtures, workplace, pipeline_folder, vision_
     assert "a model of the type 'bert'" in fails("reconstruct", photo, "--model", "bert")
     shutil.copytree(vision_folder, workplace / "run" / "model")
     (workplace / "run" / "log.jsonl").touch()
-    assert fails("reconstruct", photo, "--model", "run") == "run is the folder of a training: its result is run/model"
+    assert (
+        fails("reconstruct", photo, "--model", "run") == "run is the folder of a training run: its result is run/model"
+    )
     (workplace / "flux").mkdir()
     (workplace / "flux" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     assert fails("generate", "a", "--model", "flux") == (
@@ -217,7 +219,7 @@ def test_folders_and_files_that_are_no_checkpoints(fails, photo, workplace):
 
 def test_unknown_hub_id_offline(fails, photo, fetched):
     message = fails("reconstruct", photo, "--model", "org/unknown")
-    assert message.startswith("org/unknown is no folder here") and "can't be reached" in message
+    assert message.startswith("org/unknown is not a local folder") and "can't be reached" in message
 
 
 def test_hub_id_of_the_wrong_kind_or_without_weights(fails, fetched, vision_folder, pipeline_copy):

@@ -97,13 +97,13 @@ def test_pushed_ids_are_models(hub, succeeds, fails, folder, vision_folder, phot
     monkeypatch.setenv("HF_TOKEN", "hf_bob")
     for name in ("ada/pipeline", "org/unknown"):
         message = fails("generate", "a", "--model", name)
-        assert message.startswith(f"{name} is neither a folder here nor a repository on the Hub that you may read")
+        assert message.startswith(f"{name} is neither a local folder nor a repository on the Hub that you can read")
     assert fails("encode", photo, "--model", "org/vision").startswith("org/vision is a gated repository")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "can't be reached" in fails("generate", "a", "--model", "ada/pipeline")
 
 
-def test_a_card_that_a_person_wrote_is_kept(hub, succeeds, folder, results):
+def test_an_edited_card_is_kept(hub, succeeds, folder, results):
     written = "---\nlicense: mit\ntags:\n- cats\n---\n# Cats\n\nBy hand.\n"
     (folder / "README.md").write_text(written)
     succeeds("push", folder, "org/cats", "--results", results / "captioning")
@@ -138,7 +138,7 @@ def test_a_card_to_read_before_anything_is_sent(hub, succeeds, fails, folder, re
     assert "--card runs is a folder" in fails("push", folder, "org/emoji", "--card", "runs")
 
 
-def test_a_card_that_nobody_changed_is_filled_in_anew(hub, succeeds, folder, results):
+def test_an_unedited_card_is_filled_in_anew(hub, succeeds, folder, results):
     succeeds("push", folder, "org/emoji", "--results", results, "--license", "mit")
     (folder / "training.json").unlink()
     succeeds("push", folder, "org/emoji")

@@ -1,16 +1,14 @@
-"""`uniwetok reconstruct`, `encode` and `decode`, end to end."""
+"""`uniwetok reconstruct`, end to end."""
 
-import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from uniwetok_hf import UniWeTokImageProcessor, UniWeTokModel, load_codes, save_codes
-from uniwetok_hf.cli import reconstruct
+from uniwetok_hf import UniWeTokImageProcessor, UniWeTokModel
+from uniwetok_hf.cli import picture_sizes
 from uniwetok_hf.data.images import read_image
 from uniwetok_hf.evaluation.metrics import psnr, ssim
 
@@ -151,78 +149,13 @@ def test_odd_pictures_are_read_rightly(succeeds, vision_folder, kind, name):
     assert (left == expected).all()
 
 
-def test_decode_of_encode_is_reconstruct(succeeds, make_picture, pipeline_folder):
-    names = [str(make_picture(f"{index}.png", 50 + 40 * index, 70, index)) for index in range(3)]
-    model = ["--model", pipeline_folder]
-    for options in ([], ["--longest-edge", "64"], ["--fit", "crop"]):
-        lines = succeeds("encode", *names, *model, *options, "--output", "codes/all.safetensors")
-        assert lines[-1] == "codes/all.safetensors"
-        assert lines[1].startswith("1.png: 90x70 pixels, ") and lines[1].endswith(" bytes")
-        assert succeeds("decode", "codes/all.safetensors", *model, "--seed", 5, "--output", "decoded") == [
-            f"decoded/all-decoded-{index:03d}.png" for index in (1, 2, 3)
-        ]
-        succeeds("reconstruct", *names, *model, *options, "--seed", 5, "--output", "direct")
-        for index in range(3):
-            decoded = pixels(f"decoded/all-decoded-{index + 1:03d}.png")
-            assert (decoded == pixels(f"direct/{index}-reconstruction.png")).all()
-
-
-def test_saved_codes_name_their_model_but_no_path(succeeds, photo, vision_folder):
-    succeeds("encode", photo, "--model", vision_folder)
-    saved = load_codes("codes.safetensors")
-    assert saved.metadata["model"] == "tiny-vision"
-    assert (saved.original_sizes, saved.content_sizes) == ([(70, 100)], [(70, 100)])
-    assert str(vision_folder.parent) not in json.dumps(saved.metadata)
-
-
-def test_one_picture_is_decoded_beside_its_codes_without_overwriting(succeeds, photo, vision_folder):
-    before = photo.read_bytes()
-    succeeds("encode", photo, "--model", vision_folder, "--output", "photo.safetensors")
-    assert succeeds("decode", "photo.safetensors", "--model", vision_folder) == ["photo-decoded.png"]
-    assert photo.read_bytes() == before
-    assert succeeds("decode", "photo.safetensors", "--model", vision_folder, "--output", "x.bmp") == ["x.bmp"]
-
-
-def test_codes_without_sizes_are_decoded_whole(succeeds, vision_folder):
-    model = UniWeTokModel.from_pretrained(vision_folder)
-    save_codes("bare.safetensors", torch.ones(1, 16, 2, 3), model.config)
-    succeeds("decode", "bare.safetensors", "--model", vision_folder)
-    assert pixels("bare-decoded.png").shape == (64, 96, 3)
-
-
-def test_codes_of_another_model(fails, uniwetok, succeeds, photo, pipeline_folder, vision_folder, make_vision_folder):
-    succeeds("encode", photo, "--model", vision_folder)
-    other = make_vision_folder(num_bits=8)
-    message = fails("decode", "codes.safetensors", "--model", other)
-    assert message.startswith("codes.safetensors: These codes were made with num_bits=16, the model has num_bits=8")
-    other = make_vision_folder(channel_multipliers=[1, 1, 1, 2])
-    assert "stride=32, the model has stride=8" in fails("decode", "codes.safetensors", "--model", other)
-    # One that fits but is another one gives nonsense: a word of warning.
-    result = uniwetok("decode", "codes.safetensors", "--model", pipeline_folder)
-    assert (result.code, result.err) == (
-        0,
-        ["uniwetok: warning: codes.safetensors was made by tiny-vision, and is decoded by tiny-pipeline"],
-    )
-
-
-def test_files_that_are_no_codes(fails, succeeds, photo, pipeline_folder, vision_folder):
-    weights = pipeline_folder / "mllm" / "model.safetensors"
-    assert "holds no UniWeTok codes" in fails("decode", weights)
-    assert "no file of codes, or it is cut off" in fails("decode", photo)
-    assert "can't be read" in fails("decode", "missing.safetensors")
-    succeeds("encode", photo, "--model", vision_folder, "--output", "cut.safetensors")
-    cut = Path("cut.safetensors")
-    cut.write_bytes(cut.read_bytes()[:-3])
-    assert "cut off" in fails("decode", "cut.safetensors")
-
-
 @pytest.mark.parametrize("command", ["reconstruct", "encode", "describe"])
 def test_files_that_are_no_pictures(fails, make_picture, workplace, command):
     (workplace / "notes.png").write_text("no picture")
     (workplace / "empty.png").touch()
     make_picture("whole.png")
     (workplace / "cut.png").write_bytes((workplace / "whole.png").read_bytes()[:400])
-    # The model is not there either: pictures are looked at first.
+    # The model is not there either: pictures are checked first.
     model = ["--model", "nowhere"]
     assert fails(command, "missing.png", *model) == "missing.png: no such file"
     assert fails(command, ".", *model) == ".: is a folder, not a picture"
@@ -262,9 +195,9 @@ def test_nothing_is_left_half_written(fails, succeeds, photo, workplace, vision_
 def test_large_pictures_are_warned_about(uniwetok, make_picture, vision_folder, monkeypatch):
     make_picture("wide.png", 96, 64)
     assert uniwetok("reconstruct", "wide.png", "--model", vision_folder).err == []
-    monkeypatch.setattr(reconstruct, "MUCH_MEMORY", 1e6)
+    monkeypatch.setattr(picture_sizes, "MUCH_MEMORY", 1e6)
     (warning,) = uniwetok("reconstruct", "wide.png", "--model", vision_folder).err
-    assert warning.startswith("uniwetok: warning: wide.png: 96x64 pixels take about ")
+    assert warning.startswith("uniwetok: warning: wide.png: 96x64 pixels need about ")
     assert "--longest-edge" in warning
 
 

@@ -148,7 +148,7 @@ class LanguageModelTest(ModelTest, common.GenerationTesterMixin):
         self.model_tester = LanguageModelTester(self.patch_size)
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
-        """Pictures to draw, too, with the same noise each time."""
+        """Pictures to generate, too, with the same noise each time."""
         inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
         if return_labels and model_class is UniWeTokForCausalLM:
             inputs["image_is_target"] = torch.ones(len(inputs["input_ids"]), dtype=torch.bool)

@@ -21,7 +21,7 @@ def rows(count: int) -> Dataset:
 
 
 def collate(rows: list[dict], task: str) -> dict:
-    """To describe the picture, or to draw it."""
+    """To describe the picture, or to generate it."""
     conversations = []
     for row in rows:
         picture, text = {"type": "image", "image": row["image"]}, {"type": "text", "text": row["text"]}

@@ -50,6 +50,12 @@ def to_published(state_dict: dict[str, torch.Tensor], rules) -> dict[str, torch.
     return published
 
 
+def to_native(name: str, tensor: torch.Tensor, rules) -> list[tuple[str, torch.Tensor]]:
+    """Our (name, tensor) pairs of one published tensor; none for a name that no rule knows."""
+    targets = native_names(name, rules)
+    return list(zip(targets, tensor.chunk(len(targets)), strict=True)) if targets else []
+
+
 def snapshot(folder: Path) -> dict[str, bytes]:
     """All files under a folder, with their contents."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -13,7 +13,7 @@ from uniwetok_hf.conversion.configs import (
     read_vision_config,
 )
 from uniwetok_hf.conversion.keys import VISION_RULES
-from uniwetok_hf.conversion.layouts import Part, find_published
+from uniwetok_hf.conversion.layouts import PublishedPart, find_published
 from uniwetok_hf.conversion.tensors import ConversionError
 from uniwetok_hf.modeling.configuration_uniwetok import UniWeTokConfig
 from uniwetok_hf.modeling.modeling_uniwetok import UniWeTokModel
@@ -23,7 +23,7 @@ def vision_part(shapes, settings=None):
     class Source:
         label = "ae.ckpt"
 
-    return Part(Source(), settings, "ae_config.json" if settings else None), shapes
+    return PublishedPart(Source(), settings, "ae_config.json" if settings else None), shapes
 
 
 def published_shapes(**fields):
@@ -210,7 +210,7 @@ HEAD = {"ch_target": 32, "ch_cond": 128, "ch_latent": 256, "depth_latent": 4, "d
 
 def head_part(**changed):
     settings = {name: value for name, value in (HEAD | changed).items() if value is not None}
-    return Part(None, settings, "vision_head_config.json")
+    return PublishedPart(None, settings, "vision_head_config.json")
 
 
 def test_head_config():

@@ -9,10 +9,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.conversion.published import GOLDEN, edit_json, edit_tensors, shard, snapshot, to_published
+from tests.conversion.published import GOLDEN, edit_json, edit_tensors, shard, snapshot, to_native, to_published
 from uniwetok_hf import UniWeTokForCausalLM, UniWeTokImageProcessor, UniWeTokModel, UniWeTokProcessor
-from uniwetok_hf.conversion import ConversionError, convert, convert_checkpoint, sources
-from uniwetok_hf.conversion.keys import HEAD_RULES, PLAIN_HEAD_RULES, PROJECTOR_RULES, VISION_RULES, to_native
+from uniwetok_hf.conversion import ConversionError, convert_checkpoint, converter, tensors
+from uniwetok_hf.conversion.keys import HEAD_RULES, PLAIN_HEAD_RULES, PROJECTOR_RULES, VISION_RULES
 from uniwetok_hf.modeling.modeling_uniwetok_head import UniWeTokBinaryHead
 
 
@@ -139,9 +139,9 @@ def test_sharded_output(converted, out):
     assert_same(dict(model.state_dict()), load_all(converted / "mllm"))
 
 
-def test_small_pieces_give_the_same(converted, out, monkeypatch):
-    monkeypatch.setattr(convert, "CHUNK_BYTES", 1000)
-    monkeypatch.setattr(sources, "REOPEN_AFTER_BYTES", 100_000)
+def test_small_chunks_give_the_same(converted, out, monkeypatch):
+    monkeypatch.setattr(converter, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(tensors, "REOPEN_AFTER_BYTES", 100_000)
     convert_checkpoint(GOLDEN / "t2i_4x", out)
     assert snapshot(out) == snapshot(converted)
 
@@ -376,7 +376,7 @@ def test_out_is_never_overwritten(out):
 
 
 def test_nothing_is_left_of_an_interrupted_conversion(tmp_path, out):
-    with pytest.raises(KeyboardInterrupt), convert._new_folder(out) as folder:
+    with pytest.raises(KeyboardInterrupt), converter._new_folder(out) as folder:
         (folder / "half").write_text("written")
         assert folder.parent == tmp_path
         raise KeyboardInterrupt

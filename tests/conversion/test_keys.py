@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from tests.conversion.published import GOLDEN, to_published
+from tests.conversion.published import GOLDEN, to_native, to_published
 from uniwetok_hf.conversion.keys import (
     HEAD_RULES,
     PLAIN_HEAD_RULES,
@@ -11,7 +11,6 @@ from uniwetok_hf.conversion.keys import (
     language_rules,
     native_names,
     published_name,
-    to_native,
 )
 from uniwetok_hf.modeling.configuration_uniwetok_mllm import UniWeTokHeadConfig
 from uniwetok_hf.modeling.modeling_uniwetok_head import UniWeTokBinaryHead

@@ -9,8 +9,8 @@ from uniwetok_hf.conversion.shards import OutputTensor, parse_size, write_shards
 
 
 def output_tensor(name, tensor, num_chunks=1):
-    pieces = tensor.chunk(num_chunks) if tensor.ndim else [tensor]
-    return OutputTensor(name, tuple(tensor.shape), tensor.dtype, lambda: iter(pieces))
+    chunks = tensor.chunk(num_chunks) if tensor.ndim else [tensor]
+    return OutputTensor(name, tuple(tensor.shape), tensor.dtype, lambda: iter(chunks))
 
 
 @pytest.mark.parametrize(

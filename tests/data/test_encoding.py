@@ -169,6 +169,25 @@ def test_a_folder_that_is_older_than_same_crops_has_its_own_in_each_row(encode, 
         encode(same_crops=True)
 
 
+@pytest.mark.parametrize("num_variants", [1, 2])
+def test_crops_of_another_version_are_not_mixed_in(encode, tmp_path, num_variants):
+    """Commit 84bac22 recorded no version of its random numbers. What it finished is left alone."""
+    encode(num_variants=num_variants)
+    description = tmp_path / "codes" / "encoding.json"
+    values = json.loads(description.read_text())
+    assert values["settings"].pop("streams") == 2
+    description.write_text(json.dumps(values))
+    before = contents(tmp_path / "codes")
+    assert encode(num_variants=num_variants).settings == values["settings"]
+    part_path(tmp_path / "codes", 0).unlink()
+    if num_variants == 1:  # nothing random is in it
+        encode(num_variants=1)
+        assert contents(tmp_path / "codes") == before
+    else:
+        with pytest.raises(ValueError, match="codes was begun by an earlier version, whose random crops are others"):
+            encode(num_variants=2)
+
+
 def test_another_model_precision_or_dataset_is_refused(encode, make_model, pictures):
     encode()
     with pytest.raises(ValueError, match="`fingerprint`: .* was begun with"):

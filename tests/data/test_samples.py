@@ -1,4 +1,4 @@
-"""Which sample comes when: a function of the seed and its running number alone."""
+"""Order and random numbers of samples: functions of the seed and the running number alone."""
 
 from collections import Counter
 
@@ -13,6 +13,7 @@ from uniwetok_hf.data.samples import (
     Mixture,
     sample_generator,
     sample_generators,
+    stream_seed,
 )
 
 
@@ -25,6 +26,27 @@ def test_generators_depend_on_seed_number_and_purpose():
         assert not torch.equal(draw(1, 2, NOISE), draw(*other))
     batch = sample_generators(1, [2, 3], NOISE)
     assert torch.equal(torch.randn(4, generator=batch[1]), draw(1, 3, NOISE))
+
+
+def test_streams_are_those_of_version_2():
+    """Other numbers would need another `STREAMS`: checkpoints go on with them."""
+    assert [stream_seed(0, 5), stream_seed(0, 5, 1), stream_seed(2**40, 3)] == [
+        14153166575370824094,
+        3945838872769138812,
+        13084773996172474661,
+    ]
+    wanted = torch.tensor([0.6339227, 0.182994, 0.5286441])
+    torch.testing.assert_close(torch.rand(3, generator=sample_generator(1, 2, TASK)), wanted)
+
+
+def test_keys_of_other_lengths_are_other_streams():
+    keys = [(), (0,), (0, 0), (1,), (1, 0), (0, 1), (0, 0, 0)]
+    assert len({stream_seed(seed, *key) for seed in (0, 1, 2**32) for key in keys}) == 3 * len(keys)
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(ValueError, match="non-negative"):
+        sample_generator(-1, 0, NOISE)
 
 
 def test_an_epoch_holds_every_row_once_in_an_order_of_its_own():

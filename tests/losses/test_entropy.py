@@ -13,7 +13,7 @@ def codebook(bits):
 
 
 def enumerated(latents, bits, temperature, eps=1e-5):
-    """Both entropies as spec 2.2 words them: a softmax over all codes, in float64."""
+    """Both entropies as docs/method.md 2.4 defines them: a softmax over all codes, in float64."""
     tokens = latents.double().movedim(1, -1).reshape(-1, bits)
     log_p = torch.log_softmax(2 * tokens @ codebook(bits).T / temperature, dim=-1)
     mean = log_p.exp().mean(0)

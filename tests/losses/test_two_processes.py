@@ -8,7 +8,7 @@ def test_two_processes_equal_one(tmp_path):
     alone = measure()
     both = measure_on_two(tmp_path)
     for shared in both:
-        for name in ("losses", "batch_entropy", "gradients", "averages", "usage", "figures"):
+        for name in ("losses", "batch_entropy", "gradients", "averages", "usage", "bit_metrics"):
             torch.testing.assert_close(shared[name], alone[name], atol=1e-6, rtol=0)
         assert shared["sum"] == 3
     # What was compared is not trivial: the halves differ, gradients and averages are there.

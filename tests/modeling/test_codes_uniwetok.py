@@ -9,9 +9,11 @@ from uniwetok_hf.modeling.codes_uniwetok import (
     CODES_VERSION,
     CodesFileError,
     binarize,
+    codes_to_tokens,
     load_codes,
     pack_codes,
     save_codes,
+    tokens_to_codes,
     unpack_codes,
 )
 
@@ -230,9 +232,9 @@ def test_wrong_codes_and_sizes_are_refused_and_nothing_is_written(tmp_path, tiny
     path = tmp_path / "codes.safetensors"
     with pytest.raises(ValueError, match=r"`codes\[1\]` has 24 bits, `config.num_bits` is 16"):
         save_codes(path, [pictures[0], random_codes(24, 2, 2)], tiny_config)
-    with pytest.raises(ValueError, match="`original_sizes` must hold one size a picture: 5 pictures, 1 sizes"):
+    with pytest.raises(ValueError, match="`original_sizes` must hold one size per picture: 5 pictures, 1 sizes"):
         save_codes(path, pictures, tiny_config, original_sizes=[(8, 8)])
-    with pytest.raises(ValueError, match="`content_sizes` must hold one size a picture: 5 pictures, 6 sizes"):
+    with pytest.raises(ValueError, match="`content_sizes` must hold one size per picture: 5 pictures, 6 sizes"):
         save_codes(path, pictures, tiny_config, content_sizes=[(8, 8)] * 6)
     assert list(tmp_path.iterdir()) == []
 
@@ -276,3 +278,22 @@ def test_file_decodes_like_the_codes(tmp_path, tiny_model, make_pictures):
     samples = tiny_model.decode([picture.to(tiny_model.device) for picture in loaded.codes], generators[1]).sample
     for sample, wanted in zip(samples, expected, strict=True):
         assert torch.equal(sample, wanted)
+
+
+def test_order_of_tokens_is_patch_by_patch_and_row_by_row_inside():
+    codes = torch.arange(16.0).view(1, 1, 2, 8)
+    assert codes_to_tokens(codes, 1)[0, :, 0].tolist() == list(range(16))
+    assert codes_to_tokens(codes, 2)[0, :, 0].tolist() == [0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15]
+    square = torch.arange(64.0).view(1, 1, 8, 8)
+    tokens = codes_to_tokens(square, 4)[0, :, 0].tolist()
+    assert tokens[:8] == [0, 1, 2, 3, 8, 9, 10, 11]
+    assert tokens[16:18] == [4, 5]
+    assert tokens[32:34] == [32, 33]
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 4])
+def test_tokens_to_codes_is_the_inverse(patch_size):
+    codes = torch.randn(3, 8, 2 * patch_size, 3 * patch_size, generator=torch.Generator().manual_seed(0))
+    tokens = codes_to_tokens(codes, patch_size)
+    assert tokens.shape == (3, 6 * patch_size**2, 8)
+    assert torch.equal(tokens_to_codes(tokens, 2 * patch_size, 3 * patch_size, patch_size), codes)

@@ -16,7 +16,7 @@ def test_defaults_are_the_published_models():
     assert isinstance(config.vision_config, UniWeTokConfig)
     assert isinstance(config.head_config, UniWeTokHeadConfig)
     assert (config.text_loss_weight, config.image_loss_weight, config.bit_flip_probability) == (0.01, 1.0, 0.1)
-    # Qwen3's vocabulary has 151669 tokens; the sizes follow, then the queries (spec 3.3).
+    # Qwen3's vocabulary has 151669 tokens; the sizes follow, then the queries (docs/method.md 3.1).
     assert (config.size_token_id, config.num_size_tokens, config.query_token_id) == (151669, 128, 151669 + 128)
     head = config.head_config
     assert (head.timestep_mean, head.timestep_std, head.timestep_shift) == (-0.8, 0.8, 1.0)

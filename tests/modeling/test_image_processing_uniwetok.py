@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
-from uniwetok_hf.modeling.image_processing_uniwetok import UniWeTokImageProcessor, plan_sizes
+from uniwetok_hf.modeling.image_processing_uniwetok import UniWeTokImageProcessor, plan_sizes, to_uint8
 
 
 SIZES = [(1, 1), (31, 33), (32, 32), (33, 31), (5, 200), (640, 427)]
@@ -53,6 +53,14 @@ class TestValues:
         pixels = np.asarray(processor.postprocess(values)[0])[0, :, 0]
         # 127.5 x + 128 = .., 0.5, 1.01, 128, 128.1275, 255.37, 255.5 -> 255, ..
         np.testing.assert_array_equal(pixels, [0, 0, 1, 128, 128, 255, 255, 255])
+
+    @pytest.mark.parametrize("shape", [(3, 1, 8), (2, 3, 2, 8)])
+    def test_to_uint8_of_any_shape(self, processor, shape):
+        values = torch.linspace(-1.1, 1.1, 8).expand(shape)
+        pixels = to_uint8(values)
+        assert pixels.dtype == torch.uint8 and pixels.shape == shape
+        # (127.5 x + 128) of -1.1, -0.786, -0.471, -0.157, 0.157, 0.471, 0.786, 1.1
+        np.testing.assert_array_equal(pixels.flatten()[:8], [0, 27, 67, 107, 148, 188, 228, 255])
 
     def test_postprocess_floats(self, processor):
         values = torch.tensor([-5.0, -1.0, 0.0, 0.5, 1.0, 5.0]).expand(2, 3, 1, 6)

@@ -20,7 +20,8 @@ from tiny_mllm import (
 from torch.nn import functional as F
 
 from uniwetok_hf import UniWeTokForCausalLM
-from uniwetok_hf.modeling.modeling_uniwetok_mllm import codes_to_tokens, sinusoidal_positions
+from uniwetok_hf.modeling.codes_uniwetok import codes_to_tokens
+from uniwetok_hf.modeling.modeling_uniwetok_mllm import sinusoidal_positions
 
 
 def image_loss_by_hand(model, inputs: dict, read: list, clean: list, generator: torch.Generator) -> torch.Tensor:
@@ -149,7 +150,7 @@ def test_bit_accuracy():
     output = model(**inputs, codes=codes, generator=seeded(3), timesteps=[0.0, 0.5, 0.9])
     assert output.bit_accuracy.shape == (3,) and 0 <= output.bit_accuracy.min() <= output.bit_accuracy.max() <= 1
     _, right = model.image_head.compute_losses(
-        *model._patches_to_draw(
+        *model._target_patches(
             model.model(inputs["input_ids"], inputs["attention_mask"], codes=codes).last_hidden_state,
             inputs["input_ids"],
             codes,

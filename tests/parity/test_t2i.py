@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from uniwetok_hf import UniWeTokPipeline, convert_checkpoint
-from uniwetok_hf.modeling.modeling_uniwetok_mllm import codes_to_tokens
+from uniwetok_hf.modeling.codes_uniwetok import codes_to_tokens
 
 
 @pytest.fixture
@@ -30,10 +30,14 @@ def call(fixtures):
     }
 
 
+@pytest.fixture(scope="module")
+def converted(fixtures, tmp_path_factory):
+    return convert_checkpoint(fixtures / "golden" / "t2i_4x", tmp_path_factory.mktemp("t2i") / "out")
+
+
 @pytest.fixture
-def pipeline(fixtures, tmp_path, device):
-    folder = convert_checkpoint(fixtures / "golden" / "t2i_4x", tmp_path / "out")
-    pipeline = UniWeTokPipeline.from_pretrained(folder, dtype=torch.float32).to(device)
+def pipeline(converted, device):
+    pipeline = UniWeTokPipeline.from_pretrained(converted, dtype=torch.float32).to(device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from uniwetok_hf.conversion.keys import VISION_RULES, to_native
+from tests.conversion.published import to_native
+from uniwetok_hf.conversion.keys import VISION_RULES
 from uniwetok_hf.modeling.codes_uniwetok import binarize
 from uniwetok_hf.modeling.configuration_uniwetok import UniWeTokConfig
 from uniwetok_hf.modeling.modeling_uniwetok import (
@@ -111,7 +112,7 @@ def with_bias(prefix, *weight):
 
 
 def published_shapes(base, multipliers, blocks, bits, layers=None, ffn=None, noise=True):
-    """Names and shapes of a published file, written down from the key tables (spec 1.6 and 1.8)."""
+    """Names and shapes of a published file, written down from the key tables (docs/method.md 1.3)."""
     widths = [base * multiplier for multiplier in multipliers]
     hidden, levels, hybrid = widths[-1], len(widths), layers is not None
     shapes = {"encoder.conv_in.weight": (base, 3, 3, 3)}
@@ -143,7 +144,7 @@ def published_shapes(base, multipliers, blocks, bits, layers=None, ffn=None, noi
     return shapes | with_bias("decoder.norm_out", base) | with_bias("decoder.conv_out", 3, base, 3, 3)
 
 
-# name: config fields, published tensors, their number, parameters of encoder and decoder (spec 1.8, 6.1, 6.2)
+# name: config fields, published tensors, their number, parameters of encoder and decoder (docs/method.md 1.3)
 PAPER = (128, [1, 1, 2, 2, 4, 8])
 PUBLISHED = {
     "paper": ({}, published_shapes(*PAPER, 2, 128, 16, 2816), 408, (265_729_664, 355_896_451)),

@@ -23,8 +23,8 @@ def pipe(request) -> UniWeTokPipeline:
 
 
 @pytest.fixture
-def draws(pipe) -> None:
-    """The model answers with one picture, whatever it is told."""
+def answers_with_a_picture(pipe) -> None:
+    """The model answers with one picture, whatever the turn is."""
     processor = pipe.processor
     end = processor.tokenizer.convert_tokens_to_ids("<|vision_end|>")
     pipe.mllm.generation_config.sequence_bias = [
@@ -36,7 +36,7 @@ def draws(pipe) -> None:
 
 
 @pytest.fixture
-def speaks(pipe) -> None:
+def answers_with_text(pipe) -> None:
     """The model answers with text alone."""
     pipe.mllm.generation_config.sequence_bias = [[[pipe.processor.vision_start_token_id], -1000.0]]
     yield
@@ -59,8 +59,8 @@ def read_anew(pipe, messages: list[dict], codes: list[torch.Tensor], picture_tok
     }
 
 
-def draw_anew(pipe, talk: UniWeTokConversation, seed: int, side: int) -> torch.Tensor:
-    """The picture of the last answer, drawn from all that was said before it."""
+def generate_anew(pipe, talk: UniWeTokConversation, seed: int, side: int) -> torch.Tensor:
+    """The picture of the last answer, generated from the whole history before it."""
     inputs = read_anew(pipe, talk.messages[:-1], talk.codes[:-1], pipe.processor.picture_tokens(side, side))
     _, negative = pipe.processor.drawing_inputs(["x"], side, side)
     return pipe.mllm.generate_codes(
@@ -68,15 +68,15 @@ def draw_anew(pipe, talk: UniWeTokConversation, seed: int, side: int) -> torch.T
     ).codes[0]
 
 
-def test_pictures_are_those_of_the_whole_conversation_read_anew(pipe, draws):
+def test_pictures_are_those_of_the_whole_conversation_read_anew(pipe, answers_with_a_picture):
     side = pipe.config.default_size
     talk = UniWeTokConversation(pipe)
     replies = [talk.say("draw a red apple", generator=seeded(0), **STEPS)]
-    assert torch.equal(replies[0].codes[0], draw_anew(pipe, talk, 0, side))
+    assert torch.equal(replies[0].codes[0], generate_anew(pipe, talk, 0, side))
     replies.append(talk.say("make it green", generator=seeded(1), **STEPS))
-    assert torch.equal(replies[1].codes[0], draw_anew(pipe, talk, 1, side))
+    assert torch.equal(replies[1].codes[0], generate_anew(pipe, talk, 1, side))
     replies.append(talk.say("and this?", picture(side), generator=seeded(2), **STEPS))
-    assert torch.equal(replies[2].codes[0], draw_anew(pipe, talk, 2, side))
+    assert torch.equal(replies[2].codes[0], generate_anew(pipe, talk, 2, side))
     assert [len(reply.images) for reply in replies] == [1, 1, 1]
     assert replies[0].images[0].size == (side, side)
     assert len(talk.codes) == 4 and all(codes.shape[0] == BITS for codes in talk.codes)
@@ -84,10 +84,10 @@ def test_pictures_are_those_of_the_whole_conversation_read_anew(pipe, draws):
     assert not torch.equal(replies[0].codes[0], replies[1].codes[0])
 
 
-def test_words_are_those_of_the_whole_conversation_read_anew(pipe, draws, request):
+def test_text_is_that_of_the_whole_conversation_read_anew(pipe, answers_with_a_picture, request):
     talk = UniWeTokConversation(pipe)
     talk.say("draw a red apple", generator=seeded(0), **STEPS)
-    request.getfixturevalue("speaks")
+    request.getfixturevalue("answers_with_text")
     first = talk.say("what is it?", max_new_tokens=5)
     second = talk.say("and this?", [picture(64), picture(64, 1)], max_new_tokens=5)
     assert first.images == second.images == [] and first.text and second.text
@@ -99,14 +99,14 @@ def test_words_are_those_of_the_whole_conversation_read_anew(pipe, draws, reques
     assert " ".join(text.split()) == first.text
 
 
-def test_an_answer_can_hold_text_and_several_pictures(pipe, draws):
+def test_an_answer_can_hold_text_and_several_pictures(pipe, answers_with_a_picture):
     processor = pipe.processor
     pipe.mllm.generation_config.sequence_bias = [[[processor.vision_start_token_id], 1000.0]]
     reply = UniWeTokConversation(pipe).say("draw on", generator=seeded(0), **STEPS)
     assert len(reply.images) == 4  # the most: this model never ends its turn
 
 
-def test_size_is_that_of_the_last_picture(pipe, draws):
+def test_size_is_that_of_the_last_picture(pipe, answers_with_a_picture):
     unit = 32 * pipe.processor.patch_size
     talk = UniWeTokConversation(pipe)
     reply = talk.say("draw", height=2 * unit, width=unit, generator=seeded(0), **STEPS)
@@ -115,7 +115,7 @@ def test_size_is_that_of_the_last_picture(pipe, draws):
     assert talk.say("this", picture(unit), generator=seeded(0), **STEPS).images[0].size == (unit, unit)
 
 
-def test_saved_conversation_goes_on_as_if_it_had_not_stopped(pipe, draws, tmp_path):
+def test_saved_conversation_goes_on_as_if_it_had_not_stopped(pipe, answers_with_a_picture, tmp_path):
     talk = UniWeTokConversation(pipe)
     talk.say("draw a red apple", generator=seeded(0), **STEPS)
     talk.say("make it green", picture(64), generator=seeded(1), **STEPS)
@@ -131,7 +131,7 @@ def test_saved_conversation_goes_on_as_if_it_had_not_stopped(pipe, draws, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["talk"]
 
 
-def test_interrupted_turn_leaves_no_trace(pipe, draws):
+def test_interrupted_turn_leaves_no_trace(pipe, answers_with_a_picture):
     def stop(pipe, step, count, tensors):
         assert tensors["codes"].shape[0] == 1 and count >= 1
         pipe._interrupt = step == 1
@@ -146,7 +146,7 @@ def test_interrupted_turn_leaves_no_trace(pipe, draws):
     assert torch.equal(ours, theirs)
 
 
-def test_history_shows_pictures(pipe, draws):
+def test_history_shows_pictures(pipe, answers_with_a_picture):
     talk = UniWeTokConversation(pipe)
     talk.say("draw", picture(64), generator=seeded(0), **STEPS)
     shown = talk.history
@@ -174,7 +174,7 @@ def test_bad_turns(pipe, arguments, words):
     assert talk.messages == [] and talk.codes == []
 
 
-def test_pictures_come_from_files_too(pipe, draws, tmp_path):
+def test_pictures_come_from_files_too(pipe, answers_with_a_picture, tmp_path):
     picture(64).save(tmp_path / "a.png")
     codes = []
     for shown in (picture(64), tmp_path / "a.png", [str(tmp_path / "a.png")]):

@@ -39,7 +39,7 @@ def adapters(tmp_path_factory):
     return make_adapter(folder / "one", 1), make_adapter(folder / "two", 2, lora_config("head", r=2, lora_alpha=4))
 
 
-def draw(pipe) -> torch.Tensor:
+def generate(pipe) -> torch.Tensor:
     return pipe("a red apple", generator=seeded(0), output_type="pt").images
 
 
@@ -55,11 +55,11 @@ def conditions(pipe) -> torch.Tensor:
 
 def test_by_name_with_a_weight(adapters):
     pipe = build_tiny_pipeline()
-    plain = conditions(pipe), draw(pipe)
+    plain = conditions(pipe), generate(pipe)
     pipe.load_lora_weights(adapters[0], adapter_name="one")
     assert pipe.get_active_adapters() == ["one"] and pipe.get_list_adapters() == {"mllm": ["one"]}
     one = conditions(pipe)
-    assert not torch.allclose(one, plain[0], atol=1e-2) and not torch.equal(draw(pipe), plain[1])
+    assert not torch.allclose(one, plain[0], atol=1e-2) and not torch.equal(generate(pipe), plain[1])
 
     pipe.set_adapters("one", 0.5)
     half = conditions(pipe)
@@ -79,7 +79,7 @@ def test_by_name_with_a_weight(adapters):
     torch.testing.assert_close(conditions(pipe), one)
     pipe.unload_lora_weights()
     assert pipe.get_active_adapters() == [] and pipe.get_list_adapters() == {}
-    torch.testing.assert_close((conditions(pipe), draw(pipe)), plain, rtol=0, atol=0)
+    torch.testing.assert_close((conditions(pipe), generate(pipe)), plain, rtol=0, atol=0)
 
 
 def test_switched_and_mixed(adapters):
@@ -183,7 +183,7 @@ def test_what_peft_and_transformers_saved_loads(tmp_path):
 
 def test_an_adapter_of_the_image_tokenizer_alone(tmp_path):
     pipe = build_tiny_pipeline()
-    plain = draw(pipe)
+    plain = generate(pipe)
     vision_model = build_tiny_mllm().vision_model
     vision_model.add_adapter(lora_config("decoder"))
     randomize(vision_model, 4)
@@ -192,7 +192,7 @@ def test_an_adapter_of_the_image_tokenizer_alone(tmp_path):
     codes = torch.ones(1, 16, 2, 2)
     samples = [model.decode(codes, generator=seeded(0)).sample for model in (vision_model, pipe.mllm.vision_model)]
     torch.testing.assert_close(*samples)
-    assert not torch.equal(draw(pipe), plain)
+    assert not torch.equal(generate(pipe), plain)
 
 
 def test_dropout_of_the_training_is_off(tmp_path):

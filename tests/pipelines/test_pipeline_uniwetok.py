@@ -39,13 +39,13 @@ def side(pipeline) -> int:
     return 32 * pipeline.processor.patch_size
 
 
-def draw(pipeline: UniWeTokPipeline, prompt="a cat", seed: int = 0, **options) -> torch.Tensor:
+def generate(pipeline: UniWeTokPipeline, prompt="a cat", seed: int = 0, **options) -> torch.Tensor:
     """Codes, unless told otherwise."""
     options = {"output_type": "latent", "generator": seeded(seed)} | options
     return pipeline(prompt, **options).images
 
 
-# --- what is drawn ---
+# --- what is generated ---
 
 
 def test_codes_are_those_of_generate_codes(pipeline, side):
@@ -58,17 +58,17 @@ def test_codes_are_those_of_generate_codes(pipeline, side):
         num_inference_steps=4,
         generator=seeded(0),
     ).codes
-    codes = draw(pipeline, height=2 * side, width=side, guidance_scale=3.0, num_inference_steps=4)
+    codes = generate(pipeline, height=2 * side, width=side, guidance_scale=3.0, num_inference_steps=4)
     assert torch.equal(codes, wanted)
 
 
 def test_everything_that_is_asked_for_matters(pipeline, side):
     size = {"height": 2 * side, "width": 2 * side}
-    codes = draw(pipeline, **size)
+    codes = generate(pipeline, **size)
     assert codes.abs().unique().tolist() == [1.0]
     others = {"prompt": "a dog"}, {"seed": 1}, {"guidance_scale": 6.0}, {"num_inference_steps": 5}
     for other in others:
-        assert not torch.equal(draw(pipeline, **size | other), codes), other
+        assert not torch.equal(generate(pipeline, **size | other), codes), other
 
 
 def test_same_generator_same_picture(pipeline, side):
@@ -83,10 +83,10 @@ def test_a_batch_equals_single_pictures(pipeline, side):
     """Prompts of different lengths, one generator a picture, decoder noise included."""
     prompts, size = ["a", "a much longer prompt", "two words"], {"height": 2 * side, "width": side}
     generators = [seeded(s) for s in (5, 6, 7)]
-    codes = draw(pipeline, prompts, generator=generators, **size)
+    codes = generate(pipeline, prompts, generator=generators, **size)
     pictures = pipeline(prompts, generator=[seeded(s) for s in (5, 6, 7)], output_type="pt", **size).images
     for row, prompt in enumerate(prompts):
-        assert torch.equal(draw(pipeline, prompt, seed=5 + row, **size)[0], codes[row])
+        assert torch.equal(generate(pipeline, prompt, seed=5 + row, **size)[0], codes[row])
         alone = pipeline(prompt, generator=seeded(5 + row), output_type="pt", **size).images
         torch.testing.assert_close(pictures[row], alone[0], atol=1e-4, rtol=0)
 
@@ -94,38 +94,38 @@ def test_a_batch_equals_single_pictures(pipeline, side):
 def test_pictures_of_one_prompt_lie_side_by_side(pipeline, side):
     size = {"height": side, "width": side}
     generators = [seeded(s) for s in range(4)]
-    codes = draw(pipeline, ["a cat", "a dog"], num_images_per_prompt=2, generator=generators, **size)
+    codes = generate(pipeline, ["a cat", "a dog"], num_images_per_prompt=2, generator=generators, **size)
     assert codes.shape[0] == 4
     for index, prompt in enumerate(["a cat", "a cat", "a dog", "a dog"]):
-        assert torch.equal(draw(pipeline, prompt, seed=index, **size)[0], codes[index])
+        assert torch.equal(generate(pipeline, prompt, seed=index, **size)[0], codes[index])
 
 
 def test_defaults_come_from_the_config(pipeline):
     default = pipeline("a cat", generator=seeded(0), output_type="latent").images
-    given = draw(pipeline, height=64, width=64, num_inference_steps=2, guidance_scale=2.0)
+    given = generate(pipeline, height=64, width=64, num_inference_steps=2, guidance_scale=2.0)
     assert torch.equal(default, given)
-    half = draw(pipeline, height=128)
+    half = generate(pipeline, height=128)
     assert half.shape[2:] == (4, 2)
 
 
 def test_no_guidance_at_one_or_less(pipeline):
-    codes = draw(pipeline, guidance_scale=1.0)
+    codes = generate(pipeline, guidance_scale=1.0)
     assert not pipeline.do_classifier_free_guidance
-    assert torch.equal(draw(pipeline, guidance_scale=0.0), codes)
+    assert torch.equal(generate(pipeline, guidance_scale=0.0), codes)
     assert pipeline.guidance_scale == 0.0
-    draw(pipeline, guidance_scale=2.0)
+    generate(pipeline, guidance_scale=2.0)
     assert pipeline.do_classifier_free_guidance
 
 
 def test_scheduler_can_be_swapped_from_its_config(pipeline):
     size = {"height": 128, "width": 128}
-    even = draw(pipeline, **size)
+    even = generate(pipeline, **size)
     other = UniWeTokPipeline(**pipeline.components, **{name: pipeline.config[name] for name in DEFAULTS})
     other.set_progress_bar_config(disable=True)
     other.scheduler = BinaryFlowScheduler.from_config(pipeline.scheduler.config)
-    assert torch.equal(draw(other, **size), even)
+    assert torch.equal(generate(other, **size), even)
     other.scheduler = BinaryFlowScheduler.from_config(pipeline.scheduler.config, shift=8.0)
-    assert not torch.equal(draw(other, **size), even)
+    assert not torch.equal(generate(other, **size), even)
     assert pipeline.scheduler.config.shift == 1.0
 
 
@@ -152,7 +152,9 @@ def test_output_types(pipeline, side):
 def test_pictures_are_the_decoded_codes(pipeline, side):
     generator, again = seeded(0), seeded(0)
     picture = pipeline("a cat", side, side, generator=generator, output_type="pt").images
-    codes = draw(pipeline, height=side, width=side, generator=again)  # leaves its generator before the decoder's noise
+    codes = generate(
+        pipeline, height=side, width=side, generator=again
+    )  # leaves its generator before the decoder's noise
     sample = pipeline.mllm.vision_model.decode(codes, generator=again).sample
     torch.testing.assert_close(picture, (sample / 2 + 0.5).clamp(0, 1))
 
@@ -187,7 +189,7 @@ def test_callback_gets_the_codes_so_far(pipeline, side):
         assert pipe is pipeline and set(tensors) == {"codes"}
         return tensors
 
-    whole = draw(pipeline, height=2 * side, width=side, callback_on_step_end=callback)
+    whole = generate(pipeline, height=2 * side, width=side, callback_on_step_end=callback)
     p = pipeline.processor.patch_size
     assert [(step, total) for step, total, _ in calls] == [(0, 2), (1, 2)]
     assert pipeline.num_timesteps == 2
@@ -204,7 +206,7 @@ def test_codes_so_far_can_be_previewed(pipeline, side):
     def preview(pipe, step, total, tensors):
         previews.append(pipe.decode(tensors["codes"], seeded(1), "pt"))
 
-    codes = draw(pipeline, height=2 * side, width=2 * side, callback_on_step_end=preview)
+    codes = generate(pipeline, height=2 * side, width=2 * side, callback_on_step_end=preview)
     assert len(previews) == 4
     assert all(images.shape == (1, 3, 2 * side, 2 * side) and images.isfinite().all() for images in previews)
     assert torch.equal(previews[-1], pipeline.decode(codes, seeded(1), "pt"))
@@ -214,7 +216,7 @@ def test_codes_so_far_can_be_previewed(pipeline, side):
 def test_callback_can_ask_for_nothing(pipeline, side):
     seen = []
     options = {"callback_on_step_end": lambda *args: seen.append(args[3]), "callback_on_step_end_tensor_inputs": []}
-    draw(pipeline, height=side, width=side, **options)
+    generate(pipeline, height=side, width=side, **options)
     assert seen == [{}]
 
 
@@ -224,9 +226,9 @@ def test_interrupt_stops_after_the_patch(pipeline, side):
         return tensors
 
     p, size = pipeline.processor.patch_size, {"height": 2 * side, "width": side}
-    codes = draw(pipeline, callback_on_step_end=stop, **size)
+    codes = generate(pipeline, callback_on_step_end=stop, **size)
     assert pipeline.interrupt
-    assert torch.equal(codes[:, :, :p], draw(pipeline, **size)[:, :, :p])
+    assert torch.equal(codes[:, :, :p], generate(pipeline, **size)[:, :, :p])
     assert (codes[:, :, p:] == 0).all()
     assert not pipeline.interrupt  # the next call starts anew
     pictures = pipeline("a", generator=seeded(0), callback_on_step_end=stop, **size).images
@@ -236,10 +238,10 @@ def test_interrupt_stops_after_the_patch(pipeline, side):
 def test_progress_bar_counts_patches_and_can_be_disabled(pipeline, side, capsys):
     loud = UniWeTokPipeline(**pipeline.components)
     options = {"height": 3 * side, "width": side, "num_inference_steps": 1, "guidance_scale": 1.0}
-    draw(loud, **options)
+    generate(loud, **options)
     assert "3/3" in capsys.readouterr().err
     loud.set_progress_bar_config(disable=True)
-    draw(loud, **options)
+    generate(loud, **options)
     assert "3/3" not in capsys.readouterr().err
 
 
@@ -313,7 +315,7 @@ def test_loaded_in_low_precision(pipeline, tmp_path):
     loaded.set_progress_bar_config(disable=True)
     assert loaded.mllm.dtype == torch.float32
     rounded = copy.deepcopy(pipeline).to(torch.bfloat16).to(torch.float32)
-    assert torch.equal(draw(loaded, guidance_scale=2.0), draw(rounded, guidance_scale=2.0))
+    assert torch.equal(generate(loaded, guidance_scale=2.0), generate(rounded, guidance_scale=2.0))
 
 
 def test_saved_folder(pipeline, tmp_path):
@@ -352,7 +354,7 @@ def test_diffusers_finds_our_class(pipeline, side, tmp_path):
     loaded = DiffusionPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
     assert type(loaded) is UniWeTokPipeline
-    assert torch.equal(draw(loaded, height=side, width=side), draw(pipeline, height=side, width=side))
+    assert torch.equal(generate(loaded, height=side, width=side), generate(pipeline, height=side, width=side))
 
 
 def test_another_scheduler_or_generator_is_refused(pipeline, side):
@@ -373,7 +375,7 @@ def test_variants_are_saved_and_loaded(pipeline, side, tmp_path):
     loaded.set_progress_bar_config(disable=True)
     assert loaded.dtype == torch.float16
     size = {"height": side, "width": side}
-    assert torch.equal(draw(loaded, **size), draw(half, **size))
+    assert torch.equal(generate(loaded, **size), generate(half, **size))
 
 
 def test_auto_pipelines_find_ours(pipeline, side, tmp_path):
@@ -415,8 +417,8 @@ def own(pipeline: UniWeTokPipeline) -> UniWeTokPipeline:
 
 
 def test_model_offloading_brings_the_model_before_it_is_used(pipeline, device):
-    """The hook that brings it waits for a call of the whole model, which drawing never makes. Where everything is on
-    the CPU anyway, it shows by what the hook was told."""
+    """The hook that brings it waits for a call of the whole model, which generation never makes. Where everything is
+    on the CPU anyway, the calls of the hook show it."""
     expected = pipeline("a cat", generator=seeded(0), output_type="pt").images
     offloaded = own(pipeline)
     offloaded.enable_model_cpu_offload(device=device)

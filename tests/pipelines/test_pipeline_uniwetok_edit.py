@@ -8,8 +8,8 @@ from tiny_mllm import BITS, seeded
 from tiny_models import build_tiny_pipeline
 
 from uniwetok_hf import UniWeTokEditPipeline, UniWeTokPipeline
-from uniwetok_hf.modeling.modeling_uniwetok_head import flow_step, flow_timesteps
-from uniwetok_hf.modeling.modeling_uniwetok_mllm import tokens_to_codes
+from uniwetok_hf.modeling.codes_uniwetok import tokens_to_codes
+from uniwetok_hf.modeling.flow_uniwetok import flow_step, flow_timesteps
 from uniwetok_hf.pipelines import UniWeTokPipelineOutput
 
 
@@ -110,7 +110,7 @@ def test_guidance_strengthens_picture_and_words(pipeline, side):
 
 
 def test_picture_and_words_have_scales_of_their_own(pipeline, side):
-    """Written out from arXiv 2211.09800, equation 3, and spec 3.2."""
+    """Written out from arXiv 2211.09800, equation 3, and docs/method.md 3.4."""
     source = picture(side, side)
     options = {"guidance_scale": 3.0, "negative_prompt": "leave it", "num_inference_steps": 1}
     codes = edit(pipeline, source, image_guidance_scale=2.0, **options)
@@ -186,8 +186,8 @@ def test_an_edit_in_a_batch_has_its_own_negative_prompt(pipeline, side):
     assert torch.equal(edit(pipeline, sources, generator=generators, **options)[::2], together)
 
 
-def test_what_is_described_first_is_drawn(pipeline, side):
-    """The words are the most likely ones, and the picture is drawn behind them."""
+def test_what_is_described_first_is_generated(pipeline, side):
+    """The description is greedy, and the picture is generated behind it."""
     sources, prompts = [picture(side, side), picture(side, 2 * side, seed=1)], ["green", "turn it upside down"]
     options = {"height": side, "width": side, "guidance_scale": 3.0, "num_inference_steps": 2}
     generators = [seeded(0), seeded(1)]
@@ -316,14 +316,14 @@ def test_call_signature():
 
 
 def test_from_pipe_goes_both_ways_and_shares_the_parts(pipeline):
-    drawing = UniWeTokPipeline.from_pipe(pipeline)
-    back = UniWeTokEditPipeline.from_pipe(drawing)
-    assert type(drawing) is UniWeTokPipeline and type(back) is UniWeTokEditPipeline
-    assert drawing.mllm is pipeline.mllm is back.mllm
+    text_to_image = UniWeTokPipeline.from_pipe(pipeline)
+    back = UniWeTokEditPipeline.from_pipe(text_to_image)
+    assert type(text_to_image) is UniWeTokPipeline and type(back) is UniWeTokEditPipeline
+    assert text_to_image.mllm is pipeline.mllm is back.mllm
     for name in ("default_size", "default_num_inference_steps", "default_guidance_scale"):
-        assert drawing.config[name] == pipeline.config[name] == back.config[name]
-    drawing.set_progress_bar_config(disable=True)
-    assert drawing("a cat", generator=seeded(0)).images[0].size == (64, 64)
+        assert text_to_image.config[name] == pipeline.config[name] == back.config[name]
+    text_to_image.set_progress_bar_config(disable=True)
+    assert text_to_image("a cat", generator=seeded(0)).images[0].size == (64, 64)
 
 
 def test_either_class_loads_the_same_folder(pipeline, side, tmp_path):
@@ -331,12 +331,12 @@ def test_either_class_loads_the_same_folder(pipeline, side, tmp_path):
     loaded = UniWeTokEditPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
     assert torch.equal(edit(loaded, picture(side, side)), edit(pipeline, picture(side, side)))
-    drawing = UniWeTokPipeline.from_pretrained(tmp_path)
-    drawing.set_progress_bar_config(disable=True)
+    text_to_image = UniWeTokPipeline.from_pretrained(tmp_path)
+    text_to_image.set_progress_bar_config(disable=True)
     wanted = UniWeTokPipeline.from_pipe(pipeline)
     wanted.set_progress_bar_config(disable=True)
-    drawn = [pipe("a cat", generator=seeded(0), output_type="latent").images for pipe in (drawing, wanted)]
-    assert torch.equal(*drawn)
+    generated = [pipe("a cat", generator=seeded(0), output_type="latent").images for pipe in (text_to_image, wanted)]
+    assert torch.equal(*generated)
 
 
 def test_pictures_of_different_sizes_need_a_size(pipeline, side):

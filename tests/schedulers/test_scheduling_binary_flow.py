@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from uniwetok_hf import BinaryFlowScheduler, UniWeTokBinaryHead, UniWeTokHeadConfig
-from uniwetok_hf.modeling.modeling_uniwetok_head import BinaryFlow, flow_step, flow_timesteps
+from uniwetok_hf.modeling.flow_uniwetok import BinaryFlow, flow_step, flow_timesteps
 from uniwetok_hf.schedulers.scheduling_binary_flow import BinaryFlowSchedulerOutput
 
 

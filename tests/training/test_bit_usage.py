@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from uniwetok_hf.training.bit_usage import BitUsage, bit_entropies, bit_entropy, bit_usage
+from uniwetok_hf.evaluation.bits import BitStatistics
+from uniwetok_hf.training.bit_usage import BitUsage
 
 
 def codes_with_shares(shares, tokens=(2, 5, 10)):
@@ -20,21 +21,22 @@ SHARES = [0, 100, 50, 1, 99, 2, 25]
 
 
 def test_shares_and_entropies_by_hand(device):
-    usage = bit_usage(codes_with_shares(SHARES).to(device))
-    torch.testing.assert_close(usage.cpu(), torch.tensor(SHARES) / 100)
+    used = BitUsage()
+    used.update(codes_with_shares(SHARES).to(device))
+    torch.testing.assert_close(used.usage.cpu(), torch.tensor(SHARES) / 100)
     one, two, quarter = 0.0807931, 0.1414405, 0.8112781  # H_b(0.01), H_b(0.02), H_b(0.25)
     wanted = torch.tensor([0, 0, 1, one, one, two, quarter])
-    torch.testing.assert_close(bit_entropies(usage).cpu(), wanted, atol=1e-6, rtol=0)
-    assert bit_entropy(usage) == pytest.approx(wanted.mean().item(), abs=1e-6)
+    torch.testing.assert_close(used.entropies.cpu(), wanted, atol=1e-6, rtol=0)
+    assert used.mean_entropy == pytest.approx(wanted.mean().item(), abs=1e-6)
 
 
-def test_figures_of_all_updates(device):
+def test_metrics_of_all_updates(device):
     codes = codes_with_shares(SHARES).to(device)
-    used = BitUsage()
+    used, at_once = BitUsage(), BitUsage()
     for part in (codes[:1], codes[1:]):
         used.update(part)
-    torch.testing.assert_close(used.usage, bit_usage(codes))
-    assert used.mean_entropy == pytest.approx(bit_entropy(bit_usage(codes)), abs=1e-6)
+    at_once.update(codes)
+    assert torch.equal(used.usage, at_once.usage) and used.mean_entropy == at_once.mean_entropy
     assert used.stuck == 2  # never and always +1
     assert used.dead == 4  # those, and 1 and 99 percent; 2 percent is above 0.1 bit
 
@@ -46,12 +48,18 @@ def test_batches_count_by_their_tokens():
     torch.testing.assert_close(used.usage, torch.full((4,), 0.25))
 
 
-def test_a_rare_change_is_not_stuck():
-    codes = torch.ones(1, 2, 500, 500)
-    codes[0, 0, 3, 4] = -1
+@pytest.mark.parametrize("changes, stuck", [(1, 8), (249, 8), (251, 6)])
+def test_a_bit_that_hardly_changes_is_stuck(changes, stuck):
+    """As in the evaluation: below one token in a thousand."""
+    codes = torch.ones(1, 8, 500, 500)
+    codes[0, 0].view(-1)[:changes] = -1
+    codes[0, 1].view(-1)[changes:] = -1
     used = BitUsage()
     used.update(codes)
-    assert used.stuck == 1 and used.dead == 2
+    assert used.stuck == stuck and used.dead == 8
+    statistics = BitStatistics(8)
+    statistics.add(codes)
+    assert statistics.compute()["stuck_bits"] == stuck
 
 
 def test_reset_and_checkpoint():
@@ -66,9 +74,9 @@ def test_reset_and_checkpoint():
     assert used.usage.tolist() == [0, 0]
     used.reset()
     other.load_state_dict(used.state_dict())
-    for figure in ("usage", "stuck", "dead", "mean_entropy"):
+    for metric in ("usage", "stuck", "dead", "mean_entropy"):
         with pytest.raises(ValueError, match="before the first `update`"):
-            getattr(other, figure)
+            getattr(other, metric)
 
 
 def test_counts_of_processes_are_added_and_kept_apart():

@@ -94,6 +94,18 @@ def test_a_missing_file_or_manifest_is_refused(run, tmp_path):
         load_checkpoint(run[0], tmp_path)
 
 
+@pytest.mark.parametrize("streams", [None, 1, 3])
+def test_a_checkpoint_with_other_streams_is_refused(run, tmp_path, streams):
+    """Those of commit 84bac22 have no version."""
+    path = save_checkpoint(run[0], tmp_path, 2, {}, keep=2)
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert manifest.pop("streams") == 2
+    manifest |= {} if streams is None else {"streams": streams}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="step-000002 is of another version of uniwetok-hf.*commit 84bac22"):
+        load_checkpoint(run[0], tmp_path)
+
+
 def test_folders_appear_whole(tmp_path):
     def fail(folder):
         folder.mkdir()

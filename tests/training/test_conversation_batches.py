@@ -25,8 +25,8 @@ def batches(mixture, batch_size: int = 8, **options) -> ConversationBatches:
     return ConversationBatches(mixture, processor(), 16, batch_size, seed=1, **options)
 
 
-def numbers(pieces) -> list[int]:
-    return [number for piece in pieces for number in piece.numbers]
+def numbers(micro_batches) -> list[int]:
+    return [number for batch in micro_batches for number in batch.numbers]
 
 
 @pytest.mark.parametrize("group", [1, 3])
@@ -46,26 +46,26 @@ def test_a_step_depends_on_seed_and_number_alone(mixture):
     assert [numbers(other[step]) for step in range(7)] != wanted
 
 
-@pytest.mark.parametrize("num_processes, pieces", [(1, 2), (1, 4), (2, 1), (2, 2), (4, 2)])
-def test_processes_and_pieces_share_the_same_batch(mixture, num_processes, pieces):
+@pytest.mark.parametrize("num_processes, micro_batches", [(1, 2), (1, 4), (2, 1), (2, 2), (4, 2)])
+def test_processes_and_micro_batches_share_the_same_batch(mixture, num_processes, micro_batches):
     (whole,) = batches(mixture, length_group_steps=2)[1]
     shares = [
         batches(
             mixture,
             length_group_steps=2,
-            accumulation_steps=pieces,
+            accumulation_steps=micro_batches,
             process_index=index,
             num_processes=num_processes,
         )[1]
         for index in range(num_processes)
     ]
-    assert {len(share) for share in shares} == {pieces}
-    # One turn after the other, the processes' pieces follow each other: they are about equally long.
+    assert {len(share) for share in shares} == {micro_batches}
+    # One turn after the other, the processes' micro_batches follow each other: they are about equally long.
     assert [
-        number for turn in zip(*shares, strict=True) for piece in turn for number in piece.numbers
+        number for turn in zip(*shares, strict=True) for batch in turn for number in batch.numbers
     ] == whole.numbers
     for name in ("num_text_tokens", "num_image_tokens", "num_tokens"):
-        assert sum(getattr(piece, name) for share in shares for piece in share) == getattr(whole, name)
+        assert sum(getattr(batch, name) for share in shares for batch in share) == getattr(whole, name)
 
 
 def test_grouping_by_length_saves_padding(mixture):
@@ -77,32 +77,32 @@ def test_grouping_by_length_saves_padding(mixture):
     assert padding(12) < 0.6 * padding(1)
 
 
-def test_inputs_and_counts_of_a_piece(mixture):
+def test_inputs_and_counts_of_a_micro_batch(mixture):
     made = batches(mixture)
-    (piece,) = made[0]
-    samples = [mixture[number] for number in piece.numbers]
-    inputs = piece.inputs
+    (batch,) = made[0]
+    samples = [mixture[number] for number in batch.numbers]
+    inputs = batch.inputs
     codes = [picture for sample in samples for picture in sample.codes(16)]
     assert len(codes) == len(inputs["codes"]) == len(inputs["image_is_target"])
     assert all(torch.equal(ours, given) for ours, given in zip(codes, inputs["codes"], strict=True))
-    assert [made.names[task] for task in piece.tasks] == [sample.task for sample in samples]
-    assert piece.text_tokens.tolist() == [(row[1:] != -100).sum() for row in inputs["labels"]]
+    assert [made.names[task] for task in batch.tasks] == [sample.task for sample in samples]
+    assert batch.text_tokens.tolist() == [(row[1:] != -100).sum() for row in inputs["labels"]]
     drawn = [  # of an edit, the target alone
         16 * sum(item["type"] == "image" for m in sample.messages if m["role"] == "assistant" for item in m["content"])
         for sample in samples
     ]
-    assert piece.image_tokens.tolist() == drawn
-    assert piece.num_image_tokens == sum(drawn) and piece.num_text_tokens == piece.text_tokens.sum()
+    assert batch.image_tokens.tolist() == drawn
+    assert batch.num_image_tokens == sum(drawn) and batch.num_text_tokens == batch.text_tokens.sum()
     text = made.processor.tokenizer.decode(inputs["input_ids"][0])
     assert samples[0].messages[0]["content"][-1].get("text", "") in text
-    moved = piece.inputs_on(torch.device("meta"))
+    moved = batch.inputs_on(torch.device("meta"))
     assert moved["labels"].is_meta and all(picture.is_meta for picture in moved["codes"])
 
 
 def test_conversations_without_pictures(mixture):
     messages = [{"role": "user", "content": [text_item("a")]}, {"role": "assistant", "content": [text_item("b")]}]
-    piece = batches(mixture).collate([(0, Sample(messages, [], task="captions"))])
-    assert "codes" not in piece.inputs and piece.num_image_tokens == 0 and piece.num_text_tokens > 0
+    batch = batches(mixture).collate([(0, Sample(messages, [], task="captions"))])
+    assert "codes" not in batch.inputs and batch.num_image_tokens == 0 and batch.num_text_tokens > 0
 
 
 def test_what_does_not_fit_is_named(mixture, tmp_path):
@@ -115,11 +115,11 @@ def test_what_does_not_fit_is_named(mixture, tmp_path):
         small[0]
 
 
-def test_held_out_samples_are_the_same_on_every_process(mixture):
-    alone = batches(mixture).held_out(5)
-    second = batches(mixture, process_index=1, num_processes=2).held_out(5)
+def test_validation_batches_are_the_same_on_every_process(mixture):
+    alone = batches(mixture).validation_batches(5)
+    second = batches(mixture, process_index=1, num_processes=2).validation_batches(5)
     assert sorted(numbers(alone)) == sorted(numbers(second)) == list(range(20))
-    assert max(len(piece.numbers) for piece in second) == 4
+    assert max(len(batch.numbers) for batch in second) == 4
 
 
 def test_prefetching_keeps_the_order_and_passes_errors_on():

@@ -21,7 +21,6 @@ from uniwetok_hf.training.picture_batches import (
     PictureBatches,
     bucket_batch_sizes,
     crop_box,
-    picture_grid,
     validation_pictures,
 )
 
@@ -417,10 +416,3 @@ def test_validation_pictures_are_the_first_and_their_middle(streaming, tmp_path,
 def test_validation_without_a_readable_picture_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="not one picture of train can be read"), pytest.warns(UserWarning):
         validation_pictures(source(tmp_path, range(3), broken=range(3)), 8, 8, limit=2)
-
-
-def test_a_grid_holds_its_pictures_row_by_row():
-    greys = [torch.full((3, 4, 6), value) for value in (-1.0, 0.0, 1.0)]
-    grid = picture_grid(greys, columns=2)
-    assert grid.size == (16, 12)
-    assert [grid.getpixel(at)[0] for at in ((3, 2), (11, 2), (3, 8), (11, 8))] == [0, 128, 255, 255]

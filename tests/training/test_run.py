@@ -1,4 +1,4 @@
-"""What both trainings do around their steps."""
+"""What both trainers share."""
 
 import json
 
@@ -9,34 +9,35 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 
 from uniwetok_hf.training.run import (
-    Figures,
     JsonLinesTracker,
+    RunningMetrics,
     averaged_weights,
+    choose_parameters,
     log_images,
+    picture_grid,
     seeded_weights,
     stop_unless_finite,
-    trainable_parameters,
 )
 
 
-def test_figures_are_means_since_the_last_line():
-    accelerator, figures = Accelerator(cpu=True), Figures()
-    figures.add({"loss": torch.tensor(1.0), "norm": 3.0}, items=4)
-    figures.add({"loss": torch.tensor(2.0)}, items=4)
-    taken = figures.take(accelerator, "pictures")
+def test_metrics_are_means_since_the_last_line():
+    accelerator, metrics = Accelerator(cpu=True), RunningMetrics()
+    metrics.add({"loss": torch.tensor(1.0), "norm": 3.0}, items=4)
+    metrics.add({"loss": torch.tensor(2.0)}, items=4)
+    taken = metrics.take(accelerator, "pictures")
     assert taken["loss"] == 1.5 and taken["norm"] == 3.0
-    assert taken["pictures_per_second"] == pytest.approx(4 * taken["steps_per_second"]) and figures.steps == 0
-    figures.add({"loss": 5.0})
-    assert figures.take(accelerator, "pictures")["loss"] == 5.0
+    assert taken["pictures_per_second"] == pytest.approx(4 * taken["steps_per_second"]) and metrics.steps == 0
+    metrics.add({"loss": 5.0})
+    assert metrics.take(accelerator, "pictures")["loss"] == 5.0
 
 
-def test_figures_survive_a_checkpoint():
-    accelerator, figures, resumed = Accelerator(cpu=True), Figures(), Figures()
-    figures.add({"loss": torch.tensor(0.1)})
-    resumed.load_state_dict(json.loads(json.dumps(figures.state_dict())))
-    for each in (figures, resumed):
+def test_metrics_survive_a_checkpoint():
+    accelerator, metrics, resumed = Accelerator(cpu=True), RunningMetrics(), RunningMetrics()
+    metrics.add({"loss": torch.tensor(0.1)})
+    resumed.load_state_dict(json.loads(json.dumps(metrics.state_dict())))
+    for each in (metrics, resumed):
         each.add({"loss": torch.tensor(0.3)})
-    assert figures.take(accelerator, "x")["loss"] == resumed.take(accelerator, "x")["loss"]
+    assert metrics.take(accelerator, "x")["loss"] == resumed.take(accelerator, "x")["loss"]
 
 
 def test_the_log_is_rewound_to_the_checkpoint(tmp_path):
@@ -98,9 +99,20 @@ def test_averaged_weights_are_taken_back():
 
 def test_trainable_parts_are_chosen_by_name():
     model = torch.nn.ModuleDict({"encoder": torch.nn.Linear(2, 2), "decoder": torch.nn.Linear(2, 2)})
-    assert len(trainable_parameters(model, [])) == 4
-    chosen = trainable_parameters(model, ["decoder.weight"])
+    assert len(choose_parameters(model, [])) == 4
+    chosen = choose_parameters(model, ["decoder.weight"])
     assert len(chosen) == 1 and chosen[0] is model["decoder"].weight
     assert not model["encoder"].weight.requires_grad
-    with pytest.raises(ValueError, match="no parameter begins with 'head'; the parts are decoder, encoder"):
-        trainable_parameters(model, ["head"])
+    assert len(choose_parameters(model, [r"^(en|de)coder\.bias$"])) == 2
+    assert choose_parameters(model, [], never=["^encoder", "bias"]) == [model["decoder"].weight]
+    with pytest.raises(ValueError, match="no parameter's name matches 'head'; the parts are decoder, encoder"):
+        choose_parameters(model, ["head"])
+    with pytest.raises(ValueError, match="no parameter's name matches 'encoder'; the parts are decoder"):
+        choose_parameters(model, ["encoder"], never=["^encoder"])
+
+
+def test_a_grid_holds_its_pictures_row_by_row():
+    greys = [torch.full((3, 4, 6), value) for value in (-1.0, 0.0, 1.0)]
+    grid = picture_grid(greys, columns=2)
+    assert grid.size == (16, 12)
+    assert [grid.getpixel(at)[0] for at in ((3, 2), (11, 2), (3, 8), (11, 8))] == [0, 128, 255, 255]

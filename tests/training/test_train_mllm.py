@@ -24,11 +24,13 @@ from tiny_training import assert_same_weights, log_lines, write
 from transformers import LlamaConfig
 
 from uniwetok_hf import UniWeTokModel, UniWeTokPipeline
+from uniwetok_hf.data.samples import stream_seed
 from uniwetok_hf.provenance import LossModel, read_training_record, training_record
 from uniwetok_hf.training import train_mllm
 from uniwetok_hf.training.checkpoints import list_checkpoints
 from uniwetok_hf.training.config import CONFIGS, find_config, read_config, shipped_configs
-from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig, TaskTally, choose_parameters
+from uniwetok_hf.training.run import choose_parameters
+from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig, TaskMetrics, frozen_names
 
 
 MODEL = ("pipeline", "mllm", "model.safetensors")
@@ -38,10 +40,10 @@ def interrupt_at(step: int, monkeypatch, times: int = 1) -> None:
     """Ctrl-C is pressed in this step."""
     train_step = MLLMTrainer.train_step
 
-    def interrupted(trainer, pieces, current):
+    def interrupted(trainer, micro_batches, current):
         for _ in range(times if current == step else 0):
             os.kill(os.getpid(), signal.SIGINT)
-        train_step(trainer, pieces, current)
+        train_step(trainer, micro_batches, current)
 
     monkeypatch.setattr(MLLMTrainer, "train_step", interrupted)
 
@@ -91,7 +93,7 @@ def weights(path) -> dict[str, torch.Tensor]:
     return load_file(path.joinpath(*MODEL))
 
 
-def test_a_run_leaves_a_pipeline_and_figures(trained, fields):
+def test_a_run_leaves_a_pipeline_and_metrics(trained, fields):
     pipeline = UniWeTokPipeline.from_pretrained(trained / "pipeline", dtype=torch.float32)
     assert pipeline.config.default_size == 32 and pipeline.config.default_num_inference_steps == 2
     pipeline.set_progress_bar_config(disable=True)
@@ -102,7 +104,7 @@ def test_a_run_leaves_a_pipeline_and_figures(trained, fields):
 
     lines = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
-    figures = {name for line in lines for name in line}
+    metrics = {name for line in lines for name in line}
     wanted = {"loss", "grad_norm", "bit_accuracy", "learning_rate", "samples_per_second", "tokens_per_second"}
     wanted |= {f"{part}_loss_{task}" for part in ("text", "image") for task in ("captions", "edits")}
     wanted |= {
@@ -111,7 +113,7 @@ def test_a_run_leaves_a_pipeline_and_figures(trained, fields):
         "validation_image_loss_captions",
     }
     wanted |= {f"validation_bit_accuracy_t{time}" for time in (0.0, 0.25, 0.5, 0.75)}
-    assert wanted <= figures and "image_loss_questions" not in figures
+    assert wanted <= metrics and "image_loss_questions" not in metrics
     assert "validation_bit_accuracy" in lines[1] and "validation_bit_accuracy" not in lines[0]
     assert lines[3]["tokens_per_second"] > 20 * lines[3]["samples_per_second"]
     assert (trained / "samples" / "drawings-000004.png").exists()
@@ -160,7 +162,7 @@ def test_a_run_stopped_anywhere_resumes_exactly(fields, trained, tmp_path, monke
     assert log_lines(resumed) == log_lines(trained)
 
 
-def test_figures_between_two_lines_of_the_log_are_resumed(fields, tmp_path, monkeypatch):
+def test_metrics_between_two_lines_of_the_log_are_resumed(fields, tmp_path, monkeypatch):
     more = {"logging_steps": 3, "max_train_steps": 3, "validation_data": []}
     stop_before(2, monkeypatch, fields, tmp_path / "stopped", **more)
     lines = log_lines(run(fields, tmp_path / "stopped", **more))
@@ -185,7 +187,7 @@ def gradients_of(fields, folder, **more) -> list[list[torch.Tensor]]:
 
 
 def test_accumulation_changes_nothing(fields, tmp_path):
-    """Pieces of different tasks and lengths have different numbers of tokens; both losses still are means over all."""
+    """Micro-batches of other tasks and lengths have other numbers of tokens; both losses still are means over all."""
     more = {
         "mllm": {"patch_size": 1, "text_loss_weight": 0.2, "num_diffusion_draws": 2},
         "max_grad_norm": None,
@@ -193,13 +195,13 @@ def test_accumulation_changes_nothing(fields, tmp_path):
     # A gradient near 0 may take Adam either way; plain weights then differ by the step's size.
     more |= {"learning_rate": 1e-5, "max_train_steps": 2, "validation_data": []}
     runs = {
-        pieces: gradients_of(fields, tmp_path / str(pieces), gradient_accumulation_steps=pieces, **more)
-        for pieces in (1, 2, 4)
+        count: gradients_of(fields, tmp_path / str(count), gradient_accumulation_steps=count, **more)
+        for count in (1, 2, 4)
     }
-    losses = {pieces: [line["loss"] for line in log_lines(tmp_path / str(pieces) / "run")] for pieces in runs}
-    for pieces in (2, 4):
-        assert losses[pieces] == pytest.approx(losses[1], rel=1e-5)
-        for whole, part in zip(runs[1], runs[pieces], strict=True):
+    losses = {count: [line["loss"] for line in log_lines(tmp_path / str(count) / "run")] for count in runs}
+    for count in (2, 4):
+        assert losses[count] == pytest.approx(losses[1], rel=1e-5)
+        for whole, part in zip(runs[1], runs[count], strict=True):
             assert len(whole) > 30
             for one, other in zip(whole, part, strict=True):
                 torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
@@ -209,18 +211,18 @@ def test_the_loss_of_a_step_by_hand(fields, tmp_path):
     """Means over all text and image tokens of the batch, weighted as the config says."""
     path = write(tmp_path, fields, output_dir=str(tmp_path / "run"), validation_data=[], max_train_steps=1)
     run_of = MLLMTrainer(read_config(MLLMTrainingConfig, path))
-    (piece,) = run_of.batches[0]
+    (batch,) = run_of.batches[0]
     whole = run_of.mllm.train()(
-        **piece.inputs, generator=[torch.Generator().manual_seed(hash((0, n, 1))) for n in piece.numbers]
+        **batch.inputs, generator=[torch.Generator().manual_seed(stream_seed(0, n, 1)) for n in batch.numbers]
     )
     run_of.train()
     (line,) = log_lines(tmp_path / "run")
     assert line["loss"] == pytest.approx(0.2 * whole.text_loss.item() + whole.image_loss.item(), rel=1e-5)
     assert line["bit_accuracy"] == pytest.approx(whole.bit_accuracy.item(), rel=1e-5)
-    rows = {name: (piece.tasks == task).nonzero()[:, 0] for task, name in enumerate(run_of.batches.names)}
+    rows = {name: (batch.tasks == task).nonzero()[:, 0] for task, name in enumerate(run_of.batches.names)}
     for name, chosen in rows.items():
         if len(chosen):
-            wanted = whole.row_text_losses[chosen].sum() / piece.text_tokens[chosen].sum()
+            wanted = whole.row_text_losses[chosen].sum() / batch.text_tokens[chosen].sum()
             assert line[f"text_loss_{name}"] == pytest.approx(wanted.item(), rel=1e-5)
 
 
@@ -289,18 +291,18 @@ def test_only_the_chosen_parts_learn(fields, trained, tmp_path, trainable, chang
 
 def test_what_never_trains(fields, trained):
     pipeline = UniWeTokPipeline.from_pretrained(trained / "pipeline", dtype=torch.float32)
-    choose_parameters(pipeline.mllm, [])
+    choose_parameters(pipeline.mllm, [], frozen_names(pipeline.mllm))
     frozen = {name for name, parameter in pipeline.mllm.named_parameters() if not parameter.requires_grad}
     assert frozen == {name for name, _ in pipeline.mllm.named_parameters() if name.startswith("model.vision_model.")}
     pipeline.mllm.config.patch_size = 1  # attention over one token is its value
-    choose_parameters(pipeline.mllm, [])
+    choose_parameters(pipeline.mllm, [], frozen_names(pipeline.mllm))
     more = {name for name, parameter in pipeline.mllm.named_parameters() if not parameter.requires_grad} - frozen
     assert len(more) == 8 and all(
         name.startswith("image_head") and ("q_proj" in name or "k_proj" in name) for name in more
     )
     for part in ("vision_model", "decoder"):
-        with pytest.raises(ValueError, match=f"no parameter's name holds '{part}'; the parts are image_head, "):
-            choose_parameters(pipeline.mllm, [part])
+        with pytest.raises(ValueError, match=f"no parameter's name matches '{part}'; the parts are image_head, "):
+            choose_parameters(pipeline.mllm, [part], frozen_names(pipeline.mllm))
 
 
 def test_shipped_finetunes_name_parts_that_are_there(fields, trained):
@@ -379,6 +381,7 @@ def test_compiled_layers_learn_the_same(fields, trained, tmp_path):
     "more, message",
     [
         ({"steps": 3}, "unknown field steps"),
+        ({"seed": -1}, "`seed` must be 0 or more, got -1"),
         ({"batch_size": 0}, "`batch_size` must be 1 or more, got 0"),
         ({"text_dropout": 2.0}, "`text_dropout` must be from 0 to 1"),
         ({"save_dtype": "int8"}, "`save_dtype` must be float32, bfloat16 or float16"),
@@ -428,12 +431,12 @@ def test_attention_is_chosen_by_name(fields, tmp_path):
         assert {part.config._attn_implementation for part in (mllm.model.language_model, mllm.image_head)} == {name}
 
 
-def test_tally_adds_up_over_pieces():
-    tally = TaskTally(["draw", "say"])
-    tally.by_task += torch.tensor([[2.0, 4, 9, 3], [5.0, 10, 0, 0]])
-    tally.overall += torch.tensor([1.5, 3, 40])
-    other = TaskTally(["draw", "say"])
-    other.load_state_dict(json.loads(json.dumps(tally.state_dict())))
+def test_task_metrics_add_up_over_micro_batches():
+    tasks = TaskMetrics(["draw", "say"])
+    tasks.by_task += torch.tensor([[2.0, 4, 9, 3], [5.0, 10, 0, 0]])
+    tasks.overall += torch.tensor([1.5, 3, 40])
+    other = TaskMetrics(["draw", "say"])
+    other.load_state_dict(json.loads(json.dumps(tasks.state_dict())))
     accelerator = Accelerator(cpu=True)
     wanted = {"tokens": 40, "text_loss_draw": 0.5, "image_loss_draw": 3.0, "text_loss_say": 0.5, "bit_accuracy": 0.5}
     assert other.take(accelerator) == wanted

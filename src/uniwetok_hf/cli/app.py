@@ -4,7 +4,7 @@ import argparse
 import os
 
 from .common import CommandError, add_command, add_model_options, positive_int
-from .loading import load_pipeline
+from .loading import EMBEDDED, load_pipeline
 
 
 def add_commands(commands) -> None:
@@ -13,9 +13,9 @@ def add_commands(commands) -> None:
         commands,
         "app",
         run_app,
-        "Open a web page to converse, draw, edit, describe and reconstruct.\n"
+        "Open a web page to chat, generate, edit, describe and reconstruct.\n"
         'Runs until it is interrupted. Needs gradio: pip install "uniwetok-hf[app]".',
-        ["", "--model runs/emoji_mllm/pipeline --port 8000", "--host 0.0.0.0"],
+        ["", "--model runs/my_mllm/pipeline --port 8000", "--host 0.0.0.0"],
     )
     add_model_options(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
@@ -31,8 +31,7 @@ def run_app(args: argparse.Namespace) -> None:
         raise CommandError('the web page needs gradio: pip install "uniwetok-hf[app]"') from None
     from uniwetok_hf.web_app import build_app, launch_options
 
-    pipeline = load_pipeline(args.model, args.device)
-    page = build_app(pipeline, args.model or "uniwetok-emoji")
+    page = build_app(load_pipeline(args.model, args.device), args.model or EMBEDDED)
     try:
         page.launch(server_name=args.host, server_port=args.port, **launch_options())
     except OSError as error:

@@ -1,7 +1,8 @@
-"""What the commands share: errors of one line, options, names of output files, and the progress bar."""
+"""What the commands share: errors, options, output files, pictures and devices."""
 
 import argparse
 import contextlib
+import itertools
 import math
 import re
 import sys
@@ -9,25 +10,33 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
-# An --output with one of these endings is a file, anything else a folder.
+# An --output with one of these suffixes is a file, any other a folder.
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 LARGEST_SEED = 2**63 - 1
+ANY_CHECKPOINT = "pipeline folder, image tokenizer folder"  # what --model takes for an image tokenizer
 
 
 class CommandError(Exception):
-    """Something that the user can put right: `main` prints it as one line and exits with 1."""
+    """An error that the user can fix: `main` prints it as one line and exits with 1."""
+
+
+def load_package() -> None:
+    """Executes `uniwetok_hf/__init__.py`, unless that is done: `uniwetok_entry` leaves it until a command runs."""
+    package = sys.modules["uniwetok_hf"]
+    if "__version__" not in vars(package):
+        package.__spec__.loader.exec_module(package)
 
 
 def one_line(error: object, limit: int = 400) -> str:
-    """The text of an exception without line breaks, cut to `limit` characters."""
+    """The message of an exception without line breaks, cut to `limit` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 @contextlib.contextmanager
 def user_errors(*kinds: type[Exception], prefix: str = "") -> Iterator[None]:
-    """Turns exceptions of `kinds` (`ValueError` when none is given), which say what is wrong with an argument, into a
-    [`CommandError`]. It goes around checks only, so that an error of our own keeps its traceback."""
+    """Turns exceptions of `kinds` (by default `ValueError`) into a [`CommandError`]. Use it around checks of arguments
+    only, so that bugs keep their traceback."""
     try:
         yield
     except kinds or ValueError as error:
@@ -35,7 +44,7 @@ def user_errors(*kinds: type[Exception], prefix: str = "") -> Iterator[None]:
 
 
 def warn(text: str) -> None:
-    """One line on stderr; the command goes on."""
+    """Prints a warning on stderr; the command continues."""
     print(f"uniwetok: warning: {text}", file=sys.stderr)
 
 
@@ -47,7 +56,7 @@ def positive_int(text: str) -> int:
 
 
 def seed(text: str) -> int:
-    """Argparse type: a whole number that a random generator takes."""
+    """Argparse type: a seed of `torch.Generator`."""
     if not text.isdecimal() or int(text) > LARGEST_SEED:
         raise argparse.ArgumentTypeError(f"must be a whole number of 0 or more, got {text!r}")
     return int(text)
@@ -65,7 +74,7 @@ def finite_float(text: str) -> float:
 
 
 def add_command(commands, name: str, run, description: str, examples: Sequence[str]) -> argparse.ArgumentParser:
-    """A sub-command: `description` is two lines, the first of which stands in the list of commands."""
+    """Adds a sub-command. `description` has two lines; the first is also its line in the list of commands."""
     parser = commands.add_parser(
         name,
         help=description.splitlines()[0],
@@ -78,16 +87,14 @@ def add_command(commands, name: str, run, description: str, examples: Sequence[s
 
 
 def add_group(commands, name: str, description: str, examples: Sequence[str], metavar: str = "WHAT"):
-    """A command of several kinds; what it returns is for [`add_command`]."""
+    """Adds a command with sub-commands, which [`add_command`] adds to what is returned."""
     parser = add_command(commands, name, None, description, examples)
     return parser.add_subparsers(dest="kind", required=True, metavar=metavar)
 
 
 def add_model_options(parser: argparse.ArgumentParser, what: str = "pipeline folder") -> None:
     """`--model` and `--device`."""
-    parser.add_argument(
-        "--model", metavar="M", help=f"{what} or Hub id (default: uniwetok-emoji, which ships with the package)"
-    )
+    parser.add_argument("--model", metavar="M", help=f"{what} or Hub id (default: uniwetok-emoji, the embedded model)")
     parser.add_argument("--device", default="cpu", help="cpu (default, in float32), cuda, cuda:1, ... or mps")
 
 
@@ -102,18 +109,19 @@ def add_edit_options(parser: argparse.ArgumentParser) -> None:
         "--image-guidance-scale",
         type=finite_float,
         metavar="V",
-        help="edits: weight of the picture, less = farther from it (default: as the model's is to its guidance scale)",
+        help="edits: weight of the picture, lower = farther from it (default: the guidance scale in the model's "
+        "proportion)",
     )
     parser.add_argument(
         "--describe-first",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="edits: the model says in words what it is going to draw, or not (default: as the model is set)",
+        help="edits: describe the result in words before it is generated, or don't (default: the model's)",
     )
 
 
 def slug(text: str, max_bytes: int = 100) -> str:
-    """`text` as a piece of a file name: letters and digits of any script, joined by single hyphens."""
+    """`text` as part of a file name: letters and digits of any script, joined by single hyphens."""
     words = re.sub(r"[\W_]+", "-", text.lower()).strip("-")
     return words.encode()[:max_bytes].decode(errors="ignore").strip("-") or "picture"
 
@@ -133,16 +141,17 @@ def unique(names: Sequence[str]) -> list[str]:
 
 
 def output_paths(output: str | None, names: Sequence[str], inputs: Sequence[str] = ()) -> list[Path]:
-    """Paths of the pictures to be written: `output` itself when it is a picture file, else `names` (without suffix) as
+    """Paths of the output pictures: `output` itself when it is a picture file, else `names` (without suffix) as
     PNG in the folder `output`, by default the current one.
 
     Raises:
-        CommandError: when a file is to hold several pictures, or a picture that is read would be overwritten.
+        CommandError: when `output` is one file for several pictures, or an input would be overwritten.
     """
     path = Path(output or ".")
     if path.suffix.lower() in PICTURE_SUFFIXES and not path.is_dir():
         if len(names) > 1:
             raise CommandError(f"--output {path} is one file, but {len(names)} pictures are written: give a folder")
+        output_folder(path.parent)
         paths = [path]
     else:
         paths = [output_folder(path) / f"{name}.png" for name in unique(names)]
@@ -154,7 +163,7 @@ def output_paths(output: str | None, names: Sequence[str], inputs: Sequence[str]
 
 
 def output_folder(output: str | Path) -> Path:
-    """`output` as a folder that exists or can be made.
+    """`output` as a folder, which may not exist yet.
 
     Raises:
         CommandError: when it is a file.
@@ -165,30 +174,35 @@ def output_folder(output: str | Path) -> Path:
     return path
 
 
-def check_pictures(paths: Sequence[str]) -> None:
-    """Reads every picture once, so that a bad one is told before a model is loaded.
+def read_picture(path: str):
+    """The picture at `path` as 8-bit RGB.
 
     Raises:
-        CommandError: naming the first that can't be read.
+        CommandError: when it can't be read.
     """
     from uniwetok_hf.data.images import read_image
 
     with user_errors():
-        for path in paths:
-            read_image(path)
+        return read_image(path)
 
 
-def progress_bar(total: float, description: str):
-    """A bar on stderr, on terminals only."""
-    from tqdm.auto import tqdm
+def read_pictures(paths: Sequence[str]) -> Iterator:
+    """The pictures at `paths`, one at a time. All of them are checked now, before a model is loaded. Only the first
+    stays in memory; the others are read again when their turn comes.
 
-    layout = "{desc}: {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left"
-    return tqdm(total=total, desc=description, bar_format=layout, leave=False, disable=None)
+    Raises:
+        CommandError: naming the first that can't be read.
+    """
+    first, *others = paths
+    picture = read_picture(first)
+    for path in others:
+        read_picture(path)
+    return itertools.chain([picture], map(read_picture, others))
 
 
 @contextlib.contextmanager
 def hub_bars() -> Iterator[None]:
-    """Inside the block, bars of what goes to and comes from the Hub are shown on terminals only."""
+    """Shows the progress bars of the Hub on terminals only."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     were_disabled = are_progress_bars_disabled()
@@ -202,7 +216,7 @@ def hub_bars() -> Iterator[None]:
 
 
 def generator(seed: int):
-    """A random generator on the CPU: it gives the same pictures on every device."""
+    """A random generator on the CPU, whose numbers are the same on every device."""
     import torch
 
     return torch.Generator().manual_seed(min(seed, LARGEST_SEED))
@@ -212,7 +226,7 @@ def resolve_device(name: str):
     """The torch device called `name`.
 
     Raises:
-        CommandError: when there is no such device here.
+        CommandError: when it is not available.
     """
     import torch
 
@@ -221,5 +235,5 @@ def resolve_device(name: str):
     counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= counts.get(device.type, 0):
         found = ", ".join(kind for kind, count in counts.items() if count)
-        raise CommandError(f"--device {name} is not there; this machine and this build of torch have {found}")
+        raise CommandError(f"--device {name} is not available; this machine and this build of torch have {found}")
     return device

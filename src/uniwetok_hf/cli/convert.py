@@ -1,4 +1,4 @@
-"""`uniwetok convert` and `data`: making checkpoints and what they are trained on."""
+"""`uniwetok convert`: published checkpoints to folders for `from_pretrained`."""
 
 import argparse
 import warnings
@@ -10,19 +10,22 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_commands(commands) -> None:
-    """Adds the sub-commands."""
+    """Adds the sub-command."""
     parser = add_command(
         commands,
         "convert",
         run_convert,
-        "Turn a published checkpoint into a folder for from_pretrained.\n"
+        "Convert a published checkpoint into a folder for from_pretrained.\n"
         "SRC is a tokenizer file or folder (OUT: UniWeTokModel) or a text-to-image folder (OUT: UniWeTokPipeline).",
         ["UniWeTok-1B uniwetok", "ae.ckpt uniwetok --num-attention-heads 16 --dtype bfloat16"],
     )
     parser.add_argument("src", metavar="SRC", help="published folder or file")
-    parser.add_argument("out", metavar="OUT", help="folder to be made")
+    parser.add_argument("out", metavar="OUT", help="output folder")
     parser.add_argument(
-        "--num-attention-heads", type=positive_int, metavar="N", help="where SRC has no config that says it"
+        "--num-attention-heads",
+        type=positive_int,
+        metavar="N",
+        help="number of attention heads, where SRC has no config",
     )
     parser.add_argument("--dtype", choices=DTYPES, help="how weights are stored (default: as in SRC)")
     parser.add_argument(
@@ -30,7 +33,7 @@ def add_commands(commands) -> None:
         action="append",
         default=[],
         metavar="PREFIX",
-        help="leave out tensors of a training checkpoint whose names start so; repeat",
+        help="ignore tensors of a training checkpoint whose names start with PREFIX; repeat",
     )
 
 

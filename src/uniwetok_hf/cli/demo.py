@@ -1,59 +1,11 @@
-"""`uniwetok demo`: everything that the model does, as pictures to open. Needs no network and no extra."""
+"""`uniwetok demo`: all that the model does, as pages of pictures. Needs no network and no extra."""
 
 import argparse
-import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
-from . import sheets
 from .common import add_command, add_model_options, add_seed_option, output_folder
-from .describe import answers
-from .generate import check_size, draw, seen_size
 from .loading import load_pipeline
-from .reconstruct import quality, reconstruct
-
-
-PICTURES = Path(__file__).parent.parent / "embedded" / "pictures"
-TILE = 128
-PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")  # inside the scikit-image wheel
-PROMPTS = (
-    "a fluent emoji of woman running: light skin tone",
-    "a fluent flat emoji of grinning face",
-    "a fluent flat emoji of raised hand: medium skin tone",
-    "a fluent emoji of woman pilot: medium skin tone",
-    "a fluent flat emoji of blue heart",
-    "a fluent emoji of three o’clock",
-    "a fluent emoji of thumbs up: dark skin tone",
-    "a noto emoji of red apple",
-)
-NUM_DRAWINGS = 5
-EDITS = (  # of pictures that ship, or that are drawn from a prompt
-    ("a fluent emoji of woman running: light skin tone", "make the skin tone dark"),
-    ("a fluent emoji of woman pilot: medium skin tone", "change the pilot into a man"),
-    ("a fluent flat emoji of raised hand: medium skin tone", "redraw in noto style"),
-    ("a fluent emoji of three o’clock", "set the clock to five o'clock"),
-    ("fluent-man-farmer-medium-dark-skin-tone", "make the skin tone light"),
-    ("fluent-flat-person-climbing-medium-dark-skin-tone", "redraw in noto style"),
-    ("noto-thumbs-down", "use dark skin"),
-    ("fluent-flat-guitar", "make it blue"),
-)
-QUESTIONS = ("what is this?", "which style is this?")
-
-
-@dataclass
-class Shipped:
-    """A picture that ships with the package: the image, what it shows in which style, and whether the embedded model
-    knows the concept, and only not in this style and skin tone."""
-
-    image: Image.Image
-    label: str
-    style: str
-    name: str
-    is_known: bool
 
 
 def add_commands(commands) -> None:
@@ -62,32 +14,28 @@ def add_commands(commands) -> None:
         commands,
         "demo",
         run_demo,
-        "Reconstruct, draw, edit and describe pictures, and lay the results out to look at.\n"
+        "Reconstruct, generate, edit and describe pictures, and save pages of the results.\n"
         "Uses pictures that ship with the package, and three photographs where scikit-image is installed.",
         ["", "--output somewhere --seed 1"],
     )
     parser.add_argument("--output", metavar="DIR", default="demo_output", help="default: demo_output")
     add_model_options(parser)
-    add_seed_option(parser, "seed of everything that is drawn")
+    add_seed_option(parser, "seed of everything that is generated")
 
 
 def run_demo(args: argparse.Namespace) -> None:
     """`uniwetok demo`."""
     from uniwetok_hf.data.images import save_image
 
+    from . import sheets
+    from .demo_sections import SECTIONS
+
     folder = output_folder(args.output)
     begin = time.monotonic()
     pipeline = load_pipeline(args.model, args.device)
     _report("loading the model", "", begin)
-    parts: dict[str, Callable] = {
-        "reconstructions": reconstructions,
-        "photographs": photographs,
-        "text_to_image": text_to_image,
-        "edits": edits,
-        "captions": captions,
-    }
     sections = []
-    for name, make in parts.items():
+    for name, make in SECTIONS.items():
         start = time.monotonic()
         section = make(pipeline, args.seed)
         if section is None:
@@ -102,107 +50,3 @@ def run_demo(args: argparse.Namespace) -> None:
 
 def _report(what: str, where: Path | str, start: float) -> None:
     print(f"{what:<18} {time.monotonic() - start:6.1f} s  {where}".rstrip(), flush=True)
-
-
-def shipped_pictures() -> list[Shipped]:
-    """The pictures of `embedded/pictures`, in the order of its list."""
-    rows = json.loads((PICTURES / "pictures.json").read_text(encoding="utf-8"))
-    shipped = []
-    for row in rows:
-        with Image.open(PICTURES / row["file"]) as image:
-            is_known = row["split"] == "test_combinations"
-            name = Path(row["file"]).stem
-            shipped.append(Shipped(image.convert("RGB"), row["label"], row["style"], name, is_known))
-    return shipped
-
-
-def reconstructions(pipeline, seed: int) -> Image.Image:
-    """Pairs of emoji and what comes back from their codes."""
-    cells = []
-    for picture in [picture for picture in shipped_pictures() if not picture.is_known]:
-        pair, figures = _pair(pipeline, picture.image, seed, TILE, picture.name)
-        name = sheets.text_block(f"{picture.label} ({picture.style})", width=pair.width, max_lines=1)
-        cells.append(sheets.below([pair, sheets.below([name, figures], gap=0)], gap=4))
-    note = "Left the original, right what comes back from its codes. uniwetok-emoji was trained on none of these."
-    return sheets.section("Reconstruction", note, sheets.grid(cells, 4))
-
-
-def photographs(pipeline, seed: int) -> Image.Image | None:
-    """Pairs of photographs, or nothing without scikit-image."""
-    try:
-        from skimage import data
-    except ImportError:
-        return None
-    cells = []
-    for name in PHOTOGRAPHS:
-        pair, figures = _pair(pipeline, Image.fromarray(getattr(data, name)()), seed, 300, name)
-        cells.append(sheets.below([pair, figures], gap=4))
-    note = "Photographs from scikit-image at their own sizes. uniwetok-emoji was trained on no photographs."
-    return sheets.section("Any size", note, sheets.below(cells, gap=2 * sheets.GAP))
-
-
-def _pair(pipeline, picture: Image.Image, seed: int, height: int, name: str) -> tuple[Image.Image, Image.Image]:
-    """Original and reconstruction side by side, and the line of figures under them."""
-    from uniwetok_hf import UniWeTokImageProcessor
-
-    model = pipeline.mllm.vision_model
-    result = reconstruct(model, UniWeTokImageProcessor(stride=model.config.stride), picture, seed, name)
-    pair = sheets.beside([sheets.framed(image, height) for image in (result.original, result.result)], gap=4)
-    figures = f"{result.num_bytes} bytes, {quality(result)}"
-    return pair, sheets.text_block(figures, 13, pair.width, sheets.GREY, 1)
-
-
-def text_to_image(pipeline, seed: int) -> Image.Image:
-    """A row a prompt, a column a seed."""
-    size = pipeline.config.default_size
-    height, width = check_size(pipeline, size, size)
-    prompts = [prompt for prompt in PROMPTS for _ in range(NUM_DRAWINGS)]
-    seeds = [seed + i for _ in PROMPTS for i in range(NUM_DRAWINGS)]
-    tiles = [sheets.framed(drawn, TILE) for drawn in draw(pipeline, prompts, seeds, height=height, width=width)]
-    rows = []
-    for index, prompt in enumerate(PROMPTS):
-        drawn = tiles[index * NUM_DRAWINGS : (index + 1) * NUM_DRAWINGS]
-        rows.append(sheets.beside([sheets.text_block(prompt, 15, 150, max_lines=4), *drawn], middle=True))
-    note = f"Left the prompt, right what it draws with the seeds {seed} to {seed + NUM_DRAWINGS - 1}."
-    return sheets.section("Text to image", note, sheets.below(rows))
-
-
-def edits(pipeline, seed: int) -> Image.Image:
-    """Source, instruction, result."""
-    shipped = {picture.name: picture.image for picture in shipped_pictures()}
-    prompts = [source for source, _ in EDITS if source not in shipped]
-    size = pipeline.config.default_size
-    height, width = check_size(pipeline, size, size)
-    drawn = dict(zip(prompts, draw(pipeline, prompts, [seed] * len(prompts), height=height, width=width), strict=True))
-    sources = [shipped[source] if source in shipped else drawn[source] for source, _ in EDITS]
-    height, width, _ = seen_size(pipeline.processor, sources[0], EDITS[0][0])
-    instructions = [instruction for _, instruction in EDITS]
-    results = draw(pipeline, instructions, [seed] * len(EDITS), images=sources, height=height, width=width)
-    rows = []
-    for source, instruction, result in zip(sources, instructions, results, strict=True):
-        words = sheets.text_block(instruction, 15, 130, max_lines=4)
-        rows.append(sheets.beside([sheets.framed(source, TILE), words, sheets.framed(result, TILE)], middle=True))
-    note = (
-        f"Source, instruction, result. The first {len(drawn)} sources are drawn; of the next two it knows the concept "
-        "in other skin tones; the last two show something it has never seen."
-    )
-    return sheets.section("Editing", note, sheets.grid(rows, 2, gap=2 * sheets.MARGIN))
-
-
-def captions(pipeline, seed: int) -> Image.Image:
-    """Pictures with the model's answers under them. Answers are the most likely ones: `seed` changes nothing."""
-    pictures = sorted(shipped_pictures(), key=lambda picture: not picture.is_known)
-    images = [picture.image for picture in pictures]
-    whats, styles = (answers(pipeline.mllm, pipeline.processor, images, question, 24) for question in QUESTIONS)
-    cells = []
-    for picture, what, style in zip(pictures, whats, styles, strict=True):
-        lines = [
-            sheets.text_block(f"{what} ({style})", 14, TILE, max_lines=3, num_lines=3),
-            sheets.text_block(f"is: {picture.label} ({picture.style})", 12, TILE, sheets.GREY, 2, 2),
-        ]
-        cells.append(sheets.below([sheets.framed(picture.image, TILE), sheets.below(lines, gap=2)], gap=6))
-    note = (
-        'Answers to "what is this?" ("which style is this?"); in grey what it is. Of the first row it knows the '
-        "concepts, but not in this style and skin tone; the others show something it has never seen."
-    )
-    return sheets.section("Description", note, sheets.grid(cells, 7))

@@ -1,13 +1,9 @@
-"""`uniwetok describe`: words about pictures, with the unified model."""
+"""`uniwetok describe`: answers to a question about pictures."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
-from .common import CommandError, add_command, add_model_options, check_pictures, positive_int, user_errors
-from .generate import seen_size
+from .common import CommandError, add_command, add_model_options, positive_int, read_pictures, user_errors
 from .loading import load_language_model
 
 
@@ -17,7 +13,7 @@ def add_commands(commands) -> None:
         commands,
         "describe",
         run_describe,
-        "Answer a question about pictures.\nPrints one line a picture: its path and the answer.",
+        "Answer a question about pictures.\nPrints one line per picture: its path and the answer.",
         ["apple.png", 'pictures/*.png --question "which style is this?"'],
     )
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="any picture that Pillow reads")
@@ -30,30 +26,18 @@ def add_commands(commands) -> None:
 
 def run_describe(args: argparse.Namespace) -> None:
     """`uniwetok describe`."""
-    from uniwetok_hf.data.images import read_image
+    from uniwetok_hf.pipelines.image_intake import encode_images
+    from uniwetok_hf.pipelines.writing import answer_question
 
     if not args.question.strip():
         raise CommandError("--question is empty")
     if asked := [path for path in args.pictures if " " in path and not Path(path).exists()]:
         raise CommandError(f"{asked[0]}: no such file; a question goes into --question")
-    check_pictures(args.pictures)
+    pictures = read_pictures(args.pictures)
     mllm, processor = load_language_model(args.model, args.device)
-    for path in args.pictures:
-        picture = read_image(path)
-        seen_size(processor, picture, path)
-        (answer,) = answers(mllm, processor, [picture], args.question, args.max_new_tokens)
+    for path, picture in zip(args.pictures, pictures, strict=True):
+        with user_errors(prefix=f"{path}: "):
+            images = encode_images(mllm, processor, [picture])
+        with user_errors():
+            (answer,) = answer_question(mllm, processor, images, args.question, args.max_new_tokens)
         print(f"{path}: {answer}", flush=True)
-
-
-def answers(mllm, processor, pictures: Sequence[Image.Image], question: str, max_new_tokens: int = 40) -> list[str]:
-    """The model's most likely answer to `question` about each of `pictures`, in one line.
-
-    Raises:
-        CommandError: when the question is longer than the model's positions reach.
-    """
-    from uniwetok_hf.pipelines.writing import write_about
-
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    with user_errors():
-        return write_about(mllm, processor, [text] * len(pictures), pictures, max_new_tokens, argument="question")

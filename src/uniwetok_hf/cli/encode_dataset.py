@@ -1,4 +1,4 @@
-"""`uniwetok encode-dataset`: any dataset with pictures to one with codes, from which the language model is trained."""
+"""`uniwetok encode-dataset`: a dataset of pictures to a dataset of codes, to train the language model on."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .common import (
+    ANY_CHECKPOINT,
     CommandError,
     add_command,
     add_model_options,
@@ -21,7 +22,6 @@ from .common import (
 )
 from .convert import DTYPES
 from .loading import find_checkpoint, load_vision_model
-from .reconstruct import ANY_CHECKPOINT
 
 
 def add_commands(commands) -> None:
@@ -30,10 +30,10 @@ def add_commands(commands) -> None:
         commands,
         "encode-dataset",
         run_encode_dataset,
-        "Encode the pictures of a dataset, to train a language model from codes.\n"
-        "All other columns stay as they are. If it is interrupted, the same command goes on; needs the extra `train`.",
+        "Encode the pictures of a dataset, to train a language model on codes.\n"
+        "Other columns are kept. After an interruption the same command resumes; needs the extra `train`.",
         [
-            "data/emoji data/emoji-codes --size 128",
+            "photos photo-codes --size 256",
             "edits.parquet edit-codes --columns source target --size 256 --variants 4",
             '"shards/*.parquet" codes --size 512 384x640 640x384 --num-processes 4',
             '"shards/*.tar" codes --streaming --longest-edge 512 --device cuda --dtype bfloat16 --batch-size 64',
@@ -44,7 +44,7 @@ def add_commands(commands) -> None:
         metavar="SOURCE",
         help="folder of `save_to_disk`, folder of pictures, Parquet or WebDataset files, or Hub id of a dataset",
     )
-    parser.add_argument("out", metavar="OUT", help="folder to be made")
+    parser.add_argument("out", metavar="OUT", help="output folder")
     _add_source_options(parser)
     _add_picture_options(parser)
     add_model_options(parser, ANY_CHECKPOINT)
@@ -57,20 +57,20 @@ def add_commands(commands) -> None:
         type=positive_int,
         default=1,
         metavar="N",
-        help="processes on this machine (default: 1); with --device cuda they take the GPUs in turn. Several "
-        "machines: start it on each with RANK and WORLD_SIZE set, as torchrun does, and OUT in a shared folder",
+        help="processes on this machine (default: 1); with --device cuda they share the GPUs evenly. On several "
+        "machines, run it on each with RANK and WORLD_SIZE set, as torchrun does, and OUT in a shared folder",
     )
 
 
 def _add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", help="which part of the dataset (default: train)")
     parser.add_argument("--name", help="configuration of a dataset on the Hub")
-    parser.add_argument("--streaming", action="store_true", help="read the dataset as it comes, without a copy of it")
+    parser.add_argument("--streaming", action="store_true", help="stream the dataset, without a local copy")
     parser.add_argument(
-        "--columns", nargs="+", metavar="COLUMN", help="columns of pictures (default: all; others are left out)"
+        "--columns", nargs="+", metavar="COLUMN", help="columns of pictures (default: all; the others are dropped)"
     )
     parser.add_argument(
-        "--rows-per-part", type=positive_int, default=1000, metavar="N", help="rows in a file of OUT (default: 1000)"
+        "--rows-per-part", type=positive_int, default=1000, metavar="N", help="rows per file of OUT (default: 1000)"
     )
 
 
@@ -81,42 +81,44 @@ def _add_picture_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=_size,
         metavar="N|HxW",
-        help="height and width in pixels. A picture is scaled to cover the size and its centre is cut out; of several "
-        "sizes it takes the one nearest to its proportions",
+        help="height and width in pixels. A picture is scaled to cover the size and centre-cropped; of several "
+        "sizes the one nearest to its aspect ratio is used",
     )
     sizes.add_argument(
         "--longest-edge",
         type=positive_int,
         metavar="N",
-        help="keep the proportions; scale larger pictures down to at most N pixels a side",
+        help="keep the aspect ratio; scale larger pictures down to at most N pixels per side",
     )
     parser.add_argument(
-        "--fit", choices=("crop", "resize"), default="crop", help="cut off what is too much (default), or resize"
+        "--fit", choices=("crop", "resize"), default="crop", help="crop (default) or resize what does not fit"
     )
     parser.add_argument(
         "--patch-size",
         type=positive_int,
         metavar="P",
-        help="make sides multiples of P tokens, for language models that draw P x P tokens at once (default: that of "
-        "the pipeline in --model, or 1)",
+        help="make sides multiples of P tokens, for language models that generate P x P tokens at once (default: "
+        "that of the pipeline in --model, or 1)",
     )
     parser.add_argument(
         "--variants",
         type=positive_int,
         default=1,
         metavar="K",
-        help="encode each picture K times: as it is, and K - 1 random crops, alike in all columns (default: 1)",
+        help="encode each picture K times: whole, and K - 1 random crops, the same in all columns (default: 1)",
     )
     parser.add_argument(
         "--crop-scale", type=finite_float, default=0.8, metavar="S", help="smallest side of a crop (default: 0.8)"
     )
     parser.add_argument(
-        "--flip", action="store_true", help="mirror half of the crops; not where left and right, or letters, matter"
+        "--flip",
+        action="store_true",
+        help="flip half of the crops horizontally; not where letters, or left and right, matter",
     )
     parser.add_argument(
         "--same-crops",
         action="store_true",
-        help="the same crops in all rows, where edits are a table of rows, as those of `uniwetok data emoji` are",
+        help="use the same crops in all rows, for edits that are pairs of rows",
     )
     add_seed_option(parser, "seed of the crops")
 
@@ -133,20 +135,26 @@ def run_encode_dataset(args: argparse.Namespace) -> None:
     """`uniwetok encode-dataset`."""
     if find_spec("datasets") is None:
         raise CommandError('encode-dataset needs datasets: pip install "uniwetok-hf[train]"')
+    import datasets
     import torch
 
     from uniwetok_hf.data.encoded import ENCODING_FILE
     from uniwetok_hf.data.encoded_parts import EncodingSettings
     from uniwetok_hf.data.encoding import encode_dataset, encoded_features
+    from uniwetok_hf.data.sources import PictureSource, open_rows
 
     resolve_device(args.device)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     model = load_vision_model(args.model, "cpu").to(getattr(torch, args.dtype))
+    # Of the language model, which has the patch size; an image tokenizer alone has none.
+    config = json.loads((find_checkpoint(args.model).model_folder / "config.json").read_text(encoding="utf-8"))
     with user_errors(ValueError, OSError):
         settings = EncodingSettings(
             sizes=tuple(args.size or ()),
             longest_edge=args.longest_edge,
-            patch_size=args.patch_size or _patch_size(args.model),
+            patch_size=args.patch_size or config.get("patch_size", 1),
             fit=args.fit,
             columns=args.columns and tuple(args.columns),
             num_variants=args.variants,
@@ -158,8 +166,8 @@ def run_encode_dataset(args: argparse.Namespace) -> None:
             batch_size=args.batch_size,
             source=" ".join(filter(None, (args.source, args.name, args.split))),
         )
-        settings.check_stride(model.config.stride)  # before a dataset is fetched
-        dataset = _open(args)
+        settings.check_stride(model.config.stride)  # before a dataset is downloaded
+        dataset = open_rows(PictureSource(args.source, args.split, args.name, streaming=args.streaming))
         ended_before = _time_of(Path(args.out) / ENCODING_FILE)
         encoding = encode_dataset(
             dataset, args.out, model, settings, args.device, args.num_processes, rank, world_size
@@ -168,15 +176,15 @@ def run_encode_dataset(args: argparse.Namespace) -> None:
         print(f"{args.out}: the parts of machine {rank} are done; the last of {world_size} machines finishes")
         return
     if encoding.num_skipped:
-        warn(f"{encoding.num_skipped} rows are left out, see {Path(args.out) / 'skipped.jsonl'}")
+        warn(f"{encoding.num_skipped} rows were skipped, see {Path(args.out) / 'skipped.jsonl'}")
     features = encoded_features(dataset.features, encoding.picture_columns)
-    words = [name for name in features if name not in encoding.picture_columns]
+    others = [name for name in features if name not in encoding.picture_columns]
     for line in describe_encoding(encoding):
         print(line)
-    none = "none: nothing to draw from or to say (a folder of pictures has its words in metadata.jsonl)"
-    print(f"columns beside the codes: {', '.join(words) or none}")
+    none = "none: no text to train on (a folder of pictures has its texts in metadata.jsonl)"
+    print(f"columns beside the codes: {', '.join(others) or none}")
     if ended_before is not None and ended_before == _time_of(Path(args.out) / ENCODING_FILE):
-        print("it was complete already, nothing had to be done")
+        print("it was complete already, nothing to do")
     print(args.out)
 
 
@@ -185,33 +193,17 @@ def _time_of(path: Path) -> int | None:
     return path.stat().st_mtime_ns if path.exists() else None
 
 
-def _open(args: argparse.Namespace):
-    import datasets
-
-    from uniwetok_hf.data.sources import PictureSource, open_rows
-
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    return open_rows(PictureSource(args.source, args.split, args.name, streaming=args.streaming))
-
-
-def _patch_size(name: str | None) -> int:
-    """What the language model of a pipeline needs; 1 for an image tokenizer alone."""
-    folder = find_checkpoint(name, ("pipeline", "vision", "mllm")).model_folder
-    return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("patch_size", 1)
-
-
 def describe_encoding(encoding) -> list[str]:
-    """Lines of figures."""
+    """Lines of metrics: sizes and speed."""
     number = encoding.bytes["pictures"]
     variants = f", {encoding.num_variants} variants of each" if encoding.num_variants > 1 else ""
     lines = [f"{encoding.num_rows} rows with {number} pictures{variants}"]
     codes, source, jpeg = (encoding.bytes[name] for name in ("codes", "source", "jpeg"))
     if codes:
-        lines.append(f"codes: {codes:.0f} bytes a picture; stored before: {source:.0f} ({source / codes:.1f} times)")
+        lines.append(f"codes: {codes:.0f} bytes per picture; stored before: {source:.0f} ({source / codes:.1f} times)")
     if codes and jpeg:
         count = encoding.bytes["jpeg_pictures"]
         lines[-1] += f"; as JPEG of quality 90: {jpeg:.0f} ({jpeg / codes:.1f} times, measured on {count})"
     if encoding.pictures_per_second:
-        lines.append(f"{encoding.pictures_per_second:.1f} pictures a second")
+        lines.append(f"{encoding.pictures_per_second:.1f} pictures per second")
     return lines

@@ -44,6 +44,14 @@ def add_commands(commands) -> None:
     protocols = add_group(commands, "evaluate", DESCRIPTION, EXAMPLES)
     for add in (_add_reconstruction, _add_latents, _add_generation, _add_editing, _add_captioning):
         add(protocols)
+    # The protocol of the emoji set moved; it takes any arguments to say so.
+    parser = protocols.add_parser("emoji", add_help=False, prefix_chars="\0")
+    parser.add_argument("rest", nargs="*")
+    parser.set_defaults(run=_run_emoji, parser=parser)
+
+
+def _run_emoji(args: argparse.Namespace) -> None:
+    raise CommandError("evaluate emoji is part of the recipe now: examples/emoji/evaluate_emoji.py of the repository")
 
 
 def run_evaluate(args: argparse.Namespace) -> None:

@@ -1,14 +1,14 @@
-"""Finding, checking and loading the checkpoint that `--model` names: the embedded one, a folder, or a Hub id.
+"""Finds, checks and loads the checkpoint that `--model` names: the embedded one, a folder, or a Hub id.
 
-Files are checked before they are loaded, since the libraries fill up what a half-written checkpoint lacks with random
-numbers, or say in many lines which file they did not find.
+Files are checked before they are loaded: from an incomplete checkpoint the libraries load random weights, or raise
+errors of many lines.
 """
 
 import contextlib
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ KINDS = {
     "mllm": "a language model without its processor (UniWeTokForCausalLM)",
     "vision": "an image tokenizer (UniWeTokModel)",
 }
-# Files of the published checkpoints, which have to be converted first.
+# Files of the published checkpoints, which must be converted first.
 PUBLISHED_FILES = ("ae_config.json", "ae.safetensors", "vision_head_config.json", "projector.safetensors")
 SMALL_FILES = ["*.json", "*.jinja", "*.txt"]
 LARGE_CHECKPOINT = 2e9  # bytes
@@ -31,7 +31,7 @@ LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, Import
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder that holds a checkpoint of one of `KINDS`, and the name that the user knows it by."""
+    """The folder of a checkpoint, the name that the user gave, and which of `KINDS` it is."""
 
     folder: Path
     name: str
@@ -43,7 +43,7 @@ class Checkpoint:
         return self.folder / "mllm" if self.kind == "pipeline" else self.folder
 
 
-def find_checkpoint(name: str | None, kinds: tuple[str, ...]) -> Checkpoint:
+def find_checkpoint(name: str | None, kinds: Collection[str] = tuple(KINDS)) -> Checkpoint:
     """The checkpoint called `name`, by default the embedded one.
 
     Raises:
@@ -53,53 +53,50 @@ def find_checkpoint(name: str | None, kinds: tuple[str, ...]) -> Checkpoint:
         from uniwetok_hf import embedded_path
 
         with user_errors(prefix="the embedded checkpoint is not there: "):
-            checkpoint = Checkpoint(embedded_path(EMBEDDED), EMBEDDED, "pipeline")
-    elif Path(name).exists():
-        checkpoint = Checkpoint(Path(name), Path(name).resolve().name, _kind_of(Path(name), name))
-    elif re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        checkpoint = _fetch(name, kinds)
-    else:
-        raise CommandError(f"{name} is neither a folder nor a Hub id like org/name")
-    _check_kind(checkpoint, kinds, name or EMBEDDED)
-    return checkpoint
+            return Checkpoint(embedded_path(EMBEDDED), EMBEDDED, "pipeline")
+    if Path(name).exists():
+        return Checkpoint(Path(name), Path(name).resolve().name, _kind_of(Path(name), name, kinds))
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        return _fetch(name, kinds)
+    raise CommandError(f"{name} is neither a folder nor a Hub id like org/name")
 
 
-def _check_kind(checkpoint: Checkpoint, kinds: tuple[str, ...], name: str) -> None:
-    if checkpoint.kind not in kinds:
-        wanted = " or ".join(KINDS[kind] for kind in kinds)
-        raise CommandError(f"{name} holds {KINDS[checkpoint.kind]}, but this command needs {wanted}")
-
-
-def _kind_of(folder: Path, name: str) -> str:
-    """Which of `KINDS` a folder holds, from its small files."""
+def _kind_of(folder: Path, name: str, kinds: Collection[str]) -> str:
+    """Which of `KINDS` a folder holds, from its small files. It must be one of `kinds`."""
     if not folder.is_dir():
         raise CommandError(f"{name} is a file; --model takes a folder or a Hub id (`uniwetok convert` makes folders)")
+    kind = model_type = None
     if (folder / "model_index.json").is_file():
-        found = _read_json(folder / "model_index.json").get("_class_name")
+        kind, found = "pipeline", _read_json(folder / "model_index.json").get("_class_name")
         if found not in PIPELINES:
             raise CommandError(f"{name} holds a pipeline of the class {found}, expected {PIPELINES[0]}")
-        return "pipeline"
-    if (folder / "config.json").is_file():
-        found = _read_json(folder / "config.json").get("model_type")
-        if found in ("uniwetok", "uniwetok_mllm"):
-            return "vision" if found == "uniwetok" else "mllm"
+    elif (folder / "config.json").is_file():
+        model_type = _read_json(folder / "config.json").get("model_type")
+        kind = {"uniwetok": "vision", "uniwetok_mllm": "mllm"}.get(model_type)
+    if kind is None:
+        raise CommandError(f"{name} {_what_else(folder, name, model_type)}")
+    if kind not in kinds:
+        wanted = " or ".join(KINDS[kind] for kind in kinds)
+        raise CommandError(f"{name} holds {KINDS[kind]}, but this command needs {wanted}")
+    return kind
+
+
+def _what_else(folder: Path, name: str, model_type: str | None) -> str:
+    """What a folder is that holds none of `KINDS`."""
     if (folder / "log.jsonl").is_file():
         results = [result for result in ("pipeline", "model", "adapter") if (folder / result).is_dir()]
-        what = f"its result is {name}/{results[0]}" if results else "it is not finished"
-        raise CommandError(f"{name} is the folder of a training: {what}")
+        outcome = f"its result is {name}/{results[0]}" if results else "it is not finished"
+        return f"is the folder of a training run: {outcome}"
     if any((folder / published).exists() for published in PUBLISHED_FILES):
-        raise CommandError(f"{name} is in the published layout: convert it first with `uniwetok convert {name} OUT`")
+        return f"is in the published layout: convert it first with `uniwetok convert {name} OUT`"
     if (folder / "config.json").is_file():
-        raise CommandError(f"{name} holds a model of the type {found!r}, expected a UniWeTok pipeline or tokenizer")
-    raise CommandError(
-        f"{name} holds no checkpoint: expected model_index.json (a pipeline) or config.json (an image tokenizer), "
-        f"found {_listing(folder)}"
+        return f"holds a model of the type {model_type!r}, expected a UniWeTok pipeline or tokenizer"
+    names = sorted(path.name for path in folder.iterdir()) or ["nothing"]
+    found = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+    return (
+        "holds no checkpoint: expected model_index.json (a pipeline) or config.json (an image tokenizer), "
+        f"found {found}"
     )
-
-
-def _listing(folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir())
-    return "nothing" if not names else ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
 
 def _read_json(path: Path) -> dict:
@@ -112,8 +109,8 @@ def _read_json(path: Path) -> dict:
     return contents
 
 
-def _fetch(name: str, kinds: tuple[str, ...]) -> Checkpoint:
-    """Fetches a checkpoint from the Hub or its cache: first the small files, which tell what kind it is."""
+def _fetch(name: str, kinds: Collection[str]) -> Checkpoint:
+    """Downloads a checkpoint from the Hub, or finds it in the cache: first the small files, which tell its kind."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -125,28 +122,27 @@ def _fetch(name: str, kinds: tuple[str, ...]) -> Checkpoint:
     try:
         with hub_bars():
             folder = Path(snapshot_download(name, allow_patterns=SMALL_FILES))
-            checkpoint = Checkpoint(folder, name, _kind_of(folder, name))
-            _check_kind(checkpoint, kinds, name)
-            # Of the same commit, whatever is pushed meanwhile: the cache calls its folder so.
+            checkpoint = Checkpoint(folder, name, _kind_of(folder, name, kinds))
+            # The name of the folder in the cache is the commit: a push in between changes nothing.
             snapshot_download(name, revision=folder.name, allow_patterns=[*SMALL_FILES, "*.safetensors"])
     except GatedRepoError as error:
         raise CommandError(f"{name} is a gated repository: ask for access on its page on the Hub") from error
     except RepositoryNotFoundError as error:
         raise CommandError(
-            f"{name} is neither a folder here nor a repository on the Hub that you may read; for a private one, log "
+            f"{name} is neither a local folder nor a repository on the Hub that you can read; for a private one, log "
             "in with `hf auth login` or set HF_TOKEN"
         ) from error
     except LocalEntryNotFoundError as error:
         raise CommandError(
-            f"{name} is no folder here, and as a Hub id it is not in the cache and the Hub can't be reached"
+            f"{name} is not a local folder; as a Hub id, it is not in the cache and the Hub can't be reached"
         ) from error
     except (HfHubHTTPError, OSError) as error:
-        raise CommandError(f"{name} can't be fetched from the Hub: {one_line(error)}") from error
+        raise CommandError(f"{name} can't be downloaded from the Hub: {one_line(error)}") from error
     return checkpoint
 
 
 def check_weights(folder: Path) -> None:
-    """Opens every weight file of a model folder: a missing or a truncated one is told here.
+    """Checks that the weight files of a model folder are complete, by opening each.
 
     Raises:
         CommandError: naming the file.
@@ -157,7 +153,7 @@ def check_weights(folder: Path) -> None:
     _read_json(folder / "config.json")
     names, index = ["model.safetensors"], folder / "model.safetensors.index.json"
     if index.is_file() and not (folder / names[0]).is_file():
-        with user_errors(KeyError, AttributeError, prefix=f"{index} is no index of weights: "):
+        with user_errors(KeyError, AttributeError, prefix=f"{index} is not an index of weights: "):
             names = sorted(set(_read_json(index)["weight_map"].values()))
     _require(folder, *names)
     for name in names:
@@ -174,12 +170,12 @@ def check_weights(folder: Path) -> None:
 def _require(folder: Path, *files: str) -> None:
     for name in files:
         if not (folder / name).is_file():
-            raise CommandError(f"{folder} is no whole checkpoint: {name} is missing")
+            raise CommandError(f"{folder} is an incomplete checkpoint: {name} is missing")
 
 
 @contextlib.contextmanager
 def _loading(checkpoint: Checkpoint) -> Iterator[None]:
-    """Errors in one line, and quiet libraries; only a large checkpoint shows, on a terminal, a bar of its weights."""
+    """Turns errors into one line and silences the libraries; on terminals, large checkpoints show a progress bar."""
     from transformers.utils import logging
 
     had_bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -198,7 +194,7 @@ def _loading(checkpoint: Checkpoint) -> Iterator[None]:
 
 
 def _load_model(model_class: type, checkpoint: Checkpoint, device: str):
-    """A model in eval mode; in float32 on CPUs, where bfloat16 is slow, and as it is stored elsewhere."""
+    """The model in eval mode: in float32 on CPUs, where bfloat16 is slow, elsewhere in the dtype of the checkpoint."""
     import torch
 
     target = resolve_device(device)
@@ -210,10 +206,10 @@ def _load_model(model_class: type, checkpoint: Checkpoint, device: str):
         )
     if lacking := sorted(report["missing_keys"]):
         raise CommandError(
-            f"{checkpoint.model_folder} is no whole checkpoint: {len(lacking)} tensors are missing, the first is "
+            f"{checkpoint.model_folder} is an incomplete checkpoint: {len(lacking)} tensors are missing, the first is "
             f"{lacking[0]}"
         )
-    model.config._name_or_path = checkpoint.name  # what saved codes are marked with; a local path would say too much
+    model.config._name_or_path = checkpoint.name  # goes into saved codes, where a local path would be private
     return model.to(target).eval()
 
 
@@ -221,7 +217,12 @@ def load_vision_model(name: str | None, device: str):
     """The image tokenizer of any checkpoint, as a `UniWeTokModel`."""
     from uniwetok_hf import UniWeTokModel
 
-    return _load_model(UniWeTokModel, find_checkpoint(name, ("pipeline", "vision", "mllm")), device)
+    return _load_model(UniWeTokModel, find_checkpoint(name), device)
+
+
+def load_language_model(name: str | None, device: str):
+    """The language model of a pipeline folder and its processor."""
+    return _load_parts(find_checkpoint(name, ("pipeline",)), device)
 
 
 def _load_parts(checkpoint: Checkpoint, device: str):
@@ -235,7 +236,7 @@ def _load_parts(checkpoint: Checkpoint, device: str):
 
 
 def check_pipeline(checkpoint: Checkpoint) -> None:
-    """Checks the parts of a pipeline folder beside its weights.
+    """Checks that the parts of a pipeline folder other than the weights are there.
 
     Raises:
         CommandError: naming the file that is missing.
@@ -244,7 +245,7 @@ def check_pipeline(checkpoint: Checkpoint) -> None:
 
 
 def describe_checkpoint(checkpoint: Checkpoint):
-    """The model of a checkpoint, or its pipeline, without the weights: all that a model card is filled in from."""
+    """The model or the pipeline of a checkpoint without its weights, for the model card."""
     import torch
 
     from uniwetok_hf import (
@@ -266,17 +267,12 @@ def describe_checkpoint(checkpoint: Checkpoint):
         return UniWeTokPipeline(processor, model, BinaryFlowScheduler())
 
 
-def load_language_model(name: str | None, device: str):
-    """The language model of a pipeline folder and its processor."""
-    return _load_parts(find_checkpoint(name, ("pipeline",)), device)
-
-
 def load_pipeline(name: str | None, device: str):
-    """The text-to-image pipeline of a pipeline folder, without bars of its own."""
+    """The text-to-image pipeline of a pipeline folder, without its progress bar."""
     from uniwetok_hf import BinaryFlowScheduler, UniWeTokPipeline
 
     checkpoint = find_checkpoint(name, ("pipeline",))
-    check_pipeline(checkpoint)
+    _require(checkpoint.folder, "scheduler/scheduler_config.json")
     mllm, processor = _load_parts(checkpoint, device)
     with _loading(checkpoint):
         settings = UniWeTokPipeline.load_config(checkpoint.folder)

@@ -1,7 +1,10 @@
-"""Entry point of the `uniwetok` command.
+"""The parser of the `uniwetok` command, and the run of one command.
 
-Exit codes: 0, 1 for bad input (one line on stderr) and for errors of our own (a traceback), 2 for a command line that
-can't be parsed, 130 when interrupted.
+Exit codes: 0, 1 for bad input (one line on stderr) and for bugs (a traceback), 2 for a command line that can't be
+parsed, 130 when interrupted.
+
+The modules of the commands import torch, transformers, Pillow and the rest of the package when a command runs, not
+when they are imported themselves: help and usage errors answer at once (see `uniwetok_entry`).
 """
 
 import argparse
@@ -9,32 +12,71 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from importlib import metadata
 
-from . import app, convert, demo, describe, encode_dataset, evaluate, generate, push, reconstruct, train
-from .common import CommandError, one_line
+from . import (
+    app,
+    convert,
+    decode,
+    demo,
+    describe,
+    edit,
+    encode,
+    encode_dataset,
+    evaluate,
+    generate,
+    push,
+    reconstruct,
+    train,
+)
+from .common import CommandError, load_package, one_line
 
 
+# In the order of the help.
+COMMANDS = (
+    demo,
+    app,
+    reconstruct,
+    encode,
+    decode,
+    generate,
+    edit,
+    describe,
+    convert,
+    encode_dataset,
+    train,
+    evaluate,
+    push,
+)
 DESCRIPTION = """\
-Pictures as 128-bit binary codes, and one language model that draws, edits and describes them.
+Images as 128-bit binary codes, and one language model that generates, edits and describes them.
 Without --model, commands use uniwetok-emoji, a small model of emoji that ships with the package.
 """
 EPILOG = """\
 start here:
-  uniwetok demo                                  everything at once, on pictures that ship with the package
+  uniwetok demo                                  all of it, on pictures that ship with the package
   uniwetok reconstruct photo.jpg                 a picture to codes and back
-  uniwetok generate "a fluent flat emoji of blue heart"  text to picture
+  uniwetok generate "a fluent flat emoji of blue heart"  text to image
   uniwetok edit hand.png "make the skin tone dark"
-  uniwetok COMMAND --help                        what a command does, with examples
+  uniwetok COMMAND --help                        options and examples of a command
 
-With UNIWETOK_TRACEBACK=1 in the environment, errors also show where they come from.
+With UNIWETOK_TRACEBACK=1 in the environment, errors also show their traceback.
 """
+# Commands of version 0.1 that are now scripts of the repository.
+MOVED = {
+    "data": "the scripts emoji_data.py and faces_and_text.py of examples/emoji",
+    "data emoji": "`python examples/emoji/emoji_data.py`",
+    "data faces-and-text": "`python examples/emoji/faces_and_text.py`",
+    "train siglip": "`python examples/emoji/train_siglip.py`",
+    "evaluate emoji": "`python examples/emoji/evaluate_emoji.py`",
+}
 
 
 class _Version(argparse.Action):
-    """Prints the version and those of what we build on: what a bug report needs."""
+    """Prints the versions that a bug report needs."""
 
     def __call__(self, parser, namespace, values, option_string=None):
+        from importlib import metadata
+
         from uniwetok_hf.version import __version__
 
         others = [f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "diffusers")]
@@ -52,20 +94,31 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print versions and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (demo, app, reconstruct, generate, describe, convert, encode_dataset, train, evaluate, push):
-        group.add_commands(commands)
+    for module in COMMANDS:
+        module.add_commands(commands)
     return parser
 
 
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The parsed command line; exits with 2 where it can't be parsed."""
+    parser = build_parser()
+    for words in (" ".join(argv[:2]), *argv[:1]):
+        if words in MOVED:
+            parser.exit(2, f"uniwetok: error: `uniwetok {words}` is now {MOVED[words]} in the repository\n")
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:  # with the usage of the command, where argparse would print that of all commands
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit code. A command line that can't be parsed exits with 2 by itself."""
+    """Runs one command, by default that of `sys.argv`, and returns the exit code."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter is no reason to stop
-    args, strange = build_parser().parse_known_args(argv)
-    if strange:  # with the usage of the command, where argparse would print that of all commands
-        args.parser.error(f"unrecognized arguments: {' '.join(strange)}")
+            stream.reconfigure(errors="backslashreplace")  # for terminals that lack a letter
     try:
+        args = parse(sys.argv[1:] if argv is None else argv)
+        load_package()
         args.run(args)
         sys.stdout.flush()
     except CommandError as error:
@@ -73,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exception(error)
         return _fail(str(error))
     except BrokenPipeError:
-        # Whoever read our output has seen enough, as with `| head`. Nothing more can be written, not even at exit.
+        # The reader of our output has closed it, as `| head` does. Nothing more can be written, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:

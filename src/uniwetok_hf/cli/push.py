@@ -1,12 +1,12 @@
-"""`uniwetok push`: a folder with a model or a pipeline to the Hub."""
+"""`uniwetok push`: a folder with a model, a pipeline or an adapter to the Hub."""
 
 import argparse
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .common import CommandError, add_command, hub_bars, one_line, user_errors
-from .loading import EMBEDDED, Checkpoint, check_pipeline, check_weights, describe_checkpoint, find_checkpoint
+from .loading import EMBEDDED, check_pipeline, check_weights, describe_checkpoint, find_checkpoint
 
 
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
@@ -21,82 +21,110 @@ def add_commands(commands) -> None:
         "Put a pipeline, an image tokenizer, a language model or an adapter on the Hub, with a model card.\n"
         "All files of the folder go in one commit; its own README.md stays, completed by metadata that it lacks.",
         [
-            "runs/emoji_mllm/pipeline org/name",
-            "runs/emoji_mllm/pipeline org/name --private --results results --datasets org/emoji",
-            "runs/emoji_uniwetok_stage3/model org/tokenizer --revision stage-3",
+            "runs/my_mllm/pipeline org/name",
+            "runs/my_mllm/pipeline org/name --private --results results --datasets org/pictures",
+            "runs/my_tokenizer/model org/tokenizer --revision stage-3",
             "runs/my_style/adapter org/my-style",
         ],
     )
     parser.add_argument(
         "folder", metavar="FOLDER", help="what a training, `uniwetok convert` or save_pretrained wrote"
     )
-    parser.add_argument("repository", metavar="ORG/NAME", help="repository on the Hub, made when it isn't there")
-    parser.add_argument("--private", action="store_true", help="make it a private one")
-    parser.add_argument("--revision", metavar="BRANCH", help="branch, made when it isn't there (default: main)")
+    parser.add_argument("repository", metavar="ORG/NAME", help="repository on the Hub, created when it does not exist")
+    parser.add_argument("--private", action="store_true", help="create it as a private repository")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch, created when it does not exist (default: main)")
     parser.add_argument(
         "--include-code",
         action="store_true",
         help="also write the branch `with-code`, which loads where this package is not installed",
     )
     parser.add_argument(
-        "--results", nargs="+", metavar="DIR", help="results of `uniwetok evaluate`, for the card (as `results/emoji`)"
+        "--results",
+        nargs="+",
+        metavar="DIR",
+        help="results of `uniwetok evaluate`, for the card (or a folder of such folders)",
     )
-    parser.add_argument(
-        "--card", metavar="FILE", help="write the card there and send nothing: to read it, or to go on writing it"
-    )
+    parser.add_argument("--card", metavar="FILE", help="write the card to this file and push nothing")
     parser.add_argument("--license", metavar="NAME", help="of the weights (default: apache-2.0)")
-    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="training sets, as the Hub calls them")
+    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="training sets, by their names on the Hub")
 
 
 def run_push(args: argparse.Namespace) -> None:
-    """`uniwetok push`."""
-    from uniwetok_hf.hub import upload
-    from uniwetok_hf.remote_code import push_code
+    """`uniwetok push`. Everything that can be wrong here is checked before anything is sent."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    from uniwetok_hf.cards import card_to_push
+    from uniwetok_hf.hub import push_code, upload
 
     if not Path(args.folder).is_dir() and args.folder != EMBEDDED:
         raise CommandError(f"{args.folder} is no folder")
-    if (Path(args.folder) / "adapter_config.json").is_file():
-        return push_adapter(args)
-    checkpoint = find_checkpoint(args.folder, ("pipeline", "vision", "mllm"))
-    check_weights(checkpoint.model_folder)
-    if checkpoint.kind == "pipeline":
-        check_pipeline(checkpoint)
-    check_name(args.repository)
-    model = describe_checkpoint(checkpoint)
-    # What is wrong is told before anything is sent.
-    card = make_card(model, checkpoint, args.repository, None, args)
+    with user_errors(HFValidationError):
+        validate_repo_id(args.repository)
+    is_adapter = (Path(args.folder) / "adapter_config.json").is_file()
+    folder, name, filled_in = (adapter_source if is_adapter else model_source)(args)
+    given = {"license": args.license, "datasets": args.datasets, "eval_results": args.results}
+    given = [field for field, value in given.items() if value]
+
+    def card_for(repository: str, published: Path | None = None):
+        """The folder's own README.md, or that on the Hub, or one that is filled in."""
+        readme = folder / "README.md"
+        with user_errors():
+            return card_to_push(filled_in(repository), readme if readme.is_file() else published, given)
+
+    card = card_for(args.repository)
     if args.card:
         write_card(card, Path(args.card))
         return print(args.card)
     with hub_errors(args.repository), hub_bars():
-        api, name = made_repository(args)
-        card = make_card(model, checkpoint, name, published_card(api, name, args.revision), args)
-        commit = upload(
-            checkpoint.folder,
-            name,
-            card=card,
-            revision=args.revision,
-            commit_message=f"Upload {checkpoint.name} with uniwetok-hf",
-        )
+        api, repository = create_repository(args)
+        card = card_for(repository, published_card(api, repository, args.revision))
+        message = f"Upload {name} with uniwetok-hf"
+        commit = upload(folder, repository, card=card, revision=args.revision, commit_message=message)
         if args.include_code:
-            push_code(name, revision=commit.oid)
+            push_code(repository, revision=commit.oid)
     print(commit.commit_url)
 
 
-def check_name(repository: str) -> None:
-    """Raises a `CommandError` for what can't be the name of a repository."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    with user_errors(HFValidationError):
-        validate_repo_id(repository)
-
-
-def made_repository(args: argparse.Namespace) -> tuple:
-    """The Hub's client, and the whole name of the repository, which is made when it isn't there.
+def model_source(args: argparse.Namespace) -> tuple[Path, str, Callable]:
+    """The folder of a model or a pipeline, its name, and the function that fills in its card for a repository.
 
     Raises:
-        CommandError: when it was to be private and is there as a public one.
+        CommandError: when the folder is no whole checkpoint.
+    """
+    from uniwetok_hf.cards import describe_training, model_card
+
+    checkpoint = find_checkpoint(args.folder, ("pipeline", "vision", "mllm"))
+    check_weights(checkpoint.model_folder)
+    if checkpoint.kind == "pipeline":
+        check_pipeline(checkpoint)
+    model = describe_checkpoint(checkpoint)
+
+    def filled_in(repository: str):
+        options = {"license": args.license or "apache-2.0", "datasets": args.datasets, "results": args.results}
+        return model_card(model, repository, training=describe_training(checkpoint.folder), **options)
+
+    return checkpoint.folder, checkpoint.name, filled_in
+
+
+def adapter_source(args: argparse.Namespace) -> tuple[Path, str, Callable]:
+    """As [`model_source`], for the folder of an adapter."""
+    from uniwetok_hf.adapters import load_peft
+    from uniwetok_hf.cards import adapter_card
+
+    if given := [option for option in ("include_code", "results") if getattr(args, option)]:
+        raise CommandError(f"{args.folder} is an adapter, which takes no --{given[0].replace('_', '-')}")
+    folder = Path(args.folder)
+    with user_errors(ImportError, TypeError, KeyError):
+        config = load_peft().PeftConfig.from_pretrained(folder)
+    return folder, folder.resolve().name, lambda name: adapter_card(config, name, args.license, args.datasets)
+
+
+def create_repository(args: argparse.Namespace) -> tuple:
+    """The client of the Hub, and the whole name of the repository, which is created when it does not exist.
+
+    Raises:
+        CommandError: for `--private` when it exists as a public one.
     """
     from uniwetok_hf.hub import hub_api
 
@@ -109,72 +137,8 @@ def made_repository(args: argparse.Namespace) -> tuple:
     return api, name
 
 
-def push_adapter(args: argparse.Namespace) -> None:
-    """An adapter, with a card as that of a model."""
-    from uniwetok_hf.adapters import load_peft
-    from uniwetok_hf.cards import adapter_card
-    from uniwetok_hf.hub import upload
-
-    if given := [f"--{name}" for name in ("include_code", "results") if getattr(args, name)]:
-        raise CommandError(f"{args.folder} is an adapter, which takes no {given[0].replace('_', '-')}")
-    check_name(args.repository)
-    folder = Path(args.folder)
-    with user_errors(ImportError, TypeError, KeyError):
-        config = load_peft().PeftConfig.from_pretrained(folder)
-
-    def card_for(name: str, published: Path | None):
-        filled_in = adapter_card(config, name, args.license, args.datasets)
-        return own_or_filled_in(filled_in, folder, published, {"license": args.license, "datasets": args.datasets})
-
-    card = card_for(args.repository, None)
-    if args.card:
-        write_card(card, Path(args.card))
-        return print(args.card)
-    with hub_errors(args.repository), hub_bars():
-        api, name = made_repository(args)
-        card = card_for(name, published_card(api, name, args.revision))
-        message = f"Upload {folder.resolve().name} with uniwetok-hf"
-        commit = upload(folder, name, card=card, revision=args.revision, commit_message=message)
-    print(commit.commit_url)
-
-
-def make_card(model, checkpoint: Checkpoint, name: str, published: Path | None, args: argparse.Namespace):
-    """The card of `model`: the folder's own README.md, or that on the Hub, or one filled in from all that is known.
-
-    Raises:
-        CommandError: when results, the record of the training or the card's metadata can't be read.
-    """
-    from uniwetok_hf.cards import describe_training, model_card
-
-    given = {"license": args.license, "datasets": args.datasets, "eval_results": args.results}
-    with user_errors():
-        filled_in = model_card(
-            model,
-            name,
-            license=args.license or "apache-2.0",
-            datasets=args.datasets,
-            results=args.results,
-            training=describe_training(checkpoint.folder),
-        )
-    return own_or_filled_in(filled_in, checkpoint.folder, published, given)
-
-
-def own_or_filled_in(filled_in, folder: Path, published: Path | None, given: Mapping[str, object]):
-    """The card of the folder, or the `published` one, or the one that is `filled_in`; `given` are the options that set
-    fields of it."""
-    from uniwetok_hf.cards import card_to_push
-
-    readme = folder / "README.md"
-    with user_errors():
-        return card_to_push(
-            filled_in,
-            readme if readme.is_file() else published,
-            [field for field, value in given.items() if value],
-        )
-
-
 def write_card(card, path: Path) -> None:
-    """Writes a card under a temporary name, which is then that of `path`."""
+    """Writes a card under a temporary name, which is then renamed to `path`."""
     if path.is_dir():
         raise CommandError(f"--card {path} is a folder, not a file")
     temporary = path.with_name(f".{path.name}.tmp")
@@ -194,7 +158,7 @@ def published_card(api, name: str, revision: str | None) -> Path | None:
 
 @contextlib.contextmanager
 def hub_errors(name: str) -> Iterator[None]:
-    """What the Hub refuses, and what happens on the way there, as one line that says what to do."""
+    """Turns refusals of the Hub and broken connections into one line that says what to do."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     try:

@@ -1,4 +1,4 @@
-"""Sheets of labelled pictures, drawn with Pillow: the demo's files."""
+"""Pages of labelled pictures, made with Pillow: the files of the demo."""
 
 import functools
 import textwrap
@@ -18,7 +18,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def printable(text: str) -> str:
-    """`text` in the letters that Pillow's own font has: accents and curly quotes are made plain, the rest is "?"."""
+    """`text` in the characters that Pillow's font has: without accents and curly quotes, with "?" for the rest."""
     plain = text.translate({ord("’"): "'", ord("‘"): "'", ord("“"): '"', ord("”"): '"', ord("→"): ">"})
     decomposed = unicodedata.normalize("NFKD", plain)
     kept = [letter for letter in decomposed if not unicodedata.combining(letter)]
@@ -33,8 +33,8 @@ def text_block(
     max_lines: int = 3,
     num_lines: int | None = None,
 ) -> Image.Image:
-    """`text` on white, wrapped to `width` pixels and cut after `max_lines`; as high as `num_lines` when given, so that
-    neighbours line up."""
+    """`text` on white, wrapped to `width` pixels and cut after `max_lines`; `num_lines` high when given, so that
+    neighbours align."""
     font = _font(size)
     lines = [printable(text)] if width is None else _wrap(printable(text), font, width, max_lines)
     line_height = round(1.3 * size)
@@ -49,15 +49,15 @@ def text_block(
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int) -> list[str]:
     lines = [""]
     for word in text.split():
-        # A word wider than the block is cut into pieces that fit.
+        # A word wider than the block is split.
         letters = max(1, int(width / max(font.getlength("m"), 1)))
-        pieces = [word] if font.getlength(word) <= width else textwrap.wrap(word, letters)
-        for piece in pieces:
-            longer = f"{lines[-1]} {piece}".strip()
+        parts = [word] if font.getlength(word) <= width else textwrap.wrap(word, letters)
+        for part in parts:
+            longer = f"{lines[-1]} {part}".strip()
             if font.getlength(longer) <= width:
                 lines[-1] = longer
             else:
-                lines.append(piece)
+                lines.append(part)
     if len(lines) > max_lines:
         last = lines[max_lines - 1]
         while last and font.getlength(last + "...") > width:
@@ -78,7 +78,7 @@ def beside(parts: Sequence[Image.Image], gap: int = GAP, middle: bool = False) -
 
 
 def below(parts: Sequence[Image.Image], gap: int = GAP) -> Image.Image:
-    """Pictures under each other, aligned at the left."""
+    """Pictures in a column, aligned at the left."""
     width = max(part.width for part in parts)
     column = Image.new("RGB", (width, sum(part.height for part in parts) + gap * (len(parts) - 1)), "white")
     top = 0
@@ -105,13 +105,13 @@ def framed(picture: Image.Image, height: int | None = None) -> Image.Image:
 
 
 def section(title: str, note: str, body: Image.Image) -> Image.Image:
-    """A heading, a line that explains, and what it is about; without margins."""
+    """A heading, a line of explanation, and the body; without margins."""
     width = max(body.width, 420)
     return below([text_block(title, 24, width), text_block(note, 14, width, GREY), body])
 
 
 def page(parts: Sequence[Image.Image]) -> Image.Image:
-    """Sections under each other on white ground with margins."""
+    """Sections one below the other, on white with margins."""
     body = below(parts, gap=2 * MARGIN)
     ground = Image.new("RGB", (body.width + 2 * MARGIN, body.height + 2 * MARGIN), "white")
     ground.paste(body, (MARGIN, MARGIN))
@@ -119,7 +119,7 @@ def page(parts: Sequence[Image.Image]) -> Image.Image:
 
 
 def columns(parts: Sequence[Image.Image], count: int = 2) -> Image.Image:
-    """Sections in columns about equally high; each goes to the shortest so far."""
+    """Sections in columns of about the same height: each is added to the shortest column."""
     stacks: list[list[Image.Image]] = [[] for _ in range(min(count, len(parts)))]
     for part in parts:
         min(stacks, key=lambda stack: sum(member.height for member in stack)).append(part)

@@ -1,6 +1,6 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Configs of published models, from the JSON files beside them, from the tensors' names and shapes (spec 1.7, 1.8) and
-from the text tokenizer's vocabulary (spec 3.3)."""
+"""Configs of published models, from the JSON files beside them, from the tensors' names and shapes
+(docs/method.md 1.3) and from the text tokenizer's vocabulary (docs/method.md 3.1)."""
 
 import math
 import re
@@ -13,7 +13,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConf
 
 from ..modeling.configuration_uniwetok import UniWeTokConfig
 from ..modeling.configuration_uniwetok_mllm import UniWeTokHeadConfig, UniWeTokMLLMConfig
-from .layouts import Part, PublishedTextToImage
+from .layouts import PublishedPart, PublishedTextToImage
 from .tensors import ConversionError
 
 
@@ -40,7 +40,9 @@ _REQUIRED_HEAD_FIELDS = {
 }
 
 
-def read_vision_config(vision: Part, shapes: Shapes, num_attention_heads: int | None = None) -> UniWeTokConfig:
+def read_vision_config(
+    vision: PublishedPart, shapes: Shapes, num_attention_heads: int | None = None
+) -> UniWeTokConfig:
     """Config of an image tokenizer.
 
     Args:
@@ -146,7 +148,7 @@ def _level_widths(shapes: Shapes) -> list[int | None]:
     return widths
 
 
-def _stated_vision_fields(vision: Part) -> dict[str, tuple[object, str]]:
+def _stated_vision_fields(vision: PublishedPart) -> dict[str, tuple[object, str]]:
     """What the JSON file states: fields of [`UniWeTokConfig`], each with its value and what states it."""
     if vision.settings is None:
         return {}
@@ -161,7 +163,7 @@ def _stated_vision_fields(vision: Part) -> dict[str, tuple[object, str]]:
     return fields
 
 
-def _choose_num_heads(vision: Part, given: int | None, width: int) -> int:
+def _choose_num_heads(vision: PublishedPart, given: int | None, width: int) -> int:
     settings = (vision.settings or {}).get("ddconfig", vision.settings or {})
     stated = settings.get("n_heads")
     if stated is not None and given is not None and stated != given:
@@ -183,8 +185,8 @@ def _choose_num_heads(vision: Part, given: int | None, width: int) -> int:
     return num_heads
 
 
-def read_head_config(head: Part) -> tuple[UniWeTokHeadConfig, int, int]:
-    """Config of the binary head, tokens of a patch, and noise levels drawn for a token in training.
+def read_head_config(head: PublishedPart) -> tuple[UniWeTokHeadConfig, int, int]:
+    """Config of the binary head, tokens of a patch, and noise levels per token in training.
 
     Raises:
         ConversionError: when the JSON lacks a field or they don't fit.
@@ -285,6 +287,7 @@ def read_mllm_config(
     if tokens_per_patch < 1 or patch_size**2 != tokens_per_patch:
         raise ConversionError(f"{published.head.settings_label}: parallel_num {tokens_per_patch} is no square number.")
     projector = published.projector.settings or {}
+    special_tokens = read_special_tokens(vocabulary, text_config.vocab_size, tokens_per_patch)
     try:
         return UniWeTokMLLMConfig(
             text_config=text_config,
@@ -294,10 +297,8 @@ def read_mllm_config(
             projector_hidden_act=projector.get("hidden_act", "gelu_pytorch_tanh"),
             num_diffusion_draws=num_diffusion_draws,
             tie_word_embeddings=bool(text_config.tie_word_embeddings),
-            **read_special_tokens(vocabulary, text_config.vocab_size, tokens_per_patch),
+            **special_tokens,
         )
-    except ConversionError:
-        raise
     except _ConfigErrors as error:
         raise ConversionError(f"the parts of the text-to-image model don't fit: {one_line(error)}") from error
 

@@ -27,7 +27,7 @@ from .keys import (
     native_names,
     published_name,
 )
-from .layouts import Part, PublishedTextToImage, PublishedVision, find_published
+from .layouts import PublishedPart, PublishedTextToImage, PublishedVision, find_published
 from .shards import OutputTensor, parse_size, write_shards
 from .tensors import ConversionError, TensorInfo, TensorSource, published_tensors, row_chunks
 
@@ -70,9 +70,9 @@ def convert_checkpoint(
     max_shard_size: int | str = "5GB",
     ignored_prefixes: Sequence[str] = (),
 ) -> Path:
-    """Converts a published checkpoint (spec 1.6-1.10).
+    """Converts a published checkpoint (docs/method.md 1.3).
 
-    Tensors go from file to file in small pieces, so that any size fits in little memory. The result appears at once
+    Tensors go from file to file in small chunks, so that any size fits in little memory. The result appears at once
     when all is done, and nothing when something is wrong.
 
     Args:
@@ -195,18 +195,18 @@ def _convert_text_to_image(published: PublishedTextToImage, folder: Path, option
     pipeline.save_config(folder)  # model_index.json alone: the model has no weights in memory
 
 
-def _component(part: Part, rules: Rules, prefix: str) -> Component:
+def _component(part: PublishedPart, rules: Rules, prefix: str) -> Component:
     return Component(part.source, {name: name for name in part.source.tensors}, rules, prefix)
 
 
-def _read_vision(part: Part, options: Options) -> tuple[Component, UniWeTokConfig]:
+def _read_vision(part: PublishedPart, options: Options) -> tuple[Component, UniWeTokConfig]:
     names = published_tensors(part.source.tensors, options.ignored_prefixes)
     shapes = {name: part.source.tensors[stored].shape for name, stored in names.items()}
     config = read_vision_config(part, shapes, options.num_attention_heads)
     return Component(part.source, names, VISION_RULES), config
 
 
-def _read_language(part: Part, model: UniWeTokForCausalLM) -> Component:
+def _read_language(part: PublishedPart, model: UniWeTokForCausalLM) -> Component:
     """The language model's tensors. With tied embeddings the text head is left out.
 
     Raises:

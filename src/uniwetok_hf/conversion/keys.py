@@ -1,14 +1,11 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Names of the published tensors (spec 1.6, 1.8, 3.1, 3.3) and what they are called here.
+"""Names of the published tensors (docs/method.md 1.3) and what they are called here.
 
 A rule is (pattern of a published name, native names). One native name renames; several split the tensor in equal parts
 along dimension 0, since the published files fuse query|key|value and gate|up.
 """
 
 import re
-from collections.abc import Iterator
-
-import torch
 
 
 Rules = tuple[tuple[str, tuple[str, ...]], ...]
@@ -93,8 +90,8 @@ def native_names(name: str, rules: Rules) -> tuple[str, ...]:
 def published_name(native: str, rules: Rules) -> str | None:
     """The published name of the tensor that holds `native`: the rules read backwards. None when no rule gives it."""
     for pattern, targets in rules:
-        pieces = re.split(r"\(([^()]*)\)", pattern)  # literal, group, literal, group, ..., literal
-        literals, groups = [piece.replace("\\", "") for piece in pieces[::2]], pieces[1::2]
+        parts = re.split(r"\(([^()]*)\)", pattern)  # literal, group, literal, group, ..., literal
+        literals, groups = [part.replace("\\", "") for part in parts[::2]], parts[1::2]
         for target in targets:
             if match := re.fullmatch(_invert(target, groups), native):
                 values = [match[f"group{number}"] for number in range(1, len(groups) + 1)] + [""]
@@ -108,10 +105,3 @@ def _invert(target: str, groups: list[str]) -> str:
     for number, group in enumerate(groups, start=1):
         pattern = pattern.replace(rf"\{number}", f"(?P<group{number}>{group})")
     return pattern
-
-
-def to_native(name: str, tensor: torch.Tensor, rules: Rules) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields the native (name, tensor) pairs of one published tensor; nothing for a name that no rule knows."""
-    targets = native_names(name, rules)
-    if targets:
-        yield from zip(targets, tensor.chunk(len(targets)), strict=True)

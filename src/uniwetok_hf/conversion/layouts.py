@@ -1,5 +1,5 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""The published layouts: which file of a folder holds what (spec 1.7, 1.8, 1.10)."""
+"""The published layouts: which file of a folder holds what (docs/method.md 1.3)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ WEIGHT_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
 
 
 @dataclass
-class Part:
+class PublishedPart:
     """One part of a published model: its tensors, and the settings from the JSON file beside them, if any."""
 
     source: TensorSource
@@ -23,7 +23,7 @@ class Part:
 class PublishedVision:
     """A published image tokenizer."""
 
-    vision: Part
+    vision: PublishedPart
 
 
 @dataclass
@@ -31,10 +31,10 @@ class PublishedTextToImage:
     """A published text-to-image model: four parts, the folders of the language model's config and of the text
     tokenizer."""
 
-    vision: Part
-    head: Part
-    projector: Part
-    language: Part
+    vision: PublishedPart
+    head: PublishedPart
+    projector: PublishedPart
+    language: PublishedPart
     language_folder: Path
     text_folder: Path
 
@@ -123,7 +123,7 @@ def _published_text_to_image(src: Path, layout: TextToImageLayout, sign: str) ->
         raise ConversionError(f"it is a text-to-image folder, since it has {sign}, but lacks {', '.join(missing)}.")
     parts = {}
     for part, file in files.items():
-        parts[part] = Part(open_tensors(file, str(file.relative_to(src))))
+        parts[part] = PublishedPart(open_tensors(file, str(file.relative_to(src))))
         settings = src / layout.settings[part] if part in layout.settings else None
         if settings is not None and settings.is_file():
             parts[part].settings, parts[part].settings_label = read_json(settings), layout.settings[part]
@@ -157,7 +157,7 @@ def _find_vision_file(folder: Path) -> Path:
 
 
 def _published_vision(file: Path) -> PublishedVision:
-    part = Part(open_tensors(file, file.name))
+    part = PublishedPart(open_tensors(file, file.name))
     for name in _VISION_SETTINGS:
         if (file.parent / name).is_file():
             settings = read_json(file.parent / name)
@@ -167,4 +167,4 @@ def _published_vision(file: Path) -> PublishedVision:
     return PublishedVision(part)
 
 
-__all__ = ["Part", "PublishedTextToImage", "PublishedVision", "find_published"]
+__all__ = ["PublishedPart", "PublishedTextToImage", "PublishedVision", "find_published"]

@@ -1,7 +1,7 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Converts the weights of LPIPS with VGG16 to one safetensors file for `training.losses.perceptual.LPIPS`.
+"""Converts the weights of LPIPS with VGG16 to one safetensors file for `losses.perceptual.LPIPS`.
 
-Nothing is downloaded. For the metric itself (spec 2.4) the user brings two files: torchvision's VGG16 (keys
+Nothing is downloaded. For the metric itself (docs/method.md 2.2) the user brings two files: torchvision's VGG16 (keys
 `features.0.weight`...) and LPIPS v0.1 `vgg.pth` (keys `lin0.model.1.weight`...).
 
 The PyPI package `stlpips-pytorch` holds both kinds in one file, `weights/vST0.0/vgg_shift_tolerant.pth`: a VGG16

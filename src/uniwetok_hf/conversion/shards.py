@@ -1,9 +1,8 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Writes model weights as safetensors shards, a piece of a tensor at a time.
+"""Writes model weights as safetensors shards, one chunk of a tensor at a time.
 
-`safetensors.torch.save_file` wants a whole shard in memory; here only a chunk of one tensor is. The files are those
-that
-`from_pretrained` reads: `model.safetensors`, or `model-00001-of-0000N.safetensors` and an index.
+`safetensors.torch.save_file` wants a whole shard in memory; here only a chunk of one tensor is. `from_pretrained`
+reads the files: `model.safetensors`, or `model-00001-of-0000N.safetensors` and an index.
 """
 
 import json
@@ -23,7 +22,7 @@ _SIZE_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """A tensor to be written; `chunks` gives its values in order, in pieces of `dtype`."""
+    """A tensor to be written; `chunks` gives its values in order, as chunks of `dtype`."""
 
     name: str
     shape: tuple[int, ...]

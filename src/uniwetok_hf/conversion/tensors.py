@@ -1,5 +1,6 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Tensors of published files, read one by one: safetensors files, and pickles of training runs (spec 1.7)."""
+"""Tensors of published files, read one by one, of safetensors files and pickles of training runs
+(docs/method.md 1.3)."""
 
 import json
 import zipfile

@@ -74,6 +74,8 @@ class EncodingSettings:
         for name in ("patch_size", "num_variants", "rows_per_part", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
+        if self.seed < 0:
+            raise ValueError(f"`seed` must be 0 or more, got {self.seed}.")
         if self.fit not in FITS:
             raise ValueError(f"`fit` must be one of {', '.join(FITS)}, got {self.fit!r}.")
         if not 0 < self.crop_scale <= 1:

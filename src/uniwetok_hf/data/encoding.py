@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from .encoded import ENCODING_FILE, Encoding, encoder_fingerprint, part_path, read_encoding
 from .encoded_parts import EncodingSettings, PartEncoder, PartSummary, read_summary
+from .samples import STREAMS
 
 
 PARTIAL_FILE = "encoding.partial.json"
@@ -149,6 +150,7 @@ def _describe(dataset, model, settings: EncodingSettings) -> dict:
         "source_rows": len(dataset) if _has_length(dataset) else None,
         "source_words": _digest_of_words(dataset, settings.columns) if _has_length(dataset) else None,
         **dataclasses.asdict(settings),
+        "streams": STREAMS,
     }
     return json.loads(json.dumps(state))
 
@@ -175,7 +177,7 @@ def _begin(folder: Path, state: dict) -> Encoding | None:
                 "begun; name another folder, or remove this one."
             )
         before = saved.get(name, False if name == "same_crops" else None)  # older folders don't say it
-        if name not in ("model", "source_words") and before != value:  # a model: by its fingerprint
+        if name not in ("model", "source_words", "streams") and before != value:  # a model: by its fingerprint
             raise ValueError(
                 f"`{name}`: {folder} was begun with {before!r}, and can't go on with {value!r}; name another "
                 "folder, or remove this one."
@@ -185,6 +187,11 @@ def _begin(folder: Path, state: dict) -> Encoding | None:
         if all(read_summary(part_path(folder, index)) for index in range(encoding.num_parts)):
             (folder / PARTIAL_FILE).unlink(missing_ok=True)
             return encoding
+    if saved is not None and state["num_variants"] > 1 and saved.get("streams") != STREAMS:
+        raise ValueError(
+            f"`folder` {folder} was begun by an earlier version, whose random crops are others: finish it with that "
+            "version (commit 84bac22), name another folder, or remove this one."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / PARTIAL_FILE, json.dumps(state, indent=1))
     (folder / ENCODING_FILE).unlink(missing_ok=True)

@@ -1,35 +1,43 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Which sample comes when, and the random numbers that belong to it: all of it a function of the seed and the sample's
-running number in the training, never of what was drawn before.
+"""The order of training samples and their random numbers: functions of the seed and of a sample's running number,
+independent of what was sampled before.
 
-So a resumed run goes on exactly, and the same run on two processes, with half of each batch on either, draws the same
-crops and noise as on one. Running numbers count from 0 over the whole training: step n of batches of b holds the
-samples n * b ... (n + 1) * b - 1.
+So a resumed run continues exactly, and two processes with half of each batch use the same crops and noise as one.
+Running numbers count from 0 over all steps: step n of batches of b has the samples n * b ... (n + 1) * b - 1.
 """
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 
-# What a sample's random numbers are for; each purpose has a stream of its own.
+# Version of the streams below. Checkpoints and encoded datasets record it, since they can't go on with another one.
+STREAMS = 2
+
+# What a sample's random numbers are for; each purpose has its own stream.
 AUGMENTATION, NOISE, TASK, PRIOR = range(4)
+
+
+def stream_seed(seed: int, *key: int) -> int:
+    """Seed, of 64 bits, of the stream of random numbers that belongs to `key`. None of the numbers may be negative."""
+    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0])
 
 
 def sample_generator(seed: int, number: int, purpose: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A new generator for one sample and one purpose."""
-    return torch.Generator(device).manual_seed(hash((seed, number, purpose)))  # hashes of integers never change
+    return torch.Generator(device).manual_seed(stream_seed(seed, number, purpose))
 
 
 def sample_generators(
     seed: int, numbers: Sequence[int], purpose: int, device: torch.device | str = "cpu"
 ) -> list[torch.Generator]:
-    """[`sample_generator`] of each of a batch."""
+    """[`sample_generator`] for each sample of a batch."""
     return [sample_generator(seed, number, purpose, device) for number in numbers]
 
 
 class EpochOrder:
-    """The order in which the rows of one source come: each epoch a new permutation of all of them."""
+    """The order of the rows of one source: a new permutation of all of them in each epoch."""
 
     def __init__(self, length: int, seed: int):
         self.length, self.seed = length, seed
@@ -40,7 +48,7 @@ class EpochOrder:
         epoch, index = divmod(position, self.length)
         if epoch != self._epoch:
             self._epoch = epoch
-            self._order = self._arrange(torch.Generator().manual_seed(hash((self.seed, epoch))))
+            self._order = self._arrange(torch.Generator().manual_seed(stream_seed(self.seed, epoch)))
         return self._order[index]
 
     def _arrange(self, generator: torch.Generator) -> list[int]:
@@ -48,8 +56,8 @@ class EpochOrder:
 
 
 class GroupedOrder(EpochOrder):
-    """As [`EpochOrder`], but rows with the same one of `keys` follow each other, `size` at a time: the order of such
-    groups is new in each epoch, and so is which rows form one. What is left of a key makes a smaller group."""
+    """[`EpochOrder`] in which rows with the same key follow each other in groups of `size`. The groups and their order
+    are new in each epoch; the rows of a key that fill no group form a smaller one."""
 
     def __init__(self, keys: Sequence, size: int, seed: int):
         super().__init__(len(keys), seed)
@@ -70,8 +78,8 @@ class GroupedOrder(EpochOrder):
 class Mixture:
     """Which of several weighted sources the k-th sample comes from.
 
-    Every `cycle` samples hold each source as often as its weight says (the largest remainders are rounded up), in an
-    order of their own. So shares are kept closely, and how often a source came before is known without counting.
+    Each cycle of `cycle` samples holds every source in proportion to its weight (the largest remainders are rounded
+    up), in a new order. So shares are exact, and the position in a source is known without counting.
 
     Raises:
         ValueError: when there is no source, or a weight is not above 0.
@@ -100,7 +108,7 @@ class Mixture:
 
     def _arrange(self, cycle: int) -> list[tuple[int, int]]:
         sources = [source for source, count in enumerate(self.counts) for _ in range(count)]
-        generator = torch.Generator().manual_seed(hash((self.seed, cycle, len(sources))))
+        generator = torch.Generator().manual_seed(stream_seed(self.seed, cycle, len(sources)))
         seen, places = [0] * len(self.counts), []
         for i in torch.randperm(len(sources), generator=generator).tolist():
             places.append((sources[i], seen[sources[i]]))

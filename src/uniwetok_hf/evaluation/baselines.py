@@ -1,5 +1,5 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""What a reconstruction must beat: all white, an 8x8 thumbnail, and WebP with no more bytes than the codes."""
+"""Baselines of reconstruction: all white, an 8x8 thumbnail, and WebP with no more bytes than the codes."""
 
 import io
 
@@ -7,12 +7,12 @@ import numpy as np
 from PIL import Image, features
 
 
-# WebP may also shrink the picture first: at a few hundred bytes that is what makes it look best.
+# WebP may also shrink the picture first: at a few hundred bytes that looks best.
 SCALES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625)
 
 
 def white(image: Image.Image) -> Image.Image:
-    """What a model that says nothing would show."""
+    """A white picture of the same size."""
     return Image.new("RGB", image.size, "white")
 
 
@@ -31,7 +31,7 @@ def webp(image: Image.Image, num_bytes: int) -> tuple[Image.Image, int] | None:
         num_bytes: the whole file, header included.
 
     Returns:
-        The picture as it comes back and the bytes it took, or None when not even the smallest fits.
+        The decoded picture and the bytes of the file, or None when not even the smallest fits.
 
     Raises:
         ImportError: Pillow was built without WebP.
@@ -56,7 +56,7 @@ def webp(image: Image.Image, num_bytes: int) -> tuple[Image.Image, int] | None:
 
 
 def _largest_that_fits(image: Image.Image, num_bytes: int) -> bytes | None:
-    """Bisection over the quality: files grow with it, but for small dents."""
+    """Bisection over the quality: files grow with it nearly always."""
     fitting, low, high = None, 0, 100
     while low <= high:
         quality = (low + high) // 2

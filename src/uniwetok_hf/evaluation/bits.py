@@ -1,5 +1,5 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Are all bits of the codes used, and do they say different things?"""
+"""Statistics of codes: usage, entropy and correlation of the bits, and compressed size."""
 
 import zlib
 from collections.abc import Iterable, Sequence
@@ -9,16 +9,15 @@ import torch
 from ..modeling.codes_uniwetok import pack_codes
 
 
-STUCK = 0.001  # a bit that takes its rarer value in less than this share of the tokens
+STUCK = 0.001  # a bit is stuck when its rarer value comes in less than this share of the tokens
 
 
 class BitStatistics:
-    """Statistics of codes of {-1, +1} that come picture by picture; memory does not grow with the number of pictures,
-    but for their compressed bytes.
+    """Statistics of codes of {-1, +1} that are added picture by picture; memory does not grow with their number.
 
-        statistics = BitStatistics(num_bits=128)
-        statistics.add(codes)  # [bits, h, w] or [B, bits, h, w], as often as wanted
-        statistics.compute()
+    statistics = BitStatistics(num_bits=128)
+    statistics.add(codes)  # [bits, h, w] or [B, bits, h, w], as often as wanted
+    statistics.compute()
     """
 
     def __init__(self, num_bits: int):
@@ -60,9 +59,9 @@ class BitStatistics:
         """
         Returns:
             `num_pictures`, `num_tokens`, `num_bits`; the smallest and largest `usage` of a bit (share of +1); the mean
-            `entropy` of a bit (1 at best); `stuck_bits`, that nearly always have one value (less than 1 token in 1000
-            the other); the largest absolute `correlation` of two bits that are not stuck; `bytes_per_picture` of
-            packed codes, and `zlib_bytes_per_picture` when all of them are compressed together.
+            `entropy` of a bit (1 at best); `stuck_bits`, whose rarer value comes in less than 1 of 1000
+            tokens; the largest absolute `correlation` of two bits that are not stuck; `bytes_per_picture` of
+            packed codes, and `zlib_bytes_per_picture` when all codes are compressed together.
 
         Raises:
             ValueError: when there are no codes yet.

@@ -62,7 +62,7 @@ def share_score(outcomes: Iterable[bool], chance: float | None = None) -> Score:
 
 
 def mean_score(values: Iterable[float], chance: float | None = None, largest: float = math.inf) -> Score:
-    """The mean of a figure that each sample has, and that is nowhere above `largest`. Infinite values (PSNR of
+    """The mean of a value that each sample has, and that is never above `largest`. Infinite values (PSNR of
     identical pictures) are left out of the mean and of `count`; a single value has no interval."""
     finite = np.asarray([value for value in values if math.isfinite(value)], dtype=np.float64)
     if len(finite) == 0:
@@ -75,19 +75,19 @@ def mean_score(values: Iterable[float], chance: float | None = None, largest: fl
 
 
 def jackknife_score(
-    figure: Callable[..., float], *samples: np.ndarray, chance: float | None = None, num_groups: int = 20
+    statistic: Callable[..., float], *samples: np.ndarray, chance: float | None = None, num_groups: int = 20
 ) -> Score:
-    """A figure of whole sets, `figure(*samples)`, with a grouped jackknife over the first axis of all of them.
+    """A statistic of whole sets, `statistic(*samples)`, with a grouped jackknife over the first axis of all of them.
 
     Rows i, i + g, i + 2g, ... are left out together (of every set: pairs stay pairs), g = `num_groups` or the size of
     the smallest set. `count` is the size of the first set.
     """
-    value = float(figure(*samples))
+    value = float(statistic(*samples))
     num_groups = min(num_groups, *(len(sample) for sample in samples))
     if num_groups < 3:
         return Score(value, len(samples[0]), None, chance)
     kept = [[_without(sample, group, num_groups) for sample in samples] for group in range(num_groups)]
-    without = np.array([figure(*sets) for sets in kept])
+    without = np.array([statistic(*sets) for sets in kept])
     error = math.sqrt((num_groups - 1) / num_groups * float(((without - without.mean()) ** 2).sum()))
     return Score(value, len(samples[0]), (value - Z_95 * error, value + Z_95 * error), chance)
 

@@ -1,6 +1,6 @@
 """PSNR, SSIM and perceptual distance between pictures.
 
-One protocol for every number this package reports: both pictures are 8-bit RGB of the same size, the measure is taken
+One protocol for all numbers of this package: both pictures are 8-bit RGB of the same size, the measure is taken
 over all pixels and channels of one picture, and the value of a set of pictures is the mean of the values of its
 pictures (not the PSNR of the mean error). SSIM is scikit-image's, from the `eval` extra; a perceptual distance needs a
 network with weights, which results name.

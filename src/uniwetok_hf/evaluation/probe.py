@@ -25,7 +25,7 @@ def linear_probe_outcomes(
 
     Args:
         features, test_features: float [N, channels] and [M, channels].
-        labels, test_labels: one a row, of any kind that can be compared. A test label that was never trained on is
+        labels, test_labels: one per row, of any kind that can be compared. A test label that was never trained on is
             wrong whatever the probe says.
         l2: weight of |W|^2 / 2 beside the mean cross-entropy; the bias is free.
         max_steps: steps of L-BFGS at most.
@@ -40,7 +40,7 @@ def linear_probe_outcomes(
     for name, rows, tags in (("features", features, labels), ("test_features", test_features, test_labels)):
         if rows.ndim != 2 or len(rows) == 0 or len(rows) != len(tags):
             raise ValueError(
-                f"`{name}` must be [N, channels] with one label a row, got {list(rows.shape)} and {len(tags)}."
+                f"`{name}` must be [N, channels] with one label per row, got {list(rows.shape)} and {len(tags)}."
             )
     if features.shape[1] != test_features.shape[1]:
         raise ValueError(f"`test_features` have {test_features.shape[1]} channels, `features` {features.shape[1]}.")

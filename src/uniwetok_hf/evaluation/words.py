@@ -1,5 +1,5 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Scores of short answers: exact match and F1 of the words, as in SQuAD but for articles, which stay."""
+"""Scores of short answers: exact match and F1 of the words, as in SQuAD, except that articles are kept."""
 
 import re
 from collections import Counter

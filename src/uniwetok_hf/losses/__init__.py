@@ -1,1 +1,1 @@
-"""Training losses, one idea a file."""
+"""Training losses, one idea per file."""

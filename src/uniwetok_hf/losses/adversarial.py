@@ -1,9 +1,10 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Adversarial loss: PatchGAN discriminator, hinge loss for it, non-saturating loss for the decoder, LeCam (spec 2.4).
+"""Adversarial loss: PatchGAN discriminator, hinge loss for it, non-saturating loss for the decoder, LeCam
+(docs/method.md 2.3).
 
-- Discriminator: conv 4x4 stride 2, twice more with norm, conv 4x4 stride 1 with norm, conv 4x4 to one logit a patch;
+- Discriminator: conv 4x4 stride 2, twice more with norm, conv 4x4 stride 1 with norm, conv 4x4 to one logit per patch;
   LeakyReLU 0.2. **GroupNorm stands where the published one has BatchNorm**, so a logit depends on its own picture
-  alone: any batch size will do, and several processes with a part of the batch each equal one with all of it.
+  alone: the loss does not depend on the batch size or on the number of processes.
 - Its loss: 0.5 (mean relu(1 - D(x)) + mean relu(1 + D(x'))) plus a weight (0.05) times LeCam.
 - The decoder's: mean over pictures of softplus(-d), where d is D(x') averaged over the patches of a picture *before*
   the softplus. Weighted 0.1, not adaptively.
@@ -17,7 +18,7 @@ from .processes import sum_over_processes
 
 
 class PatchDiscriminator(nn.Module):
-    """Logits of how real each patch of a picture looks; 70 x 70 pixels a patch with 3 layers.
+    """Logits of how real each patch of a picture looks; 70 x 70 pixels per patch with 3 layers.
 
     New weights come from torch's global generator: convolutions N(0, 0.02) without bias values, norms N(1, 0.02).
     """
@@ -77,6 +78,9 @@ class LeCam(nn.Module):
     batches and processes.
     """
 
+    real_mean: torch.Tensor
+    fake_mean: torch.Tensor
+
     def __init__(self, decay: float = 0.999):
         super().__init__()
         self.decay = decay
@@ -104,5 +108,5 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.GroupNorm):
         nn.init.normal_(module.weight, 1.0, 0.02)
-    if getattr(module, "bias", None) is not None:
-        nn.init.zeros_(module.bias)
+    if isinstance(bias := getattr(module, "bias", None), torch.Tensor):
+        nn.init.zeros_(bias)

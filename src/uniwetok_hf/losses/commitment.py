@@ -1,5 +1,5 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Commitment: draws latents to their own codes, mean (u - sg(q))^2 with q = sign(u) (spec 2.3).
+"""Commitment: pulls latents towards their own codes, mean (u - sg(q))^2 with q = sign(u) (docs/method.md 2.4).
 
 For ablations only, its weight is 0 in every config: UniWeTok bounds the latents by SigLu instead, and then lowering
 the sample entropy does what this loss did (arXiv 2602.14178, section 3.3). WeTok, whose latents are free, weights it

@@ -1,5 +1,6 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Group-wise entropy of binary tokens (WeTok; arXiv 2602.14178, equation 3; spec 2.2), exact and without a codebook.
+"""Group-wise entropy of binary tokens (WeTok; arXiv 2602.14178, equation 3; docs/method.md 2.4), exact and without a
+codebook.
 
 A latent u picks among the 2^d' codes of its group with p(c) = softmax(2 u.c / tau). The codebook is the whole
 hypercube, so p factorises into bits, P(bit = +1) = sigmoid(4 u / tau), and

@@ -1,5 +1,6 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Perceptual loss: how far two pictures are in the features of a frozen network (spec 2.4; Zhang et al. 2018).
+"""Perceptual loss: how far two pictures are in the features of a frozen network (docs/method.md 2.2; Zhang et al.
+2018).
 
 At every position of every chosen layer the features are scaled to length 1; the distance of two pictures is the
 squared difference, summed over channels, averaged over positions, summed over layers:
@@ -7,13 +8,14 @@ squared difference, summed over channels, averaged over positions, summed over l
     d(x, y) = sum_l mean_hw sum_c w_lc (f_lc(x) / |f_l(x)| - f_lc(y) / |f_l(y)|)^2
 
 - [`PerceptualLoss`] takes f from any vision model of transformers; all w are 1.
-- [`LPIPS`] takes f from VGG16 and learned w: the metric itself, for those who have its weights.
+- [`LPIPS`] takes f from VGG16 and learned w: the metric itself, for users who have its weights.
 
 Gradients reach the first picture only. The network runs under autocast if there is any, the rest in float32.
 """
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -36,6 +38,9 @@ class FeatureDistance(nn.Module):
     Args:
         shift, scale: of the pixels in [-1, 1]: the network sees (pixels - shift) / scale, three channels each.
     """
+
+    shift: torch.Tensor
+    scale: torch.Tensor
 
     def __init__(self, shift: Sequence[float], scale: Sequence[float]):
         super().__init__()
@@ -115,7 +120,7 @@ class PerceptualLoss(FeatureDistance):
         image_size: int | None = None,
     ):
         super().__init__([2 * mean - 1 for mean in image_mean], [2 * std for std in image_std])
-        self.model = getattr(model, "vision_model", model)
+        self.model: Any = getattr(model, "vision_model", model)
         if self.model.main_input_name != "pixel_values":
             raise ValueError(f"`model` must take pictures, but {type(model).__name__} takes {model.main_input_name}.")
         self.layers = layers
@@ -134,7 +139,7 @@ class PerceptualLoss(FeatureDistance):
         """
         config = AutoConfig.from_pretrained(name_or_path)
         # AutoBackbone picks the same class, but asks the Hub even for a folder (transformers 5.23).
-        model_class = MODEL_FOR_BACKBONE_MAPPING.get(type(config), AutoModel)
+        model_class: Any = MODEL_FOR_BACKBONE_MAPPING.get(type(config), AutoModel)
         if model_class is not AutoModel:
             config.out_indices = _choose_layers(layers, len(config.stage_names))
         model, info = model_class.from_pretrained(
@@ -148,9 +153,8 @@ class PerceptualLoss(FeatureDistance):
         return cls(model, layers, mean, std, image_size)
 
     def features(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        size = (self.image_size, self.image_size)
-        if self.image_size and pixel_values.shape[2:] != size:
-            pixel_values = F.interpolate(pixel_values, size=size, mode="bicubic", antialias=True)
+        if self.image_size and pixel_values.shape[2:] != (self.image_size, self.image_size):
+            pixel_values = F.interpolate(pixel_values, self.image_size, mode="bicubic", antialias=True)
         if _is_backbone(self.model):
             maps = self.model(pixel_values).feature_maps
             numbers = [number % len(self.model.stage_names) for number in self.model.out_indices]
@@ -174,6 +178,8 @@ class LPIPS(FeatureDistance):
         blurs: whether pictures are halved by max pooling of stride 1 and a [1, 2, 1] blur of stride 2 instead of plain
             max pooling, as in the trunk of ShiftTolerant-LPIPS (Ghildyal and Liu 2022), which was trained that way.
     """
+
+    blur: torch.Tensor | None
 
     def __init__(self, widths: Sequence[int] = VGG16_WIDTHS, blurs: bool = False):
         super().__init__(shift=(-0.030, -0.088, -0.188), scale=(0.458, 0.448, 0.450))

@@ -1,5 +1,5 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Reconstruction: how far the pixels are from the picture (spec 2.4).
+"""Reconstruction: how far the pixels are from the picture (docs/method.md 2.1).
 
 The paper prints L2, |I - I'|^2 (arXiv 2602.14178, equation 2), the published code of its predecessor uses L1; both are
 here, and a config weights them. They are means over pictures, channels and pixels, in float32 also under autocast.

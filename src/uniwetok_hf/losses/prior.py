@@ -1,8 +1,9 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Generative-Aware Prior: tokens that can be predicted (arXiv 2602.14178, section 3.2, equation 7; spec 4.1).
+"""Generative-Aware Prior: tokens that can be predicted (arXiv 2602.14178, section 3.2, equation 7;
+docs/method.md 2.6).
 
-A small autoregressive model reads [learned query, tokens 1 ... n-1] and says of each of the n tokens what it expects.
-A diffusion head is told this, a noisy token and its time t, and predicts the token. The loss is the squared error,
+A small autoregressive model reads [learned query, tokens 1 ... n-1] and gives a condition for each of the n tokens.
+A diffusion head takes it, a noisy token and its time t, and predicts the token. The loss is the squared error,
 
     L = |U_Q - head((1 - t) e + t U_Q, t, causal([query, U_Q without the last]))|^2,    t ~ U[0, 1], e ~ N(0, 1)
 
@@ -17,9 +18,10 @@ import torch
 from torch import nn
 from transformers import AutoModel, Qwen3Config
 
+from ..modeling.codes_uniwetok import codes_to_tokens
 from ..modeling.configuration_uniwetok_mllm import UniWeTokHeadConfig
 from ..modeling.modeling_uniwetok_head import UniWeTokBinaryHead
-from ..modeling.modeling_uniwetok_mllm import codes_to_tokens, sinusoidal_positions
+from ..modeling.modeling_uniwetok_mllm import sinusoidal_positions
 from ..modeling.noise_uniwetok import Generators, draw_noise, draw_uniform
 
 
@@ -78,9 +80,9 @@ class GenerativePrior(nn.Module):
             timestep_schedule="uniform",
         )
         self.head = UniWeTokBinaryHead(head_config)
-        for layer in self.head.layers:  # a token is drawn alone: it has nothing to compare itself with
-            layer.self_attn.q_proj.requires_grad_(False)
-            layer.self_attn.k_proj.requires_grad_(False)
+        for name, parameter in self.head.named_parameters():
+            if "q_proj" in name or "k_proj" in name:  # each token is its own patch: there is nothing to attend to
+                parameter.requires_grad_(False)
 
     def conditions(self, codes: torch.Tensor) -> torch.Tensor:
         """What the transformer expects of each token, [B, h*w, hidden_size], in row-major order, of codes [B, bits, h,
@@ -98,8 +100,8 @@ class GenerativePrior(nn.Module):
 
         Args:
             codes: as `UniWeTokModel` gives them in training.
-            generator: source of times (one a token) and noise; a list with one a picture makes a picture independent
-                of its batch.
+            generator: source of times (one per token) and noise; a list with one per picture makes a picture
+                independent of its batch.
         """
         tokens = codes_to_tokens(codes.float(), patch_size=1)  # [B, h*w, bits]
         timesteps = draw_uniform(tokens.shape[:2], generator, codes.device)

@@ -1,6 +1,6 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""The frozen teacher of Pre-Post Distillation: any vision model of transformers as one vector a picture (spec 4.1; the
-paper's is SigLIP 2 so400m, whose vectors have 1152 channels).
+"""The frozen teacher of Pre-Post Distillation: any vision model of transformers as one vector per picture
+(docs/method.md 2.5; the paper's is SigLIP 2 so400m, whose vectors have 1152 channels).
 
 - It sees the very pixels that the image tokenizer is trained on, in [-1, 1] and of any size. They are resized to its
   own size (both sides, so that nothing is cut off, as SigLIP's processor does; CLIP's would crop) and normalised as
@@ -13,11 +13,12 @@ paper's is SigLIP 2 so400m, whose vectors have 1152 channels).
 import hashlib
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from ..files import is_local_name
@@ -33,11 +34,14 @@ class Teacher(nn.Module):
     Args:
         model: a transformers model that takes `pixel_values`, or a dual encoder with `get_image_features`.
         image_size: (height, width) in pixels that it is shown.
-        image_mean, image_std: what its pixels in 0...1 are normalised with, one a channel.
+        image_mean, image_std: what its pixels in 0...1 are normalised with, one per channel.
         text_tokenizer: what prepares texts for a dual encoder.
         pooling: `"image features"`, `"pooled output"` or `"mean of hidden states"`.
         name: what it was loaded by.
     """
+
+    mean: torch.Tensor
+    std: torch.Tensor
 
     def __init__(
         self,
@@ -50,7 +54,7 @@ class Teacher(nn.Module):
         name: str = "",
     ):
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.image_size, self.text_tokenizer, self.pooling, self.name = image_size, text_tokenizer, pooling, name
         self.register_buffer("mean", torch.tensor(image_mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(image_std)[:, None, None], persistent=False)
@@ -130,7 +134,7 @@ class Teacher(nn.Module):
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Vectors [B, embedding_size], float32, not normalised, of texts; what is too long is cut.
 
-        Every text is padded to the full length: SigLIP was trained so and is worse without, to CLIP it is all one.
+        Every text is padded to the full length: SigLIP was trained so and is worse without, CLIP ignores the padding.
 
         Raises:
             ValueError: when the teacher has no text half.
@@ -168,7 +172,7 @@ def _read_preprocessing(name_or_path, config) -> tuple[tuple[int, int], Sequence
     return image_size, processor.image_mean, processor.image_std
 
 
-def _own_pooling(model: nn.Module, image_size: tuple[int, int], has_pooler: bool) -> str:
+def _own_pooling(model: PreTrainedModel, image_size: tuple[int, int], has_pooler: bool) -> str:
     """Whether a vision model has a pooled output of its own."""
     with torch.no_grad():
         output = model.eval()(pixel_values=torch.zeros(1, 3, *image_size, dtype=model.dtype))

@@ -2,8 +2,8 @@
 """Binary codes as data: the sign quantizer, packing in bytes, and the file format of saved codes.
 
 A token is a vector of {-1, +1}. Nothing here knows a codebook: 2^128 codes need no table, the sign *is* the index.
-Bit j of byte k is channel 8k + j (least significant bit first), the order of the groups in the entropy loss (spec
-2.1).
+Bit j of byte k is channel 8k + j (least significant bit first), the order of the groups in the entropy loss
+(docs/method.md 1.2).
 """
 
 import json
@@ -17,6 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 
+# Pixels or codes of pictures: a batch, or a list of pictures of any sizes.
+Pictures = torch.Tensor | Sequence[torch.Tensor]
+
 CODES_FORMAT = "uniwetok-codes"
 CODES_VERSION = 1
 
@@ -26,12 +29,12 @@ class CodesFileError(ValueError):
 
 
 def binarize(latents: torch.Tensor) -> torch.Tensor:
-    """+1 where `latents` > 0 and -1 elsewhere (exact zero is -1, spec 1.2); same shape and dtype, no gradient."""
+    """+1 where `latents` > 0 and -1 elsewhere (exact zero is -1); same shape and dtype, no gradient."""
     return torch.where(latents > 0, 1.0, -1.0).to(latents.dtype)
 
 
 def pack_codes(codes: torch.Tensor) -> torch.Tensor:
-    """Packs codes [B, bits, h, w] of {-1, +1} to uint8 [B, h, w, bits / 8]: 16 bytes a token for 128 bits.
+    """Packs codes [B, bits, h, w] of {-1, +1} to uint8 [B, h, w, bits / 8]: 16 bytes per token for 128 bits.
 
     Raises:
         ValueError: when `codes` is not 4-dimensional or its bits are no multiple of 8.
@@ -55,9 +58,26 @@ def unpack_codes(packed: torch.Tensor, dtype: torch.dtype = torch.float32) -> to
     return (bits.flatten(-2).movedim(-1, 1).to(dtype) * 2 - 1).contiguous()  # [B, bits, h, w]
 
 
+def codes_to_tokens(codes: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Codes [N, bits, h, w] to tokens [N, h*w, bits] in the order of generation: patches row by row, and
+    rows inside a patch."""
+    batch, bits, height, width = codes.shape
+    p = patch_size
+    patches = codes.reshape(batch, bits, height // p, p, width // p, p)
+    return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, height * width, bits)
+
+
+def tokens_to_codes(tokens: torch.Tensor, height: int, width: int, patch_size: int) -> torch.Tensor:
+    """Inverse of [`codes_to_tokens`]."""
+    batch, _, bits = tokens.shape
+    p = patch_size
+    patches = tokens.reshape(batch, height // p, width // p, p, p, bits)
+    return patches.permute(0, 5, 1, 3, 2, 4).reshape(batch, bits, height, width)
+
+
 @dataclass
 class SavedCodes:
-    """Codes read from a file: `codes`, one [bits, h, w] of {-1, +1} a picture; `original_sizes` and
+    """Codes read from a file: `codes`, one [bits, h, w] of {-1, +1} per picture; `original_sizes` and
     `content_sizes`, (height, width) pairs in pixels as the image processor gave them; `metadata` of the file."""
 
     codes: list[torch.Tensor]
@@ -89,15 +109,15 @@ def save_codes(
         path: the file; it is written under a temporary name and then renamed.
         codes: [B, bits, h, w], or a list of [bits, h, w] of any sizes, of {-1, +1}.
         config: the [`UniWeTokConfig`] of the model that made them.
-        original_sizes, content_sizes: (height, width) pairs in pixels from the image processor, one a picture.
+        original_sizes, content_sizes: (height, width) pairs in pixels from the image processor, one per picture.
 
     Raises:
-        ValueError: when the codes' bits are not the config's, or the sizes are not one a picture.
+        ValueError: when the codes' bits are not the config's, or there is not one size per picture.
         OSError: when `path` can't be written.
     """
     for name, sizes in (("original_sizes", original_sizes), ("content_sizes", content_sizes)):
         if sizes is not None and len(sizes) != len(codes):
-            raise ValueError(f"`{name}` must hold one size a picture: {len(codes)} pictures, {len(sizes)} sizes.")
+            raise ValueError(f"`{name}` must hold one size per picture: {len(codes)} pictures, {len(sizes)} sizes.")
     tensors = {}
     for index, picture in enumerate(codes):
         if picture.shape[0] != config.num_bits:
@@ -164,4 +184,15 @@ def load_codes(path: str | os.PathLike) -> SavedCodes:
     return SavedCodes(codes, original_sizes, content_sizes, metadata)
 
 
-__all__ = ["CodesFileError", "SavedCodes", "binarize", "load_codes", "pack_codes", "save_codes", "unpack_codes"]
+__all__ = [
+    "CodesFileError",
+    "Pictures",
+    "SavedCodes",
+    "binarize",
+    "codes_to_tokens",
+    "load_codes",
+    "pack_codes",
+    "save_codes",
+    "tokens_to_codes",
+    "unpack_codes",
+]

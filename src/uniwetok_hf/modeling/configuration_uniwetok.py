@@ -1,5 +1,5 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Configuration of the UniWeTok image tokenizer (arXiv 2602.14178, section 3; spec tables 14-33).
+"""Configuration of the UniWeTok image tokenizer (arXiv 2602.14178, section 3 and tables 14-33; docs/method.md 1.1).
 
 Unusual points:
 - One config covers two published architectures: `"hybrid"` (convolution + attention + SigLu, the paper's) and
@@ -7,7 +7,7 @@ Unusual points:
 - The defaults are the paper's model: 265,729,664 encoder + 355,896,451 decoder parameters.
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -16,6 +16,8 @@ from transformers import PreTrainedConfig
 class CheckedTypeMixin:
     """A config that refuses the file of a model of another type, of which transformers would make one with random
     weights, as large as the defaults say."""
+
+    model_type: ClassVar[str]
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
@@ -26,7 +28,7 @@ class CheckedTypeMixin:
                 "of a pipeline lies in its folder `mllm`; the authors' own files are converted first, by `uniwetok "
                 "convert`."
             )
-        return super().from_dict(config_dict, **kwargs)
+        return super().from_dict(config_dict, **kwargs)  # ty: ignore[missing-attribute]  (a mixin)
 
 
 @strict
@@ -71,7 +73,10 @@ class UniWeTokConfig(CheckedTypeMixin, PreTrainedConfig):
     num_res_blocks: int = 2
     num_hidden_layers: int = 16
     num_attention_heads: int = 16
-    intermediate_size: int | None = None
+    if TYPE_CHECKING:
+        intermediate_size: int = 0  # never None once `__post_init__` has run
+    else:
+        intermediate_size: int | None = None
     num_register_tokens: int = 4
     num_norm_groups: int = 32
     norm_eps: float = 1e-6

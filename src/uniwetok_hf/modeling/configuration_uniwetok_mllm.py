@@ -1,11 +1,11 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Configurations of the unified language model and of its binary head (spec 3.1, 3.3).
+"""Configurations of the unified language model and of its binary head (docs/method.md 3).
 
 `UniWeTokMLLMConfig` is composite: any causal language model as `text_config`, the image tokenizer as `vision_config`,
 the diffusion head that predicts the bits of a token as `head_config`.
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -48,7 +48,10 @@ class UniWeTokHeadConfig(CheckedTypeMixin, PreTrainedConfig):
     num_hidden_layers: int = 6
     num_modulation_layers: int = 2
     head_dim: int = 128
-    intermediate_size: int | None = None
+    if TYPE_CHECKING:
+        intermediate_size: int = 0  # never None once `__post_init__` has run
+    else:
+        intermediate_size: int | None = None
     hidden_act: Literal["swiglu", "silu"] = "swiglu"
     squash_output: bool = True
     timestep_schedule: Literal["logit_normal", "uniform"] = "logit_normal"
@@ -84,7 +87,7 @@ class UniWeTokMLLMConfig(CheckedTypeMixin, PreTrainedConfig):
         text_config: Config of the causal language model; Qwen3 when not given.
         vision_config: [`UniWeTokConfig`] of the image tokenizer.
         head_config: [`UniWeTokHeadConfig`]; its `num_bits` and `condition_size` follow from the other two.
-        patch_size (`int`, defaults to 1): Side p of the square of tokens that one step draws (p x p tokens a step).
+        patch_size (`int`, defaults to 1): Side p of the square of tokens that are generated per step (p x p tokens).
         image_token_id (`int`): `<|image_pad|>`, which stands for one token of a picture.
         vision_start_token_id, vision_end_token_id (`int`): `<|vision_start|>` and `<|vision_end|>`.
         size_token_id (`int`): `<|res_1|>`; `<|res_n|>` is `size_token_id + n - 1`.
@@ -93,8 +96,8 @@ class UniWeTokMLLMConfig(CheckedTypeMixin, PreTrainedConfig):
         projector_hidden_act (`str`, defaults to `"gelu_pytorch_tanh"`): Activation of the projector.
         text_loss_weight, image_loss_weight (`float`, default to 0.01 and 1.0): Parts of the loss.
         bit_flip_probability (`float`, defaults to 0.1): In training, the largest probability with which a bit of a
-            picture to be drawn is flipped on input (targets stay clean).
-        num_diffusion_draws (`int`, defaults to 1): In training, noise levels drawn for each token.
+            picture to be generated is flipped on input (targets stay clean).
+        num_diffusion_draws (`int`, defaults to 1): In training, noise levels per token.
         tie_word_embeddings (`bool`, *optional*): Whether text output and input embeddings are one matrix; what the
             text config says when not given.
 
@@ -105,13 +108,18 @@ class UniWeTokMLLMConfig(CheckedTypeMixin, PreTrainedConfig):
     model_type = "uniwetok_mllm"
     sub_configs_defaults = {
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen3"),
-        "vision_config": UniWeTokConfig,
-        "head_config": UniWeTokHeadConfig,
+        "vision_config": SubConfigSpec(config_class=UniWeTokConfig),
+        "head_config": SubConfigSpec(config_class=UniWeTokHeadConfig),
     }
 
-    text_config: dict | PreTrainedConfig | None = None
-    vision_config: dict | PreTrainedConfig | None = None
-    head_config: dict | PreTrainedConfig | None = None
+    if TYPE_CHECKING:  # once `__post_init__` has run
+        text_config: PreTrainedConfig
+        vision_config: UniWeTokConfig
+        head_config: UniWeTokHeadConfig
+    else:
+        text_config: dict | PreTrainedConfig | None = None
+        vision_config: dict | PreTrainedConfig | None = None
+        head_config: dict | PreTrainedConfig | None = None
     patch_size: int = 1
     image_token_id: int = 151655
     vision_start_token_id: int = 151652
@@ -146,7 +154,7 @@ class UniWeTokMLLMConfig(CheckedTypeMixin, PreTrainedConfig):
 
     @property
     def tokens_per_patch(self) -> int:
-        """P, the tokens that one step reads or draws."""
+        """P, the tokens that are read or generated per step."""
         return self.patch_size**2
 
     def check_positions(self, given: int, following: int, argument: str = "prompt") -> None:
@@ -159,8 +167,8 @@ class UniWeTokMLLMConfig(CheckedTypeMixin, PreTrainedConfig):
         if most is not None and given + following > most:
             rest = f", and {following} that follow them," if following else ""
             raise ValueError(
-                f"`{argument}`: {given} tokens{rest} are more than the {most} that the model's positions reach; say "
-                "it in fewer words, draw smaller, or begin anew."
+                f"`{argument}`: {given} tokens{rest} are more than the {most} that the model's positions reach; use "
+                "a shorter text or a smaller picture, or start a new conversation."
             )
 
 

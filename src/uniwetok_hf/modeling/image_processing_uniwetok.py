@@ -10,6 +10,8 @@
 This file travels to the Hub as remote code: it imports nothing of this package but its siblings.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from PIL import Image
@@ -18,8 +20,6 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
-
-from .card_uniwetok import UniWeTokPushMixin
 
 
 FITS = ("pad", "resize", "crop")
@@ -84,17 +84,26 @@ def plan_sizes(
     factor = min(1.0, size["longest_edge"] / max(height, width)) if "longest_edge" in size else 1.0
     scaled = _scale(height, width, factor)
     if fit == "pad":
-        return scaled, tuple(-(-side // stride) * stride for side in scaled)
+        return scaled, _each_side(scaled, lambda side: -(-side // stride) * stride)
     if fit == "resize":
-        target = tuple(max(stride, (side + stride // 2) // stride * stride) for side in scaled)
+        target = _each_side(scaled, lambda side: max(stride, (side + stride // 2) // stride * stride))
         return target, target
-    target = tuple(side // stride * stride for side in scaled)
+    target = _each_side(scaled, lambda side: side // stride * stride)
     if 0 in target:
         raise ValueError(
             f"images: a picture of {scaled[0]}x{scaled[1]} pixels is smaller than one stride of {stride}, which "
             'fit="crop" cannot do; use fit="pad" or "resize", or give an exact size'
         )
     return scaled, target
+
+
+def to_uint8(pixel_values: torch.Tensor) -> torch.Tensor:
+    """Pixels in [-1, 1], of any shape, as uint8 in 0..255: clamp(127.5 x + 128, 0, 255), truncated."""
+    return (127.5 * pixel_values + 128).clamp(0, 255).to(torch.uint8)
+
+
+def _each_side(size: tuple[int, int], change: Callable[[int], int]) -> tuple[int, int]:
+    return change(size[0]), change(size[1])
 
 
 def _scale(height: int, width: int, factor: float) -> tuple[int, int]:
@@ -125,14 +134,14 @@ def _as_size_list(
 ) -> list[tuple[int, int]] | list[None]:
     if sizes is None:
         return [None] * count
-    sizes = [tuple(int(side) for side in size) for size in sizes]
-    if len(sizes) != count or any(len(size) != 2 or min(size) < 1 for size in sizes):
-        raise ValueError(f"{name}: must be one (height, width) for each of the {count} pictures, got {sizes}")
-    return sizes
+    found = [tuple(int(side) for side in size) for size in sizes]
+    if len(found) != count or any(len(size) != 2 or min(size) < 1 for size in found):
+        raise ValueError(f"{name}: must be one (height, width) for each of the {count} pictures, got {found}")
+    return [(size[0], size[1]) for size in found]
 
 
 # auto_docstring would list the options that are refused here, so the two docstrings are written by hand.
-class UniWeTokImageProcessor(UniWeTokPushMixin, PilBackend):  # trf-ignore: TRF057
+class UniWeTokImageProcessor(PilBackend):  # trf-ignore: TRF057
     r"""
     Turns pictures into `pixel_values` for [`UniWeTokModel`] and decoded samples back into pictures.
 
@@ -217,10 +226,10 @@ class UniWeTokImageProcessor(UniWeTokPushMixin, PilBackend):  # trf-ignore: TRF0
 
     def process_image(
         self,
-        image: ImageInput,
+        image: Image.Image | np.ndarray | torch.Tensor,
         do_convert_rgb: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
-        **kwargs: Unpack[UniWeTokImageProcessorKwargs],
+        **kwargs,
     ) -> np.ndarray:
         """One picture of any accepted kind -> uint8 array of shape [3, height, width], transparency on white."""
         if not isinstance(image, Image.Image):
@@ -328,8 +337,7 @@ class UniWeTokImageProcessor(UniWeTokPushMixin, PilBackend):  # trf-ignore: TRF0
         ]
 
         if output_type == "pil":
-            pictures = [(127.5 * picture + 128).clamp(0, 255).to(torch.uint8) for picture in pictures]
-            return [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pictures]
+            return [Image.fromarray(to_uint8(picture).permute(1, 2, 0).numpy()) for picture in pictures]
         pictures = [(picture / 2 + 0.5).clamp(0, 1) for picture in pictures]
         one_size = len({picture.shape for picture in pictures}) == 1
         if output_type == "np":
@@ -363,4 +371,4 @@ class UniWeTokImageProcessor(UniWeTokPushMixin, PilBackend):  # trf-ignore: TRF0
         return torch.from_numpy(np.stack([np.asarray(channel) for channel in channels]))
 
 
-__all__ = ["UniWeTokImageProcessor", "UniWeTokImageProcessorKwargs"]
+__all__ = ["UniWeTokImageProcessor", "UniWeTokImageProcessorKwargs", "plan_sizes", "to_uint8"]

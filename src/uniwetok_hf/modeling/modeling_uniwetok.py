@@ -1,11 +1,11 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""The UniWeTok image tokenizer (arXiv 2602.14178, section 3; figure 3).
+"""The UniWeTok image tokenizer (arXiv 2602.14178, section 3, figure 3; docs/method.md 1.1).
 
 What is unusual, top to bottom:
 - A picture becomes one token per 32x32 pixels; a token is `num_bits` signs, and no codebook is stored.
 - The encoder is convolutions, then attention over all tokens with four learned registers; its output is squashed by
   SigLu(x) = tanh(x / 2). (Equation 9 prints the opposite sign; the published weights need this one.)
-- The decoder reads Gaussian noise beside the codes, drawn anew for each call, and normalises every level with gains
+- The decoder reads Gaussian noise beside the codes, sampled anew in each call, and normalises every level with gains
   and shifts computed from the spatial statistics of the codes: it is not local, so tiles can't be decoded apart.
 - Rotary positions squeeze any grid into the 8x8 of training, with different grids in the encoder and the decoder.
 - The same classes build the convolutional tokenizer of WeTok/BitDance (`config.architecture = "convolutional"`).
@@ -27,8 +27,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .card_uniwetok import UniWeTokCardMixin
-from .codes_uniwetok import binarize
+from .codes_uniwetok import Pictures, binarize
 from .configuration_uniwetok import UniWeTokConfig
 from .noise_uniwetok import Generators, draw_noise
 
@@ -38,15 +37,15 @@ class UniWeTokEncoderOutput(ModelOutput):
     """`latents`, the continuous encoder output, and `codes`, its signs in {-1, +1}: both [B, bits, h, w], or lists of
     [bits, h, w] when the pictures came as a list."""
 
-    latents: torch.FloatTensor | list[torch.FloatTensor] | None = None
-    codes: torch.FloatTensor | list[torch.FloatTensor] | None = None
+    latents: torch.Tensor | list[torch.Tensor] | None = None
+    codes: torch.Tensor | list[torch.Tensor] | None = None
 
 
 @dataclass
 class UniWeTokDecoderOutput(ModelOutput):
     """`sample`, the decoded pictures [B, 3, H, W], unclamped around [-1, 1], or a list of [3, H, W]."""
 
-    sample: torch.FloatTensor | list[torch.FloatTensor] | None = None
+    sample: torch.Tensor | list[torch.Tensor] | None = None
 
 
 @dataclass
@@ -54,15 +53,15 @@ class UniWeTokOutput(ModelOutput):
     """`sample`, the reconstructions; `latents` and `codes` as in [`UniWeTokEncoderOutput`]. `hidden_states` and
     `attentions` of the attention blocks, encoder first, on request."""
 
-    sample: torch.FloatTensor | list[torch.FloatTensor] | None = None
-    latents: torch.FloatTensor | list[torch.FloatTensor] | None = None
-    codes: torch.FloatTensor | list[torch.FloatTensor] | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    sample: torch.Tensor | list[torch.Tensor] | None = None
+    latents: torch.Tensor | list[torch.Tensor] | None = None
+    codes: torch.Tensor | list[torch.Tensor] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def depth_to_space(hidden_states: torch.Tensor) -> torch.Tensor:
-    """[B, 4C, H, W] to [B, C, 2H, 2W] in DCR order: channel (2a + b) C + c lands at offset (a, b) (spec 1.5).
+    """[B, 4C, H, W] to [B, C, 2H, 2W] in DCR order: channel (2a + b) C + c lands at offset (a, b).
     `nn.PixelShuffle` would read 4c + 2a + b."""
     batch, channels, height, width = hidden_states.shape
     blocks = hidden_states.reshape(batch, 2, 2, channels // 4, height, width)  # [B, a, b, C, H, W]
@@ -85,9 +84,9 @@ def decoder_grid(length: int, device: torch.device) -> torch.Tensor:
 def rotary_tables(
     x_positions: torch.Tensor, y_positions: torch.Tensor, num_registers: int, head_dim: int, theta: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines [registers + h*w, head_dim / 2] in float32 for a row-major grid of tokens (spec 1.4).
+    """Cosines and sines [registers + h*w, head_dim / 2] in float32 for a row-major grid of tokens.
 
-    The first half of the angles turns with x + 1, the second with y + 1; registers are not turned.
+    The first half of the angles belongs to x + 1, the second to y + 1; registers are not rotated.
     """
     frequencies = theta ** (-torch.arange(0, head_dim, 4, device=x_positions.device, dtype=torch.float32) / head_dim)
     y, x = torch.meshgrid(y_positions + 1, x_positions + 1, indexing="ij")  # [h, w]
@@ -97,7 +96,7 @@ def rotary_tables(
 
 
 def apply_rotary(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turns adjacent channel pairs (2m, 2m + 1) of `states` [B, heads, N, head_dim] in float32; dtype is kept."""
+    """Rotates adjacent channel pairs (2m, 2m + 1) of `states` [B, heads, N, head_dim] in float32; dtype is kept."""
     even, odd = states.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).to(states.dtype)
 
@@ -201,7 +200,7 @@ class UniWeTokLayer(GradientCheckpointingLayer):
 
 
 class UniWeTokTransformer(nn.Module):
-    """The attention stage of one half: registers in front, `num_hidden_layers` blocks, registers dropped (spec 1.4).
+    """The attention stage of one half: registers in front, `num_hidden_layers` blocks, registers dropped.
 
     `axis_grid` is [`encoder_grid`] or [`decoder_grid`].
     """
@@ -238,7 +237,7 @@ class UniWeTokTransformer(nn.Module):
 
 
 class UniWeTokResidualBlock(GradientCheckpointingLayer):
-    """Two 3x3 convolutions with GroupNorm and SiLU before each, and a skip (spec 1.1)."""
+    """Two 3x3 convolutions with GroupNorm and SiLU before each, and a skip."""
 
     def __init__(self, config: UniWeTokConfig, in_channels: int, out_channels: int):
         super().__init__()
@@ -285,7 +284,7 @@ class UniWeTokDownBlock(nn.Module):
 
 
 class UniWeTokEncoder(nn.Module):
-    """Pictures [B, 3, H, W] to latents [B, bits, h, w] (spec 1.2)."""
+    """Pictures [B, 3, H, W] to latents [B, bits, h, w]."""
 
     def __init__(self, config: UniWeTokConfig):
         super().__init__()
@@ -326,7 +325,7 @@ class UniWeTokConstantLinear(nn.Linear):
 
 
 class UniWeTokAdaptiveGroupNorm(nn.Module):
-    """GroupNorm whose gain and shift come from the codes' standard deviation and mean over space (spec 1.5)."""
+    """GroupNorm whose gain and shift come from the codes' standard deviation and mean over space."""
 
     def __init__(self, config: UniWeTokConfig, channels: int):
         super().__init__()
@@ -369,7 +368,7 @@ class UniWeTokUpBlock(nn.Module):
 
 
 class UniWeTokDecoder(nn.Module):
-    """Codes [B, bits, h, w] (and noise of that shape) to pictures [B, 3, H, W] (spec 1.3)."""
+    """Codes [B, bits, h, w] (and noise of that shape) to pictures [B, 3, H, W]."""
 
     def __init__(self, config: UniWeTokConfig):
         super().__init__()
@@ -399,13 +398,13 @@ class UniWeTokDecoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(hidden_states)))
 
 
-class UniWeTokPreTrainedModel(UniWeTokCardMixin, PreTrainedModel):
+class UniWeTokPreTrainedModel(PreTrainedModel):
     config: UniWeTokConfig
     # Where the tokenizer lives inside a UniWeTokForCausalLM: `UniWeTokModel.from_pretrained(pipeline,
     # subfolder="mllm")` strips this prefix and so loads the tokenizer alone.
     base_model_prefix = "model.vision_model"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # ty: ignore[invalid-assignment]  (as in transformers)
     supports_gradient_checkpointing = True
     _no_split_modules = ["UniWeTokLayer", "UniWeTokResidualBlock"]
     _supports_sdpa = True
@@ -459,7 +458,7 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
 
     def enable_slicing(self):
         """Encodes and decodes batches picture by picture from now on, with the memory of one picture. Noise is still
-        drawn for the whole batch at once, so the results are the same up to rounding. For use without gradients:
+        sampled for the whole batch at once, so the results are the same up to rounding. For use without gradients:
         what a backward pass needs is kept for all pictures anyway; `activation_checkpointing_enable` is for training.
         `hidden_states` and `attentions` come picture by picture."""
         self.use_slicing = True
@@ -480,7 +479,7 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
         return codes + (latents - latents.detach()) if self.training else codes
 
     @can_return_tuple
-    def encode(self, pixel_values: torch.Tensor | Sequence[torch.Tensor], **kwargs) -> UniWeTokEncoderOutput:
+    def encode(self, pixel_values: Pictures, **kwargs) -> UniWeTokEncoderOutput:
         """Encodes pictures. In training the gradient of the codes passes straight through to the latents.
 
         Args:
@@ -502,17 +501,17 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
     @can_return_tuple
     def decode(
         self,
-        codes: torch.Tensor | Sequence[torch.Tensor],
+        codes: Pictures,
         generator: Generators = None,
-        noise: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        noise: Pictures | None = None,
         **kwargs,
     ) -> UniWeTokDecoderOutput:
         """Decodes codes.
 
         Args:
             codes: [B, bits, h, w] of {-1, +1}, or a list of [bits, h, w] of any sizes; any dtype.
-            generator: source of the decoder's noise; one for all pictures in turn, or a list with one a picture.
-            noise: the noise itself, shaped like `codes`, instead of drawing it. Not used without `decoder_noise`.
+            generator: source of the decoder's noise; one for all pictures in turn, or a list with one per picture.
+            noise: the noise itself, shaped like `codes`, instead of sampling it. Not used without `decoder_noise`.
 
         Returns:
             `sample`, [B, 3, h * stride, w * stride] or a list of [3, H, W]; unclamped.
@@ -527,7 +526,7 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
             )
             return UniWeTokDecoderOutput(sample=decode(codes, noise)[0])
         self._check_codes(codes, noise)
-        inputs = [codes]
+        inputs: list = [codes]
         if self.config.decoder_noise:
             inputs.append(draw_noise(codes.shape, generator, codes.device, codes.dtype) if noise is None else noise)
         return UniWeTokDecoderOutput(sample=self._in_slices(partial(self.decoder, **kwargs), *inputs))
@@ -535,9 +534,9 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        pixel_values: torch.Tensor | Sequence[torch.Tensor],
+        pixel_values: Pictures,
         generator: Generators = None,
-        noise: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        noise: Pictures | None = None,
         **kwargs,
     ) -> UniWeTokOutput:
         """[`encode`] and [`decode`] in one: `sample`, `latents` and `codes`. In training, gradients reach the encoder
@@ -555,15 +554,16 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
                 f"{tuple(shape)}; UniWeTokImageProcessor pads, crops or resizes to such sizes."
             )
 
-    def _check_codes(self, codes: torch.Tensor, noise: torch.Tensor | None):
+    def _check_codes(self, codes: torch.Tensor, noise: Pictures | None):
         if codes.ndim != 4 or codes.shape[1] != self.config.num_bits:
             raise ValueError(f"`codes` must be [B, {self.config.num_bits}, h, w], got {tuple(codes.shape)}.")
-        if noise is not None and noise.shape != codes.shape:
-            raise ValueError(f"`noise` must be shaped like `codes` {tuple(codes.shape)}, got {tuple(noise.shape)}.")
+        if noise is not None and (not torch.is_tensor(noise) or noise.shape != codes.shape):
+            found = tuple(noise.shape) if torch.is_tensor(noise) else f"a {type(noise).__name__}"
+            raise ValueError(f"`noise` must be shaped like `codes` {tuple(codes.shape)}, got {found}.")
 
     def _noise_for_list(
-        self, codes: Sequence[torch.Tensor], generator: Generators, noise: Sequence[torch.Tensor] | None
-    ) -> Sequence[torch.Tensor]:
+        self, codes: Sequence[torch.Tensor], generator: Generators, noise: Pictures | None
+    ) -> Pictures:
         if len(codes) == 0:
             raise ValueError("`codes` is an empty list.")
         if noise is None:
@@ -574,7 +574,7 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
                 )
             noise = [draw_noise(c.shape, g, c.device, c.dtype) for c, g in zip(codes, generators, strict=True)]
         if [n.shape for n in noise] != [c.shape for c in codes]:
-            raise ValueError("`noise` must hold one tensor a picture, shaped like its codes.")
+            raise ValueError("`noise` must hold one tensor per picture, shaped like its codes.")
         return noise
 
 

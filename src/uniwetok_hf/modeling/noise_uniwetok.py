@@ -20,7 +20,7 @@ def draw_noise(
     noise in any batch. Where a list holds one generator several times in a row, it draws those rows together.
 
     Raises:
-        ValueError: when a list of generators does not hold one a row.
+        ValueError: when a list of generators does not hold one per row.
     """
     return _draw(torch.randn, shape, generator, device, dtype)
 
@@ -35,7 +35,7 @@ def draw_uniform(
 def _draw(
     law: Callable, shape: Sequence[int], generator: Generators, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
-    if isinstance(generator, (list, tuple)):
+    if generator is not None and not isinstance(generator, torch.Generator):
         if len(generator) != shape[0]:
             raise ValueError(f"`generator` is a list of {len(generator)}, but {shape[0]} pictures are drawn.")
         runs = [list(run) for _, run in groupby(generator, key=id)]

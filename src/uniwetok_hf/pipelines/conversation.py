@@ -1,8 +1,8 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Conversations with pictures in and out: the unified model decides whether it answers with words or draws.
+"""Conversations with pictures in and out: the unified model decides whether it answers with text or with a picture.
 
 A turn is read and answered on top of the key-value cache of the turns before, so that it takes no longer than the same
-job alone. A picture that was drawn stays in the conversation as its codes; it is never decoded and encoded again.
+job alone. A generated picture stays in the conversation as its codes; it is never decoded and encoded again.
 """
 
 import json
@@ -20,17 +20,18 @@ from ..data.images import read_image
 from ..files import save_whole
 from ..modeling.codes_uniwetok import load_codes, save_codes
 from ..modeling.noise_uniwetok import Generators
-from .pipeline_uniwetok import UniWeTokPipeline, _given
+from .pipeline_mixin import UniWeTokPipelineMixin
 
 
 FORMAT, VERSION = "uniwetok-conversation", 1
 MESSAGES_FILE, PICTURES_FILE = "conversation.json", "pictures.safetensors"
-MOST_PICTURES = 4  # that one answer may draw, should a model never end its turn
+MAX_PICTURES = 4  # of one answer, should a model never end its turn
 
 
 @dataclass
 class UniWeTokReply(BaseOutput):
-    """An answer: its `text` (empty where there is none) and its `images`, with their `codes` [bits, h, w]."""
+    """An answer: its `text` (empty where there is none) and its `images`, with their `codes`, float32 [bits, h, w] of
+    {-1, +1}."""
 
     text: str = ""
     images: list[Image.Image] = field(default_factory=list)
@@ -42,13 +43,13 @@ class UniWeTokConversation:
     One conversation with the model of a pipeline. Several may share the pipeline; each has its own history and cache.
 
     Args:
-        pipe ([`UniWeTokPipeline`]): its processor, model and scheduler are used, and its defaults for size, steps and
-            guidance.
+        pipe ([`UniWeTokPipeline`] or [`UniWeTokEditPipeline`]): its processor, model and scheduler are used, and its
+            defaults for size, steps and guidance.
 
     Attributes:
         messages: the turns so far, `{"role", "content"}` as chat templates take them; `{"type": "image"}` items stand
             for `codes`, in order.
-        codes: codes [bits, h, w] of all pictures so far, shown or drawn.
+        codes: float32 [bits, h, w] of {-1, +1}, one for each picture so far, shown or generated.
 
     Example:
 
@@ -62,7 +63,7 @@ class UniWeTokConversation:
     ```
     """
 
-    def __init__(self, pipe: UniWeTokPipeline):
+    def __init__(self, pipe: UniWeTokPipelineMixin):
         self.pipe = pipe
         self.messages: list[dict] = []
         self.codes: list[torch.Tensor] = []
@@ -79,16 +80,16 @@ class UniWeTokConversation:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         max_new_tokens: int = 64,
-        callback_on_step_end: Callable[[UniWeTokPipeline, int, int, dict], None] | None = None,
+        callback_on_step_end: Callable[[UniWeTokPipelineMixin, int, int, dict], None] | None = None,
     ) -> UniWeTokReply:
-        """Says something, shows pictures, or both, and returns the answer. Words are the most likely ones.
+        """Says something, shows pictures, or both, and returns the answer. Text is generated greedily.
 
         Args:
             text: what to say.
-            images: pictures to show before the words, one or several, as PIL images or files.
-            generator: source of the randomness of drawn pictures.
-            height, width: size in pixels of pictures that the answer draws; when not given that of the last picture in
-                the conversation, or the pipeline's `default_size`.
+            images: pictures to show before the text, one or several, as PIL images or files.
+            generator: source of the randomness of generated pictures.
+            height, width: size in pixels of generated pictures; when not given that of the last picture in the
+                conversation, or the pipeline's `default_size`.
             num_inference_steps, guidance_scale, callback_on_step_end: as in [`UniWeTokPipeline`]; setting
                 `pipe._interrupt` in the callback ends the turn, and the conversation is as it was before it.
             max_new_tokens: longest answer in text tokens.
@@ -98,60 +99,57 @@ class UniWeTokConversation:
                 grows longer than the model's positions reach, or another argument is out of range.
             InterruptedError: when a callback interrupted the turn.
         """
-        pipe, processor = self.pipe, self.pipe.processor
-        pipe._load_model()
+        pipe = self.pipe
+        pipe.maybe_load_model()
         images = [images] if isinstance(images, Image.Image | str | os.PathLike) else list(images)
-        shown = self._encode([read_image(image) for image in images])
+        shown = [image.codes for image in pipe.encode_image([read_image(image) for image in images])]
         content = [{"type": "image"}] * len(shown) + ([{"type": "text", "text": text}] if text else [])
         if not content:
             raise ValueError("`text` is empty and there are no `images`: say or show something.")
-        processor.check_words([text], "text")
-        size = self._drawing_size(height, width, [*self.codes, *shown])
-        num_inference_steps = _given(num_inference_steps, pipe.config.default_num_inference_steps)
-        guidance_scale = _given(guidance_scale, pipe.config.default_guidance_scale)
-        pipe.check_inputs(text or "picture", num_inference_steps, guidance_scale, 1, generator, "pil", [])
+        pipe.processor.check_words([text], "text")
+        size = self._next_size(height, width, [*self.codes, *shown])
         settings = {
-            "num_inference_steps": num_inference_steps,
-            "guidance_scale": guidance_scale,
+            "num_inference_steps": pipe.value_or_default("num_inference_steps", num_inference_steps),
+            "guidance_scale": pipe.value_or_default("guidance_scale", guidance_scale),
             "generator": generator,
-            "callback_on_step_end": callback_on_step_end,
         }
+        pipe.check_settings(**settings, num_images=1)
+        settings["callback_on_step_end"] = callback_on_step_end
         before = len(self.messages), len(self.codes)
         self.messages.append({"role": "user", "content": content})
         self.codes += shown
         try:
-            answer, drawn = self._answer(size, max_new_tokens, settings)
+            answer, generated = self._answer(size, max_new_tokens, settings)
         except BaseException:
             del self.messages[before[0] :], self.codes[before[1] :]
             self._forget()
             raise
         self.messages.append({"role": "assistant", "content": answer})
-        self.codes += drawn
-        words = " ".join(item["text"] for item in answer if item["type"] == "text")
-        pictures = [pipe.decode(codes[None], generator, "pil")[0] for codes in drawn]
-        return UniWeTokReply(text=" ".join(words.split()), images=pictures, codes=drawn)
+        self.codes += generated
+        reply = " ".join(item["text"] for item in answer if item["type"] == "text")
+        pictures = [pipe.decode(codes[None], generator, "pil")[0] for codes in generated]
+        return UniWeTokReply(text=" ".join(reply.split()), images=pictures, codes=generated)
 
-    def _drawing_size(self, height: int | None, width: int | None, codes: list[torch.Tensor]) -> tuple[int, int]:
-        """Size in pixels of pictures to draw after pictures of `codes`."""
+    def _next_size(self, height: int | None, width: int | None, codes: list[torch.Tensor]) -> tuple[int, int]:
+        """(height, width) in pixels of pictures to generate after pictures of `codes`."""
         stride, default = self.pipe.processor.stride, self.pipe.config.default_size
         last = [stride * side for side in codes[-1].shape[1:]] if codes else [default, default]
         size = height or last[0], width or last[1]
-        self.pipe.processor.picture_tokens(*size)  # raises for a size that can't be drawn
+        self.pipe.processor.picture_tokens(*size)  # raises for a size that can't be generated
         return size
 
     def _answer(self, size: tuple[int, int], max_new_tokens: int, settings: dict) -> tuple[list[dict], list]:
         """Content of the assistant's turn, and the codes of the pictures in it: text up to a `<|vision_start|>`, the
         picture that follows, more text, until the turn ends."""
-        processor = self.pipe.processor
-        content, drawn = [], []
+        content, generated = [], []
         pictures = self._read_turns()
         while True:
-            words, last = self._write(pictures, max_new_tokens)
-            if words:
-                content.append({"type": "text", "text": words})
-            if last != processor.vision_start_token_id or len(drawn) == MOST_PICTURES:
-                return content, drawn
-            drawn.append(self._draw(size, **settings))
+            text, last = self._generate_text(pictures, max_new_tokens)
+            if text:
+                content.append({"type": "text", "text": text})
+            if last != self.pipe.processor.vision_start_token_id or len(generated) == MAX_PICTURES:
+                return content, generated
+            generated.append(self._generate_picture(size, settings))
             content.append({"type": "image"})
             pictures = []
 
@@ -169,7 +167,7 @@ class UniWeTokConversation:
         self._num_read, self._num_codes_read = len(self.messages) + 1, len(self.codes)  # the answer will be known too
         return pictures
 
-    def _write(self, pictures: list[torch.Tensor], max_new_tokens: int) -> tuple[str, int]:
+    def _generate_text(self, pictures: list[torch.Tensor], max_new_tokens: int) -> tuple[str, int]:
         """Text until the turn ends or a picture begins, and the token that ended it."""
         mllm, processor = self.pipe.mllm, self.pipe.processor
         ids = torch.tensor([self._ids], device=self.pipe._execution_device)
@@ -189,45 +187,27 @@ class UniWeTokConversation:
         self._ids += written
         return processor.tokenizer.decode(written[:-1], skip_special_tokens=True).strip(), written[-1]
 
-    def _draw(
-        self,
-        size: tuple[int, int],
-        num_inference_steps: int,
-        guidance_scale: float,
-        generator: Generators,
-        callback_on_step_end: Callable | None,
-    ) -> torch.Tensor:
+    def _generate_picture(self, size: tuple[int, int], settings: dict) -> torch.Tensor:
         """Codes [bits, h, w] of the picture that the last token begins; the cache then has it whole."""
         pipe, processor = self.pipe, self.pipe.processor
         tokenizer, device = processor.tokenizer, pipe._execution_device
-        start = tokenizer(processor.picture_tokens(*size), add_special_tokens=False)["input_ids"]
-        self._ids += start
+        self._ids += tokenizer(processor.picture_tokens(*size), add_special_tokens=False)["input_ids"]
         _, negative = processor.drawing_inputs(["picture"], *size)
-        codes = pipe.draw_codes(
-            *size,
-            num_inference_steps,
-            guidance_scale,
-            generator,
-            callback_on_step_end,
-            input_ids=torch.tensor([self._ids], device=device),
+        input_ids = torch.tensor([self._ids], device=device)
+        pipe.check_length("text", input_ids, *size)
+        codes = pipe.generate_codes(
+            pipe.prepare_latents(1, *size),
+            **settings,
+            input_ids=input_ids,
             negative_input_ids=negative["input_ids"].to(device),
             past_key_values=self._cache,
         )[0]
-        if pipe._interrupt:
+        if pipe.interrupt:
             raise InterruptedError("The turn was interrupted; the conversation is as it was before.")
         num_tokens = codes.shape[1] * codes.shape[2]
         self._ids += [processor.image_token_id] * num_tokens + tokenizer.convert_tokens_to_ids(["<|vision_end|>"])
         self._num_codes_read += 1
         return codes
-
-    def _encode(self, images: list[Image.Image]) -> list[torch.Tensor]:
-        """Codes [bits, h, w] of pictures."""
-        if not images:
-            return []
-        pixel_values = self.pipe.processor.image_processor(images)["pixel_values"]
-        mllm = self.pipe.mllm
-        pixel_values = [picture.to(self.pipe._execution_device, mllm.dtype) for picture in pixel_values]
-        return [codes.float() for codes in mllm.model.encode_pictures(pixel_values)]
 
     def _forget(self) -> None:
         """Forgets what was read; the next turn reads the whole history anew."""
@@ -254,7 +234,7 @@ class UniWeTokConversation:
 
     def save(self, folder: str | os.PathLike) -> Path:
         """Saves the conversation into a folder: `conversation.json`, the turns, and `pictures.safetensors`, the packed
-        codes (16 bytes a token of 128 bits). An older conversation there is replaced.
+        codes (16 bytes per token of 128 bits). An older conversation there is replaced.
 
         Raises:
             OSError: when `folder` can't be written.
@@ -273,7 +253,7 @@ class UniWeTokConversation:
         return save_whole(write, folder)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike, pipe: UniWeTokPipeline) -> "UniWeTokConversation":
+    def load(cls, folder: str | os.PathLike, pipe: UniWeTokPipelineMixin) -> "UniWeTokConversation":
         """Goes on with a saved conversation.
 
         Raises:

@@ -1,10 +1,14 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""LoRA adapters in a pipeline, under the names that diffusers users know.
+"""LoRA adapters in a pipeline, under diffusers' names.
 
-Most of it is diffusers' own `LoraBaseMixin`, which handles transformers models too: `get_active_adapters`,
-`get_list_adapters`, `enable_lora`, `disable_lora`, `unload_lora_weights`. Ours are loading and saving, in the format
-of `peft` (`adapter_config.json` and `adapter_model.safetensors`, as `uniwetok train mllm --lora` and `save_pretrained`
-of `peft` and transformers write it), and errors where diffusers goes on in silence.
+diffusers' own `LoraBaseMixin`, which handles transformers models too, does most of it: `get_active_adapters`,
+`get_list_adapters`, `set_adapters`, `enable_lora`, `disable_lora`, `fuse_lora`, `unload_lora_weights`. This file has
+what it can't do:
+
+- loading and saving in the format of `peft` (`adapter_config.json` and `adapter_model.safetensors`, as `uniwetok train
+  mllm --lora` and `save_pretrained` of `peft` and transformers write it);
+- the scale of `fuse_lora`, which diffusers leaves in the layers after `unfuse_lora`;
+- errors where diffusers goes on in silence: unknown names, changes to fused weights, a pipeline saved with adapters.
 
 Pipelines made of one model (`from_pipe`) share its adapters.
 """
@@ -43,16 +47,23 @@ class UniWeTokLoraMixin(LoraBaseMixin):
 
     @classmethod
     def lora_state_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **hub_options):
-        """The tensors of an adapter, named as in the whole model, and its `peft` config; arguments and errors as those
-        of [`load_lora_weights`]. Nothing but safetensors is read."""
+        """The tensors of an adapter, named as in the whole model, and its `peft` config. Only safetensors is read.
+
+        Args:
+            pretrained_model_name_or_path, hub_options: as in [`load_lora_weights`].
+
+        Raises:
+            ImportError: when `peft` is not installed.
+            ValueError: when there is no such adapter.
+        """
         peft = load_peft()
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         if isinstance(pretrained_model_name_or_path, dict):
             raise ValueError(
-                "`pretrained_model_name_or_path` must be the folder or Hub id of an adapter, got a dict of tensors: "
-                "they don't say of which rank and kind they are. `peft.set_peft_model_state_dict(pipe.mllm, ...)` "
+                "`pretrained_model_name_or_path` must be the folder or Hub id of an adapter, got a dict of tensors "
+                "without the adapter's config. `peft.set_peft_model_state_dict(pipe.mllm, ...)` "
                 "takes them after `pipe.mllm.add_adapter(config)`."
             )
         source = os.fspath(pretrained_model_name_or_path)
@@ -90,8 +101,8 @@ class UniWeTokLoraMixin(LoraBaseMixin):
 
         Args:
             pretrained_model_name_or_path: folder, or id on the Hub, of an adapter in the format of `peft`.
-            adapter_name: what to call it; "default_0", "default_1", ... when not given.
-            adapter_weight: what its update is multiplied with.
+            adapter_name: name of the adapter; "default_0", "default_1", ... when not given.
+            adapter_weight: factor of its update.
             hub_options: `subfolder`, `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
 
         Raises:
@@ -114,15 +125,15 @@ class UniWeTokLoraMixin(LoraBaseMixin):
                 f"{', '.join(WEIGHTED_METHODS)}. `pipe.mllm.load_adapter` loads it."
             )
         try:
-            # Not `load_adapter`: it finds an adapter's weights by looking for its name inside of the names of all.
+            # Not `load_adapter`: it finds an adapter's weights by its name, which may be part of other weights' names.
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are what this is for
+                warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are fine
                 self.mllm.add_adapter(config, adapter_name)
             if strange := set(adapter_tensors(self.mllm, adapter_name)) ^ set(tensors):
                 raise ValueError(f"{min(strange)} is only in one of the two")
             load_peft().set_peft_model_state_dict(self.mllm, tensors, adapter_name)
         except (ValueError, RuntimeError) as error:
-            self._forget(adapter_name)
+            self._remove_adapter(adapter_name)
             if active:
                 self.mllm.set_adapter(active)
             raise ValueError(f"{problem}is an adapter for another model: {error}") from error
@@ -144,11 +155,11 @@ class UniWeTokLoraMixin(LoraBaseMixin):
         Args:
             save_directory: the folder.
             adapter_name: which adapter; the active one when not given.
-            push_to_hub, repo_id, private, token: whether to push it as well, and where to; by default the repository
-                is called like the folder.
+            push_to_hub, repo_id, private, token: whether to push the adapter as well, and where to; by default the
+                repository has the name of the folder.
 
         Raises:
-            ValueError: when there is no adapter of that name, or none is named and not just one is active.
+            ValueError: when there is no adapter of that name, or no name is given and not exactly one is active.
         """
         active = self.get_active_adapters()
         if not self._adapters():
@@ -167,7 +178,7 @@ class UniWeTokLoraMixin(LoraBaseMixin):
             )
 
     def set_adapters(self, adapter_names: list[str] | str, adapter_weights=None) -> None:
-        """Makes these adapters the active ones; `adapter_weights`, a number or one for each, multiply their updates.
+        """Activates these adapters. `adapter_weights`, a number or one per adapter, multiply their updates.
 
         Raises:
             ValueError: for a name that no adapter has, or when adapters are fused.
@@ -177,7 +188,7 @@ class UniWeTokLoraMixin(LoraBaseMixin):
         super().set_adapters(adapter_names, adapter_weights)
 
     def delete_adapters(self, adapter_names: list[str] | str) -> None:
-        """Forgets adapters.
+        """Removes adapters.
 
         Raises:
             ValueError: for a name that no adapter has, or when adapters are fused.
@@ -185,7 +196,7 @@ class UniWeTokLoraMixin(LoraBaseMixin):
         self._check_not_fused()
         self._check_names(adapter_names)
         for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
-            self._forget(name)
+            self._remove_adapter(name)
 
     def fuse_lora(
         self,
@@ -194,12 +205,12 @@ class UniWeTokLoraMixin(LoraBaseMixin):
         safe_fusing: bool = False,
         adapter_names: list[str] | None = None,
     ) -> None:
-        """Adds the updates of the active adapters (of `adapter_names`, which it then makes active) to the weights,
-        where they cost no time: each with the weight that `set_adapters` gave it, all of them times `lora_scale`.
-        `unfuse_lora` takes them out again; after `unload_lora_weights` the sum is a model like any other.
+        """Adds the updates of the active adapters (of `adapter_names`, which it activates) to the weights, so that
+        they take no time of their own: each times the weight that `set_adapters` gave it, all times `lora_scale`.
+        `unfuse_lora` takes them out again; after `unload_lora_weights` the fused weights are an ordinary model.
 
         Raises:
-            ValueError: when no adapter is loaded, some are fused already, or there is not one of that name.
+            ValueError: when no adapter is loaded, some are fused already, or there is no adapter of that name.
         """
         self._check_not_fused()
         self._check_names(adapter_names or [])
@@ -208,13 +219,13 @@ class UniWeTokLoraMixin(LoraBaseMixin):
         if adapter_names:
             self.mllm.set_adapter(list(adapter_names))
         super().fuse_lora(list(components), lora_scale, safe_fusing)
-        self.mllm._fused_lora_scale = lora_scale  # with the model, which other pipelines may share
+        self.mllm._fused_lora_scale = lora_scale  # other pipelines may share the model
 
     def unfuse_lora(self, components: list[str] | tuple[str, ...] = ("mllm",)) -> None:
         """Undoes `fuse_lora`, its `lora_scale` included."""
         is_fused = self._is_fused()
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already unmerged")  # layers that the adapter leaves alone
+            warnings.filterwarnings("ignore", "Already unmerged")  # layers without this adapter
             super().unfuse_lora(list(components))
         if is_fused:
             for layer in self._adapted_layers():
@@ -224,7 +235,7 @@ class UniWeTokLoraMixin(LoraBaseMixin):
         """Saves the pipeline.
 
         Raises:
-            ValueError: when adapters are loaded: transformers would save one of them in the place of the model.
+            ValueError: when adapters are loaded: transformers would save one of them instead of the model.
         """
         if self._adapters():
             raise ValueError(
@@ -254,9 +265,9 @@ class UniWeTokLoraMixin(LoraBaseMixin):
             known = f"loaded are {', '.join(loaded)}" if loaded else "none is loaded"
             raise ValueError(f"`adapter_names`: there is no adapter {unknown[0]!r}; {known}.")
 
-    def _forget(self, adapter_name: str) -> None:
-        """Removes an adapter, of which there may be only a part; with the last of them the layers around the weights
-        go too, under whose names the model would else be saved."""
+    def _remove_adapter(self, adapter_name: str) -> None:
+        """Removes an adapter, even one that is only partly there. With the last adapter peft's layers around the
+        weights go too: the model would be saved under their names."""
         if adapter_name in self._adapters():
             self.mllm.delete_adapter(adapter_name)
         if not self._adapters():

@@ -11,8 +11,12 @@ from PIL import Image
 
 @dataclass
 class UniWeTokPipelineOutput(BaseOutput):
-    """`images`: a list of PIL pictures, an array [B, H, W, 3] or a tensor [B, 3, H, W] in [0, 1], or codes [B, bits,
-    h, w], as `output_type` asks. `descriptions`: what each was said to be before it was drawn, where it was said."""
+    """
+    Args:
+        images: as `output_type` says, a list of PIL images, an array [B, H, W, 3] or a tensor [B, 3, H, W] in [0, 1],
+            or codes [B, bits, h, w] of {-1, +1}.
+        descriptions: of edits with `describe_first`, the description behind which each picture was generated.
+    """
 
     images: list[Image.Image] | np.ndarray | torch.Tensor
     descriptions: list[str] | None = None

@@ -1,7 +1,7 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """The sampler of the binary head with diffusers' interface.
 
-The formulas are in `modeling_uniwetok_head`; here are the config, saving, and `step`.
+The formulas are in `modeling/flow_uniwetok.py`; here are the config, saving, and `step`.
 """
 
 from dataclasses import dataclass
@@ -11,22 +11,26 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 
-from ..modeling.modeling_uniwetok_head import BinaryFlow
+from ..modeling.flow_uniwetok import BinaryFlow
 from ..modeling.noise_uniwetok import Generators
 
 
 @dataclass
 class BinaryFlowSchedulerOutput(BaseOutput):
-    """`prev_sample`, the sample at the next, less noisy time; after the last step, the prediction itself."""
+    """
+    Args:
+        prev_sample: float [..., bits], the sample at the next, less noisy time; after the last step, the prediction
+            itself.
+    """
 
     prev_sample: torch.Tensor
 
 
 class BinaryFlowScheduler(BinaryFlow, SchedulerMixin, ConfigMixin):
-    """Euler-Maruyama sampler of the binary rectified flow (spec 3.2): noise at t = 0, bits at t = 1.
+    """Euler-Maruyama sampler of the binary rectified flow (docs/method.md 3.4): noise at t = 0, bits at t = 1.
 
     Args:
-        shift: s in t / (t + s (1 - t)), bends the grid of times; 1 is even.
+        shift: s in t / (t + s (1 - t)), by which the even grid of times is shifted; 1 leaves it even.
     """
 
     order = 1
@@ -43,13 +47,14 @@ class BinaryFlowScheduler(BinaryFlow, SchedulerMixin, ConfigMixin):
         generator: Generators = None,
         return_dict: bool = True,
     ) -> BinaryFlowSchedulerOutput | tuple[torch.Tensor]:
-        """One step.
+        """One sampling step.
 
         Args:
-            model_output: the head's predicted bits, [..., bits], guidance already mixed in.
-            timestep: one of `timesteps`.
-            sample: the noisy bits at that time.
-            generator: source of the step's noise; the last step draws none.
+            model_output: the head's prediction of the bits after guidance, float [..., bits].
+            timestep: one of `timesteps`, in [0, 1].
+            sample: the noisy bits at that time, shaped like `model_output`.
+            generator: source of the step's noise; the last step has none.
+            return_dict: whether to return a [`BinaryFlowSchedulerOutput`] or a tuple.
         """
         prev_sample = self.advance(model_output, timestep, sample, generator)
         return BinaryFlowSchedulerOutput(prev_sample) if return_dict else (prev_sample,)

@@ -2,9 +2,9 @@
 """Checkpoints of a training that can be killed at any moment.
 
 A checkpoint is a folder `checkpoints/step-000500`: what Accelerate saves (models, optimizers, schedulers, averages,
-random states), `data-<process>.json` (where each process was in its data) and `manifest.json` (the step, and the size
-of every file). It is written under another name and renamed when it is whole; the last few are kept; one whose files
-are not as long as the manifest says is refused by name.
+random states), `data-<process>.json` (the position of each process in its data) and `manifest.json` (the step, the
+version of the sample streams, and the size of every file). It is written under a temporary name and renamed when it is
+complete. The last few checkpoints are kept. A checkpoint whose files differ in size from its manifest is refused.
 """
 
 import json
@@ -13,8 +13,8 @@ import shutil
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
+from ..data.samples import STREAMS
 from ..quiet import without_warning
 
 
@@ -22,7 +22,7 @@ FOLDER, MANIFEST = "checkpoints", "manifest.json"
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, data_state: dict, keep: int) -> Path:
-    """Writes the checkpoint of `step` and removes all but the last `keep`. All processes call it together."""
+    """Writes the checkpoint of `step` and removes all but the last `keep`. All processes must call it."""
     final = folder / FOLDER / f"step-{step:06d}"
     temporary = final.with_name(f".{final.name}.tmp")
     if accelerator.is_main_process:
@@ -35,7 +35,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, data_stat
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         sizes = {str(file.relative_to(temporary)): file.stat().st_size for file in _files(temporary)}
-        manifest = {"step": step, "files": sizes}
+        manifest = {"step": step, "streams": STREAMS, "files": sizes}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for file in _files(temporary):
             _flush(file)
@@ -49,11 +49,11 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, data_stat
 
 
 def load_checkpoint(accelerator: Accelerator, folder: Path) -> tuple[int, dict | None]:
-    """Loads the last checkpoint under `folder`; returns its step and this process' data state, or 0 and None when
-    there is none.
+    """Loads the last checkpoint under `folder`; returns its step and the data state of this process, or 0 and None
+    when there is no checkpoint.
 
     Raises:
-        ValueError: when files of it are missing, or shorter or longer than they were written.
+        ValueError: when it is broken, or of another version of the sample streams.
     """
     for rest in (folder / FOLDER).glob(".step-*"):
         if accelerator.is_main_process:
@@ -61,15 +61,22 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> tuple[int, dict |
     found = list_checkpoints(folder)
     if not found:
         return 0, None
-    manifest = check_checkpoint(found[-1])
-    accelerator.print(f"Going on from step {manifest['step']} ({found[-1]})")
-    accelerator.load_state(str(found[-1]))
-    # It counts pieces, of which a step may have another number now; a checkpoint lies between two steps.
+    last = found[-1]
+    manifest = check_checkpoint(last)
+    if manifest.get("streams") != STREAMS:
+        raise ValueError(
+            f"The checkpoint {last} is of another version of uniwetok-hf, with other random numbers for its samples: "
+            "finish the run with that version (commit 84bac22), or start a new run from its weights in another "
+            "`output_dir`."
+        )
+    accelerator.print(f"Resuming from step {manifest['step']} ({last})")
+    accelerator.load_state(str(last))
+    # Accelerate counts micro-batches, and a step may have another number of them now. Checkpoints are between steps.
     accelerator.step = 0
     # With more processes than before, those without a state of their own take the first's; the data decides whether
-    # it can go on from that.
-    own = found[-1] / f"data-{accelerator.process_index}.json"
-    state = json.loads((own if own.exists() else found[-1] / "data-0.json").read_text())
+    # it can continue from that.
+    own = last / f"data-{accelerator.process_index}.json"
+    state = json.loads((own if own.exists() else last / "data-0.json").read_text())
     return manifest["step"], state
 
 
@@ -77,9 +84,9 @@ def check_checkpoint(path: Path) -> dict:
     """The manifest of a checkpoint, after comparing its files with it.
 
     Raises:
-        ValueError: naming the checkpoint and the first file that is not as it was written.
+        ValueError: naming the checkpoint and the first file that is missing or of another size.
     """
-    hint = "Remove that folder to go on from the one before."
+    hint = "Remove that folder to resume from the previous checkpoint."
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError):
@@ -98,10 +105,10 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def make_output_folder(path: str | os.PathLike, result: str) -> Path:
-    """The folder of a run, made if it is not there.
+    """Creates the folder of a run, if it does not exist.
 
     Raises:
-        ValueError: when a training was finished there, so that its `result` is not replaced unasked.
+        ValueError: when it contains the `result` of a finished training.
     """
     folder = Path(path)
     if (folder / result).exists():
@@ -112,16 +119,11 @@ def make_output_folder(path: str | os.PathLike, result: str) -> Path:
     return folder
 
 
-def same_everywhere(value):
-    """The main process' `value`, on all processes."""
-    return broadcast_object_list([value])[0]
-
-
 def _files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.is_file())
 
 
 def _flush(file: Path) -> None:
-    """Waits until the file is on the disk: a rename must not overtake what it names."""
+    """Waits until the file is on disk: the rename must not come first."""
     with open(file, "rb") as opened:
         os.fsync(opened.fileno())

@@ -1,12 +1,13 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Batches of pictures for training the image tokenizer, and grids of pictures to look at.
+"""Batches of pictures for training the image tokenizer.
 
-- Every step has one size, its bucket; larger sizes get fewer pictures, so that each step holds about as many tokens.
-- Which pictures come, how they are cropped and which bucket a step has are functions of the seed and of running
-  numbers (`samples`): a resumed training goes on exactly, and several processes together read what one would.
-- A streamed source is read in order by each process, its own part of it, and shuffled in blocks. That resumes exactly
-  too, but the order depends on the number of processes.
-- A picture that can't be read is named in `PictureBatch.skipped`, and the next one of its source takes its place.
+- All pictures of a step have one size, its bucket. Larger sizes get fewer pictures, so that steps have about as many
+  tokens.
+- Which pictures a step has, their crops and its bucket are functions of the seed and of running numbers (`samples`): a
+  resumed training continues exactly, and several processes together read what one would.
+- A streamed source is read in order, by each process its own part, and shuffled in blocks. It resumes exactly too, but
+  the order depends on the number of processes.
+- A picture that can't be read is named in `PictureBatch.skipped`, and replaced by the next one of its source.
 """
 
 import warnings
@@ -21,13 +22,13 @@ import torch
 from PIL import Image
 
 from ..data.images import ImageReadError
-from ..data.samples import AUGMENTATION, EpochOrder, Mixture, sample_generator
+from ..data.samples import AUGMENTATION, EpochOrder, Mixture, sample_generator, stream_seed
 from ..data.sources import PictureSource, cell_name, open_source, read_cell
 
 
-# Batches that are being read while one is trained on.
+# Batches that are read ahead.
 LOOKAHEAD = 2
-# So many unreadable pictures in a row are no accident.
+# More unreadable pictures in a row are an error.
 MAX_FAILURES = 1000
 
 
@@ -37,7 +38,7 @@ class Bucket:
 
     height: int = field(metadata={"help": "in pixels"})
     width: int = field(metadata={"help": "in pixels"})
-    weight: float = field(default=1.0, metadata={"help": "share of the steps, over the sum of all weights"})
+    weight: float = field(default=1.0, metadata={"help": "share of the steps, relative to the sum of all weights"})
 
 
 class PictureBatch(NamedTuple):
@@ -45,9 +46,9 @@ class PictureBatch(NamedTuple):
 
     pixel_values: float [b, 3, H, W] in [-1, 1], in channels-last memory.
     numbers: running numbers of the samples.
-    skipped: one line a picture that could not be read, and why.
+    skipped: one line per picture that could not be read, with the reason.
     bucket: index of the bucket.
-    num_enlarged: how many of the pictures had fewer pixels than are shown, and were scaled up.
+    num_enlarged: number of pictures that were scaled up.
     """
 
     pixel_values: torch.Tensor
@@ -58,16 +59,18 @@ class PictureBatch(NamedTuple):
 
 
 def bucket_batch_sizes(buckets: Sequence[Bucket], batch_size: int, multiple: int = 1) -> list[int]:
-    """Pictures a step of each bucket, so that no step holds more pixels than `batch_size` pictures of the first bucket
-    do: rounded down to a `multiple` (processes x accumulated pieces), of which there is at least one.
+    """Pictures per step of each bucket, so that no step has more pixels than `batch_size` pictures of the first one:
+    multiples of `multiple` (processes x micro-batches), rounded down, but at least `multiple` itself.
 
     Raises:
-        ValueError: when there is no bucket, a side is below 1, or `batch_size` is no multiple of `multiple`.
+        ValueError: when there is no bucket, a side is below 1, or `batch_size` is not a multiple of `multiple`.
     """
     if not buckets or min(min(bucket.height, bucket.width) for bucket in buckets) < 1:
         raise ValueError(f"`buckets` must be one or more sizes of at least 1 x 1 pixels, got {list(buckets)}.")
     if batch_size < 1 or batch_size % multiple:
-        raise ValueError(f"`batch_size` must be a multiple of {multiple} (processes x pieces), got {batch_size}.")
+        raise ValueError(
+            f"`batch_size` must be a multiple of {multiple} (processes x micro-batches), got {batch_size}."
+        )
     pixels = batch_size * buckets[0].height * buckets[0].width
     return [max(pixels // (bucket.height * bucket.width * multiple), 1) * multiple for bucket in buckets]
 
@@ -75,9 +78,9 @@ def bucket_batch_sizes(buckets: Sequence[Bucket], batch_size: int, multiple: int
 def crop_box(
     size: tuple[int, int], height: int, width: int, scale: float = 1.0, left: float = 0.5, top: float = 0.5
 ) -> tuple[float, float, float, float]:
-    """A part (left, top, right, bottom) of a picture of `size` (width, height), of the shape height : width.
+    """A crop (left, top, right, bottom) of a picture of `size` (width, height), of the shape height : width.
 
-    `scale` is its side over that of the largest such part; `left` and `top` are 0 at one edge and 1 at the other.
+    `scale` is its side relative to that of the largest crop; `left` and `top` are 0 at one edge and 1 at the other.
     """
     ratio = scale * min(size[0] / width, size[1] / height)
     box = min(ratio * width, size[0]), min(ratio * height, size[1])
@@ -88,21 +91,21 @@ def crop_box(
 class PictureBatches:
     """Endless batches of pictures from several sources, in several sizes.
 
-        for batch in PictureBatches([PictureSource("data/emoji")], [Bucket(128, 128)], batch_size=32, seed=0): ...
+        for batch in PictureBatches([PictureSource("my/pictures")], [Bucket(128, 128)], batch_size=32, seed=0): ...
 
     Args:
-        sources: where pictures come from. Sample k takes the source that [`Mixture`] gives it.
-        buckets: sizes. Step n takes the bucket that a [`Mixture`] of the steps gives it.
-        batch_size: pictures a step over all processes at the size of the first bucket; see [`bucket_batch_sizes`].
+        sources: of the pictures; a [`Mixture`] chooses one for each sample.
+        buckets: sizes; a [`Mixture`] chooses one for each step.
+        batch_size: pictures per step over all processes at the size of the first bucket; see [`bucket_batch_sizes`].
         seed: of order, crops and buckets.
         flip: whether half of the pictures are mirrored.
-        crop_probability: how often a random part is cut out. Of the others as much is kept as has the shape of the
-            bucket, at a random place too.
-        crop_scale: smallest and largest side of a random part over the side of the largest that fits.
-        multiple: numbers of pictures a step are multiples of this; by default of the number of processes.
+        crop_probability: probability of a crop of random size. The other pictures get the largest crop with the aspect
+            ratio of the bucket, at a random position too.
+        crop_scale: smallest and largest side of a random crop, relative to the side of the largest one.
+        multiple: numbers of pictures per step are multiples of this; by default of the number of processes.
         process_index, num_processes: which slice of each step this process takes.
-        num_threads: how many threads read, decode and crop.
-        block_size: how many pictures of a streamed source are shuffled at once; up to three blocks are in memory.
+        num_threads: number of threads that read, decode and crop.
+        block_size: pictures of a streamed source that are shuffled at once; up to three blocks are in memory.
 
     Raises:
         ValueError: when an argument is out of its range, or a source can't be opened. Later: when `MAX_FAILURES`
@@ -140,11 +143,11 @@ class PictureBatches:
         self.crop_probability, self.crop_scale = crop_probability, crop_scale
         self.process_index, self.num_processes = process_index, num_processes
         self.num_threads = num_threads
-        self.bucket_of_step = Mixture([bucket.weight for bucket in buckets], hash((seed, 0)))
-        self.source_of_sample = Mixture([source.weight for source in sources], hash((seed, 1)))
+        self.bucket_of_step = Mixture([bucket.weight for bucket in buckets], stream_seed(seed, 0))
+        self.source_of_sample = Mixture([source.weight for source in sources], stream_seed(seed, 1))
         self.readers = []
         for index, source in enumerate(sources):
-            dataset, order_seed = open_source(source), hash((seed, 2, index))
+            dataset, order_seed = open_source(source), stream_seed(seed, 2, index)
             if source.streaming:
                 reader = _Stream(dataset, source, order_seed, block_size, process_index, num_processes)
             else:
@@ -153,16 +156,15 @@ class PictureBatches:
         self._state = {"step": 0, "number": 0, "streams": [reader.state_dict() for reader in self.readers]}
 
     def state_dict(self) -> dict:
-        """Where the batches are that were handed out so far; plain values, which JSON can hold."""
+        """The position after the last batch that was returned, as values for JSON."""
         return {**self._state, "process_index": self.process_index, "num_processes": self.num_processes}
 
     def load_state_dict(self, state: dict) -> None:
-        """The next iterator goes on behind the last batch that was handed out when `state` was taken.
-
-        With another number of processes, streamed sources begin their epoch again, with a warning.
+        """The next iterator continues from `state`. With another number of processes, streamed sources start their
+        epoch again, with a warning.
 
         Raises:
-            ValueError: when the sources are others than those of `state`.
+            ValueError: when `state` is that of other sources.
         """
         streams, streamed = state["streams"], [isinstance(reader, _Stream) for reader in self.readers]
         if [stream is not None for stream in streams] != streamed:
@@ -181,7 +183,7 @@ class PictureBatches:
         self._state = {"step": state["step"], "number": state["number"], "streams": streams}
 
     def __iter__(self) -> Iterator[PictureBatch]:
-        """Goes on behind the last batch that was handed out."""
+        """Continues after the last batch that was returned."""
         step, number = self._state["step"], self._state["number"]
         for reader, state in zip(self.readers, self._state["streams"], strict=True):
             reader.load_state_dict(state)
@@ -203,14 +205,14 @@ class PictureBatches:
                 reader.close()
 
     def _plan(self, pool: ThreadPoolExecutor, step: int, number: int) -> "_Planned":
-        """Starts to read this process' slice of a step that begins with sample `number`."""
+        """Starts to read this process' slice of a step whose first sample is `number`."""
         bucket, _ = self.bucket_of_step[step]
         share = self.batch_sizes[bucket] // self.num_processes
         start = number + self.process_index * share
         samples = []
         for sample in range(start, start + share):
             source, position = self.source_of_sample[sample]
-            place = self.readers[source].draw(position)
+            place = self.readers[source].take(position)
             samples.append((sample, source, place, pool.submit(self._picture, sample, source, place, bucket)))
         streams = [reader.state_dict() for reader in self.readers]
         state = {"step": step + 1, "number": number + self.batch_sizes[bucket], "streams": streams}
@@ -242,12 +244,12 @@ class PictureBatches:
         return PictureBatch(pixel_values, numbers, skipped, planned.bucket, sum(is_enlarged))
 
     def _picture(self, sample: int, source: int, place, bucket: int) -> tuple[np.ndarray, bool]:
-        """Reads and crops one picture, uint8 [H, W, 3]; and whether it had fewer pixels before."""
+        """Reads and crops one picture, uint8 [H, W, 3]; returns it and whether it was scaled up."""
         reader, size = self.readers[source], self.buckets[bucket]
         row, cell = reader.read(place)
         image = read_cell(cell, cell_name(cell, reader.source, row))
-        draws = torch.rand(5, generator=sample_generator(self.seed, sample, AUGMENTATION)).tolist()
-        flip, crop, scale, left, top = draws
+        random = torch.rand(5, generator=sample_generator(self.seed, sample, AUGMENTATION))
+        flip, crop, scale, left, top = random.tolist()
         smallest, largest = self.crop_scale
         scale = smallest + (largest - smallest) * scale if crop < self.crop_probability else 1.0
         box = crop_box(image.size, size.height, size.width, scale, left, top)
@@ -257,8 +259,8 @@ class PictureBatches:
 
 
 def validation_pictures(source: PictureSource, height: int, width: int, limit: int) -> torch.Tensor:
-    """The first `limit` readable pictures of a source, as uint8 [N, 3, height, width]: of each the largest part of
-    that shape, from its middle. What can't be read is left out with a warning that names it.
+    """The first `limit` pictures of a source, as uint8 [N, 3, height, width]: the largest crop of that aspect ratio
+    from the centre of each. Pictures that can't be read are left out, with a warning that names them.
 
     Raises:
         ValueError: when the source can't be opened, or no picture can be read.
@@ -283,7 +285,7 @@ def validation_pictures(source: PictureSource, height: int, width: int, limit: i
 
 
 class _Planned(NamedTuple):
-    """A step that is being read: its samples (number, source, place, picture to come), and the state behind it."""
+    """A step that is being read: its samples (number, source, place, future picture), and the state after it."""
 
     bucket: int
     samples: list[tuple[int, int, Any, Future]]
@@ -299,20 +301,21 @@ class _Rows:
         self.dataset, self.source = dataset.select_columns([source.image_column]), source
         self.order = EpochOrder(len(dataset), seed)
 
-    def draw(self, position: int) -> tuple[int, int]:
+    def take(self, position: int) -> tuple[int, int]:
+        """The place of the picture at a position of the source."""
         return position, self.order[position]
 
     def candidates(self, place: tuple[int, int]) -> Iterator[tuple[int, int]]:
-        """`place`, and those that may replace it: all rows, but not too many."""
+        """`place`, and those that may replace it: the following rows, at most `MAX_FAILURES`."""
         for position in range(place[0], place[0] + min(MAX_FAILURES, len(self.dataset))):
-            yield self.draw(position)
+            yield self.take(position)
 
     def read(self, place: tuple[int, int]) -> tuple[int, Any]:
         """Row and cell; called by several threads at once."""
         return place[1], self.dataset[place[1]][self.source.image_column]
 
     def state_dict(self) -> None:
-        return None  # the running number of a sample says all
+        return None  # the position of a sample follows from its number
 
     def load_state_dict(self, state: None) -> None:
         pass
@@ -322,11 +325,11 @@ class _Rows:
 
 
 class _Stream:
-    """A source that is read in order, this process' part of it, and shuffled block by block. A place is (block,
+    """A source of which this process reads its part in order and shuffles it block by block. A place is (block,
     index).
 
-    `datasets` would lose its shuffle buffer in a resume; a block is just read again from where it began. A block may
-    reach over the end of an epoch, unless it holds all of it.
+    The shuffle buffer of `datasets` is lost on resume; a block is read again from its start. A block may go beyond the
+    end of an epoch, unless it has all of the epoch.
     """
 
     def __init__(self, dataset, source, seed: int, block_size: int, process_index: int, num_processes: int):
@@ -336,15 +339,15 @@ class _Stream:
         self.state, self.used = _start_of_epoch(0, 0), 0
         self.reader = None
 
-    def draw(self, position: int) -> tuple[list, int]:
-        """The next picture, whatever the position: what other processes read is not known here."""
+    def take(self, position: int) -> tuple[list, int]:
+        """The place of the next picture, whatever the position: it counts those of other processes too."""
         if self.used == len(self.rows):
             self._take_block()
         self.used += 1
         return self.rows, self.used - 1
 
     def candidates(self, place: tuple[list, int]) -> Iterator[tuple[list, int]]:
-        """`place`, and those that may replace it: the rest of its block, from its end on the beginning."""
+        """`place`, and those that may replace it: the rest of its block, then its beginning."""
         rows, first = place
         for index in range(len(rows)):
             yield rows, (first + index) % len(rows)
@@ -373,7 +376,9 @@ class _Stream:
 
         self.epoch, self.row = epoch, row
         self.part = split_dataset_by_node(self.dataset, self.process_index, self.num_processes)
-        self.part.set_epoch(1 + hash((self.seed, epoch)) % 2**31)  # above 0 the files come in an order of their own
+        self.part.set_epoch(
+            1 + stream_seed(self.seed, epoch) % 2**31
+        )  # above 0 the files come in an order of their own
         if position:
             self.part.load_state_dict(position)
         self.examples = iter(self.part)
@@ -384,7 +389,7 @@ class _Stream:
         self.next_block = self.reader.submit(self._read_block)
 
     def _read_block(self) -> tuple[list[tuple[int, Any]], dict]:
-        """Rows (number, cell) of the next block, shuffled, and where it began."""
+        """Rows (number, cell) of the next block, shuffled, and the state at its start."""
         position = self.part.state_dict() if self.row else None
         state = {"epoch": self.epoch, "row": self.row, "block": self.block, "position": position, "used": 0}
         rows = []
@@ -400,22 +405,10 @@ class _Stream:
             self._open_epoch(self.epoch + 1)
             if is_whole_epoch:
                 break
-        generator = torch.Generator().manual_seed(hash((self.seed, self.block)))
+        generator = torch.Generator().manual_seed(stream_seed(self.seed, self.block))
         self.block += 1
         return [rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()], state
 
 
 def _start_of_epoch(epoch: int, block: int) -> dict:
     return {"epoch": epoch, "row": 0, "block": block, "position": None, "used": 0}
-
-
-def picture_grid(pictures: Sequence[torch.Tensor], columns: int) -> Image.Image:
-    """One picture of many float [3, H, W] in [-1, 1] of one size, row by row."""
-    rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
-    height, width = pictures[0].shape[1:]
-    sheet = Image.new("RGB", (columns * (width + 2), len(rows) * (height + 2)), "white")
-    for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            pixels = (127.5 * picture + 128).clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-            sheet.paste(Image.fromarray(pixels), (x * (width + 2), y * (height + 2)))
-    return sheet

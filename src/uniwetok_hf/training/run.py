@@ -1,31 +1,35 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""What both trainings do around their steps: starting Accelerate, logging figures, stopping at a loss that is not
-finite, averaging weights."""
+"""What both trainers share: Accelerate, the optimizer, which parameters train, the log, stopping, averaged weights."""
 
 import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import GeneralTracker
 from diffusers.training_utils import EMAModel
 from PIL import Image
+from torch import nn
 from tqdm.auto import tqdm
+from transformers import get_scheduler
 
+from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from .checkpoints import list_checkpoints
 
 
 class JsonLinesTracker(GeneralTracker):
-    """Writes figures to `log.jsonl`, a line a step, and pictures to `samples/`: what there is without a tracker
-    service. A resumed run first drops the lines after its checkpoint."""
+    """The log without a tracker service: metrics go to `log.jsonl`, one line per logged step, images to `samples/`. A
+    resumed run first drops the lines after its checkpoint."""
 
     name = "jsonl"
     requires_logging_directory = False
@@ -43,13 +47,13 @@ class JsonLinesTracker(GeneralTracker):
         (self.folder / "config.json").write_text(json.dumps(self.settings or values, indent=1))
 
     def rewind(self, step: int) -> None:
-        """Forgets what was logged after `step`."""
+        """Drops the lines after `step`."""
         path = self.folder / "log.jsonl"
         if not path.exists():
             return
         kept = []
         for line in path.read_text().splitlines():
-            with contextlib.suppress(ValueError):  # the last line of a killed run may be half a line
+            with contextlib.suppress(ValueError):  # the last line of a killed run may be incomplete
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
         temporary = path.with_name(".log.jsonl.tmp")
@@ -68,7 +72,11 @@ class JsonLinesTracker(GeneralTracker):
 
 
 def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTracker]:
-    """An Accelerator as the config wants it, logging to `folder` and to the trackers in `report_to`."""
+    """The Accelerator of a config, which logs to `folder` and to the trackers in `report_to`.
+
+    Raises:
+        ValueError: when the processes and micro-batches can't share `batch_size` samples.
+    """
     tracker = JsonLinesTracker(folder, dataclasses.asdict(config))
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
@@ -76,10 +84,9 @@ def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTrack
         log_with=[tracker, *config.report_to],
         project_dir=folder,
         step_scheduler_with_optimizer=False,  # the schedule counts our steps, whatever the number of processes
-        cpu=not torch.accelerator.is_available(),  # else `torchrun` on CPUs would start so many trainings of their own
+        cpu=not torch.accelerator.is_available(),  # without it, processes of `torchrun` on CPUs would not communicate
     )
-    pieces = accelerator.num_processes * config.gradient_accumulation_steps
-    if config.batch_size % pieces:
+    if config.batch_size % (accelerator.num_processes * config.gradient_accumulation_steps):
         raise ValueError(
             f"`batch_size`={config.batch_size} must be a multiple of processes x `gradient_accumulation_steps` = "
             f"{accelerator.num_processes} x {config.gradient_accumulation_steps}."
@@ -87,23 +94,53 @@ def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTrack
     return accelerator, tracker
 
 
-def log_images(accelerator: Accelerator, images: dict[str, Image.Image], step: int) -> None:
-    """Gives pictures to the trackers that take some."""
-    for tracker in accelerator.trackers if accelerator.is_main_process else []:
-        if tracker.name == "tensorboard":
-            import numpy as np
+def choose_parameters(model: nn.Module, trainable: Sequence[str], never: Sequence[str] = ()) -> list[nn.Parameter]:
+    """Freezes all parameters but those with a match of a regular expression in `trainable` in their names, all when it
+    is empty, and returns those that train. Names that match an expression in `never` stay frozen.
 
-            tracker.log_images(
-                {name: np.asarray(image)[None] for name, image in images.items()}, step=step, dataformats="NHWC"
+    Raises:
+        ValueError: for an expression that no name matches.
+    """
+    named = [  # tied weights under all of their names
+        (name, parameter)
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if not any(re.search(part, name) for part in never)
+    ]
+    for part in trainable:
+        if not any(re.search(part, name) for name, _ in named):
+            parts = {".".join(name.split(".")[: 2 if name.startswith("model.") else 1]) for name, _ in named}
+            raise ValueError(
+                f"`trainable`: no parameter's name matches {part!r}; the parts are {', '.join(sorted(parts))}."
             )
-        elif tracker.name == "wandb":
-            tracker.log_images({name: [image] for name, image in images.items()}, step=step)
-        elif tracker.name == "jsonl":
-            tracker.log_images(images, step=step)
+    chosen = {id(p) for name, p in named if not trainable or any(re.search(part, name) for part in trainable)}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in chosen)
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-class Figures:
-    """Sums of figures since the last line of the log; kept on the device, so that adding does not wait for it."""
+def make_optimizer(
+    config, parameters: list[nn.Parameter], learning_rate: float, num_steps: int, epsilon: float = 1e-8
+):
+    """AdamW and the learning rate schedule over `num_steps` steps."""
+    optimizer = torch.optim.AdamW(
+        parameters,
+        lr=learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=epsilon,
+        weight_decay=config.weight_decay,
+    )
+    scheduler = get_scheduler(
+        config.lr_scheduler,
+        optimizer,
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=num_steps,
+        scheduler_specific_kwargs=config.lr_scheduler_kwargs,
+    )
+    return optimizer, scheduler
+
+
+class RunningMetrics:
+    """Means of metrics since the last line of the log; they stay on their device, so that adding does not wait."""
 
     def __init__(self):
         self.sums: dict[str, torch.Tensor] = {}
@@ -111,7 +148,7 @@ class Figures:
         self.clock, self.items, self.steps = time.monotonic(), 0, 0
 
     def add(self, values: dict[str, torch.Tensor | float], items: int = 0) -> None:
-        """Adds one value of each figure, and to the number of `items` worked on by all processes: a step has ended."""
+        """Adds one value of each metric. At the end of a step, `items` is the number of samples of all processes."""
         for name, value in values.items():
             value = value.detach().float() if torch.is_tensor(value) else torch.tensor(float(value))
             self.sums[name] = self.sums[name].to(value.device) + value if name in self.sums else value
@@ -120,17 +157,17 @@ class Figures:
         self.steps += items > 0
 
     def take(self, accelerator: Accelerator, item: str) -> dict[str, float]:
-        """Means over steps and processes, `item`_per_second and steps_per_second; then starts anew."""
-        names = sorted(self.sums)
-        means = {name: self.sums[name].to(accelerator.device) / self.counts[name] for name in names}
-        means = {name: value.item() for name, value in accelerator.reduce(means, "mean").items()} if names else {}
+        """Means over values and processes, `{item}_per_second` and `steps_per_second`; then starts again at 0."""
+        means = {name: self.sums[name].to(accelerator.device) / self.counts[name] for name in sorted(self.sums)}
+        means = {name: value.item() for name, value in accelerator.reduce(means, "mean").items()} if means else {}
         seconds = max(time.monotonic() - self.clock, 1e-9)
         means |= {f"{item}_per_second": self.items / seconds, "steps_per_second": self.steps / seconds}
-        self.__init__()
+        self.sums, self.counts = {}, {}
+        self.clock, self.items, self.steps = time.monotonic(), 0, 0
         return means
 
     def state_dict(self) -> dict:
-        """What a checkpoint between two lines of the log has to keep."""
+        """The sums, for a checkpoint between two lines of the log."""
         return {"sums": {name: value.item() for name, value in self.sums.items()}, "counts": self.counts}
 
     def load_state_dict(self, state: dict) -> None:
@@ -138,16 +175,37 @@ class Figures:
         self.counts = dict(state["counts"])
 
 
-def stop_unless_finite(accelerator: Accelerator, figures: dict[str, torch.Tensor], step: int, folder: Path) -> None:
-    """To be called before anything is learnt from a step, with its losses and then with the norm of its gradients.
+def picture_grid(pictures: Sequence[torch.Tensor], columns: int) -> Image.Image:
+    """One image of many float [3, H, W] in [-1, 1] of one size, row by row."""
+    height, width = pictures[0].shape[1:]
+    sheet = Image.new("RGB", (columns * (width + 2), -(-len(pictures) // columns) * (height + 2)), "white")
+    for index, picture in enumerate(UniWeTokImageProcessor().postprocess(list(pictures))):
+        sheet.paste(picture, (index % columns * (width + 2), index // columns * (height + 2)))
+    return sheet
+
+
+def log_images(accelerator: Accelerator, images: dict[str, Image.Image], step: int) -> None:
+    """Passes images to those trackers that take them."""
+    for tracker in accelerator.trackers if accelerator.is_main_process else []:
+        if tracker.name == "tensorboard":
+            arrays = {name: np.asarray(image)[None] for name, image in images.items()}
+            tracker.log_images(arrays, step=step, dataformats="NHWC")
+        elif tracker.name == "wandb":
+            tracker.log_images({name: [image] for name, image in images.items()}, step=step)
+        elif tracker.name == "jsonl":
+            tracker.log_images(images, step=step)
+
+
+def stop_unless_finite(accelerator: Accelerator, values: dict[str, torch.Tensor], step: int, folder: Path) -> None:
+    """Must be called before the weights change, with the losses of a step and then with the norm of its gradients.
 
     Raises:
-        FloatingPointError: on all processes, when a figure of any of them is not finite; the last checkpoint is good.
+        FloatingPointError: on all processes, when a value of any of them is not finite; the last checkpoint is good.
     """
-    values = [value.detach().to(accelerator.device, torch.float32).reshape(()) for value in figures.values()]
-    is_bad = accelerator.reduce((~torch.isfinite(torch.stack(values))).float(), "sum") > 0
+    flat = [value.detach().to(accelerator.device, torch.float32).reshape(()) for value in values.values()]
+    is_bad = accelerator.reduce((~torch.isfinite(torch.stack(flat))).float(), "sum") > 0
     if is_bad.any():
-        names = ", ".join(name for name, bad in zip(figures, is_bad.tolist(), strict=True) if bad)
+        names = ", ".join(name for name, bad in zip(values, is_bad.tolist(), strict=True) if bad)
         found = list_checkpoints(folder)
         last = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
         raise FloatingPointError(f"Not finite at step {step + 1}: {names}; {last}. Try a smaller learning rate.")
@@ -155,11 +213,11 @@ def stop_unless_finite(accelerator: Accelerator, figures: dict[str, torch.Tensor
 
 @contextlib.contextmanager
 def interrupt_sets(stop: threading.Event, accelerator: Accelerator | PartialState) -> Iterator[None]:
-    """Inside the block a first Ctrl-C sets `stop`, so that the step that runs can end and be kept; a second one ends
-    at once. With several processes it does that from the first on: they could not agree on the step.
+    """Inside the block the first Ctrl-C sets `stop`, so that the current step can end and be saved, and the second one
+    ends the block at once. With several processes the first one does, since they could not agree on the step.
 
     Raises:
-        KeyboardInterrupt: when it was too late to stop the block: what comes after it is not begun.
+        KeyboardInterrupt: after the block, when `stop` came too late to stop it.
     """
     is_main = accelerator.num_processes == 1 and threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script
@@ -170,7 +228,7 @@ def interrupt_sets(stop: threading.Event, accelerator: Accelerator | PartialStat
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        tqdm.write("Stopping after this step, with a checkpoint. Again to stop at once.", file=sys.stderr)
+        tqdm.write("Stopping after this step, with a checkpoint. Press again to stop at once.", file=sys.stderr)
 
     before = signal.signal(signal.SIGINT, note)
     try:
@@ -182,41 +240,27 @@ def interrupt_sets(stop: threading.Event, accelerator: Accelerator | PartialStat
 
 
 def stopped_after(step: int) -> KeyboardInterrupt:
-    """What a training raises that was stopped and has kept this step."""
-    return KeyboardInterrupt(f"stopped after step {step}; the same command goes on from there")
+    """The exception of a training that was stopped after saving this step."""
+    return KeyboardInterrupt(f"stopped after step {step}; the same command continues from there")
 
 
 @contextlib.contextmanager
 def seeded_weights(seed: int) -> Iterator[None]:
-    """Inside the block new models start from `seed`; outside, torch's global generator is as it was."""
+    """Inside the block new models are initialised from `seed`; torch's global generator is restored after it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 
 
 @contextlib.contextmanager
-def averaged_weights(ema: EMAModel, parameters: list[torch.nn.Parameter]) -> Iterator[None]:
-    """Inside the block, `parameters` are their averages."""
+def averaged_weights(ema: EMAModel | None, parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Inside the block, `parameters` are their averages, if there are any."""
+    if ema is None:
+        yield
+        return
     ema.store(parameters)
     ema.copy_to(parameters)
     try:
         yield
     finally:
         ema.restore(parameters)
-
-
-def trainable_parameters(model: torch.nn.Module, trainable: list[str]) -> list[torch.nn.Parameter]:
-    """Freezes all but the parameters whose names begin with one of `trainable` (all of them train when it is empty)
-    and returns those that train.
-
-    Raises:
-        ValueError: for a beginning that no parameter has.
-    """
-    names = [name for name, _ in model.named_parameters()]
-    for prefix in trainable:
-        if not any(name.startswith(prefix) for name in names):
-            parts = sorted({name.split(".")[0] for name in names})
-            raise ValueError(f"`trainable`: no parameter begins with {prefix!r}; the parts are {', '.join(parts)}.")
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not trainable or name.startswith(tuple(trainable)))
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -202,7 +202,8 @@ def continued_pipeline(path: str | os.PathLike, mllm: dict, seed: int = 0) -> Un
 
 
 def raise_patch_size(pipeline: UniWeTokPipeline, patch_size: int, seed: int = 0) -> UniWeTokPipeline:
-    """A pipeline that generates `patch_size` x `patch_size` tokens per step, with the weights of one with smaller patches.
+    """A pipeline that generates `patch_size` x `patch_size` tokens per step, with the weights of one of smaller
+    patches.
 
     Only the embeddings of the new query tokens are new; the model itself is changed, not copied. It needs a short
     training: a token is now predicted from further away, and together with more others.

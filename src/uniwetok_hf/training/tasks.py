@@ -19,7 +19,7 @@ import torch
 
 from ..data.encoded import ENCODING_FILE, Encoding, cell_codes, open_encoded, part_path, read_encoding
 from ..data.places import is_place, load_place
-from ..data.samples import TASK, EpochOrder, Mixture, sample_generator
+from ..data.samples import TASK, EpochOrder, Mixture, sample_generator, stream_seed
 from .config import setting
 
 
@@ -374,7 +374,7 @@ class TaskMixture:
         for task in self.tasks:
             if len(task) == 0:
                 raise ValueError(f"`path` {task.path} has no rows.")
-        self.orders = [EpochOrder(len(task), hash((seed, index))) for index, task in enumerate(self.tasks)]
+        self.orders = [EpochOrder(len(task), stream_seed(seed, index)) for index, task in enumerate(self.tasks)]
 
     def __getitem__(self, number: int) -> Sample:
         source, position = self.mixture[number]

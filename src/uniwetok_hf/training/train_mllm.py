@@ -1,25 +1,23 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """Trains the unified language model: `uniwetok train mllm --config stage.yaml`, alone or under `accelerate launch`.
 
-    loss = 0.01 cross-entropy of the text to say + diffusion loss of the pictures to draw              (spec 3.3, 3.1)
+    loss = 0.01 cross-entropy of the assistant's text + diffusion loss of its pictures            (docs/method.md 3.3)
 
-- One mixture of tasks: captions to draw, questions to answer, edits, conversations; of drawings and edits the user's
-  turn is left out now and then, for guidance.
-- Pictures come as codes (`uniwetok encode-dataset`). Bits of those to be drawn are flipped on input, never as targets.
-- Stages as in the paper: one unified pretraining, separate finetunes for drawing, editing and chat (`init_from`), and
-  a short one in which a step draws more tokens (`mllm: {patch_size: ...}`).
-- With `lora` adapters learn in place of the model, and are all that is saved.
+- One mixture of tasks: text-to-image generation, questions, edits, conversations. For classifier-free guidance the
+  user's turn of some generations and edits is left out.
+- Pictures come as codes (`uniwetok encode-dataset`). In the input, but not in the targets, some bits are flipped.
+- Stages as in the paper: one unified pretraining, independent finetunes for generation, editing and chat
+  (`init_from`), and a short one with larger patches (`mllm: {patch_size: ...}`).
+- With `lora` adapters are trained instead of the model, and only they are saved.
 
-A step is one optimizer step over `batch_size` samples, whatever the number of processes and pieces: which samples they
-are, their words, flips, times and noise belong to their running numbers (`samples`), and the two losses are divided by
-the text and image tokens of the whole step. So 2 processes, or 2 pieces, compute what 1 computes, and a resumed run
-goes on as if it had not stopped.
+A step is one optimizer step over `batch_size` samples, whatever the number of processes and micro-batches: which
+samples they are, their texts, flips, times and noise belong to their running numbers (`samples`), and the two losses
+are divided by the text and image tokens of the whole step. So 2 processes, or 2 micro-batches, compute what 1
+computes, and a resumed run continues exactly.
 """
 
-import contextlib
 import json
 import math
-import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +28,6 @@ from accelerate.utils import tqdm
 from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import get_scheduler
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..adapters import save_adapter
@@ -40,14 +37,16 @@ from ..files import save_whole
 from ..provenance import RECORD, training_record
 from .checkpoints import load_checkpoint, make_output_folder, save_checkpoint
 from .config import config_values, flat_values, read_config, setting
-from .conversation_batches import ConversationBatches, Piece, prefetched
+from .conversation_batches import ConversationBatches, MicroBatch, prefetched
 from .lora import LoraSettings, add_lora, checkpoint_adapters_only
-from .picture_batches import picture_grid
 from .run import (
-    Figures,
+    RunningMetrics,
     averaged_weights,
+    choose_parameters,
     interrupt_sets,
     log_images,
+    make_optimizer,
+    picture_grid,
     start_accelerator,
     stop_unless_finite,
     stopped_after,
@@ -56,8 +55,8 @@ from .start import start_folder, start_pipeline
 from .tasks import TaskMixture, TaskSource
 
 
-# Times of the flow at which validation tells how many bits the head gets right. At 0 it sees noise alone: what is over
-# one half there, the language model knew. A mean over the training's times lies in between and says less.
+# Times of the flow at which a validation measures the share of bits that the head predicts right. At 0 its input is
+# noise alone: what exceeds one half there comes from the language model.
 ACCURACY_TIMES = (0.0, 0.25, 0.5, 0.75)
 
 
@@ -68,49 +67,59 @@ class MLLMTrainingConfig:
     output_dir: str = setting(
         help="folder of the run: checkpoints, log.jsonl, samples, and at the end `pipeline`, or with `lora` `adapter`"
     )
-    data: list[TaskSource] = setting(help="encoded datasets and what is practised on them; each has a weight")
+    data: list[TaskSource] = setting(help="encoded datasets and their tasks, each with a weight")
     max_train_steps: int = setting(help="optimizer steps")
-    batch_size: int = setting(help="samples a step over all processes")
-    validation_data: list[TaskSource] = setting([], "held-out rows; empty: no validation")
-    validation_samples: int = setting(128, "how many of each of them")
-    # what it starts from: `init_from`, or `vision_model` with `language_model` or `text_model`
-    init_from: str | None = setting(None, "the stage before (its output_dir), or a pipeline to go on with")
+    batch_size: int = setting(help="samples per step over all processes")
+    validation_data: list[TaskSource] = setting([], "datasets and tasks for validation; empty: no validation")
+    validation_samples: int = setting(128, "number of rows of each of them")
+    # the start: `init_from`, or `vision_model` with `language_model` or `text_model`
+    init_from: str | None = setting(None, "the previous stage (its output_dir), or a pipeline to continue from")
     vision_model: str | None = setting(
         None, "the trained image tokenizer: its last stage, a model, or a pipeline's (uniwetok-emoji)"
     )
     language_model: str | None = setting(
         None, "causal language model (folder or Hub name) to start from: Qwen3, Llama, ..."
     )
-    text_model: dict = setting({}, "instead of that, a new one: model_type and fields of its config")
-    vocab_size: int = setting(2048, "text_model: entries of its text vocabulary, which is trained on the data")
+    text_model: dict = setting({}, "instead, a new language model: model_type and fields of its config")
+    vocab_size: int = setting(2048, "text_model: size of its text vocabulary, which is trained on the data")
     num_size_tokens: int | None = setting(None, "longest side of a picture in tokens; null: 4096 pixels")
     head: dict = setting({}, "fields of the new diffusion head's config")
     mllm: dict = setting(
         {}, "fields of the whole model's config: patch_size, text_loss_weight, bit_flip_probability, ..."
     )
-    trainable: list[str] = setting([], "expressions of which the names of trained parameters hold one; empty: all")
-    lora: LoraSettings | None = setting(None, "adapters that learn in place of the model; null: the model learns")
+    trainable: list[str] = setting(
+        [], "regular expressions, such as image_head: parameters whose names match one are trained; empty: all"
+    )
+    lora: LoraSettings | None = setting(None, "trains adapters instead of the model; null: the model is trained")
     # the pipeline that comes out; null: as in init_from
-    resolution: int | None = setting(None, "side in pixels of pictures that are drawn where a call says none")
-    input_size: dict | None = setting(None, "`size` of the image processor: what given pictures are brought to")
-    num_inference_steps: int | None = setting(None, "diffusion steps where a call says none")
-    guidance_scale: float | None = setting(None, "guidance where a call says none")
-    image_guidance_scale: float | None = setting(None, "of edits: guidance by the picture alone")
-    negative_prompt: str | None = setting(None, "of edits: the words that this is made with, which change nothing")
-    describe_first: bool | None = setting(None, "of edits: whether it says what it will draw before it draws")
-    save_dtype: str = setting("float32", "how its weights are stored: float32, bfloat16 or float16")
+    resolution: int | None = setting(None, "default side in pixels of generated pictures")
+    input_size: dict | None = setting(None, "`size` of the image processor, for pictures in a prompt")
+    num_inference_steps: int | None = setting(None, "default number of diffusion steps")
+    guidance_scale: float | None = setting(None, "default guidance scale")
+    image_guidance_scale: float | None = setting(None, "of edits: default scale of the guidance by the picture")
+    negative_prompt: str | None = setting(
+        None, "of edits: default negative prompt, an instruction that changes nothing"
+    )
+    describe_first: bool | None = setting(
+        None, "of edits: whether the model describes the result before it generates it"
+    )
+    save_dtype: str = setting("float32", "dtype of the saved weights: float32, bfloat16 or float16")
     prompts: list[str] = setting(
-        [], "what is drawn at each validation, four times each, to look at; not under FSDP and DeepSpeed"
+        [], "prompts from which each validation generates four pictures to look at; not under FSDP and DeepSpeed"
     )
     # the samples
-    text_dropout: float = setting(0.1, "how often the user's turn is left out of drawings and edits")
-    length_group_steps: int = setting(1, "steps whose samples are sorted by length before they are cut into batches")
-    max_length: int | None = setting(None, "tokens that a sample may have; a longer one is an error")
+    text_dropout: float = setting(
+        0.1, "probability of leaving out the user's turn of a generation or an edit, for classifier-free guidance"
+    )
+    length_group_steps: int = setting(
+        1, "samples of so many steps are sorted by length before they are cut into batches"
+    )
+    max_length: int | None = setting(None, "maximum number of tokens of a sample; a longer one is an error")
     # the optimizer
     learning_rate: float = setting(1e-5, "of AdamW (paper: 1e-5)")
     lr_scheduler: str = setting("constant_with_warmup", "name of a schedule of transformers.get_scheduler")
     lr_warmup_steps: int = setting(0, "steps until the learning rate is reached")
-    lr_scheduler_kwargs: dict = setting({}, "what else the schedule takes, such as min_lr_rate")
+    lr_scheduler_kwargs: dict = setting({}, "other arguments of the schedule, such as min_lr_rate")
     adam_beta1: float = setting(0.9, "Adam's first momentum")
     adam_beta2: float = setting(0.95, "Adam's second momentum")
     adam_epsilon: float = setting(1e-15, "Adam's epsilon (paper: 1e-15)")
@@ -118,7 +127,7 @@ class MLLMTrainingConfig:
     max_grad_norm: float | None = setting(1.0, "gradients are scaled down to this norm; null: never")
     ema_decay: float | None = setting(None, "decay of the weight average that is validated and saved; null: none")
     # running it
-    gradient_accumulation_steps: int = setting(1, "pieces into which each process cuts its share of a step")
+    gradient_accumulation_steps: int = setting(1, "micro-batches per step on each process")
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, more time")
     mixed_precision: str | None = setting(None, "no, fp16 or bf16; null: as accelerate is configured")
     compile: bool = setting(False, "torch.compile the layers; takes a minute and a C++ compiler")
@@ -126,12 +135,12 @@ class MLLMTrainingConfig:
         None,
         "sdpa, eager, flex_attention, ...; null: the model's. On a CPU eager is fastest for short sequences",
     )
-    seed: int = setting(0, "of weights, order, words, flips and noise")
+    seed: int = setting(0, "of weights, order, choice of texts, flips and noise; 0 or more")
     logging_steps: int = setting(50, "steps between lines of the log")
     validation_steps: int = setting(500, "steps between validations")
     checkpointing_steps: int = setting(500, "steps between checkpoints")
-    checkpoints_total_limit: int = setting(2, "how many checkpoints are kept")
-    report_to: list[str] = setting([], "trackers beside log.jsonl: tensorboard, wandb, ...")
+    checkpoints_total_limit: int = setting(2, "number of checkpoints that are kept")
+    report_to: list[str] = setting([], "trackers in addition to log.jsonl: tensorboard, wandb, ...")
 
     def __post_init__(self):
         if self.save_dtype not in ("float32", "bfloat16", "float16"):
@@ -139,19 +148,23 @@ class MLLMTrainingConfig:
         for name in ("batch_size", "max_train_steps", "length_group_steps", "validation_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
+        if self.seed < 0:
+            raise ValueError(f"`seed` must be 0 or more, got {self.seed}.")
         if not self.data:
             raise ValueError("`data` must name at least one encoded dataset.")
         if not 0 <= self.text_dropout <= 1:
             raise ValueError(f"`text_dropout` must be from 0 to 1, got {self.text_dropout}.")
         if self.lora:
             if self.init_from is None or "patch_size" in self.mllm:
-                raise ValueError("`lora` needs `init_from`, a finished pipeline, and leaves its `mllm.patch_size`.")
+                raise ValueError(
+                    "`lora` needs `init_from`, a finished pipeline, and can't change its `mllm.patch_size`."
+                )
             if self.trainable:
-                raise ValueError("`trainable` can't be given with `lora`, whose `targets` say what learns.")
+                raise ValueError("`trainable` can't be given with `lora`, whose `targets` choose the trained layers.")
 
     @property
     def result(self) -> str:
-        """Name of the folder that says that the stage is finished."""
+        """Name of the folder that marks the stage as finished."""
         return "adapter" if self.lora else "pipeline"
 
 
@@ -159,49 +172,48 @@ class MLLMTrainer:
     """One stage of training."""
 
     def __init__(self, config: MLLMTrainingConfig):
-        self.config = config
-        self.folder = Path(config.output_dir)
+        self.config, self.folder = config, Path(config.output_dir)
         self.accelerator, self.tracker = start_accelerator(config, self.folder)
-        self.stop = threading.Event()  # ends the run after the step, with a checkpoint
+        self.stop = threading.Event()  # when set, the run ends after the current step, with a checkpoint
         self.is_sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         if self.is_sharded and config.ema_decay is not None:
             raise ValueError("`ema_decay` must be null under FSDP and DeepSpeed, where no process has all weights.")
         if self.is_sharded and config.lora:
             raise ValueError("`lora` trains on one device or on copies (DDP), not yet under FSDP and DeepSpeed.")
-        mixture, held_out = self.open_tasks(config.data, config.text_dropout), None
-        if config.validation_data:
-            held_out = self.open_tasks(config.validation_data)
+
+        options = {
+            "encode_options": f"--size {config.resolution or 'N'} --model {config.vision_model or config.init_from}"
+        }
+        mixture = TaskMixture(config.data, config.seed, config.text_dropout, **options)
+        validation = TaskMixture(config.validation_data, config.seed, **options) if config.validation_data else None
         self.pipeline = start_pipeline(config, mixture.texts())
         self.mllm = self.pipeline.mllm
         if config.attn_implementation is not None:
             self.mllm.set_attn_implementation(config.attn_implementation)
         self.batches = self.make_batches(mixture)
-        self.held_out_batches = held_out and self.make_batches(held_out)
+        self.validation = validation and self.make_batches(validation)
         make_output_folder(self.folder, config.result)
 
         if config.lora:
             self.parameters = add_lora(self.mllm, config.lora, config.seed)
             checkpoint_adapters_only(self.accelerator)
         else:
-            self.parameters = choose_parameters(self.mllm, config.trainable)
+            self.parameters = choose_parameters(self.mllm, config.trainable, frozen_names(self.mllm))
         if config.gradient_checkpointing:
             self.mllm.activation_checkpointing_enable()
         if config.compile:
             compile_layers(self.mllm)
-        optimizer, scheduler = self.make_optimizer()
-        if (deepspeed := self.accelerator.state.deepspeed_plugin) is not None:  # it would ask a DataLoader
-            deepspeed.deepspeed_config["train_micro_batch_size_per_gpu"] = self.batches.piece_size
+        optimizer, scheduler = make_optimizer(
+            config, self.parameters, config.learning_rate, config.max_train_steps, config.adam_epsilon
+        )
+        if (deepspeed := self.accelerator.state.deepspeed_plugin) is not None:  # which would look for a DataLoader
+            deepspeed.deepspeed_config["train_micro_batch_size_per_gpu"] = self.batches.micro_batch_size
         self.model, self.optimizer, self.scheduler = self.accelerator.prepare(self.mllm, optimizer, scheduler)
         self.ema = None
         if config.ema_decay is not None:
             self.ema = EMAModel(self.parameters, decay=config.ema_decay)
-            self.ema.to(self.accelerator.device)
             self.accelerator.register_for_checkpointing(self.ema)
-
-    def open_tasks(self, sources: list[TaskSource], text_dropout: float = 0.0) -> TaskMixture:
-        config = self.config
-        options = f"--size {config.resolution or 'N'} --model {config.vision_model or config.init_from}"
-        return TaskMixture(sources, config.seed, text_dropout, encode_options=options)
+        self.metrics, self.task_metrics = RunningMetrics(), TaskMetrics(self.batches.names)
 
     def make_batches(self, mixture: TaskMixture) -> ConversationBatches:
         config = self.config
@@ -219,162 +231,143 @@ class MLLMTrainer:
             max_length=config.max_length,
         )
 
-    def make_optimizer(self):
-        config = self.config
-        optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_epsilon,
-            weight_decay=config.weight_decay,
-        )
-        scheduler = get_scheduler(
-            config.lr_scheduler,
-            optimizer,
-            num_warmup_steps=config.lr_warmup_steps,
-            num_training_steps=config.max_train_steps,
-            scheduler_specific_kwargs=config.lr_scheduler_kwargs,
-        )
-        return optimizer, scheduler
-
-    def train_step(self, pieces: list[Piece], step: int):
-        """One step. Losses are divided by the tokens of all of its pieces, those of other processes too."""
-        accelerator = self.accelerator
-        counts = torch.tensor([[piece.num_text_tokens, piece.num_image_tokens] for piece in pieces]).sum(0)
-        counts = accelerator.reduce(counts.to(accelerator.device), "sum").clamp_min(1)
-        for piece in pieces:
-            with accelerator.accumulate(self.model):
-                self.train_piece(piece, counts, step)
-
-    def train_piece(self, piece: Piece, counts: torch.Tensor, step: int):
-        """Adds a piece's part of the step's loss; the last of them makes the step."""
-        accelerator, config = self.accelerator, self.config
-        output = self.compute_losses(piece, num_items_in_batch=counts[0], num_image_tokens_in_batch=counts[1])
-        # Parts add up to the step's loss; accumulation and DDP would take their mean.
-        loss = output.loss * config.gradient_accumulation_steps * accelerator.num_processes
-        stop_unless_finite(accelerator, {"loss": loss}, step, self.folder)
-        accelerator.backward(loss)
-        self.tally.add(piece, output)
-        self.figures.add({"loss": loss})
-        if accelerator.sync_gradients:
-            norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm or math.inf)
-            if norm is not None:  # DeepSpeed clips by itself, and may have no norm yet
-                norm = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
-                self.figures.add({"grad_norm": norm})
-                if accelerator.scaler is None:  # which passes over a step whose gradients are not finite
-                    stop_unless_finite(accelerator, {"grad_norm": norm}, step, self.folder)
-        self.optimizer.step()
-        if accelerator.sync_gradients:
-            self.scheduler.step()
-            if self.ema:
-                self.ema.step(self.parameters)
-        self.optimizer.zero_grad()
-
-    def compute_losses(self, piece: Piece, **options):
-        """The model's output for a piece, with losses but no logits."""
-        device = self.accelerator.device
-        return self.model(
-            **piece.inputs_on(device),
-            generator=sample_generators(self.config.seed, piece.numbers, NOISE),
-            logits_to_keep=torch.empty(0, dtype=torch.long, device=device),
-            use_cache=False,
-            **options,
-        )
-
     def train(self) -> Path:
         """Runs the stage to its end, from its last checkpoint if there is one, and returns the folder of its result.
 
         Raises:
             FloatingPointError: at a loss that is not finite; the checkpoints are kept.
             KeyboardInterrupt: after the step in which `stop` was set; its checkpoint is kept.
-            ValueError: when the last checkpoint is broken, or a row is not as its format says.
+            ValueError: when the last checkpoint is broken or of another version, or a row does not fit its task.
         """
         config, accelerator = self.config, self.accelerator
-        self.figures, self.tally = Figures(), TaskTally(self.batches.names)
         start, state = load_checkpoint(accelerator, self.folder)
         if state:
-            self.load_state_dict(state)
-        if self.ema:  # its weights were read to the CPU
+            self.metrics.load_state_dict(state["metrics"])
+            self.task_metrics.load_state_dict(state["task_metrics"])
+        if self.ema:  # a checkpoint's weights are read to the CPU
             self.ema.to(accelerator.device)
         if accelerator.is_main_process:
             self.tracker.rewind(start)
         accelerator.init_trackers("uniwetok", flat_values(config))
-        held_out = self.held_out_batches.held_out(config.validation_samples) if self.held_out_batches else []
+        validation_batches = self.validation.validation_batches(config.validation_samples) if self.validation else []
 
         self.model.train()
         bar = tqdm(total=config.max_train_steps, initial=start, desc=self.folder.name, mininterval=10)
         steps = range(start, config.max_train_steps)
-        for step, pieces in zip(steps, prefetched(self.batches.__getitem__, steps), strict=True):
-            self.train_step(pieces, step)
-            self.figures.add({}, items=config.batch_size)
+        for done, micro_batches in enumerate(prefetched(self.batches.__getitem__, steps), start + 1):
+            self.train_step(micro_batches, done - 1)
             bar.update()
-
-            done, is_last, figures = step + 1, step + 1 == config.max_train_steps, {}
+            is_last, metrics = done == config.max_train_steps, {}
             if done % config.logging_steps == 0 or is_last:
-                items = self.figures.items
-                figures = self.figures.take(accelerator, "samples") | self.tally.take(accelerator)
-                figures["tokens_per_second"] = figures["samples_per_second"] * figures.pop("tokens") / items
-                figures["learning_rate"] = self.scheduler.get_last_lr()[0]
-                bar.set_postfix(loss=f"{figures['loss']:.3f}")
+                metrics = self.take_metrics()
+                bar.set_postfix(loss=f"{metrics['loss']:.3f}")
             if done % config.validation_steps == 0 or is_last:
-                figures |= self.validate(held_out, done)
-            if figures:
-                accelerator.log(figures, step=done)
+                metrics |= self.validate(validation_batches, done)
+            if metrics:
+                accelerator.log(metrics, step=done)
             is_stopped = self.stop.is_set()
             if done % config.checkpointing_steps == 0 or is_last or is_stopped:
-                save_checkpoint(accelerator, self.folder, done, self.state_dict(), config.checkpoints_total_limit)
+                # The position in the data follows from the step.
+                state = {"metrics": self.metrics.state_dict(), "task_metrics": self.task_metrics.state_dict()}
+                save_checkpoint(accelerator, self.folder, done, state, config.checkpoints_total_limit)
             if is_stopped and not is_last:
                 raise stopped_after(done)
-        for tracker in accelerator.trackers:  # `end_training` would also part from the other processes
+        for tracker in accelerator.trackers:  # `end_training` would also leave the other processes
             tracker.finish()
         return self.save()
 
-    def state_dict(self) -> dict:
-        """Where this process is, beside what Accelerate saves; its data follow from the step."""
-        return {"figures": self.figures.state_dict(), "tally": self.tally.state_dict()}
+    def train_step(self, micro_batches: list[MicroBatch], step: int) -> None:
+        """One step. Losses are divided by the tokens of all of its micro-batches, those of other processes too."""
+        config, accelerator = self.config, self.accelerator
+        counts = torch.tensor([[batch.num_text_tokens, batch.num_image_tokens] for batch in micro_batches]).sum(0)
+        counts = accelerator.reduce(counts.to(accelerator.device), "sum").clamp_min(1)
+        for batch in micro_batches:
+            with accelerator.accumulate(self.model):
+                output = self.compute_losses(batch, num_items_in_batch=counts[0], num_image_tokens_in_batch=counts[1])
+                # The losses add up to that of the step; accumulation and DDP would take their mean.
+                loss = output.loss * config.gradient_accumulation_steps * accelerator.num_processes
+                stop_unless_finite(accelerator, {"loss": loss}, step, self.folder)
+                accelerator.backward(loss)
+                self.task_metrics.add(batch, output)
+                self.metrics.add({"loss": loss})
+                if accelerator.sync_gradients:
+                    self.clip_gradients(step)
+                self.optimizer.step()
+                if accelerator.sync_gradients:
+                    self.scheduler.step()
+                    if self.ema:
+                        self.ema.step(self.parameters)
+                self.optimizer.zero_grad()
+        self.metrics.add({}, items=config.batch_size)
 
-    def load_state_dict(self, state: dict) -> None:
-        self.figures.load_state_dict(state["figures"])
-        self.tally.load_state_dict(state["tally"])
+    def compute_losses(self, batch: MicroBatch, **options):
+        """The output of the model for a micro-batch, with losses but without logits."""
+        device = self.accelerator.device
+        return self.model(
+            **batch.inputs_on(device),
+            generator=sample_generators(self.config.seed, batch.numbers, NOISE),
+            logits_to_keep=torch.empty(0, dtype=torch.long, device=device),
+            use_cache=False,
+            **options,
+        )
+
+    def clip_gradients(self, step: int) -> None:
+        accelerator = self.accelerator
+        norm = accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm or math.inf)
+        if norm is None:  # DeepSpeed clips by itself, and may have no norm yet
+            return
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
+        self.metrics.add({"grad_norm": norm})
+        if accelerator.scaler is None:  # a scaler skips a step whose gradients are not finite
+            stop_unless_finite(accelerator, {"grad_norm": norm}, step, self.folder)
+
+    def take_metrics(self) -> dict[str, float]:
+        """The line of the log: means since the previous line, over all processes."""
+        num_samples = self.metrics.items
+        metrics = self.metrics.take(self.accelerator, "samples") | self.task_metrics.take(self.accelerator)
+        metrics["tokens_per_second"] = metrics["samples_per_second"] * metrics.pop("tokens") / num_samples
+        return metrics | {"learning_rate": self.scheduler.get_last_lr()[0]}
 
     @torch.no_grad()
-    def validate(self, held_out: list[Piece], step: int) -> dict[str, float]:
-        """Losses of each task and bit accuracies on held-out rows, and drawings of the prompts, by the averaged model
-        where there is one. All processes compute the same."""
+    def validate(self, batches: list[MicroBatch], step: int) -> dict[str, float]:
+        """Losses of each task and bit accuracies, and pictures generated from the prompts, by the averaged model if
+        there is one. All processes compute the same."""
         self.model.eval()
-        averaged = averaged_weights(self.ema, self.parameters) if self.ema else contextlib.nullcontext()
-        with averaged, torch.compiler.set_stance("force_eager"):  # not worth compiling for
-            figures = self.measure(held_out) if held_out else {}
+        metrics = {}
+        with averaged_weights(self.ema, self.parameters), torch.compiler.set_stance("force_eager"):  # faster, for once
+            if batches:
+                metrics = {f"validation_{name}": value for name, value in self.measure(batches).items()}
             if self.config.prompts and self.accelerator.is_main_process and not self.is_sharded:
-                self.draw_prompts(step)
+                self.generate_samples(step)
         self.model.train()
-        return figures
+        return metrics
 
-    def measure(self, pieces: list[Piece]) -> dict[str, float]:
-        """`validation_...` figures of held-out samples."""
-        tally = TaskTally(self.held_out_batches.names)
+    def measure(self, batches: list[MicroBatch]) -> dict[str, float]:
+        """Losses of each task, and the share of right bits at each of `ACCURACY_TIMES`."""
+        tasks = TaskMetrics(self.validation.names)
         right, num_tokens = torch.zeros(len(ACCURACY_TIMES)), 0
-        for piece in pieces:
-            tally.add(piece, self.compute_losses(piece))
-            if piece.num_image_tokens:
-                accuracy = self.compute_losses(piece, timesteps=ACCURACY_TIMES).bit_accuracy
-                right += piece.num_image_tokens * accuracy.float().cpu()
-                num_tokens += piece.num_image_tokens
-        figures = tally.take(self.accelerator)
+        for batch in batches:
+            tasks.add(batch, self.compute_losses(batch))
+            if batch.num_image_tokens:
+                accuracy = self.compute_losses(batch, timesteps=ACCURACY_TIMES).bit_accuracy
+                right += batch.num_image_tokens * accuracy.float().cpu()
+                num_tokens += batch.num_image_tokens
+        metrics = tasks.take(self.accelerator)
+        del metrics["tokens"]
         if num_tokens:
-            figures |= {f"bit_accuracy_t{time}": n.item() / num_tokens for time, n in zip(ACCURACY_TIMES, right)}
-        return {f"validation_{name}": value for name, value in figures.items() if name != "tokens"}
+            metrics |= {f"bit_accuracy_t{time}": n.item() / num_tokens for time, n in zip(ACCURACY_TIMES, right)}
+        return metrics
 
-    def draw_prompts(self, step: int) -> None:
-        """A grid of four drawings of each of the config's prompts, a row each."""
+    def generate_samples(self, step: int) -> None:
+        """Logs a grid of four pictures for each prompt of the config, one row per prompt."""
         self.pipeline.set_progress_bar_config(disable=True)
         prompts = list(self.config.prompts)
         generators = [torch.Generator().manual_seed(seed) for _ in prompts for seed in range(4)]
-        drawn = self.pipeline(prompts, num_images_per_prompt=4, generator=generators, output_type="pt").images
-        log_images(self.accelerator, {"drawings": picture_grid(list(drawn * 2 - 1), columns=4)}, step)
+        images = self.pipeline(prompts, num_images_per_prompt=4, generator=generators, output_type="pt").images
+        log_images(self.accelerator, {"drawings": picture_grid(list(images * 2 - 1), columns=4)}, step)
 
     def save(self) -> Path:
-        """Writes `pipeline` or `adapter`, which says that the stage is finished."""
+        """Writes `pipeline` or `adapter`, which marks the stage as finished."""
         accelerator, folder = self.accelerator, self.folder / self.config.result
         if self.ema:
             self.ema.copy_to(self.parameters)
@@ -399,83 +392,63 @@ class MLLMTrainer:
         return folder
 
 
-class TaskTally:
-    """Sums since the last line of the log, from which each task's own losses follow, and the share of bits that the
-    head got right at the times it was trained at."""
+class TaskMetrics:
+    """Sums since the last line of the log for the losses of each task, and for the share of bits that the head
+    predicts right at its training times."""
 
     def __init__(self, names: list[str]):
         self.names = names
         self.by_task = torch.zeros(len(names), 4)  # text loss, text tokens, image loss, image tokens
-        self.overall = torch.zeros(3)  # image tokens' shares of right bits, image tokens, all tokens
+        self.overall = torch.zeros(3)  # image tokens x share of right bits, image tokens, all tokens
 
-    def add(self, piece: Piece, output) -> None:
-        """Adds what the model made of a piece; kept on the device, so that adding does not wait for it."""
-        device, share = output.loss.device, 0.0
-        image_losses = torch.zeros(len(piece.numbers))
+    def add(self, batch: MicroBatch, output) -> None:
+        """Adds a micro-batch and its output. The sums stay on their device, so this does not wait for it."""
+        device, accuracy = output.loss.device, 0.0
+        image_losses = torch.zeros(len(batch.numbers))
         if output.image_loss is not None:
-            image_losses, share = output.row_image_losses, output.bit_accuracy.mean()
-        columns = [output.row_text_losses, piece.text_tokens, image_losses, piece.image_tokens]
+            image_losses, accuracy = output.row_image_losses, output.bit_accuracy.mean()
+        columns = [output.row_text_losses, batch.text_tokens, image_losses, batch.image_tokens]
         columns = torch.stack([column.to(device, torch.float32) for column in columns], dim=1)  # [rows, 4]
-        self.by_task = self.by_task.to(device).index_add(0, piece.tasks.to(device), columns)
-        counts = torch.tensor([piece.num_image_tokens, piece.num_image_tokens, piece.num_tokens], device=device)
+        self.by_task = self.by_task.to(device).index_add(0, batch.tasks.to(device), columns)
+        counts = torch.tensor([batch.num_image_tokens, batch.num_image_tokens, batch.num_tokens], device=device)
         counts = counts.float()
-        counts[0] *= share
+        counts[0] *= accuracy
         self.overall = self.overall.to(device) + counts
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
         """`text_loss_TASK` and `image_loss_TASK` of all processes, means over tokens, `bit_accuracy`, and the number
-        of `tokens`; then starts anew."""
+        of `tokens`; then starts again at 0."""
         sums = [self.by_task.to(accelerator.device), self.overall.to(accelerator.device)]
-        by_task, (right, num_drawn, num_tokens) = (part.tolist() for part in accelerator.reduce(sums, "sum"))
-        self.__init__(self.names)
-        figures = {"tokens": num_tokens}
+        by_task, (right, num_image_tokens, num_tokens) = (part.tolist() for part in accelerator.reduce(sums, "sum"))
+        self.by_task, self.overall = torch.zeros_like(self.by_task), torch.zeros_like(self.overall)
+        metrics = {"tokens": num_tokens}
         for name, (text_loss, text_tokens, image_loss, image_tokens) in zip(self.names, by_task, strict=True):
             if text_tokens:
-                figures[f"text_loss_{name}"] = text_loss / text_tokens
+                metrics[f"text_loss_{name}"] = text_loss / text_tokens
             if image_tokens:
-                figures[f"image_loss_{name}"] = image_loss / image_tokens
-        if num_drawn:
-            figures["bit_accuracy"] = right / num_drawn
-        return figures
+                metrics[f"image_loss_{name}"] = image_loss / image_tokens
+        if num_image_tokens:
+            metrics["bit_accuracy"] = right / num_image_tokens
+        return metrics
 
     def state_dict(self) -> dict:
-        """What a checkpoint between two lines of the log has to keep."""
+        """The sums, for a checkpoint between two lines of the log."""
         return {"by_task": self.by_task.tolist(), "overall": self.overall.tolist()}
 
     def load_state_dict(self, state: dict) -> None:
         self.by_task, self.overall = torch.tensor(state["by_task"]), torch.tensor(state["overall"])
 
 
-def choose_parameters(model: nn.Module, trainable: list[str]) -> list[nn.Parameter]:
-    """Freezes all but the parameters whose names hold one of the expressions `trainable` (all when it is empty) and
-    returns those that train. Two things never do: the image tokenizer, whose codes are the data, and with patches of
-    one token the head's queries and keys, since attention over one token is its value.
-
-    Raises:
-        ValueError: for an expression that fits no name.
-    """
-    never = [r"^model\.vision_model\."]
-    if model.config.patch_size == 1:
-        never.append(r"^image_head\..*\.(q|k)_proj\.")
-    named = [  # tied weights under all of their names
-        (name, parameter)
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if not any(re.search(part, name) for part in never)
-    ]
-    names = [name for name, _ in named]
-    for part in trainable:
-        if not any(re.search(part, name) for name in names):
-            parts = sorted({".".join(name.split(".")[: 2 if name.startswith("model.") else 1]) for name in names})
-            raise ValueError(f"`trainable`: no parameter's name holds {part!r}; the parts are {', '.join(parts)}.")
-    chosen = {id(p) for name, p in named if not trainable or any(re.search(part, name) for part in trainable)}
-    for parameter in model.parameters():
-        parameter.requires_grad_(id(parameter) in chosen)
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+def frozen_names(model: nn.Module) -> list[str]:
+    """Regular expressions of the parameters that never train: those of the image tokenizer, whose codes are the data,
+    and with patches of one token the queries and keys of the head, since attention over one token is its value."""
+    head = [r"^image_head\..*\.(q|k)_proj\."] if model.config.patch_size == 1 else []
+    return [r"^model\.vision_model\.", *head]
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Compiles the layers of language model and head in place: one graph for all that are alike, of any length. What
-    lies between them follows the data, and would break a graph of the whole."""
+    """Compiles the layers of language model and head in place: one graph for all layers of a kind, for any length. The
+    code between them depends on the data, and would break a graph of the whole model."""
     for part in (model.model.language_model, model.image_head):
         for layer in part.modules():
             if isinstance(layer, GradientCheckpointingLayer):
@@ -483,7 +456,7 @@ def compile_layers(model: nn.Module) -> None:
 
 
 def whole_model(model: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
-    """A copy of a model whose own weights are spread over processes, with `weights` from all of them."""
+    """A copy of a model whose weights are sharded over processes, with the whole `weights`."""
     with torch.device("meta"):
         whole = type(model)(model.config)
     whole.load_state_dict(weights, assign=True)
@@ -493,13 +466,13 @@ def whole_model(model: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module
 
 
 def finished(config: MLLMTrainingConfig) -> Path | None:
-    """The pipeline, or the adapter, of a stage that was run to its end."""
+    """The pipeline, or the adapter, of a finished stage, None when it is not finished."""
     folder = Path(config.output_dir) / config.result
     return folder if folder.is_dir() else None
 
 
 def train(config: MLLMTrainingConfig) -> Path:
-    """Runs a stage, or goes on with it, and returns the folder of its pipeline or adapter."""
+    """Runs one stage; see [`MLLMTrainer.train`]."""
     trainer = MLLMTrainer(config)
     with interrupt_sets(trainer.stop, trainer.accelerator):
         return trainer.train()

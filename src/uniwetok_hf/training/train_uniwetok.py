@@ -1,18 +1,18 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """Trains the image tokenizer: `uniwetok train tokenizer --config stage.yaml`, alone or under `accelerate launch`.
 
-    loss = l1 |x - x'| + l2 |x - x'|^2 + perceptual + adversarial     the picture comes back (WeTok; spec 2.4)
-         + entropy [+ commitment]                                     codes are all used, tokens decided (spec 2.2)
-         + Pre-Post Distillation                                      tokens mean something (paper 3.2)
-         + Generative-Aware Prior                                     tokens can be predicted (paper, equation 7)
+    loss = l1 |x - x'| + l2 |x - x'|^2 + perceptual + adversarial     reconstruction (docs/method.md 2.1 - 2.3)
+         + entropy [+ commitment]                                     all codes are used, bits are decided (2.4)
+         + Pre-Post Distillation                                      codes carry semantics (2.5)
+         + Generative-Aware Prior                                     codes can be predicted (2.6)
 
 The three stages of the paper are three configs: one resolution, several resolutions and aspect ratios, and annealing
-on faces and text. Each starts where the one before ended (`init_from`), its losses' own networks included.
+on faces and text. A stage starts from the previous one (`init_from`), the networks of its losses included.
 
-A step is one optimizer step over `batch_size` pictures of one size, whatever the number of processes: crops, noise
-and diffusion draws belong to the sample (`samples`), so 2 processes compute what 1 computes, and a resumed run goes on
-as if it had not stopped. Only the histogram of the batch entropy is taken over what is in memory at once: processes
-share it, but not the pieces of a step that `gradient_accumulation_steps` makes.
+A step is one optimizer step over `batch_size` pictures of one size, whatever the number of processes: crops, noise and
+random numbers of the prior belong to the sample (`samples`), so 2 processes compute what 1 computes, and a resumed run
+continues exactly. Only the histogram of the batch entropy depends on memory: it is shared by processes, but not by the
+micro-batches of `gradient_accumulation_steps`.
 """
 
 import json
@@ -26,10 +26,10 @@ from accelerate.utils import tqdm
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import get_scheduler
 
 from ..data.samples import NOISE, PRIOR, sample_generators
 from ..data.sources import PictureSource
+from ..evaluation.metrics import psnr, ssim
 from ..files import save_whole
 from ..losses.adversarial import LeCam, PatchDiscriminator, discriminator_loss, generator_loss
 from ..losses.commitment import commitment_loss
@@ -43,43 +43,49 @@ from ..modeling.configuration_uniwetok import UniWeTokConfig
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..modeling.modeling_uniwetok import UniWeTokModel
 from ..modeling.noise_uniwetok import draw_noise
-from ..provenance import loss_model, training_record
+from ..provenance import RECORD, loss_model, training_record
 from .bit_usage import BitUsage
 from .checkpoints import load_checkpoint, make_output_folder, save_checkpoint
 from .config import config_values, flat_values, read_config, setting
-from .picture_batches import Bucket, PictureBatches, picture_grid, validation_pictures
+from .picture_batches import Bucket, PictureBatch, PictureBatches, validation_pictures
 from .run import (
-    Figures,
+    RunningMetrics,
     averaged_weights,
+    choose_parameters,
     interrupt_sets,
     log_images,
+    make_optimizer,
+    picture_grid,
     seeded_weights,
     start_accelerator,
     stop_unless_finite,
     stopped_after,
-    trainable_parameters,
 )
+
+
+# Pictures that the model sees at once in a validation.
+VALIDATION_BATCH = 16
 
 
 @dataclass
 class EntropySettings:
     weight: float = setting(0.1, "weight in the loss")
-    sample_weight: float = setting(1.0, "how much tokens are to be decided")
-    batch_weight: float = setting(1.0, "how much all codes are to be used")
-    temperature: float = setting(0.01, "tau: the smaller, the nearer to 0 a bit counts as undecided")
+    sample_weight: float = setting(1.0, "weight of the entropy of single tokens, which is minimised")
+    batch_weight: float = setting(1.0, "weight of the entropy of the batch, which is maximised")
+    temperature: float = setting(0.01, "tau: bits with a latent within about tau of 0 count as undecided")
 
 
 @dataclass
 class PerceptualSettings:
     model: str = setting(help="backbone or vision model (folder or Hub name), or an LPIPS .safetensors file")
     weight: float = setting(1.0, "weight in the loss")
-    layers: list[int] | None = setting(None, "feature maps or hidden states to compare; null: the loss' own choice")
+    layers: list[int] | None = setting(None, "feature maps or hidden states to compare; null: the default of the loss")
 
 
 @dataclass
 class AdversarialSettings:
-    weight: float = setting(0.1, "weight of the generator's part in the loss")
-    start_step: int = setting(0, "step at which the discriminator begins")
+    weight: float = setting(0.1, "weight of the generator loss")
+    start_step: int = setting(0, "first step of the discriminator")
     learning_rate: float | None = setting(None, "of the discriminator; null: that of the model")
     lecam_weight: float = setting(0.05, "weight of LeCam regularisation in the discriminator's loss")
     base_channels: int = setting(64, "width of the discriminator")
@@ -88,9 +94,11 @@ class AdversarialSettings:
 
 @dataclass
 class DistillationSettings:
-    teacher: str = setting(help="vision model or dual encoder (folder or Hub name) whose pooled features are taught")
+    teacher: str = setting(
+        help="vision model or dual encoder (folder or Hub name) whose pooled features are the target"
+    )
     weight: float = setting(1.0, "theta: weight in the loss")
-    post_weight: float = setting(1.0, "eta: weight of the tokens after the sign, beside those before it")
+    post_weight: float = setting(1.0, "eta: weight of the codes after the sign, relative to the latents before it")
     hidden_size: int = setting(256, "width of the two attention pools")
     num_attention_heads: int = setting(4, "heads of the two attention pools")
 
@@ -108,198 +116,197 @@ class UniWeTokTrainingConfig:
     """One stage."""
 
     output_dir: str = setting(help="folder of the run: checkpoints, log.jsonl, samples, and at the end `model`")
-    data: list[PictureSource] = setting(help="where pictures come from; each source has a weight")
-    buckets: list[Bucket] = setting(help="sizes in pixels; every step has one of them, as often as its weight says")
+    data: list[PictureSource] = setting(help="sources of pictures, each with a weight")
+    buckets: list[Bucket] = setting(help="sizes in pixels; each step has one of them, in proportion to the weights")
     max_train_steps: int = setting(help="optimizer steps")
-    batch_size: int = setting(help="pictures a step, over all processes, of the first bucket; others: as many tokens")
+    batch_size: int = setting(help="pictures per step over all processes, of the first bucket; others: as many tokens")
     batch_multiple: int | None = setting(
         None,
-        "pictures of every step are a multiple of it; null: of processes x pieces, so that several buckets then "
-        "give other batches on other numbers of processes",
+        "the number of pictures per step is a multiple of it; null: of processes x micro-batches, so that several "
+        "buckets give other batches on other numbers of processes",
     )
-    validation_data: PictureSource | None = setting(None, "held-out pictures; null: no validation")
+    validation_data: PictureSource | None = setting(None, "pictures for validation; null: no validation")
     validation_pictures: int = setting(128, "how many of them")
     # the model
-    init_from: str | None = setting(None, "the stage before (its output_dir), or a model to start from")
+    init_from: str | None = setting(None, "the previous stage (its output_dir), or a model to start from")
     model: dict = setting({}, "without init_from: fields of a new UniWeTokConfig")
-    trainable: list[str] = setting([], "beginnings of the names of the parameters to train; empty: all")
+    trainable: list[str] = setting(
+        [], "regular expressions, such as decoder: parameters whose names match one are trained; empty: all"
+    )
     # the loss
     l1_weight: float = setting(1.0, "weight of the absolute error")
     l2_weight: float = setting(1.0, "weight of the squared error")
-    commitment_weight: float = setting(0.0, "alpha; 0 in UniWeTok, where SigLu bounds the latents (paper 3.3)")
+    commitment_weight: float = setting(
+        0.0, "alpha; 0 in UniWeTok, where SigLu bounds the latents (docs/method.md 1.2)"
+    )
     entropy: EntropySettings | None = setting(EntropySettings(), "group-wise entropy; null: off")
     perceptual: PerceptualSettings | None = setting(None, "distance between features of a frozen network; null: off")
     adversarial: AdversarialSettings | None = setting(None, "patch discriminator; null: off")
     distillation: DistillationSettings | None = setting(None, "Pre-Post Distillation; null: off")
     prior: PriorSettings | None = setting(None, "Generative-Aware Prior; null: off")
     # pictures
-    flip: bool = setting(True, "whether pictures are mirrored half of the time (not where they hold text)")
-    crop_probability: float = setting(1.0, "how often a random crop is taken instead of as much as fits the bucket")
-    crop_scale: list[float] = setting([0.8, 1.0], "smallest and largest side of a crop over the largest that fits")
-    num_threads: int = setting(2, "threads of each process that read and crop pictures")
+    flip: bool = setting(True, "whether half of the pictures are mirrored; false for pictures of text")
+    crop_probability: float = setting(1.0, "probability of a crop of random size instead of the largest one")
+    crop_scale: list[float] = setting(
+        [0.8, 1.0], "smallest and largest side of a random crop, relative to the largest one"
+    )
+    num_threads: int = setting(2, "threads per process that read and crop pictures")
     # the optimizers
     learning_rate: float = setting(1e-4, "of both optimizers")
     lr_scheduler: str = setting("constant_with_warmup", "name of a schedule of transformers.get_scheduler")
     lr_warmup_steps: int = setting(0, "steps until the learning rate is reached")
-    lr_scheduler_kwargs: dict = setting({}, "what else the schedule takes, such as min_lr_rate")
+    lr_scheduler_kwargs: dict = setting({}, "other arguments of the schedule, such as min_lr_rate")
     adam_beta1: float = setting(0.5, "Adam's first momentum (paper: 0.5)")
     adam_beta2: float = setting(0.9, "Adam's second momentum (paper: 0.9)")
     weight_decay: float = setting(0.0, "decoupled weight decay")
     max_grad_norm: float | None = setting(1.0, "gradients are scaled down to this norm; null: never")
     ema_decay: float = setting(0.999, "decay of the weight average that is validated and saved")
     # running it
-    gradient_accumulation_steps: int = setting(1, "pieces into which each process cuts its share of a step")
+    gradient_accumulation_steps: int = setting(1, "micro-batches per step on each process")
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, more time")
     mixed_precision: str | None = setting(None, "no, fp16 or bf16; null: as accelerate is configured")
-    compile: bool = setting(False, "torch.compile the model (each bucket costs minutes once)")
-    seed: int = setting(0, "of weights, order, crops and noise")
+    compile: bool = setting(False, "torch.compile the model; takes minutes per bucket")
+    seed: int = setting(0, "of weights, order, crops and noise; 0 or more")
     logging_steps: int = setting(50, "steps between lines of the log")
     validation_steps: int = setting(500, "steps between validations")
     checkpointing_steps: int = setting(500, "steps between checkpoints")
-    checkpoints_total_limit: int = setting(2, "how many checkpoints are kept")
-    report_to: list[str] = setting([], "trackers beside log.jsonl: tensorboard, wandb, ...")
+    checkpoints_total_limit: int = setting(2, "number of checkpoints that are kept")
+    report_to: list[str] = setting([], "trackers in addition to log.jsonl: tensorboard, wandb, ...")
+
+    def __post_init__(self):
+        if self.seed < 0:
+            raise ValueError(f"`seed` must be 0 or more, got {self.seed}.")
 
 
 class UniWeTokTrainer:
     """One stage of training."""
 
     def __init__(self, config: UniWeTokTrainingConfig):
-        self.config = config
-        self.folder = Path(config.output_dir)
+        self.config, self.folder = config, Path(config.output_dir)
         self.accelerator, self.tracker = start_accelerator(config, self.folder)
-        self.stop = threading.Event()  # ends the run after the step, with a checkpoint
+        self.stop = threading.Event()  # when set, the run ends after the current step, with a checkpoint
         accelerator = self.accelerator
-        self.batches = PictureBatches(
-            config.data,
-            config.buckets,
-            config.batch_size,
-            config.seed,
-            flip=config.flip,
-            crop_probability=config.crop_probability,
-            crop_scale=tuple(config.crop_scale),
-            multiple=self.batch_multiple(),
-            process_index=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-            num_threads=config.num_threads,
+        self.batches = open_batches(config, accelerator.process_index, accelerator.num_processes)
+        self.validation = {  # this process' share, uint8 [N, 3, H, W] of each size
+            f"{bucket.height}x{bucket.width}": validation_pictures(
+                config.validation_data, bucket.height, bucket.width, config.validation_pictures
+            )[accelerator.process_index :: accelerator.num_processes]
+            for bucket in (config.buckets if config.validation_data else [])
+        }
+
+        self.model = build_model(config)
+        self.perceptual, self.teacher, self.distillation, self.prior, self.discriminator = build_loss_networks(
+            config, self.model.config.num_bits, accelerator.device
         )
-        self.build_networks()
+        self.lecam = LeCam()
+        if stage := find_stage(config.init_from):
+            load_loss_networks(stage.parent / "losses", self.loss_networks())
         make_output_folder(self.folder, "model")
 
-        parameters = [
-            p for net in (self.model, self.distillation, self.prior) if net is not None for p in net.parameters()
-        ]
-        self.parameters = [p for p in parameters if p.requires_grad]
-        self.optimizer, self.scheduler = self.make_optimizer(self.parameters, config.learning_rate)
+        trained = [net for net in (self.model, self.distillation, self.prior) if net is not None]
+        self.parameters = [p for net in trained for p in net.parameters() if p.requires_grad]
         self.averaged = [p for p in self.model.parameters() if p.requires_grad]
         self.ema = EMAModel(self.averaged, decay=config.ema_decay)
-        if self.discriminator is not None:
-            rate = config.adversarial.learning_rate or config.learning_rate
-            self.discriminator_optimizer, self.discriminator_scheduler = self.make_optimizer(
-                list(self.discriminator.parameters()), rate, skipped_steps=config.adversarial.start_step
+        optimizer, scheduler = make_optimizer(config, self.parameters, config.learning_rate, config.max_train_steps)
+        discriminator_optimizer = discriminator_scheduler = None
+        if settings := config.adversarial:
+            discriminator_optimizer, discriminator_scheduler = make_optimizer(
+                config,
+                list(self.discriminator.parameters()),
+                settings.learning_rate or config.learning_rate,
+                max(config.max_train_steps - settings.start_step, 1),
             )
 
         if config.compile:  # alone: the networks of the losses are small
-            self.model = torch.compile(self.model, dynamic=False)  # symbolic sizes fail in inductor
-        prepared = ["model", "distillation", "prior", "discriminator", "optimizer", "scheduler"]
-        prepared += ["discriminator_optimizer", "discriminator_scheduler"] if self.discriminator is not None else []
-        for name in prepared:
-            if getattr(self, name) is not None:
-                setattr(self, name, accelerator.prepare(getattr(self, name)))
+            self.model = torch.compile(self.model, dynamic=False)  # inductor fails with symbolic sizes
+        self.model, self.distillation, self.prior, self.discriminator = accelerator.prepare(
+            self.model, self.distillation, self.prior, self.discriminator
+        )
+        self.optimizer, self.scheduler, self.discriminator_optimizer, self.discriminator_scheduler = (
+            accelerator.prepare(optimizer, scheduler, discriminator_optimizer, discriminator_scheduler)
+        )
         self.ema.to(accelerator.device)
         accelerator.register_for_checkpointing(self.ema, self.lecam.to(accelerator.device))
 
-    def batch_multiple(self) -> int:
-        """
-        Raises:
-            ValueError: when the processes and pieces can't share `batch_multiple` pictures.
-        """
-        pieces = self.accelerator.num_processes * self.config.gradient_accumulation_steps
-        multiple = self.config.batch_multiple or pieces
-        if multiple % pieces:
-            raise ValueError(f"`batch_multiple` must be a multiple of {pieces} (processes x pieces), got {multiple}.")
-        return multiple
-
-    def build_networks(self):
-        """The model, the networks that belong to its losses, and the frozen ones that only judge it."""
-        config = self.config
-        stage = find_stage(config.init_from)
-        if config.init_from:
-            self.model = UniWeTokModel.from_pretrained(stage or config.init_from, dtype=torch.float32)
-        else:
-            with seeded_weights(config.seed):
-                self.model = UniWeTokModel(UniWeTokConfig(**config.model))
-        if self.model.config.num_hidden_layers == 0 and self.model.config.architecture == "hybrid":
-            for half in (self.model.encoder, self.model.decoder):
-                half.transformer.register_tokens.requires_grad_(False)  # exist, but nothing reads them
-        trainable_parameters(self.model, config.trainable)
-        if config.gradient_checkpointing:
-            self.model.activation_checkpointing_enable()
-        self.model.train().to(memory_format=torch.channels_last)  # a fifth to a half faster convolutions on CPUs
-
-        self.teacher = self.perceptual = self.distillation = self.prior = self.discriminator = None
-        self.lecam = LeCam()
-        device, num_bits = self.accelerator.device, self.model.config.num_bits
-        with seeded_weights(config.seed + 1):
-            if settings := config.distillation:
-                self.teacher = Teacher.from_pretrained(settings.teacher).to(device)
-                self.distillation = PrePostDistillation(
-                    num_bits,
-                    self.teacher.embedding_size,
-                    hidden_size=settings.hidden_size,
-                    num_attention_heads=settings.num_attention_heads,
-                    post_weight=settings.post_weight,
-                )
-            if settings := config.prior:
-                self.prior = GenerativePrior(
-                    num_bits,
-                    hidden_size=settings.hidden_size,
-                    num_hidden_layers=settings.num_hidden_layers,
-                    num_attention_heads=settings.num_attention_heads,
-                )
-            if settings := config.adversarial:
-                groups = min(32, settings.base_channels)
-                self.discriminator = PatchDiscriminator(settings.base_channels, settings.num_layers, groups)
-        if settings := config.perceptual:
-            is_lpips = settings.model.endswith(".safetensors")
-            self.perceptual = (
-                LPIPS.from_file(settings.model)
-                if is_lpips
-                else PerceptualLoss.from_pretrained(settings.model, settings.layers)
-            ).to(device)
-        if stage:
-            load_loss_networks(stage.parent / "losses", self.loss_networks())
+        self.metrics, self.bits, self.num_skipped = RunningMetrics(), BitUsage(), 0
+        self.logits = []  # of the discriminator in the micro-batches of this step, for LeCam's averages
 
     def loss_networks(self) -> dict[str, nn.Module]:
-        """What a later stage goes on with, beside the model."""
+        """The networks that a later stage continues with, besides the model."""
         networks = {"distillation": self.distillation, "prior": self.prior, "discriminator": self.discriminator}
         if self.discriminator is not None:
             networks["lecam"] = self.lecam
         return {name: self.unwrap(net) for name, net in networks.items() if net is not None}
 
     def unwrap(self, network: nn.Module) -> nn.Module:
-        """A network as it was before Accelerate wrapped or compiled it."""
+        """A network without the wrappers of Accelerate and torch.compile."""
         return self.accelerator.unwrap_model(network, keep_torch_compile=False)
 
-    def make_optimizer(self, parameters: list[nn.Parameter], learning_rate: float, skipped_steps: int = 0):
-        """AdamW and the schedule of all steps but the first `skipped_steps`."""
-        config = self.config
-        optimizer = torch.optim.AdamW(
-            parameters,
-            lr=learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            weight_decay=config.weight_decay,
-        )
-        scheduler = get_scheduler(
-            config.lr_scheduler,
-            optimizer,
-            num_warmup_steps=config.lr_warmup_steps,
-            num_training_steps=max(config.max_train_steps - skipped_steps, 1),
-            scheduler_specific_kwargs=config.lr_scheduler_kwargs,
-        )
-        return optimizer, scheduler
+    def train(self) -> Path:
+        """Runs the stage to its end, from its last checkpoint if there is one, and returns the folder of the averaged
+        model.
 
-    def generator_losses(self, pixel_values: torch.Tensor, numbers: list[int], step: int):
-        """Reconstructs the pictures; returns the model's output and every part of the loss with its weight."""
+        Raises:
+            FloatingPointError: at a loss that is not finite; the checkpoints are kept.
+            KeyboardInterrupt: after the step in which `stop` was set; its checkpoint is kept.
+            ValueError: when the last checkpoint is broken or of another version.
+        """
+        config, accelerator = self.config, self.accelerator
+        start, state = load_checkpoint(accelerator, self.folder)
+        if state:
+            self.load_state_dict(state)
+            self.ema.to(accelerator.device)  # its weights were read to the CPU
+        if accelerator.is_main_process:
+            self.tracker.rewind(start)
+        accelerator.init_trackers("uniwetok", flat_values(config))
+
+        bar = tqdm(total=config.max_train_steps, initial=start, desc=self.folder.name, mininterval=10)
+        batches = iter(self.batches)
+        for done in range(start + 1, config.max_train_steps + 1):
+            self.train_step(next(batches), done - 1)
+            bar.update()
+            is_last, metrics = done == config.max_train_steps, {}
+            if done % config.logging_steps == 0 or is_last:
+                metrics = self.take_metrics()
+                bar.set_postfix(psnr=f"{metrics['psnr']:.2f}", stuck_bits=metrics["stuck_bits"])
+            if self.validation and (done % config.validation_steps == 0 or is_last):
+                metrics |= self.validate(done)
+            if metrics:
+                accelerator.log(metrics, step=done)
+            is_stopped = self.stop.is_set()
+            if done % config.checkpointing_steps == 0 or is_last or is_stopped:
+                save_checkpoint(accelerator, self.folder, done, self.state_dict(), config.checkpoints_total_limit)
+            if is_stopped and not is_last:
+                raise stopped_after(done)
+        for tracker in accelerator.trackers:  # `end_training` would also leave the other processes
+            tracker.finish()
+        return self.save()
+
+    def train_step(self, batch: PictureBatch, step: int) -> None:
+        """In each micro-batch the model learns, then the discriminator, from the same reconstruction."""
+        config, accelerator = self.config, self.accelerator
+        learners = [net for net in (self.model, self.distillation, self.prior, self.discriminator) if net is not None]
+        size = len(batch.numbers) // config.gradient_accumulation_steps
+        for index, pixel_values in enumerate(batch.pixel_values.split(size)):
+            pixel_values = pixel_values.to(accelerator.device, memory_format=torch.channels_last)
+            with accelerator.accumulate(*learners):
+                output, losses = self.compute_losses(pixel_values, batch.numbers[index * size :][:size], step)
+                metrics = {name: value for name, (_, value) in losses.items()}
+                stop_unless_finite(accelerator, metrics, step, self.folder)
+                accelerator.backward(sum(weight * value for weight, value in losses.values()))
+                self.optimize(self.parameters, self.optimizer, self.scheduler, "grad_norm", step)
+                if accelerator.sync_gradients:
+                    self.ema.step(self.averaged)
+                if "adversarial" in losses:
+                    metrics |= self.train_discriminator(pixel_values, output.sample.detach(), step)
+            self.bits.update(output.codes)
+            self.metrics.add(metrics)
+        self.note_skipped(batch.skipped)
+        enlarged = batch.num_enlarged / len(batch.numbers)
+        self.metrics.add({"enlarged_pictures": enlarged}, items=len(batch.numbers) * accelerator.num_processes)
+
+    def compute_losses(self, pixel_values: torch.Tensor, numbers: list[int], step: int):
+        """Reconstructs the pictures; returns the output of the model, and weight and value of each loss."""
         config, vision_config = self.config, self.unwrap(self.model).config
         height, width = (side // vision_config.stride for side in pixel_values.shape[2:])
         noise = draw_noise(  # here: generators would break a compiled graph
@@ -312,12 +319,12 @@ class UniWeTokTrainer:
             "l1": (config.l1_weight, l1_loss(output.sample, pixel_values)),
             "l2": (config.l2_weight, l2_loss(output.sample, pixel_values)),
         }
-        if self.perceptual is not None:
+        if settings := config.perceptual:
             with self.accelerator.autocast():
-                losses["perceptual"] = (config.perceptual.weight, self.perceptual(output.sample, pixel_values))
-        if self.discriminator is not None and step >= config.adversarial.start_step:
+                losses["perceptual"] = (settings.weight, self.perceptual(output.sample, pixel_values))
+        if (settings := config.adversarial) and step >= settings.start_step:
             discriminator = self.unwrap(self.discriminator).requires_grad_(False)
-            losses["adversarial"] = (config.adversarial.weight, generator_loss(discriminator(output.sample)))
+            losses["adversarial"] = (settings.weight, generator_loss(discriminator(output.sample)))
             discriminator.requires_grad_(True)
         if settings := config.entropy:
             entropy = entropy_loss(
@@ -328,235 +335,224 @@ class UniWeTokTrainer:
                 settings.batch_weight,
             )
             losses["entropy"] = (settings.weight, entropy.loss)
-            self.figures.add({"sample_entropy": entropy.sample_entropy, "batch_entropy": entropy.batch_entropy})
+            self.metrics.add({"sample_entropy": entropy.sample_entropy, "batch_entropy": entropy.batch_entropy})
         if config.commitment_weight:
             losses["commitment"] = (config.commitment_weight, commitment_loss(output.latents))
-        if self.distillation is not None:
+        if settings := config.distillation:
             with self.accelerator.autocast():
-                lesson = self.teacher.embed_pictures(pixel_values)
-            taught = self.distillation(output.latents, output.codes, lesson.float())
-            losses["distillation"] = (config.distillation.weight, taught.loss)
-            self.figures.add({"distillation_pre": taught.pre, "distillation_post": taught.post})
-        if self.prior is not None:
+                teacher_features = self.teacher.embed_pictures(pixel_values)
+            distilled = self.distillation(output.latents, output.codes, teacher_features.float())
+            losses["distillation"] = (settings.weight, distilled.loss)
+            self.metrics.add({"distillation_pre": distilled.pre, "distillation_post": distilled.post})
+        if settings := config.prior:
             generators = sample_generators(config.seed, numbers, PRIOR)
-            losses["prior"] = (config.prior.weight, self.prior(output.codes, generators))
+            losses["prior"] = (settings.weight, self.prior(output.codes, generators))
         return output, losses
 
-    def train_step(self, pixel_values: torch.Tensor, numbers: list[int], step: int):
-        """One piece of a step: the model learns, then the discriminator, from the same reconstruction."""
+    def train_discriminator(
+        self, pixel_values: torch.Tensor, sample: torch.Tensor, step: int
+    ) -> dict[str, torch.Tensor]:
+        """The part of the discriminator in a micro-batch; returns its losses."""
         accelerator = self.accelerator
-        learners = [net for net in (self.model, self.distillation, self.prior, self.discriminator) if net is not None]
-        with accelerator.accumulate(*learners):
-            output, losses = self.generator_losses(pixel_values, numbers, step)
-            figures = {name: value for name, (_, value) in losses.items()}
-            stop_unless_finite(accelerator, figures, step, self.folder)
-            accelerator.backward(sum(weight * value for weight, value in losses.values()))
-            self.optimize(self.parameters, self.optimizer, self.scheduler, "grad_norm", step)
-            if accelerator.sync_gradients:
-                self.ema.step(self.averaged)
+        real, fake = self.discriminator(torch.cat([pixel_values, sample.to(pixel_values.dtype)])).chunk(2)
+        losses = {"discriminator": discriminator_loss(real, fake), "lecam": self.lecam(real, fake)}
+        stop_unless_finite(accelerator, losses, step, self.folder)
+        accelerator.backward(losses["discriminator"] + self.config.adversarial.lecam_weight * losses["lecam"])
+        parameters = list(self.discriminator.parameters())
+        optimizer, scheduler = self.discriminator_optimizer, self.discriminator_scheduler
+        self.optimize(parameters, optimizer, scheduler, "discriminator_grad_norm", step)
+        self.logits.append((real.detach(), fake.detach()))
+        if accelerator.sync_gradients:
+            self.lecam.update(*(torch.cat(logits) for logits in zip(*self.logits, strict=True)))
+            self.logits.clear()
+        return losses
 
-            if "adversarial" in losses:
-                both = torch.cat([pixel_values, output.sample.detach().to(pixel_values.dtype)])
-                real, fake = self.discriminator(both).chunk(2)
-                figures["discriminator"] = discriminator_loss(real, fake)
-                figures["lecam"] = self.lecam(real, fake)
-                self.logits.append((real.detach(), fake.detach()))
-                stop_unless_finite(accelerator, figures, step, self.folder)
-                accelerator.backward(
-                    figures["discriminator"] + self.config.adversarial.lecam_weight * figures["lecam"]
-                )
-                self.optimize(
-                    list(self.discriminator.parameters()),
-                    self.discriminator_optimizer,
-                    self.discriminator_scheduler,
-                    "discriminator_grad_norm",
-                    step,
-                )
-                if accelerator.sync_gradients:
-                    self.lecam.update(*(torch.cat(logits) for logits in zip(*self.logits, strict=True)))
-                    self.logits.clear()
-        self.bits.update(output.codes)
-        self.figures.add(figures)
-
-    def optimize(self, parameters, optimizer, scheduler, name: str, step: int):
-        """The end of a backward pass: once all pieces of a step are done, clipping and the step itself."""
+    def optimize(self, parameters, optimizer, scheduler, name: str, step: int) -> None:
+        """Follows each backward pass; after the last micro-batch it clips the gradients and changes the weights."""
         accelerator = self.accelerator
         if accelerator.sync_gradients:
-            accelerator.unscale_gradients(optimizer)  # `clip_grad_norm_` of accelerate would unscale both optimizers'
+            accelerator.unscale_gradients(optimizer)  # accelerate's `clip_grad_norm_` would unscale both optimizers
             norm = nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm or math.inf)
-            self.figures.add({name: norm})
-            if accelerator.scaler is None:  # which passes over a step whose gradients are not finite
+            self.metrics.add({name: norm})
+            if accelerator.scaler is None:  # a scaler skips a step whose gradients are not finite
                 stop_unless_finite(accelerator, {name: norm}, step, self.folder)
         optimizer.step()
         if accelerator.sync_gradients:
             scheduler.step()
         optimizer.zero_grad()
 
-    def train(self) -> Path:
-        """Runs the stage to its end, from its last checkpoint if there is one, and returns the folder of the averaged
-        model.
-
-        Raises:
-            FloatingPointError: at a loss that is not finite; the checkpoints are kept.
-            KeyboardInterrupt: after the step in which `stop` was set; its checkpoint is kept.
-            ValueError: when the last checkpoint is broken.
-        """
-        config, accelerator = self.config, self.accelerator
-        self.figures, self.bits, self.skipped = Figures(), BitUsage(), 0
-        self.logits = []  # of the pieces of the step, for LeCam's averages
-        start, state = load_checkpoint(accelerator, self.folder)
-        if state:
-            self.load_state_dict(state)
-            self.ema.to(accelerator.device)  # its weights were read to the CPU
-        if accelerator.is_main_process:
-            self.tracker.rewind(start)
-        accelerator.init_trackers("uniwetok", flat_values(config))
-        self.held_out = self.read_validation_pictures()
-
-        bar = tqdm(total=config.max_train_steps, initial=start, desc=self.folder.name, mininterval=10)
-        batches = iter(self.batches)
-        for step in range(start, config.max_train_steps):
-            batch = next(batches)
-            self.report_skipped(batch.skipped)
-            pieces = config.gradient_accumulation_steps
-            length = len(batch.numbers) // pieces
-            for piece, pixels in enumerate(batch.pixel_values.chunk(pieces)):
-                pixels = pixels.to(accelerator.device, memory_format=torch.channels_last)
-                self.train_step(pixels, batch.numbers[piece * length : (piece + 1) * length], step)
-            enlarged = batch.num_enlarged / len(batch.numbers)
-            self.figures.add({"enlarged_pictures": enlarged}, items=len(batch.numbers) * accelerator.num_processes)
-            bar.update()
-
-            done, is_last, figures = step + 1, step + 1 == config.max_train_steps, {}
-            if done % config.logging_steps == 0 or is_last:
-                figures = self.figures.take(accelerator, "pictures") | self.bit_figures()
-                figures["psnr"] = 10 * math.log10(4 / max(figures["l2"], 1e-10))  # of the mean error
-                skipped = accelerator.reduce(torch.tensor(self.skipped, device=accelerator.device), "sum")
-                figures |= {"learning_rate": self.scheduler.get_last_lr()[0], "skipped_pictures": int(skipped)}
-                bar.set_postfix(psnr=f"{figures['psnr']:.2f}", stuck_bits=figures["stuck_bits"])
-            if self.held_out and (done % config.validation_steps == 0 or is_last):
-                figures |= self.validate(done)
-            if figures:
-                accelerator.log(figures, step=done)
-            is_stopped = self.stop.is_set()
-            if done % config.checkpointing_steps == 0 or is_last or is_stopped:
-                save_checkpoint(accelerator, self.folder, done, self.state_dict(), config.checkpoints_total_limit)
-            if is_stopped and not is_last:
-                raise stopped_after(done)
-        for tracker in accelerator.trackers:  # `end_training` would also part from the other processes
-            tracker.finish()
-        return self.save()
-
-    def bit_figures(self) -> dict[str, float]:
-        """How the bits were used since the last line of the log, on all processes."""
-        bits = self.bits.over_processes()
+    def take_metrics(self) -> dict[str, float]:
+        """The line of the log: means since the previous line, over all processes."""
+        accelerator, bits = self.accelerator, self.bits.over_processes()
         self.bits.reset()
-        figures = {"bit_entropy": bits.mean_entropy, "stuck_bits": bits.stuck, "dead_bits": bits.dead}
-        return figures | {"min_bit_usage": bits.usage.min().item(), "max_bit_usage": bits.usage.max().item()}
+        metrics = self.metrics.take(accelerator, "pictures")
+        metrics |= {"bit_entropy": bits.mean_entropy, "stuck_bits": bits.stuck, "dead_bits": bits.dead}
+        metrics |= {"min_bit_usage": bits.usage.min().item(), "max_bit_usage": bits.usage.max().item()}
+        metrics["psnr"] = 10 * math.log10(4 / max(metrics["l2"], 1e-10))  # of the mean error
+        metrics["learning_rate"] = self.scheduler.get_last_lr()[0]
+        skipped = accelerator.reduce(torch.tensor(self.num_skipped, device=accelerator.device), "sum")
+        return metrics | {"skipped_pictures": int(skipped)}
+
+    @torch.no_grad()
+    def validate(self, step: int) -> dict[str, float]:
+        """PSNR and SSIM of the averaged model for each bucket, as `evaluation.metrics` defines them. Each process has
+        its share of the pictures; the first process logs a grid of its first ones."""
+        accelerator, model, processor = self.accelerator, self.unwrap(self.model).eval(), UniWeTokImageProcessor()
+        first, count = accelerator.process_index, accelerator.num_processes
+        metrics, grids = {}, {}
+        with averaged_weights(self.ema, self.averaged):
+            for size, pictures in self.validation.items():
+                sums, shown = torch.zeros(3), []  # sums of PSNR, of SSIM, number of pictures
+                for start in range(0, len(pictures), VALIDATION_BATCH):
+                    originals = pictures[start : start + VALIDATION_BATCH]
+                    pixel_values = originals.float() / 127.5 - 1
+                    numbers = [first + count * index for index in range(start, start + len(originals))]
+                    samples = model(
+                        pixel_values.to(accelerator.device, memory_format=torch.channels_last),
+                        generator=sample_generators(self.config.seed, numbers, NOISE),
+                    ).sample.float()
+                    pair = processor.postprocess(samples), originals.permute(0, 2, 3, 1).numpy()
+                    sums += torch.tensor([psnr(*pair).sum(), ssim(*pair).sum(), len(originals)])
+                    shown = shown or [one for pair in zip(pixel_values, samples, strict=True) for one in pair]
+                if shown:
+                    grids[f"validation-{size}"] = picture_grid(shown, columns=8)
+                sums = accelerator.reduce(sums.to(accelerator.device), "sum")
+                metrics[f"validation_psnr_{size}"] = (sums[0] / sums[2]).item()
+                metrics[f"validation_ssim_{size}"] = (sums[1] / sums[2]).item()
+        model.train()
+        log_images(accelerator, grids, step)
+        return metrics
 
     def state_dict(self) -> dict:
-        """Where this process is, beside what Accelerate saves."""
-        parts = {"batches": self.batches, "figures": self.figures, "bits": self.bits}
-        return {"skipped": self.skipped} | {name: part.state_dict() for name, part in parts.items()}
+        """The state of this process, besides what Accelerate saves."""
+        parts = {"batches": self.batches, "metrics": self.metrics, "bits": self.bits}
+        return {"skipped": self.num_skipped} | {name: part.state_dict() for name, part in parts.items()}
 
     def load_state_dict(self, state: dict) -> None:
-        self.skipped = state["skipped"]
-        if self.skipped_file.exists():  # what was skipped after the checkpoint will be met again
+        self.num_skipped = state["skipped"]
+        if self.skipped_file.exists():  # pictures that were skipped after the checkpoint will be skipped again
             lines = self.skipped_file.read_text().splitlines(keepends=True)
             temporary = self.skipped_file.with_suffix(".tmp")
-            temporary.write_text("".join(lines[: self.skipped]))
+            temporary.write_text("".join(lines[: self.num_skipped]))
             temporary.replace(self.skipped_file)
-        for name, part in {"batches": self.batches, "figures": self.figures, "bits": self.bits}.items():
+        for name, part in {"batches": self.batches, "metrics": self.metrics, "bits": self.bits}.items():
             part.load_state_dict(state[name])
 
-    def report_skipped(self, names: list[str]) -> None:
-        """Counts and writes down the pictures that could not be read."""
-        self.skipped += len(names)
-        if names:
+    def note_skipped(self, lines: list[str]) -> None:
+        """Counts and lists the pictures that could not be read."""
+        self.num_skipped += len(lines)
+        if lines:
             with open(self.skipped_file, "a") as file:
-                file.writelines(f"{name}\n" for name in names)
+                file.writelines(f"{line}\n" for line in lines)
 
     @property
     def skipped_file(self) -> Path:
         return self.folder / f"skipped-{self.accelerator.process_index}.txt"
 
-    def read_validation_pictures(self) -> dict[str, torch.Tensor]:
-        """This process' share of the held-out pictures, uint8 [N, 3, H, W] of each bucket's size."""
-        config, accelerator = self.config, self.accelerator
-        if config.validation_data is None:
-            return {}
-        held_out = {}
-        for bucket in config.buckets:
-            pictures = validation_pictures(
-                config.validation_data, bucket.height, bucket.width, config.validation_pictures
-            )
-            held_out[f"{bucket.height}x{bucket.width}"] = pictures[
-                accelerator.process_index :: accelerator.num_processes
-            ]
-        return held_out
-
-    @torch.no_grad()
-    def validate(self, step: int) -> dict[str, float]:
-        """PSNR and SSIM of the averaged model at every bucket's size, by the protocol of `evaluation.metrics`; each
-        process looks at its share of the pictures, and the first draws a grid of its first ones."""
-        from ..evaluation.metrics import psnr, ssim
-
-        accelerator = self.accelerator
-        model = self.unwrap(self.model).eval()
-        figures, grids = {}, {}
-        with averaged_weights(self.ema, self.averaged):
-            for size, pictures in self.held_out.items():
-                sums, shown = torch.zeros(3), []  # of PSNR, of SSIM, pictures
-                numbers = range(accelerator.process_index, 10**9, accelerator.num_processes)
-                for start in range(0, len(pictures), 16):
-                    piece = pictures[start : start + 16]
-                    originals = piece.float() / 127.5 - 1
-                    noise = sample_generators(self.config.seed, numbers[start : start + len(piece)], NOISE)
-                    pixel_values = originals.to(accelerator.device, memory_format=torch.channels_last)
-                    samples = model(pixel_values, generator=noise).sample.float().clamp(-1, 1).cpu()
-                    pairs = [to_uint8(samples), piece.permute(0, 2, 3, 1).numpy()]
-                    sums += torch.tensor([psnr(*pairs).sum(), ssim(*pairs).sum(), len(piece)])
-                    shown = shown or [one for pair in zip(originals, samples, strict=True) for one in pair]
-                if shown:
-                    grids[f"validation-{size}"] = picture_grid(shown, columns=8)
-                sums = accelerator.reduce(sums.to(accelerator.device), "sum")
-                figures[f"validation_psnr_{size}"] = (sums[0] / sums[2]).item()
-                figures[f"validation_ssim_{size}"] = (sums[1] / sums[2]).item()
-        model.train()
-        log_images(accelerator, grids, step)
-        return figures
-
     def save(self) -> Path:
-        """Writes `losses`, then `model`, which says that the stage is finished."""
-        accelerator, folder = self.accelerator, self.folder
+        """Writes `losses`, then `model`, which marks the stage as finished."""
+        config, accelerator, folder = self.config, self.accelerator, self.folder
         if accelerator.is_main_process:
             save_whole(lambda path: save_loss_networks(path, self.loss_networks()), folder / "losses")
-            judges = []  # networks that this model learned to please must not judge it
-            if self.teacher is not None:
-                judges.append(loss_model("teacher", self.teacher, self.config.distillation.teacher))
-            if self.perceptual is not None:
-                judges.append(loss_model("perceptual", self.perceptual, self.config.perceptual.model))
-            started_from = [find_stage(self.config.init_from) or self.config.init_from]
-            record = training_record(judges, started_from if self.config.init_from else [])
-            record["training"] = config_values(self.config)
+            seen = []  # networks of the losses must not judge this model
+            if config.distillation:
+                seen.append(loss_model("teacher", self.teacher, config.distillation.teacher))
+            if config.perceptual:
+                seen.append(loss_model("perceptual", self.perceptual, config.perceptual.model))
+            started_from = [find_stage(config.init_from) or config.init_from] if config.init_from else []
+            record = training_record(seen, started_from) | {"training": config_values(config)}
 
             def save_model(path: Path):
                 model = self.unwrap(self.model)
                 with averaged_weights(self.ema, self.averaged):
                     model.save_pretrained(path)
                 UniWeTokImageProcessor(stride=model.config.stride).save_pretrained(path)
-                (path / "training.json").write_text(json.dumps(record, indent=1))
+                (path / RECORD).write_text(json.dumps(record, indent=1))
 
             save_whole(save_model, folder / "model")
         accelerator.wait_for_everyone()
         return folder / "model"
 
 
+def open_batches(config: UniWeTokTrainingConfig, process_index: int, num_processes: int) -> PictureBatches:
+    """
+    Raises:
+        ValueError: when the processes and micro-batches can't share `batch_multiple` pictures.
+    """
+    shares = num_processes * config.gradient_accumulation_steps
+    multiple = config.batch_multiple or shares
+    if multiple % shares:
+        raise ValueError(
+            f"`batch_multiple` must be a multiple of {shares} (processes x micro-batches), got {multiple}."
+        )
+    return PictureBatches(
+        config.data,
+        config.buckets,
+        config.batch_size,
+        config.seed,
+        flip=config.flip,
+        crop_probability=config.crop_probability,
+        crop_scale=tuple(config.crop_scale),
+        multiple=multiple,
+        process_index=process_index,
+        num_processes=num_processes,
+        num_threads=config.num_threads,
+    )
+
+
+def build_model(config: UniWeTokTrainingConfig) -> UniWeTokModel:
+    """The model that a stage starts from, with only its trainable parameters requiring gradients."""
+    if config.init_from:
+        start = find_stage(config.init_from) or config.init_from
+        model = UniWeTokModel.from_pretrained(start, dtype=torch.float32)
+    else:
+        with seeded_weights(config.seed):
+            model = UniWeTokModel(UniWeTokConfig(**config.model))
+    # Without Transformer layers nothing reads the register tokens.
+    never = [r"transformer\.register_tokens$"] if model.config.num_hidden_layers == 0 else []
+    choose_parameters(model, config.trainable, never)
+    if config.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    return model.train().to(memory_format=torch.channels_last)  # a fifth to a half faster convolutions on CPUs
+
+
+def build_loss_networks(config: UniWeTokTrainingConfig, num_bits: int, device: torch.device) -> tuple:
+    """Networks of the losses, None for a loss that is off: perceptual and teacher, which are frozen, and distillation,
+    prior and discriminator, which train."""
+    perceptual = teacher = distillation = prior = discriminator = None
+    if settings := config.perceptual:
+        if settings.model.endswith(".safetensors"):
+            perceptual = LPIPS.from_file(settings.model).to(device)
+        else:
+            perceptual = PerceptualLoss.from_pretrained(settings.model, settings.layers).to(device)
+    with seeded_weights(config.seed + 1):
+        if settings := config.distillation:
+            teacher = Teacher.from_pretrained(settings.teacher).to(device)
+            distillation = PrePostDistillation(
+                num_bits,
+                teacher.embedding_size,
+                hidden_size=settings.hidden_size,
+                num_attention_heads=settings.num_attention_heads,
+                post_weight=settings.post_weight,
+            )
+        if settings := config.prior:
+            prior = GenerativePrior(
+                num_bits,
+                hidden_size=settings.hidden_size,
+                num_hidden_layers=settings.num_hidden_layers,
+                num_attention_heads=settings.num_attention_heads,
+            )
+        if settings := config.adversarial:
+            groups = min(32, settings.base_channels)
+            discriminator = PatchDiscriminator(settings.base_channels, settings.num_layers, groups)
+    return perceptual, teacher, distillation, prior, discriminator
+
+
 def find_stage(init_from: str | None) -> Path | None:
-    """The model's folder of a finished stage called `init_from`; None when that is a model itself.
+    """The model folder of a finished stage; None when `init_from` is a model itself.
 
     Raises:
-        ValueError: when the stage is there, but not finished.
+        ValueError: when the stage is not finished.
     """
     if init_from is None or not (Path(init_from) / "log.jsonl").exists():
         return None
@@ -568,17 +564,17 @@ def find_stage(init_from: str | None) -> Path | None:
 def save_loss_networks(folder: Path, networks: dict[str, nn.Module]) -> None:
     folder.mkdir(parents=True)
     for name, network in networks.items():
-        if isinstance(network, PrePostDistillation):  # evaluation reads it too
+        if isinstance(network, PrePostDistillation):  # evaluation reads it, too
             network.save_pretrained(folder / name)
         else:
             save_file(network.state_dict(), folder / f"{name}.safetensors")
 
 
 def load_loss_networks(folder: Path, networks: dict[str, nn.Module]) -> None:
-    """Loads the weights of those `networks` that the stage before had; the others stay new.
+    """Loads the weights of those `networks` that the previous stage had; the others stay new.
 
     Raises:
-        ValueError: when one has another shape now.
+        ValueError: when a network has another shape now.
     """
     for name, network in networks.items():
         path = folder / name / "model.safetensors" if (folder / name).is_dir() else folder / f"{name}.safetensors"
@@ -586,16 +582,11 @@ def load_loss_networks(folder: Path, networks: dict[str, nn.Module]) -> None:
             try:
                 network.load_state_dict(load_file(path))
             except RuntimeError as error:
-                raise ValueError(f"`{name}` has not the shape it had in {folder.parent}: {error}") from None
-
-
-def to_uint8(pictures: torch.Tensor):
-    """Float [N, 3, H, W] in [-1, 1] to uint8 arrays [N, H, W, 3], rounded as the image processor does."""
-    return (127.5 * pictures + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+                raise ValueError(f"`{name}` does not have the shape that it has in {folder.parent}: {error}") from None
 
 
 def finished(config: UniWeTokTrainingConfig) -> Path | None:
-    """The model of a stage that was run to its end."""
+    """The model of a finished stage, None when it is not finished."""
     folder = Path(config.output_dir) / "model"
     return folder if folder.is_dir() else None
 

@@ -1,8 +1,8 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""How often edits come nearest to what was asked for, over the weights of picture and words in guidance: what the
-emoji model's `default_image_guidance_scale` is chosen by.
+"""Share of edits that are nearest to their target, over the weights of picture and instruction in guidance: the emoji
+model's `default_image_guidance_scale` is chosen by it.
 
-    PYTHONPATH=examples/emoji python benchmarks/editing.py data/emoji PIPELINE --guidance 5 --image-guidance 3 4 4.5 5
+    python examples/emoji/edit_guidance.py data/emoji runs/mllm/pipeline --guidance 5 --image-guidance 3 4 4.5 5
 
 By pixels, and by a `--judge`, among the candidates of `evaluate_emoji.py`, on edits of the validation split,
 whose concepts training never shows. An image guidance that equals the guidance is the usual one, against neither
@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="folder that examples/emoji/emoji_data.py made")
     parser.add_argument("pipeline")
-    parser.add_argument("--judge", help="dual encoder that no training loss looked through")
+    parser.add_argument("--judge", help="dual encoder that no training loss used")
     parser.add_argument("--split", default="validation")
     parser.add_argument("--count", type=int, default=300, help="edits of each setting")
     parser.add_argument("--steps", type=int, nargs="+", default=[6])

@@ -1,11 +1,11 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""How good drawings are against the time they take, over diffusion steps, guidance and patch size: what the defaults
-of the emoji model are chosen by.
+"""Quality of generated pictures over the time they take, by diffusion steps, guidance and patch size: the defaults of
+the emoji model are chosen by it.
 
-    PYTHONPATH=examples/emoji python benchmarks/drawing.py data/emoji JUDGE PIPELINE [more pipelines]
+    python examples/emoji/generation_quality.py data/emoji runs/judge/model runs/mllm/pipeline [more pipelines]
 
-R-precision is that of `evaluate_emoji.py`, on rows of the validation split. The time is that of one picture from
-one prompt, everything loaded: the median of several. Writes a table, and a figure to --figure.
+R-precision is that of `evaluate_emoji.py`, on rows of the validation split. The time is that of one picture from one
+prompt, with everything loaded: the median of several. Writes a table, and a figure to --figure.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from uniwetok_hf.evaluation.generation import generate_all
 from uniwetok_hf.evaluation.judges import Judge
 
 
-def seconds_a_picture(pipe, prompts: list[str], **call) -> float:
+def seconds_per_picture(pipe, prompts: list[str], **call) -> float:
     """Median over single prompts."""
     times = []
     for number, prompt in enumerate(prompts):
@@ -40,10 +40,10 @@ def draw_figure(found: list[dict], path: str) -> None:
     for name in dict.fromkeys((row["patch"], row["guidance"]) for row in found):
         part = [row for row in found if (row["patch"], row["guidance"]) == name]
         times, scores = [row["seconds"] for row in part], [100 * row["score"].value for row in part]
-        axes.plot(times, scores, "o-", label=f"{name[0]} x {name[0]} tokens a step, guidance {name[1]:g}")
+        axes.plot(times, scores, "o-", label=f"{name[0]} x {name[0]} tokens per step, guidance {name[1]:g}")
         for row, x, y in zip(part, times, scores, strict=True):
             axes.annotate(str(row["steps"]), (x, y), textcoords="offset points", xytext=(5, 4), fontsize=8)
-    axes.set(xlabel="seconds a picture", ylabel="R-precision, %")
+    axes.set(xlabel="seconds per picture", ylabel="R-precision, %")
     axes.legend()
     axes.grid(alpha=0.3)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -53,10 +53,10 @@ def draw_figure(found: list[dict], path: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="folder that examples/emoji/emoji_data.py made")
-    parser.add_argument("judge", help="dual encoder that no training loss looked through")
+    parser.add_argument("judge", help="dual encoder that no training loss used")
     parser.add_argument("pipelines", nargs="+", help="pipelines, of one patch size each")
     parser.add_argument("--split", default="validation")
-    parser.add_argument("--count", type=int, default=150, help="drawings of each setting")
+    parser.add_argument("--count", type=int, default=150, help="pictures of each setting")
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 8, 12, 20])
     parser.add_argument("--guidance", type=float, nargs="+", default=[2.0, 3.0, 5.0])
     parser.add_argument("--figure", default="results/quality_over_time.svg")
@@ -71,7 +71,7 @@ def main() -> None:
     rivals = [rival_captions(row, pool, generator) for row in rows]
     score = CaptionScore(Judge.from_pretrained(options.judge), captions, rivals)
 
-    print("| tokens a step | guidance | diffusion steps | seconds a picture | R-precision |")
+    print("| tokens per step | guidance | diffusion steps | seconds per picture | R-precision |")
     print("| ---: | ---: | ---: | ---: | --- |")
     found = []
     for folder in options.pipelines:
@@ -80,7 +80,7 @@ def main() -> None:
         for guidance in options.guidance:
             for steps in options.steps:
                 call = {"num_inference_steps": steps, "guidance_scale": guidance}
-                seconds = seconds_a_picture(pipe, captions[:8], **call)
+                seconds = seconds_per_picture(pipe, captions[:8], **call)
                 result = score(generate_all(pipe, captions, **call))
                 patch = pipe.mllm.config.patch_size
                 found.append(

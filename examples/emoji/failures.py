@@ -1,10 +1,10 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""What the emoji model gets wrong, in pictures, chosen by a judge and not by us.
+"""Failures of the emoji model in pictures, chosen by a judge.
 
-    PYTHONPATH=examples/emoji python benchmarks/failures.py data/emoji JUDGE PIPELINE --output docs/assets
+    python examples/emoji/failures.py data/emoji runs/judge/model runs/mllm/pipeline --output docs/assets
 
-`failures.jpg`: of held-out combinations that were drawn, edited and named, the drawings whose own caption the judge
-ranks lowest of 32, the edits that are nearest to a wrong picture, and wrong answers, spread over the failures.
+`failures.jpg`: of held-out combinations that were generated, edited and named, the pictures whose own caption the
+judge ranks lowest of 32, the edits that are nearest to a wrong picture, and wrong answers, spread over the failures.
 """
 
 import argparse
@@ -43,12 +43,12 @@ def cell(pictures: list[Image.Image], lines: list[str]) -> Image.Image:
     return sheets.below([shown, sheets.below(words, gap=1)], gap=4)
 
 
-def wrong_drawings(pipe, rows, pool, judge: Judge, count: int) -> tuple[list[Image.Image], str]:
-    """Real picture and drawing of the prompts that the judge ranks lowest, and what it takes the drawing for."""
+def wrong_generations(pipe, rows, pool, judge: Judge, count: int) -> tuple[list[Image.Image], str]:
+    """Real and generated picture of the prompts that the judge ranks lowest, and the caption that it prefers."""
     generator = torch.Generator().manual_seed(0)
-    drawn = generate_all(pipe, [caption_of(row) for row in rows])
+    generated = generate_all(pipe, [caption_of(row) for row in rows])
     found = []
-    for row, picture in zip(rows, drawn, strict=True):
+    for row, picture in zip(rows, generated, strict=True):
         captions = [caption_of(row), *rival_captions(row, pool, generator)]
         scores = cosines(judge.embed_images([picture]), judge.embed_texts(captions))[0]
         if best := int(scores.argmax()):
@@ -86,7 +86,7 @@ def wrong_names(pipe, rows, count: int) -> tuple[list[Image.Image], str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="folder that examples/emoji/emoji_data.py made")
-    parser.add_argument("judge", help="dual encoder that no training loss looked through")
+    parser.add_argument("judge", help="dual encoder that no training loss used")
     parser.add_argument("pipeline", help="folder of the pipeline")
     parser.add_argument("--count", type=int, default=120, help="how many of each kind are tried")
     parser.add_argument("--shown", type=int, default=8, help="how many failures of each kind are shown")
@@ -108,7 +108,7 @@ def main() -> None:
     edit_pipe = UniWeTokEditPipeline.from_pipe(pipe)
     edit_pipe.set_progress_bar_config(disable=True)
     kinds = {
-        "Drawings": wrong_drawings(pipe, rows, pool, judge, options.shown),
+        "Generations": wrong_generations(pipe, rows, pool, judge, options.shown),
         "Edits": wrong_edits(
             edit_pipe, edit_pairs(combination_edits(edits, pictures, chosen), by="kind"), options.shown
         ),

@@ -1,0 +1,238 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""Generation of pictures by the unified model: the loop over patches (docs/method.md 3.2, 3.4).
+
+The prompts are read once, with a key-value cache. Then, patch by patch, the hidden states of the last P positions
+condition the binary head, and the tokens that it samples are read in turn.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers import DynamicCache
+from transformers.cache_utils import Cache
+from transformers.utils import ModelOutput
+
+from .codes_uniwetok import Pictures, binarize, tokens_to_codes
+from .configuration_uniwetok_mllm import UniWeTokMLLMConfig
+from .flow_uniwetok import BinaryFlow
+from .noise_uniwetok import Generators
+
+
+@dataclass
+class UniWeTokGenerateCodesOutput(ModelOutput):
+    """`codes` [B, bits, h, w] of {-1, +1}, 0 where an interrupted run did not get; `conditions`, on request, the
+    head's conditions at each step, one [rows, P, hidden size] per patch, conditional rows first."""
+
+    codes: torch.Tensor | None = None
+    conditions: tuple[torch.Tensor, ...] | None = None
+
+
+class UniWeTokGenerationMixin:
+    """Gives `UniWeTokForCausalLM` the method `generate_codes`."""
+
+    config: UniWeTokMLLMConfig
+    model: Any  # the UniWeTokMLLMModel, whose file imports this one
+    image_head: Any
+
+    @torch.no_grad()
+    def generate_codes(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: Pictures | None = None,
+        image_sizes: torch.Tensor | None = None,
+        codes: Pictures | None = None,
+        negative_input_ids: torch.Tensor | None = None,
+        negative_attention_mask: torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
+        num_inference_steps: int = 50,
+        scheduler: BinaryFlow | None = None,
+        generator: Generators = None,
+        callback: Callable[[int, torch.Tensor], bool | None] | None = None,
+        output_conditions: bool = False,
+        past_key_values: Cache | None = None,
+        image_guidance_scale: float | None = None,
+        image_input_ids: torch.Tensor | None = None,
+        image_attention_mask: torch.Tensor | None = None,
+    ) -> UniWeTokGenerateCodesOutput:
+        """Generates one picture per row, patch by patch.
+
+        Args:
+            input_ids: [B, L] prompts, left-padded, each ending with the size tokens and queries of the picture to
+                generate; all rows have one size.
+            attention_mask: [B, L], 0 for padding.
+            pixel_values, image_sizes, codes: pictures in the prompts, as in `forward`.
+            negative_input_ids, negative_attention_mask: the unconditional prompts [B, L'], or [1, L'] for all rows;
+                they hold no pictures. Needed for a `guidance_scale` over 1.
+            guidance_scale: weight w of classifier-free guidance; 1 or less is none.
+            num_inference_steps: diffusion steps of a patch; the head runs once more than that.
+            scheduler: sampler; by default a [`BinaryFlow`] with the head's shift. Its timesteps are set here.
+            generator: one for the batch, or a list with one per row, which makes a row independent of its batch.
+            callback: called after each patch with its index and the codes so far (0 where not generated yet); a true
+                result stops.
+            output_conditions: whether to return the head's conditions.
+            past_key_values: a cache of the first positions of `input_ids`, to go on from; `codes` are then those of
+                the pictures after them. The generated picture is added to it whole, for what follows.
+            image_guidance_scale: weight of the pictures alone, as in [`UniWeTokBinaryHead.sample`]; none when no
+                guidance is asked for.
+            image_input_ids, image_attention_mask: [B, L''], prompts with the same pictures and other words, which the
+                words of `input_ids` are measured against. Needed for an `image_guidance_scale`.
+
+        Raises:
+            ValueError: when prompts don't end with a size, sizes differ or don't fit the patches, or guidance lacks
+                the prompts or pictures that it is measured against.
+        """
+        height, width = self._picture_size(input_ids)
+        rows = len(input_ids)
+        guided = guidance_scale > 1
+        prompts = [(input_ids, attention_mask)]
+        codes = self.model.read_pictures(pixel_values, image_sizes, codes)
+        if guided and image_guidance_scale is not None:
+            if image_input_ids is None or len(image_input_ids) != rows:
+                raise ValueError(
+                    "`image_guidance_scale` needs `image_input_ids`, one prompt with other words per row."
+                )
+            if codes is None or past_key_values is not None:
+                raise ValueError("`image_guidance_scale` needs pictures in prompts that go on from no cache.")
+            prompts.append((image_input_ids, image_attention_mask))
+            codes = [*codes, *codes]
+        if guided:
+            if negative_input_ids is None:
+                raise ValueError("`guidance_scale` over 1 needs `negative_input_ids`, the prompts without their text.")
+            prompts.append((negative_input_ids, negative_attention_mask))
+        masked = [(ids, torch.ones_like(ids) if mask is None else mask) for ids, mask in prompts]
+        prompts = [(ids.expand(rows, -1), mask.expand(rows, -1)) for ids, mask in masked]
+        reader = _GuidedReader(self.model, prompts, past_key_values)
+
+        scheduler = scheduler or BinaryFlow(self.config.head_config.timestep_shift)
+        scheduler.set_timesteps(num_inference_steps)
+        bits, block = self.config.vision_config.num_bits, self.config.tokens_per_patch
+        canvas = torch.zeros(rows, bits, height, width, device=input_ids.device)
+        positions = self.model.positions([canvas[0]])  # [h*w, hidden size]
+        tokens = canvas.new_zeros(rows, height * width, bits)
+        conditions = []
+        hidden_states = reader.read_prompts(codes)
+        for step in range(height * width // block):
+            patch = slice(step * block, (step + 1) * block)
+            condition = hidden_states + positions[patch].to(hidden_states.dtype)
+            sample = self.image_head.sample(condition, scheduler, guidance_scale, generator, image_guidance_scale)
+            tokens[:, patch] = binarize(sample)
+            if output_conditions:
+                conditions.append(condition)
+            if callback is not None and callback(step, tokens_to_codes(tokens, height, width, self.config.patch_size)):
+                break
+            if patch.stop < height * width or past_key_values is not None:
+                embeddings = self.model.embed_image_tokens(tokens[:, patch], positions[patch])
+                hidden_states = reader.read_patch(embeddings)
+        drawn_codes = tokens_to_codes(tokens, height, width, self.config.patch_size)
+        return UniWeTokGenerateCodesOutput(
+            codes=drawn_codes, conditions=tuple(conditions) if output_conditions else None
+        )
+
+    def _picture_size(self, input_ids: torch.Tensor) -> tuple[int, int]:
+        """Height and width in tokens of the picture that the prompts begin."""
+        config = self.config
+        block = config.tokens_per_patch
+        sizes = input_ids[:, -block - 1 : input_ids.shape[1] - block + 1] - config.size_token_id + 1
+        if sizes.shape[1] < 2 or sizes.min() < 1 or sizes.max() > config.num_size_tokens:
+            raise ValueError(
+                "`input_ids` must end with <|vision_start|>, two size tokens and the queries of the picture to "
+                "generate; UniWeTokProcessor writes them for a `height` and `width`."
+            )
+        if (sizes != sizes[0]).any():
+            raise ValueError(
+                f"`input_ids` must have one size in all rows, got (height, width) {sizes.tolist()} in tokens."
+            )
+        height, width = sizes[0].tolist()
+        p = config.patch_size
+        if height % p or width % p:
+            raise ValueError(
+                f"A picture of {height} x {width} tokens can't be generated in patches of {p} x {p}: sides must be "
+                f"multiples of {p * config.vision_config.stride} pixels."
+            )
+        return height, width
+
+
+class _GuidedReader:
+    """Reads for all rows that the head wants, conditional ones first, then those that guidance is measured against: in
+    one batch, or, where the conditional rows go on from a cache, each part by itself, since the cache is only theirs.
+    """
+
+    def __init__(self, model, prompts: list[tuple[torch.Tensor, torch.Tensor]], cache: Cache | None = None):
+        self.repeats = len(prompts)
+        if cache is None:
+            prompts = [left_pad_rows(prompts, model.config.text_config.pad_token_id or 0)]
+        self.prompts = prompts
+        self.readers = [_PatchReader(model, cache), *(_PatchReader(model) for _ in prompts[1:])]
+
+    def read_prompts(self, codes: Pictures | None) -> torch.Tensor:
+        pictures = [codes, *([None] * (len(self.readers) - 1))]
+        pairs = zip(self.readers, self.prompts, pictures, strict=True)
+        return torch.cat([reader.read_prompt(*prompt, codes) for reader, prompt, codes in pairs])
+
+    def read_patch(self, embeddings: torch.Tensor) -> torch.Tensor:
+        parts = torch.cat([embeddings] * self.repeats).chunk(len(self.readers))
+        return torch.cat([reader.read_patch(part) for reader, part in zip(self.readers, parts, strict=True)])
+
+
+class _PatchReader:
+    """Feeds a prompt and then patch after patch to the language model, with a key-value cache, and returns the hidden
+    states of the last P positions, [rows, P, hidden size]. A `cache` that is given holds the prompt's first
+    positions."""
+
+    def __init__(self, model, cache: Cache | None = None):
+        self.model = model
+        self.block = model.config.tokens_per_patch
+        self.cache = DynamicCache(config=model.language_model.config) if cache is None else cache
+
+    def read_prompt(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, codes: Pictures | None
+    ) -> torch.Tensor:
+        self.attention_mask = attention_mask
+        input_ids = input_ids[:, self.cache.get_seq_length() :]
+        outputs = self.model(
+            input_ids=input_ids,
+            codes=codes,
+            attention_mask=attention_mask,
+            position_ids=self._position_ids(input_ids.shape[1]),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return outputs.last_hidden_state[:, -self.block :]
+
+    def read_patch(self, embeddings: torch.Tensor) -> torch.Tensor:
+        self.attention_mask = attention_mask = F.pad(self.attention_mask, (0, self.block), value=1)
+        position_ids = self._position_ids(self.block)
+        if self.block > 1:
+            one_block = torch.zeros(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
+            attention_mask = self.model.block_causal_mask(
+                embeddings, one_block, attention_mask, self.cache, position_ids
+            )
+        outputs = self.model.language_model(
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return outputs.last_hidden_state
+
+    def _position_ids(self, length: int) -> torch.Tensor:
+        """Positions of the last `length` positions, counted from each row's first that is no padding."""
+        return (self.attention_mask.cumsum(1) - 1).clamp_min(0)[:, -length:]
+
+
+def left_pad_rows(
+    rows: Sequence[tuple[torch.Tensor, torch.Tensor]], pad_token_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stacks batches of (input_ids, attention_mask), each [B_i, L_i], to one batch as long as the longest."""
+    length = max(ids.shape[1] for ids, _ in rows)
+    padded_ids = [F.pad(ids, (length - ids.shape[1], 0), value=pad_token_id) for ids, _ in rows]
+    padded_masks = [F.pad(mask, (length - mask.shape[1], 0), value=0) for _, mask in rows]
+    return torch.cat(padded_ids), torch.cat(padded_masks)
+
+
+__all__ = ["UniWeTokGenerateCodesOutput", "UniWeTokGenerationMixin"]

@@ -1,0 +1,68 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""The one way of a picture into the language model: PIL image -> `pixel_values` -> codes, once.
+
+Whatever needs the picture afterwards (descriptions, the branches of guidance, generation, the next turn of a
+conversation) takes the [`EncodedImage`]. The commands, the pipelines, the conversation and the web page all come in
+here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from transformers import PreTrainedModel, ProcessorMixin
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """A picture as the language model reads it.
+
+    Args:
+        codes: float32 [bits, h, w] of {-1, +1}.
+        size: (height, width) in pixels of the picture that was encoded, padding included.
+        content_size: (height, width) in pixels of its top left part that is no padding.
+    """
+
+    codes: torch.Tensor
+    size: tuple[int, int]
+    content_size: tuple[int, int]
+
+
+@torch.no_grad()
+def encode_images(
+    mllm: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: Sequence[Image.Image | EncodedImage],
+    device: torch.device | None = None,
+) -> list[EncodedImage]:
+    """Preprocesses and encodes all pictures in one call each; those that are encoded already stay as they are.
+
+    Args:
+        mllm: the language model; its `vision_model` encodes.
+        processor: its image processor decides how pictures reach the model's sizes.
+        images: pictures of any sizes.
+        device: where the model computes; by default where its weights are.
+
+    Raises:
+        ValueError: when a picture comes out at a size that the model can't read.
+    """
+    plain = [image for image in images if not isinstance(image, EncodedImage)]
+    if not plain:
+        return list(images)
+    inputs = processor.image_processor(plain)
+    sizes = [tuple(picture.shape[-2:]) for picture in inputs["pixel_values"]]
+    for size in sizes:
+        processor.picture_tokens(*size)  # raises before a picture that is too large is encoded
+    device = mllm.device if device is None else device
+    pixel_values = inputs["pixel_values"]
+    if torch.is_tensor(pixel_values):
+        pixel_values = pixel_values.to(device, mllm.dtype)
+    else:
+        pixel_values = [picture.to(device, mllm.dtype) for picture in pixel_values]
+    codes = [picture.float() for picture in mllm.model.encode_pictures(pixel_values)]
+    encoded = iter([EncodedImage(*parts) for parts in zip(codes, sizes, inputs["content_sizes"], strict=True)])
+    return [image if isinstance(image, EncodedImage) else next(encoded) for image in images]
+
+
+__all__ = ["EncodedImage", "encode_images"]
