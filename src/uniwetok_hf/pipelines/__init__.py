@@ -27,8 +27,8 @@ from .pipeline_uniwetok_edit import UniWeTokEditPipeline
 #    the libraries' base classes that diffusers looks for beside them.
 pipeline_loading_utils.LOADABLE_CLASSES.setdefault("uniwetok_hf", {})
 # 2. Tasks: `AutoPipelineForText2Image` and `AutoPipelineForImage2Image` choose between the two pipelines.
-auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING.setdefault("uniwetok", UniWeTokPipeline)
-auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.setdefault("uniwetok", UniWeTokEditPipeline)
+auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING.setdefault("uniwetok", UniWeTokPipeline)  # ty: ignore[no-matching-overload]
+auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.setdefault("uniwetok", UniWeTokEditPipeline)  # ty: ignore[no-matching-overload]
 # 3. Pipelines: `DiffusionPipeline.from_pretrained` looks for the class that `model_index.json` names in the namespace
 #    of diffusers, and nowhere else.
 for pipeline_class in (UniWeTokPipeline, UniWeTokEditPipeline):

@@ -108,13 +108,15 @@ class UniWeTokConversation:
             raise ValueError("`text` is empty and there are no `images`: say or show something.")
         pipe.processor.check_words([text], "text")
         size = self._next_size(height, width, [*self.codes, *shown])
+        num_inference_steps = pipe.value_or_default("num_inference_steps", num_inference_steps)
+        guidance_scale = pipe.value_or_default("guidance_scale", guidance_scale)
+        pipe.check_settings(num_inference_steps, guidance_scale, generator, num_images=1)
         settings = {
-            "num_inference_steps": pipe.value_or_default("num_inference_steps", num_inference_steps),
-            "guidance_scale": pipe.value_or_default("guidance_scale", guidance_scale),
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
             "generator": generator,
+            "callback_on_step_end": callback_on_step_end,
         }
-        pipe.check_settings(**settings, num_images=1)
-        settings["callback_on_step_end"] = callback_on_step_end
         before = len(self.messages), len(self.codes)
         self.messages.append({"role": "user", "content": content})
         self.codes += shown

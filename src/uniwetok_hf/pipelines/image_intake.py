@@ -8,10 +8,10 @@ here.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
-from transformers import PreTrainedModel, ProcessorMixin
 
 
 @dataclass(frozen=True)
@@ -31,26 +31,26 @@ class EncodedImage:
 
 @torch.no_grad()
 def encode_images(
-    mllm: PreTrainedModel,
-    processor: ProcessorMixin,
+    mllm: Any,
+    processor: Any,
     images: Sequence[Image.Image | EncodedImage],
     device: torch.device | None = None,
 ) -> list[EncodedImage]:
     """Preprocesses and encodes all pictures in one call each; those that are encoded already stay as they are.
 
     Args:
-        mllm: the language model; its `vision_model` encodes.
-        processor: its image processor decides how pictures reach the model's sizes.
+        mllm ([`UniWeTokForCausalLM`]): its image tokenizer encodes.
+        processor ([`UniWeTokProcessor`]): its image processor decides how pictures reach the model's sizes.
         images: pictures of any sizes.
         device: where the model computes; by default where its weights are.
 
     Raises:
         ValueError: when a picture comes out at a size that the model can't read.
     """
-    plain = [image for image in images if not isinstance(image, EncodedImage)]
-    if not plain:
-        return list(images)
-    inputs = processor.image_processor(plain)
+    encoded = [image for image in images if isinstance(image, EncodedImage)]
+    if len(encoded) == len(images):
+        return encoded
+    inputs = processor.image_processor([image for image in images if not isinstance(image, EncodedImage)])
     sizes = [tuple(picture.shape[-2:]) for picture in inputs["pixel_values"]]
     for size in sizes:
         processor.picture_tokens(*size)  # raises before a picture that is too large is encoded
@@ -61,8 +61,8 @@ def encode_images(
     else:
         pixel_values = [picture.to(device, mllm.dtype) for picture in pixel_values]
     codes = [picture.float() for picture in mllm.model.encode_pictures(pixel_values)]
-    encoded = iter([EncodedImage(*parts) for parts in zip(codes, sizes, inputs["content_sizes"], strict=True)])
-    return [image if isinstance(image, EncodedImage) else next(encoded) for image in images]
+    new = iter([EncodedImage(*parts) for parts in zip(codes, sizes, inputs["content_sizes"], strict=True)])
+    return [image if isinstance(image, EncodedImage) else next(new) for image in images]
 
 
 __all__ = ["EncodedImage", "encode_images"]

@@ -16,6 +16,7 @@ Pipelines made of one model (`from_pipe`) share its adapters.
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 from diffusers.loaders.lora_base import LoraBaseMixin
 from huggingface_hub import HfApi
@@ -44,6 +45,7 @@ class UniWeTokLoraMixin(LoraBaseMixin):
     """Adapters of `mllm`: of the language model, the head and the image tokenizer."""
 
     _lora_loadable_modules = ["mllm"]
+    mllm: Any
 
     @classmethod
     def lora_state_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **hub_options):
@@ -73,7 +75,9 @@ class UniWeTokLoraMixin(LoraBaseMixin):
         if os.path.isdir(adapter := os.path.join(source, "adapter")):
             raise ValueError(f"{problem}{adapter} is what the training made")
         try:
-            config_file, weights_file = (cached_file(source, f, **hub_options) for f in (CONFIG_FILE, WEIGHTS_FILE))
+            config_file, weights_file = (
+                str(cached_file(source, name, **hub_options)) for name in (CONFIG_FILE, WEIGHTS_FILE)
+            )
         except OSError as error:
             if isinstance(error.__cause__, RepositoryNotFoundError):
                 raise ValueError(
@@ -242,7 +246,7 @@ class UniWeTokLoraMixin(LoraBaseMixin):
                 "The pipeline has adapters. `save_lora_weights` saves one; to save the pipeline, call "
                 "`unload_lora_weights` first, after `fuse_lora` if it is to keep what they learnt."
             )
-        super().save_pretrained(save_directory, *args, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)  # ty: ignore[missing-attribute]
 
     def _adapters(self) -> list[str]:
         return list(getattr(self.mllm, "peft_config", None) or {})

@@ -7,6 +7,7 @@ runs `encode_image` first. Latents are codes here: [B, bits, h, w] of {-1, +1}, 
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from diffusers import SchedulerMixin
@@ -23,9 +24,19 @@ class UniWeTokPipelineMixin:
     model_cpu_offload_seq = "mllm"
     _callback_tensor_inputs = ["codes"]
 
+    # Attributes of `DiffusionPipeline`. The parts are not typed by this package's classes, here and in `__init__`: as
+    # remote code those are in files of their own.
+    processor: Any
+    mllm: Any
+    scheduler: Any
+    config: Any
+    register_modules: Any
+    register_to_config: Any
+    progress_bar: Any
+    _execution_device: Any
+
     def __init__(
         self,
-        # The libraries' base classes: as remote code, the parts are classes of files of their own.
         processor: ProcessorMixin,
         mllm: PreTrainedModel,
         scheduler: SchedulerMixin,

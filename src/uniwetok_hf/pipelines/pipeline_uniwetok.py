@@ -1,7 +1,7 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """Text-to-image with the unified model: prompt -> codes, patch by patch -> picture (docs/method.md 3.1, 3.4)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from diffusers import DiffusionPipeline
@@ -46,7 +46,7 @@ class UniWeTokPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPipeli
         num_images_per_prompt: int,
         generator: Generators,
         output_type: str,
-        callback_on_step_end_tensor_inputs: list[str],
+        callback_on_step_end_tensor_inputs: Sequence[str],
     ) -> None:
         """
         Raises:

@@ -10,7 +10,7 @@ A model that generates better from names than from sight can first describe the 
 description: what it understands serves what it generates (as "thinking" does in BAGEL, arXiv 2505.14683).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from diffusers import DiffusionPipeline
@@ -53,7 +53,7 @@ class UniWeTokEditPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPi
         num_images_per_prompt: int,
         generator: Generators,
         output_type: str,
-        callback_on_step_end_tensor_inputs: list[str],
+        callback_on_step_end_tensor_inputs: Sequence[str],
     ) -> None:
         """`height` and `width` may be None: the source's.
 

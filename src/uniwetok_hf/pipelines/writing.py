@@ -2,18 +2,18 @@
 """Text about pictures by the language model: transformers' `generate`, between pictures and plain text."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL import Image
-from transformers import PreTrainedModel, ProcessorMixin
 
 from .image_intake import EncodedImage, encode_images
 
 
 @torch.no_grad()
 def write_about(
-    mllm: PreTrainedModel,
-    processor: ProcessorMixin,
+    mllm: Any,
+    processor: Any,
     texts: Sequence[str],
     images: Sequence[Image.Image | EncodedImage],
     max_new_tokens: int,
@@ -25,6 +25,7 @@ def write_about(
     """The most likely continuation of each of `texts`, as one line each.
 
     Args:
+        mllm ([`UniWeTokForCausalLM`]), processor ([`UniWeTokProcessor`]): the language model and its processor.
         texts: conversations as the chat template writes them, up to the header of the assistant's turn.
         images: the pictures in them, in order.
         max_new_tokens: longest continuation in text tokens.
@@ -56,8 +57,8 @@ def write_about(
 
 
 def answer_question(
-    mllm: PreTrainedModel,
-    processor: ProcessorMixin,
+    mllm: Any,
+    processor: Any,
     images: Sequence[Image.Image | EncodedImage],
     question: str,
     max_new_tokens: int = 40,
@@ -65,7 +66,7 @@ def answer_question(
     """The most likely answer to `question` about each of `images`, as one line each.
 
     Args:
-        mllm, processor: the language model and its processor.
+        mllm ([`UniWeTokForCausalLM`]), processor ([`UniWeTokProcessor`]): the language model and its processor.
         images: the pictures, each of which is asked about alone.
         question: text without special tokens.
         max_new_tokens: longest answer in text tokens.
