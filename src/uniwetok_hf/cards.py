@@ -17,6 +17,8 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import ImageProcessingMixin, ProcessorMixin
 
+from .provenance import RECORD
+
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
 PIPELINE_TAGS = {
@@ -27,7 +29,6 @@ PIPELINE_TAGS = {
 # The description in the generic cards of transformers and diffusers.
 GENERIC = re.compile(r"This is the model card of .* has been automatically generated\.")
 FILLED_IN = re.compile(r"<!-- Filled in by uniwetok-hf \((\w+)\)\..*-->\s*\Z")
-RECORD = "training.json"
 Paths = str | os.PathLike | Iterable[str | os.PathLike]
 ADAPTER_CARD = """\
 ---

@@ -309,8 +309,3 @@ def test_missing_extras_are_named(fails, pictures, monkeypatch):
     assert 'evaluate needs scikit-image: pip install "uniwetok-hf[eval]"' in fails(
         "evaluate", "reconstruction", pictures
     )
-
-
-def test_the_emoji_protocol_says_where_it_went(fails):
-    for arguments in (["data/emoji", "--judge", "judge", "--count", 3], ["--help"], []):
-        assert "examples/emoji/evaluate_emoji.py" in fails("evaluate", "emoji", *arguments)

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .common import (
+    ANY_CHECKPOINT,
     CommandError,
     add_command,
     add_edit_options,
@@ -25,7 +26,6 @@ from .common import (
     warn,
 )
 from .loading import EMBEDDED, KINDS, find_checkpoint, load_language_model, load_pipeline, load_vision_model
-from .reconstruct import ANY_CHECKPOINT
 
 
 DESCRIPTION = """\
@@ -44,14 +44,6 @@ def add_commands(commands) -> None:
     protocols = add_group(commands, "evaluate", DESCRIPTION, EXAMPLES)
     for add in (_add_reconstruction, _add_latents, _add_generation, _add_editing, _add_captioning):
         add(protocols)
-    # The protocol of the emoji set moved; it takes any arguments to say so.
-    parser = protocols.add_parser("emoji", add_help=False, prefix_chars="\0")
-    parser.add_argument("rest", nargs="*")
-    parser.set_defaults(run=_run_emoji, parser=parser)
-
-
-def _run_emoji(args: argparse.Namespace) -> None:
-    raise CommandError("evaluate emoji is part of the recipe now: examples/emoji/evaluate_emoji.py of the repository")
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
@@ -429,7 +421,7 @@ def _open_rows(
 
     split = split or args.split
     with _bars_on_terminals():
-        if is_place(args.data):
+        if is_place(args.data):  # as it is: `open_source` would encode every picture
             rows = load_place(args.data)(split)
         else:
             rows = open_source(PictureSource(args.data, split, args.name, pictures[0], args.streaming))
