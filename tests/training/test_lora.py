@@ -144,7 +144,7 @@ def test_a_checkpoint_of_another_training(fields, tmp_path, monkeypatch):
         ({"trainable": ["image_head"]}, "`trainable` can't be given with `lora`"),
         ({"mllm": {"patch_size": 4}}, "`lora` needs `init_from`"),
         ({"init_from": None, "vision_model": "x", "text_model": {"model_type": "qwen3"}}, "`lora` needs `init_from`"),
-        ({"lora": {"options": {"target_modules": r".*\.conv1"}}}, "must not fit layers of the image tokenizer"),
+        ({"lora": {"options": {"target_modules": r".*\.conv1"}}}, "must not match layers of the image tokenizer"),
     ],
 )
 def test_bad_settings_are_named(fields, tmp_path, more, message):

@@ -2,10 +2,12 @@
 weights over them."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import dump_gradients
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,25 +17,45 @@ from tiny_training import VISION, all_losses, log_lines, write
 from uniwetok_hf import UniWeTokPipeline
 
 
-def run(what: str, config: Path, processes: int, **environment) -> list:
-    """Gradients of every step of a training on so many processes."""
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    script, output = Path(__file__).parent / "dump_gradients.py", config.with_name("gradients.pt")
-    command = [*launcher, str(script), what, str(config), str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(output, weights_only=True)
+def run_on_two(*jobs: str, **environment) -> None:
+    """Arguments of `dump_gradients.py` for two processes, started as torchrun does, but without its own process."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    environment |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, dump_gradients.__file__, *jobs]
+    processes = [
+        subprocess.Popen(
+            command,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors[0][-3000:] + errors[1][-3000:]
 
 
-def on_one_and_two(what: str, fields: dict, folder: Path) -> dict[int, tuple[list, Path]]:
-    """Gradients and the folder of the run, by the number of processes."""
-    runs = {}
-    for processes in (1, 2):
-        path = write(folder / str(processes), fields, output_dir=str(folder / str(processes) / "run"))
-        runs[processes] = run(what, path, processes), path.parent / "run"
-    return runs
+def on_one_and_two(folder: Path, **trainings: dict) -> dict[str, dict[int, tuple[list, Path]]]:
+    """Gradients of every step and the folder of the run, of each training, by the number of processes."""
+    jobs: dict[int, list[str]] = {1: [], 2: []}
+    for processes, arguments in jobs.items():
+        for what, fields in trainings.items():
+            place = folder / what / str(processes)
+            config = write(place, fields, output_dir=str(place / "run"))
+            arguments += [what, str(config), str(place / "gradients.pt")]
+    dump_gradients.main(*jobs[1])
+    run_on_two(*jobs[2])
+    return {
+        what: {
+            processes: (
+                torch.load(folder / what / str(processes) / "gradients.pt", weights_only=True),
+                folder / what / str(processes) / "run",
+            )
+            for processes in jobs
+        }
+        for what in trainings
+    }
 
 
 def assert_same_gradients(runs, count: int):
@@ -52,15 +74,32 @@ def assert_same_logs(one: Path, two: Path):
 
 
 @pytest.fixture(scope="module")
-def tokenizer_runs(fixtures, tmp_path_factory):
-    """Three steps with every loss."""
-    folder = tmp_path_factory.mktemp("tokenizer")
+def language_fields(tmp_path_factory):
+    """A training of the language model on its tasks, three steps."""
+    fields = language_training(tmp_path_factory.mktemp("language"))
+    return fields | {"max_train_steps": 3, "max_grad_norm": None, "learning_rate": 1e-5, "adam_epsilon": 1e-8}
+
+
+@pytest.fixture(scope="module")
+def runs(language_fields, fixtures, tmp_path_factory):
+    """Both trainings, that of the tokenizer with every loss, on one and on two processes; these do both in a row."""
+    folder = tmp_path_factory.mktemp("runs")
     fields = {**VISION, "data": [{"path": str(fixtures / "emoji")}], **all_losses(folder), "max_train_steps": 3}
     fields["validation_data"] = {"path": str(fixtures / "emoji"), "split": "validation"}
     # Where gradients nearly cancel, rounding decides which way Adam goes, by the learning rate: so steps are small.
     # And the entropy of latents around 0 is 4 times as steep as they, not 400 times.
     fields |= {"max_grad_norm": None, "learning_rate": 1e-6, "entropy": {"temperature": 1.0}}
-    return on_one_and_two("tokenizer", fields, folder)
+    return on_one_and_two(folder, tokenizer=fields, mllm=language_fields)
+
+
+@pytest.fixture
+def tokenizer_runs(runs):
+    return runs["tokenizer"]
+
+
+@pytest.fixture
+def language(language_fields, runs):
+    return language_fields, runs["mllm"]
 
 
 def test_the_tokenizer_gets_the_same_gradients(tokenizer_runs):
@@ -76,15 +115,6 @@ def test_the_tokenizer_gets_the_same_losses_and_weights(tokenizer_runs):
             torch.testing.assert_close(value, second[key], atol=1e-5, rtol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def language(fixtures, tmp_path_factory):
-    """A training of the language model on its three tasks, and what it did on one and on two processes."""
-    folder = tmp_path_factory.mktemp("language")
-    fields = language_training(folder)
-    fields |= {"max_train_steps": 3, "max_grad_norm": None, "learning_rate": 1e-5, "adam_epsilon": 1e-8}
-    return fields, on_one_and_two("mllm", fields, folder)
-
-
 def test_the_language_model_gets_the_same_gradients(language):
     assert_same_gradients(language[1], count=3)
 
@@ -98,7 +128,7 @@ def test_an_adapter_gets_the_same_gradients(language, tmp_path):
     """Also those samples that draw nothing use all of it, for which the other process would else wait."""
     fields, runs = language
     more = {"init_from": str(runs[1][1]), "lora": {"r": 2, "options": {"init_lora_weights": "gaussian"}}}
-    adapters = on_one_and_two("mllm", later(fields, **more), tmp_path)
+    adapters = on_one_and_two(tmp_path, mllm=later(fields, **more))["mllm"]
     assert_same_gradients(adapters, count=3)
     assert all(gradient is not None for step in adapters[2][0] for gradient in step)
     assert any(gradient.any() for gradient in adapters[1][0][0])
@@ -112,7 +142,7 @@ def test_fsdp_trains_like_one_process(language, tmp_path):
     fields, runs = language
     path = write(tmp_path, {**fields, "ema_decay": None}, output_dir=str(tmp_path / "run"))
     settings = {"FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
-    run("fsdp", path, 2, ACCELERATE_USE_FSDP="true", **settings)
+    run_on_two("fsdp", str(path), str(tmp_path / "none.pt"), ACCELERATE_USE_FSDP="true", **settings)
     alone, spread = log_lines(runs[1][1]), log_lines(tmp_path / "run")
     for name in ("loss", "bit_accuracy"):
         assert [line[name] for line in spread] == pytest.approx([line[name] for line in alone], abs=1e-5, rel=1e-5)

@@ -115,7 +115,7 @@ def test_a_killed_run_resumes_exactly(fields, trained, tmp_path):
     command = [sys.executable, "-c", script + "main(sys.argv[1])", str(path)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= steps):
-        time.sleep(0.001)
+        time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, f"ended before it could be killed after {steps} steps"
     assert_same_runs(train_uniwetok.main(path).parent, trained)

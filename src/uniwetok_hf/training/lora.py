@@ -1,9 +1,9 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Training adapters in place of the model: `lora` of a config of `uniwetok train mllm`.
+"""Training of adapters instead of the model: `lora` of a config of `uniwetok train mllm`.
 
-The model stays as it is, bit by bit. Checkpoints hold the adapter alone, and so does the result. There is no field for
-dropout: its masks come from torch's global generator, so that a run could not be repeated; flipped bits and left out
-text take its place.
+The weights of the model do not change. Checkpoints and the result contain the adapter alone. There is no field for
+dropout: its masks come from torch's global generator, so that a run could not be repeated. Flipped bits and
+`text_dropout` regularise instead.
 """
 
 import re
@@ -26,7 +26,7 @@ class LoraSettings:
 
     r: int = setting(16, "rank")
     alpha: float | None = setting(None, "updates are multiplied by alpha / r; null: r")
-    targets: list[str] = setting(["language_model", "head"], "parts that learn, of these two")
+    targets: list[str] = setting(["language_model", "head"], "parts with adapters, of these two")
     options: dict = setting({}, "other fields of peft.LoraConfig, such as use_dora or target_modules")
 
     def __post_init__(self):
@@ -38,27 +38,27 @@ class LoraSettings:
 
 
 def add_lora(model: nn.Module, settings: LoraSettings, seed: int) -> list[nn.Parameter]:
-    """Adds an adapter called "default" to the unified model, and returns its parameters, which alone train.
+    """Adds an adapter called "default" to the unified model, and returns its parameters, the only trainable ones.
 
     Raises:
-        ValueError: when it would change the image tokenizer, whose codes are the data, or fits no layer.
+        ValueError: when it would change the image tokenizer, whose codes are the data, or matches no layer.
     """
     names = [name for name, _ in model.named_modules()]
     for part in settings.targets if "target_modules" not in settings.options else ():
         if not any(re.fullmatch(target_modules(part), name) for name in names):
             raise ValueError(
-                f"`lora.targets`: no layer of {part} is called as in the Llama family; `lora.options` may say which "
-                "layers learn: `target_modules`."
+                f"`lora.targets`: no layer of {part} is called as in the Llama family; `lora.options` can name "
+                "the layers: `target_modules`."
             )
     with seeded_weights(seed):
         model.add_adapter(lora_config(*settings.targets, r=settings.r, lora_alpha=settings.alpha, **settings.options))
     if any(parameter.requires_grad for parameter in model.vision_model.parameters()):
-        raise ValueError("`lora.options`: `target_modules` must not fit layers of the image tokenizer.")
+        raise ValueError("`lora.options`: `target_modules` must not match layers of the image tokenizer.")
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def checkpoint_adapters_only(accelerator: Accelerator) -> None:
-    """Lets checkpoints hold what trains, and nothing of the model around it, on any number of processes alike."""
+    """Saves only trainable parameters in checkpoints, on any number of processes."""
 
     def trained(model: nn.Module) -> dict[str, torch.Tensor]:
         parameters = accelerator.unwrap_model(model, keep_torch_compile=False).named_parameters()
@@ -76,4 +76,4 @@ def checkpoint_adapters_only(accelerator: Accelerator) -> None:
             tensor.copy_(stored[name])
 
     accelerator.register_save_state_pre_hook(save)
-    accelerator.register_load_state_pre_hook(load)  # what it pops, Accelerate does not load
+    accelerator.register_load_state_pre_hook(load)  # Accelerate does not load what it pops

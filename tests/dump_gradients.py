@@ -1,9 +1,9 @@
-"""Run by test_processes.py, alone or under `torch.distributed.run`: trains as a config says and writes down the
-gradients of every step as the optimizers get them.
+"""Used by training/test_processes.py, alone or in several processes: trains as configs say and saves the gradients of
+every step as the optimizers get them.
 
-    python dump_gradients.py tokenizer|mllm|fsdp CONFIG OUTPUT
+    python dump_gradients.py tokenizer|mllm|fsdp CONFIG OUTPUT [tokenizer|mllm CONFIG OUTPUT ...]
 
-`fsdp` trains the language model with its weights spread over the processes, and writes down nothing.
+`fsdp` trains the language model with its weights spread over the processes, and saves no gradients.
 """
 
 import sys
@@ -59,11 +59,13 @@ def train_fsdp(config: str) -> list:
     return []
 
 
-def main(what: str, config: str, output: str) -> None:
+def main(*arguments: str) -> None:
     torch.set_num_threads(1)
-    dumped = {"tokenizer": dump_tokenizer, "mllm": dump_mllm, "fsdp": train_fsdp}[what](config)
-    if PartialState().is_main_process:
-        torch.save(dumped, output)
+    dump = {"tokenizer": dump_tokenizer, "mllm": dump_mllm, "fsdp": train_fsdp}
+    for what, config, output in zip(arguments[::3], arguments[1::3], arguments[2::3], strict=True):
+        dumped = dump[what](config)
+        if PartialState().is_main_process:
+            torch.save(dumped, output)
 
 
 if __name__ == "__main__":
