@@ -40,7 +40,7 @@ EXTRAS = {
         "scikit-image>=0.26.0",  # SSIM of validation pictures
     ],
     # What examples/emoji draws its data with.
-    "emoji": ["python-avatars>=1.4.1", "resvg-py>=0.5.0"],
+    "emoji": ["datasets>=5.2.0", "python-avatars>=1.4.1", "resvg-py>=0.5.0"],
     "eval": ["datasets>=5.2.0", "evaluate>=0.4.6", "scikit-image>=0.26.0"],
     "app": ["gradio>=6.31.0"],
     "docs": ["mkdocs>=1.6.1", "mkdocs-material>=9.8.2", "mkdocstrings[python]>=1.0.8"],
