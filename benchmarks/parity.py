@@ -58,8 +58,8 @@ def drawing_rows(folder: Path) -> list[tuple[str, str]]:
     return [
         ("text to image: binary head", difference(head, golden["head_out"])),
         ("text to image: hidden states", difference(torch.cat(drawn.conditions, 1), golden["head_condition"])),
-        ("text to image: drawn bits", equal(drawn.codes, golden["codes"])),
-        ("text to image: picture", difference(image, golden["image"])),
+        ("text to image: generated bits", equal(drawn.codes, golden["codes"])),
+        ("text to image: image", difference(image, golden["image"])),
     ]
 
 
