@@ -161,7 +161,7 @@ def test_modules_import_without_the_extras(name):
     if name in TRAINING_PROGRAMS:
         pytest.skip("the training programs need the extra `train` as a whole")
     if name.startswith("uniwetok_hf.evaluation.uniwetok_metrics."):
-        pytest.skip("a module for `evaluate.load` is nothing without evaluate")
+        pytest.skip("a module for `evaluate.load` needs the package evaluate")
     tree = ast.parse(module_path(name).read_text())
     imported = set()
     for node in tree.body:
