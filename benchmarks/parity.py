@@ -43,7 +43,7 @@ def drawing_rows(folder: Path) -> list[tuple[str, str]]:
     golden = load_file(GOLDEN / "t2i_4x" / "golden.safetensors")
     pipe = UniWeTokPipeline.from_pretrained(convert_checkpoint(GOLDEN / "t2i_4x", folder / "t2i"), dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    inputs, negative = pipe.processor.drawing_inputs(["a red apple on a table"] * 2, height=128, width=64)
+    inputs, negative = pipe.processor.generation_inputs(["a red apple on a table"] * 2, height=128, width=64)
     drawn = pipe.mllm.generate_codes(
         inputs["input_ids"],
         attention_mask=inputs["attention_mask"],

@@ -51,7 +51,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from uniwetok_hf.data.samples import AUGMENTATION, EpochOrder, GroupedOrder, sample_generator
+from uniwetok_hf.data.samples import AUGMENTATION, EpochOrder, sample_generator
 from uniwetok_hf.evaluation.choices import cosines, top_k_outcomes
 from uniwetok_hf.files import save_whole
 from uniwetok_hf.losses.teacher import Teacher
@@ -122,6 +122,26 @@ class Pair:
     facts: frozenset[Statement]
     text: str
     statements: frozenset[Statement]
+
+
+class GroupedOrder(EpochOrder):
+    """[`EpochOrder`] in which rows with the same key follow each other in groups of `size`. The groups and their order
+    are new in each epoch; the rows of a key that fill no group form a smaller one."""
+
+    def __init__(self, keys: Sequence, size: int, seed: int):
+        super().__init__(len(keys), seed)
+        self.keys, self.size = list(keys), size
+
+    def _arrange(self, generator: torch.Generator) -> list[int]:
+        groups, filling = [], {}
+        for row in super()._arrange(generator):
+            group = filling.get(self.keys[row])
+            if group is None or len(group) == self.size:
+                group = filling[self.keys[row]] = []
+                groups.append(group)
+            group.append(row)
+        order = torch.randperm(len(groups), generator=generator).tolist()
+        return [row for index in order for row in groups[index]]
 
 
 class EmojiPairs(Dataset):

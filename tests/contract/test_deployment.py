@@ -213,7 +213,7 @@ def test_language_model_partly_on_disk(tmp_path, patch_size):
     model.save_pretrained(tmp_path)
     spread = UniWeTokForCausalLM.from_pretrained(tmp_path, **half_on_disk(model, tmp_path))
     assert set(spread.hf_device_map.values()) == {"cpu", "disk"} and in_whole_blocks(spread)
-    inputs = dict(processor(patch_size).drawing_inputs(["x"], 32 * patch_size, 64 * patch_size)[0])
+    inputs = dict(processor(patch_size).generation_inputs(["x"], 32 * patch_size, 64 * patch_size)[0])
     drawn, expected = (one.generate_codes(**inputs, generator=seeded(0)).codes for one in (spread, model))
     assert torch.equal(drawn, expected)
     asked = question(patch_size, "cpu")

@@ -9,7 +9,6 @@ from uniwetok_hf.data.samples import (
     NOISE,
     TASK,
     EpochOrder,
-    GroupedOrder,
     Mixture,
     sample_generator,
     sample_generators,
@@ -56,25 +55,6 @@ def test_an_epoch_holds_every_row_once_in_an_order_of_its_own():
     assert epochs[0] != epochs[1] and epochs[1] != epochs[2]
     assert [EpochOrder(7, seed=0)[i] for i in (9, 3, 20)] == [order[9], order[3], order[20]]
     assert [EpochOrder(7, seed=1)[i] for i in range(7)] != epochs[0]
-
-
-def test_rows_of_one_key_come_in_groups():
-    keys = ["a"] * 6 + ["b"] * 3 + ["c"]
-    order = GroupedOrder(keys, size=2, seed=0)
-    epochs = [[order[10 * epoch + place] for place in range(10)] for epoch in range(3)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs) and epochs[0] != epochs[1]
-    # Three pairs of a, one of b; the third b and c are alone.
-    for epoch in epochs:
-        runs = [keys[row] for row in epoch]
-        pairs, place = [], 0
-        while place < 10:
-            length = 2 if runs[place : place + 2] in (["a", "a"], ["b", "b"]) else 1
-            pairs.append((runs[place], length))
-            place += length
-        assert sorted(pairs) == [("a", 2)] * 3 + [("b", 1), ("b", 2), ("c", 1)]
-    again = GroupedOrder(keys, size=2, seed=0)
-    assert again[25] == epochs[2][5] and [again[place] for place in range(10)] == epochs[0]
-    assert [GroupedOrder(keys, 2, seed=1)[place] for place in range(10)] != epochs[0]
 
 
 @pytest.mark.parametrize("weights", [[1.0], [0.5, 0.3, 0.2], [1, 1, 1], [1e-6, 1.0], [5, 0.001, 0.001]])

@@ -39,7 +39,7 @@ def texts_of(processor: UniWeTokProcessor, inputs) -> list[str]:
 
 
 def test_prompt_of_single_tokens_as_published():
-    inputs, negative = build_tiny_processor(1).drawing_inputs(["a red apple"], 64, 96)
+    inputs, negative = build_tiny_processor(1).generation_inputs(["a red apple"], 64, 96)
     assert texts_of(build_tiny_processor(1), inputs) == [
         "<|im_start|>user\na red apple<|im_end|>\n<|im_start|>assistant\n<|vision_start|><|res_2|><|res_3|>"
     ]
@@ -48,7 +48,7 @@ def test_prompt_of_single_tokens_as_published():
 
 def test_prompt_of_patches_as_published():
     processor = build_tiny_processor(2)
-    inputs, negative = processor.drawing_inputs(["a red apple"], 64, 128)
+    inputs, negative = processor.generation_inputs(["a red apple"], 64, 128)
     tail = "<|im_start|>assistant\n<|vision_start|><|res_2|><|res_4|><|query_1|><|query_2|><|query_3|>"
     assert texts_of(processor, inputs) == ["<|im_start|>user\na red apple<|im_end|>\n" + tail]
     assert texts_of(processor, negative) == [tail]
@@ -56,7 +56,7 @@ def test_prompt_of_patches_as_published():
 
 def test_edit_prompt_shows_the_picture_first(processor):
     side, tokens = 32 * processor.patch_size, processor.patch_size
-    inputs, negative = processor.drawing_inputs(
+    inputs, negative = processor.generation_inputs(
         ["make it green", "add a hat"], side, side, images=[picture(side, side), picture(side, 2 * side)]
     )
     tail = f"<|im_start|>assistant\n<|vision_start|><|res_{tokens}|><|res_{tokens}|>{queries(processor.patch_size)}"
@@ -72,8 +72,8 @@ def test_edit_prompt_shows_the_picture_first(processor):
 def test_a_description_stands_between_the_request_and_the_picture(processor):
     side, tokens = 32 * processor.patch_size, processor.patch_size
     prompts, images = ["make it green", "add a hat"], [picture(side, side), picture(side, 2 * side)]
-    plain, nothing = processor.drawing_inputs(prompts, side, side, images)
-    inputs, negative = processor.drawing_inputs(prompts, side, side, images, ["a green square", "a man: hat"])
+    plain, nothing = processor.generation_inputs(prompts, side, side, images)
+    inputs, negative = processor.generation_inputs(prompts, side, side, images, ["a green square", "a man: hat"])
     start = f"<|vision_start|><|res_{tokens}|><|res_{tokens}|>{queries(processor.patch_size)}"
     asked = processor(text=processor.request_texts(prompts, images), images=images)
     for index, words in enumerate(("a green square", "a man: hat")):
@@ -150,7 +150,7 @@ def test_texts_are_padded_left_whatever_the_tokenizer_prefers(tmp_path):
     processor.save_pretrained(tmp_path)
     for each in (processor, AutoProcessor.from_pretrained(tmp_path)):
         assert each(text=["a", "bcd"])["attention_mask"].tolist() == [[0, 0, 1], [1, 1, 1]]
-        inputs, _ = each.drawing_inputs(["a", "bcd"], 64, 64)
+        inputs, _ = each.generation_inputs(["a", "bcd"], 64, 64)
         assert inputs["attention_mask"][:, 0].tolist() == [0, 1]
     assert processor(text=["a", "bcd"], padding_side="right")["attention_mask"].tolist() == [[1, 0, 0], [1, 1, 1]]
 
@@ -255,7 +255,7 @@ def test_rows_may_stay_lists(processor):
 def test_a_picture_left_to_be_drawn_is_not_counted(processor):
     """Its `<|vision_start|>` ends the prompt; `image_is_target` is about the pictures that are given."""
     side = 32 * processor.patch_size
-    inputs, _ = processor.drawing_inputs(["x"], side, side, images=[picture(side, side)])
+    inputs, _ = processor.generation_inputs(["x"], side, side, images=[picture(side, side)])
     assert len(inputs["image_is_target"]) == len(inputs["pixel_values"]) == 1
 
 

@@ -64,7 +64,7 @@ def test_all_bits(pipeline, golden, call, attn_implementation):
 @pytest.mark.parametrize("uses_scheduler", [True, False])
 def test_head_conditions(pipeline, golden, call, device, uses_scheduler):
     prompts = [call["prompt"]] * call["num_images_per_prompt"]
-    inputs, negative = pipeline.processor.drawing_inputs(prompts, call["height"], call["width"])
+    inputs, negative = pipeline.processor.generation_inputs(prompts, call["height"], call["width"])
     output = pipeline.mllm.generate_codes(
         inputs["input_ids"].to(device),
         attention_mask=inputs["attention_mask"].to(device),

@@ -62,7 +62,7 @@ def read_anew(pipe, messages: list[dict], codes: list[torch.Tensor], picture_tok
 def generate_anew(pipe, talk: UniWeTokConversation, seed: int, side: int) -> torch.Tensor:
     """The picture of the last answer, generated from the whole history before it."""
     inputs = read_anew(pipe, talk.messages[:-1], talk.codes[:-1], pipe.processor.picture_tokens(side, side))
-    _, negative = pipe.processor.drawing_inputs(["x"], side, side)
+    _, negative = pipe.processor.generation_inputs(["x"], side, side)
     return pipe.mllm.generate_codes(
         **inputs, negative_input_ids=negative["input_ids"], generator=seeded(seed), scheduler=pipe.scheduler, **STEPS
     ).codes[0]

@@ -50,7 +50,7 @@ def generate(pipeline: UniWeTokPipeline, prompt="a cat", seed: int = 0, **option
 
 def test_codes_are_those_of_generate_codes(pipeline, side):
     """The pipeline adds nothing to the model and the processor."""
-    inputs, negative = pipeline.processor.drawing_inputs(["a cat"], 2 * side, side)
+    inputs, negative = pipeline.processor.generation_inputs(["a cat"], 2 * side, side)
     wanted = pipeline.mllm.generate_codes(
         inputs["input_ids"],
         negative_input_ids=negative["input_ids"],

@@ -39,7 +39,7 @@ def edit(pipeline: UniWeTokEditPipeline, image, prompt="make it green", seed: in
 
 def test_codes_are_those_of_generate_codes(pipeline, side):
     source = picture(side, 2 * side)
-    inputs, negative = pipeline.processor.drawing_inputs(["make it green"], side, 2 * side, [source])
+    inputs, negative = pipeline.processor.generation_inputs(["make it green"], side, 2 * side, [source])
     assert "pixel_values" not in negative
     wanted = pipeline.mllm.generate_codes(
         inputs["input_ids"],
@@ -117,7 +117,7 @@ def test_picture_and_words_have_scales_of_their_own(pipeline, side):
     assert codes.abs().unique().tolist() == [1.0]
 
     processor, mllm, head = pipeline.processor, pipeline.mllm, pipeline.mllm.image_head
-    prompts = [processor.drawing_inputs([words], side, side, [source]) for words in ("make it green", "leave it")]
+    prompts = [processor.generation_inputs([words], side, side, [source]) for words in ("make it green", "leave it")]
     calls = [(inputs, [source]) for inputs, _ in prompts] + [(prompts[0][1], None)]
     conditions = []
     for inputs, pictures in calls:
@@ -197,7 +197,7 @@ def test_what_is_described_first_is_generated(pipeline, side):
     plain = pipeline(sources, prompts, generator=[seeded(0), seeded(1)], output_type="latent", **options)
     assert plain.descriptions is None and not torch.equal(plain.images, output.images)
 
-    inputs, negative = pipeline.processor.drawing_inputs(prompts, side, side, sources, output.descriptions)
+    inputs, negative = pipeline.processor.generation_inputs(prompts, side, side, sources, output.descriptions)
     wanted = pipeline.mllm.generate_codes(
         inputs["input_ids"],
         inputs["attention_mask"],
@@ -230,8 +230,8 @@ def test_a_description_counts_among_the_words(pipeline, side):
         **scales,
     )
     processor = pipeline.processor
-    inputs, negative = processor.drawing_inputs(["green"], side, side, [source], output.descriptions)
-    others, _ = processor.drawing_inputs(["leave it as it is"], side, side, [source])
+    inputs, negative = processor.generation_inputs(["green"], side, side, [source], output.descriptions)
+    others, _ = processor.generation_inputs(["leave it as it is"], side, side, [source])
     wanted = pipeline.mllm.generate_codes(
         inputs["input_ids"],
         pixel_values=inputs["pixel_values"],

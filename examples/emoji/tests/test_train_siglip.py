@@ -14,6 +14,7 @@ from tiny_training import assert_same_weights, write
 from torch.nn import functional as F
 from train_siglip import (
     EmojiPairs,
+    GroupedOrder,
     Pair,
     PairCollator,
     SiglipTrainingConfig,
@@ -398,3 +399,22 @@ def test_shipped_config(text_tokenizer):
     assert model.vision_model.embeddings.num_patches == 16
     assert config.splits == ["train"]
     assert yaml.safe_load((RECIPE / "emoji_siglip.yaml").read_text())["data"] == "data/emoji"
+
+
+def test_rows_of_one_key_come_in_groups():
+    keys = ["a"] * 6 + ["b"] * 3 + ["c"]
+    order = GroupedOrder(keys, size=2, seed=0)
+    epochs = [[order[10 * epoch + place] for place in range(10)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs) and epochs[0] != epochs[1]
+    # Three pairs of a, one of b; the third b and c are alone.
+    for epoch in epochs:
+        runs = [keys[row] for row in epoch]
+        pairs, place = [], 0
+        while place < 10:
+            length = 2 if runs[place : place + 2] in (["a", "a"], ["b", "b"]) else 1
+            pairs.append((runs[place], length))
+            place += length
+        assert sorted(pairs) == [("a", 2)] * 3 + [("b", 1), ("b", 2), ("c", 1)]
+    again = GroupedOrder(keys, size=2, seed=0)
+    assert again[25] == epochs[2][5] and [again[place] for place in range(10)] == epochs[0]
+    assert [GroupedOrder(keys, 2, seed=1)[place] for place in range(10)] != epochs[0]

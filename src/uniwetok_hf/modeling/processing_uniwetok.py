@@ -181,7 +181,7 @@ class UniWeTokProcessor(ProcessorMixin):
         if special := [token for token in tokens if any(token in words for words in texts)]:
             raise ValueError(f"`{argument}` must not hold the special tokens {', '.join(special)}.")
 
-    def drawing_inputs(
+    def generation_inputs(
         self,
         prompt: list[str],
         height: int,

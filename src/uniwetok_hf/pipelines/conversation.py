@@ -194,7 +194,7 @@ class UniWeTokConversation:
         pipe, processor = self.pipe, self.pipe.processor
         tokenizer, device = processor.tokenizer, pipe._execution_device
         self._ids += tokenizer(processor.picture_tokens(*size), add_special_tokens=False)["input_ids"]
-        _, negative = processor.drawing_inputs(["picture"], *size)
+        _, negative = processor.generation_inputs(["picture"], *size)
         input_ids = torch.tensor([self._ids], device=device)
         pipe.check_length("text", input_ids, *size)
         codes = pipe.generate_codes(

@@ -146,7 +146,7 @@ class UniWeTokPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPipeli
             ValueError: for a prompt with special tokens, or one that is too long.
         """
         prompts = repeat_each([prompt] if isinstance(prompt, str) else prompt, num_images_per_prompt)
-        inputs, negative = self.processor.drawing_inputs(prompts, height, width)
+        inputs, negative = self.processor.generation_inputs(prompts, height, width)
         self.check_length("prompt", inputs["input_ids"], height, width)
         device = self._execution_device
         return {

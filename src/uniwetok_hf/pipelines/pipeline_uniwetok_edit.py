@@ -242,7 +242,7 @@ class UniWeTokEditPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPi
         """
         images, prompts = repeat_each(images, num_images_per_prompt), repeat_each(prompts, num_images_per_prompt)
         sizes, device = [source.size for source in images], self._execution_device
-        inputs, negative = self.processor.drawing_inputs(prompts, height, width, None, descriptions, sizes)
+        inputs, negative = self.processor.generation_inputs(prompts, height, width, None, descriptions, sizes)
         self.check_length("prompt", inputs["input_ids"], height, width)
         result = {
             "input_ids": inputs["input_ids"].to(device),
@@ -254,7 +254,7 @@ class UniWeTokEditPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPi
             negatives = [negative_prompt] * len(images)
             if isinstance(negative_prompt, list):
                 negatives = repeat_each(negative_prompt, num_images_per_prompt)
-            others, _ = self.processor.drawing_inputs(negatives, height, width, None, None, sizes)
+            others, _ = self.processor.generation_inputs(negatives, height, width, None, None, sizes)
             self.check_length("negative_prompt", others["input_ids"], height, width)
             result["image_input_ids"] = others["input_ids"].to(device)
             result["image_attention_mask"] = others["attention_mask"].to(device)

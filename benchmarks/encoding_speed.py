@@ -1,8 +1,8 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Pictures a second of `uniwetok encode-dataset` with uniwetok-emoji, and bytes a picture against the stored files and
-against JPEG.
+"""Pictures per second of `uniwetok encode-dataset` with uniwetok-emoji, and bytes per picture beside those of the stored
+files and of JPEG.
 
-    python benchmarks/encoding.py data/emoji [--rows 2000] [--size 128] [--processes 1 2]
+    python benchmarks/encoding_speed.py data/emoji [--rows 2000] [--size 128] [--processes 1 2]
 
 Processes divide the threads. Seconds count all, pictures/s from the first encodings on: new processes import torch
 first, which takes seconds, once. Equal digests mean that the same bytes were written.

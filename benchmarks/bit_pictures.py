@@ -1,7 +1,7 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """What the bits of a token are, in pictures.
 
-    python benchmarks/bits.py --output docs/assets
+    python benchmarks/bit_pictures.py --output docs/assets
 
 - `bit_planes.png`: the 128 bits of a picture's tokens, a small map of the picture for each;
 - `bit_flips.jpg`: what is decoded when bits are flipped, a group of 8 after the other, in all tokens.
