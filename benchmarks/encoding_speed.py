@@ -1,6 +1,6 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Pictures per second of `uniwetok encode-dataset` with uniwetok-emoji, and bytes per picture beside those of the stored
-files and of JPEG.
+"""Pictures per second of `uniwetok encode-dataset` with uniwetok-emoji, and bytes per picture beside those of the
+stored files and of JPEG.
 
     python benchmarks/encoding_speed.py data/emoji [--rows 2000] [--size 128] [--processes 1 2]
 
