@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from .data.images import ImageReadError, read_image
+from .embedded import EXAMPLES
 from .evaluation.reconstruction import reconstruct
 from .pipelines import UniWeTokConversation, UniWeTokEditPipeline, UniWeTokPipeline
 from .pipelines.writing import answer_question
@@ -25,11 +26,6 @@ LARGEST_UPLOAD = "20mb"
 LARGEST_SIDE = 1024  # pixels; larger uploads are scaled down, so that nobody waits for minutes
 NUM_PREVIEWS = 4
 KEPT_SECONDS = 3600
-PROMPTS = [
-    "a fluent flat emoji of blue heart",
-    "a fluent emoji of woman running: light skin tone",
-    "draw three o’clock in fluent style",
-]
 CSS = """
 footer {display: none}
 .details {color: var(--body-text-color-subdued); font-size: 0.9em}
@@ -185,11 +181,11 @@ def build_app(pipe: UniWeTokPipeline, name: str):
 
     Args:
         pipe: the model behind it.
-        name: what to call the model.
+        name: what to call the model. For an embedded one the page suggests prompts.
     """
     import gradio as gr
 
-    studio, widgets = Studio(pipe), _Widgets(gr, pipe)
+    studio, widgets = Studio(pipe), _Widgets(gr, pipe, EXAMPLES.get(name, {}))
     with gr.Blocks(title=f"UniWeTok: {name}", delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
         gr.Markdown(
             f"# UniWeTok\nPictures as 128-bit tokens, and one model that reads and generates them: **{name}**."
@@ -201,10 +197,10 @@ def build_app(pipe: UniWeTokPipeline, name: str):
 
 
 class _Widgets:
-    """The building blocks of the tabs."""
+    """The building blocks of the tabs; `examples` is an entry of `embedded.EXAMPLES`, or empty."""
 
-    def __init__(self, gr, pipe: UniWeTokPipeline):
-        self.gr, self.defaults = gr, pipe.config
+    def __init__(self, gr, pipe: UniWeTokPipeline, examples: dict):
+        self.gr, self.defaults, self.examples = gr, pipe.config, examples
 
     def with_messages(self, job: Callable) -> Callable:
         """`job` with its errors shown to the visitor as messages."""
@@ -262,10 +258,12 @@ class _Widgets:
 def _generation_tab(gr, studio: Studio, widgets: _Widgets) -> None:
     with gr.Tab("Generate"), gr.Row():
         with gr.Column():
-            prompt = gr.Textbox(label="What to generate", lines=1, placeholder=PROMPTS[0])
+            prompts = widgets.examples.get("prompts", [])
+            prompt = gr.Textbox(label="What to generate", lines=1, placeholder=prompts[0] if prompts else None)
             generate, stop = widgets.buttons("Generate")
             settings = widgets.generation_settings()
-            gr.Examples([[example] for example in PROMPTS], prompt)
+            if prompts:
+                gr.Examples([[example] for example in prompts], prompt)
         results = widgets.result_with_details("Result")
     widgets.wire([generate.click, prompt.submit], studio.generate, [prompt, *settings], results, stop)
 
@@ -274,7 +272,7 @@ def _edit_tab(gr, studio: Studio, widgets: _Widgets) -> None:
     with gr.Tab("Edit"), gr.Row():
         with gr.Column():
             source = widgets.upload("Picture to change")
-            instruction = gr.Textbox(label="What to change", lines=1, placeholder="make the skin tone dark")
+            instruction = gr.Textbox(label="What to change", lines=1, placeholder=widgets.examples.get("edit"))
             change, stop = widgets.buttons("Edit")
             settings = widgets.generation_settings()
         results = widgets.result_with_details("Result")
@@ -328,7 +326,7 @@ def _conversation_tab(gr, studio: Studio, widgets: _Widgets) -> None:
         )
         box = gr.MultimodalTextbox(
             label="Say something",
-            placeholder="draw blue heart in fluent style",
+            placeholder=widgets.examples.get("turn"),
             file_types=["image"],
             file_count="multiple",
             submit_btn="Send",

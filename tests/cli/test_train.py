@@ -66,6 +66,12 @@ def test_configs_that_ship_are_known_by_name(fails):
     assert "unknown field colour" in message and all(field in message for field in fields)
 
 
+def test_configs_that_moved_say_where(fails):
+    assert "--config emoji_mllm: the recipe of the embedded model is examples/emoji" in fails(
+        "train", "mllm", "--config", "emoji_mllm"
+    )
+
+
 @pytest.mark.parametrize("what", ["tokenizer", "mllm"])
 def test_help_explains_every_field(what, capsys):
     with pytest.raises(SystemExit, match="0"):

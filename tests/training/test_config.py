@@ -131,11 +131,6 @@ def test_configs_are_found_by_name_or_path(tmp_path):
         find_config("nothing")
 
 
-def test_moved_configs_are_answered(tmp_path):
-    with pytest.raises(ValueError, match="`config` emoji_mllm: .* is examples/emoji of the repository, where LOG.md"):
-        find_config("emoji_mllm")
-
-
 # --- files that start from others ---
 
 

@@ -12,10 +12,11 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from uniwetok_hf.embedded import DEFAULT as EMBEDDED
+
 from .common import CommandError, hub_bars, one_line, resolve_device, user_errors
 
 
-EMBEDDED = "uniwetok-emoji"
 PIPELINES = ("UniWeTokPipeline", "UniWeTokEditPipeline")
 KINDS = {
     "pipeline": "a pipeline folder (model_index.json, mllm/, processor/, scheduler/)",

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 
 from .common import CommandError, add_group, load_package, user_errors
 
@@ -119,6 +120,12 @@ def run_train(args: argparse.Namespace) -> None:
         with user_errors(yaml.YAMLError, prefix=f"--set {field}={value}: "):
             overrides[field] = yaml.safe_load(value)
     with user_errors(ValueError, OSError, prefix="--config: "):
+        for name in args.config:
+            if name.startswith("emoji_") and not Path(name).exists():  # shipped at 84bac22
+                raise CommandError(
+                    f"--config {name}: the recipe of the embedded model is examples/emoji of the repository, where "
+                    "LOG.md names the commit of the configs that are gone; emoji_mllm_lora is now small_lora"
+                )
         paths = [find_config(name) for name in args.config]
     if len(paths) > 1 and "output_dir" in overrides:
         raise CommandError("--set output_dir=... would put several stages into one folder; set it in their files")

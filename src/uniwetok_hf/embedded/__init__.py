@@ -4,6 +4,19 @@ from pathlib import Path
 
 
 FOLDER = Path(__file__).parent
+DEFAULT = "uniwetok-emoji"
+# What the web page suggests: prompts, an edit, and a turn of a conversation.
+EXAMPLES = {
+    "uniwetok-emoji": {
+        "prompts": [
+            "a fluent flat emoji of blue heart",
+            "a fluent emoji of woman running: light skin tone",
+            "draw three o’clock in fluent style",
+        ],
+        "edit": "make the skin tone dark",
+        "turn": "draw blue heart in fluent style",
+    }
+}
 
 
 def embedded_names() -> list[str]:
@@ -11,7 +24,7 @@ def embedded_names() -> list[str]:
     return sorted(folder.name for folder in FOLDER.iterdir() if (folder / "model_index.json").exists())
 
 
-def embedded_path(name: str) -> Path:
+def embedded_path(name: str = DEFAULT) -> Path:
     """Folder of an embedded checkpoint, for `from_pretrained`. On a CPU load it with `dtype=torch.float32`: bfloat16
     is how it is stored, but slow to compute with.
 

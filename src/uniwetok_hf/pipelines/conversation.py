@@ -55,7 +55,7 @@ class UniWeTokConversation:
 
     ```python
     >>> talk = UniWeTokConversation(pipe)
-    >>> apple = talk.say("draw a noto emoji of red apple").images[0]
+    >>> apple = talk.say("draw a red apple").images[0]
     >>> talk.say("what is it?").text
     'red apple'
     >>> green = talk.say("make it green").images[0]

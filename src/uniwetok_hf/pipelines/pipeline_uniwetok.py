@@ -31,8 +31,8 @@ class UniWeTokPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPipeli
     Example:
 
     ```python
-    >>> pipe = UniWeTokPipeline.from_pretrained(uniwetok_hf.embedded_path("uniwetok-emoji"), dtype=torch.float32)
-    >>> pipe("a noto emoji of a red apple", generator=torch.Generator().manual_seed(0)).images[0].save("apple.png")
+    >>> pipe = UniWeTokPipeline.from_pretrained(uniwetok_hf.embedded_path(), dtype=torch.float32)
+    >>> pipe("a red apple", generator=torch.Generator().manual_seed(0)).images[0].save("apple.png")
     ```
     """
 

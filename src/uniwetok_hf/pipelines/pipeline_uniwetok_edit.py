@@ -35,7 +35,7 @@ class UniWeTokEditPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPi
     Example:
 
     ```python
-    >>> pipe = UniWeTokEditPipeline.from_pretrained(uniwetok_hf.embedded_path("uniwetok-emoji"), dtype=torch.float32)
+    >>> pipe = UniWeTokEditPipeline.from_pretrained(uniwetok_hf.embedded_path(), dtype=torch.float32)
     >>> pipe(Image.open("apple.png"), "make it green").images[0].save("green.png")
     ```
     """

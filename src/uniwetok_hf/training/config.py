@@ -55,11 +55,6 @@ def find_config(name: str | os.PathLike) -> Path:
     for path in (Path(name), CONFIGS / f"{name}.yaml"):
         if path.is_file():
             return path
-    if str(name).startswith("emoji_"):  # shipped up to version 0.1
-        raise ValueError(
-            f"`config` {name}: the recipe of the embedded model is examples/emoji of the repository, where LOG.md "
-            "names the commit of the configs that are gone; emoji_mllm_lora is now small_lora."
-        )
     raise ValueError(f"`config` {name}: no such file; those that ship are {', '.join(shipped_configs())}.")
 
 

@@ -75,7 +75,7 @@ class MLLMTrainingConfig:
     # the start: `init_from`, or `vision_model` with `language_model` or `text_model`
     init_from: str | None = setting(None, "the previous stage (its output_dir), or a pipeline to continue from")
     vision_model: str | None = setting(
-        None, "the trained image tokenizer: its last stage, a model, or a pipeline's (uniwetok-emoji)"
+        None, "the trained image tokenizer: its last stage, a model, a pipeline, or the name of an embedded one"
     )
     language_model: str | None = setting(
         None, "causal language model (folder or Hub name) to start from: Qwen3, Llama, ..."
