@@ -25,6 +25,7 @@ class Painter:
 
     def __init__(self, pipe, pictures):
         self.mllm, self.config, self.scale_for_images = pipe.mllm, pipe.config, pipe.scale_for_images
+        self.encode_image = pipe.encode_image
         self.pictures = pictures
 
     def __call__(self, prompt, generator, image=None, **call):
@@ -124,6 +125,15 @@ def test_own_wrong_results_are_used_alone():
     assert [list(map(colour, pair.others)) for pair in pairs] == [[(0, 0, 200)], [(50, 50, 50), (0, 0, 250)]]
 
 
+def test_rows_without_a_list_of_wrong_results_have_those_of_other_rows():
+    """`datasets` fills in None where some rows have the column."""
+    rows = [ROWS[0] | {"others": None}, ROWS[1] | {"others": []}, {**ROWS[1], "target": plain(9, 9, 9)}]
+    del rows[2]["others"]
+    first, second, third = edit_pairs(rows)
+    assert {colour(other) for other in first.others} == {(0, 0, 100), (9, 9, 9)}
+    assert second.others == [] and {colour(other) for other in third.others} == {(0, 200, 0), (0, 0, 100)}
+
+
 def test_pairs_have_targets_of_other_rows_as_rivals():
     rows = [
         {"source": plain(i, 0, 0), "instruction": f"edit {i}", "target": plain(0, i, 0), "kind": i % 2}
@@ -150,6 +160,15 @@ def test_with_real_models(edit_pipe, pipe, tmp_path):
     assert all(set(row.scores) == {"psnr_to_target", "nearest_by_pixels", "nearest_by_judge"} for row in report.rows)
     first, second = report.rows[0].scores["psnr_to_target"], report.rows[2].scores["psnr_to_target"]
     assert first.value != second.value  # the source is seen
+
+
+def test_sources_of_several_sizes(edit_pipe, pipe):
+    rng = np.random.default_rng(0)
+    sizes = [(64, 64), (128, 64), (64, 64), (64, 128)]
+    images = [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
+    rows = [row(image, f"edit {i}", image.rotate(180), [images[0]], "") for i, image in enumerate(images)]
+    report = evaluate_editing(edit_pipe, pipe, rows, batch_size=2, num_inference_steps=1)
+    assert [row.scores["psnr_to_target"].count for row in report.rows] == [4, 4, 4, 4]
 
 
 def test_no_edits():

@@ -11,7 +11,7 @@ from tiny_models import build_tiny_pipeline
 
 from uniwetok_hf.evaluation.generation import evaluate_generation, generate_all
 from uniwetok_hf.evaluation.judges import Judge
-from uniwetok_hf.evaluation.rows import PictureRows
+from uniwetok_hf.evaluation.rows import InputError, PictureRows
 
 
 class Painter:
@@ -140,6 +140,9 @@ class Recorder:
     def __init__(self):
         self.calls = []
 
+    def encode_image(self, images):
+        return [SimpleNamespace(size=image.size, picture=image) for image in images]
+
     def __call__(self, prompt, generator, **call):
         numbers = [torch.rand(1, generator=g).item() for g in generator]
         self.calls.append((prompt, numbers, call))
@@ -162,4 +165,25 @@ def test_each_picture_has_its_own_seed_whatever_the_batch():
 def test_pictures_to_edit_go_with_their_instructions():
     recorder, sources = Recorder(), [Image.new("RGB", (1, 1), (value, 0, 0)) for value in (7, 8, 9)]
     generate_all(recorder, ["a", "b", "c"], sources, batch_size=2)
-    assert [image.getpixel((0, 0))[0] for call in recorder.calls for image in call[2]["image"]] == [7, 8, 9]
+    assert [one.picture.getpixel((0, 0))[0] for call in recorder.calls for one in call[2]["image"]] == [7, 8, 9]
+
+
+def test_pictures_of_one_size_are_edited_together():
+    recorder, alone = Recorder(), Recorder()
+    prompts, sizes = ["a", "bb", "ccc", "dddd"], [(1, 1), (2, 1), (1, 1), (1, 1)]
+    sources = [Image.new("RGB", size) for size in sizes]
+    edited = generate_all(recorder, prompts, sources, seed=3, batch_size=2)
+    assert [image.getpixel((0, 0))[0] for image in edited] == [1, 2, 3, 4]
+    assert [call[0] for call in recorder.calls] == [["a", "ccc"], ["dddd"], ["bb"]]
+    generate_all(alone, prompts, seed=3, batch_size=1)
+    numbers = dict(zip(prompts, (call[1][0] for call in alone.calls), strict=True))
+    for texts, found, _ in recorder.calls:
+        assert found == [numbers[text] for text in texts]
+
+
+@pytest.mark.parametrize("prompt", ["", " ", None])
+def test_an_empty_prompt_ends_before_anything_is_generated(prompt):
+    recorder = Recorder()
+    with pytest.raises(InputError, match="not empty, got .* for picture 1"):
+        generate_all(recorder, ["a", prompt], batch_size=1)
+    assert recorder.calls == []

@@ -2,9 +2,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_judges import build_vit
 from tiny_training import build_siglip
 
-from uniwetok_hf.evaluation.latents import EmbeddedPictures, class_embeddings, embed_rows, score_latents
+from uniwetok_hf.evaluation.latents import (
+    EmbeddedPictures,
+    class_embeddings,
+    embed_rows,
+    evaluate_latents,
+    score_latents,
+)
+from uniwetok_hf.evaluation.rows import InputError
 from uniwetok_hf.losses.distillation import PrePostDistillation
 from uniwetok_hf.losses.teacher import Teacher
 
@@ -50,6 +58,17 @@ def test_vectors_are_those_of_model_pools_and_teacher(tiny_model, teacher, pools
     np.testing.assert_allclose(found.pooled["latents"][4], expected[0][0], atol=1e-4)
     np.testing.assert_allclose(found.pooled["codes"][4], expected[1][0], atol=1e-4)
     np.testing.assert_allclose(found.pooled["teacher"][4], teacher.embed_pictures(pixel_values)[0], atol=1e-4)
+
+
+def test_a_teacher_that_reads_no_texts(tmp_path):
+    with pytest.raises(InputError, match="`teacher` .* reads no texts"):
+        class_embeddings(Teacher.from_pretrained(build_vit(tmp_path / "vit")), ["cat"], ["a {label}"])
+
+
+def test_a_size_that_the_model_can_not_read(tiny_model):
+    stride = tiny_model.config.stride
+    with pytest.raises(InputError, match=f"multiple of the model's {stride} pixels, got {stride + 1}"):
+        evaluate_latents(tiny_model, rows(2), "colour", stride + 1)
 
 
 def test_class_texts_are_averaged_over_templates(teacher):

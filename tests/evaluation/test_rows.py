@@ -2,7 +2,7 @@ import io
 from operator import length_hint
 
 import pytest
-from datasets import ClassLabel, Dataset, Features
+from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
@@ -62,6 +62,20 @@ def test_unreadable_pictures_are_left_out_and_told():
     assert length_hint(rows) == 3 and length_hint(PictureRows(dataset, count=2)) == 2
     with pytest.raises(ValueError, match="no column label; they have image, n"):
         PictureRows(dataset, ["image"], ["label"])
+
+
+def test_lists_of_pictures_without_those_that_can_not_be_read():
+    lists = [[{"bytes": png("blue"), "path": None}, {"bytes": b"no picture", "path": None}], None, []]
+    column = List(ImageFeature(decode=False))
+    dataset = Dataset.from_dict(
+        {"n": [0, 1, 2], "others": lists}, features=Features({"n": Value("int64"), "others": column})
+    )
+    skipped = []
+    found = list(PictureRows(dataset, [], ["n"], skipped=skipped, picture_lists=["others", "more"]))
+    assert [row["n"] for row in found] == [0, 1, 2] and all(row["more"] is None for row in found)
+    assert found[0]["others"][0].getpixel((0, 0)) == (0, 0, 255) and len(found[0]["others"]) == 1
+    assert [row["others"] for row in found[1:]] == [None, []]
+    assert len(skipped) == 1 and skipped[0].startswith("others[1] of row 0: not a picture")
 
 
 def test_class_labels_are_given_by_name():

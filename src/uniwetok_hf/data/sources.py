@@ -56,8 +56,8 @@ class PictureSource:
 def open_source(source: PictureSource):
     """Opens a source as a `datasets.Dataset`, or as an `IterableDataset` when it is streamed.
 
-    All columns are there, and pictures are in `source.image_column`. Columns of type `Image` are read as
-    `{"bytes", "path"}`; the picture column may also hold bytes or paths. [`read_cell`] reads them all.
+    All columns are there, and pictures are in `source.image_column`. Columns of type `Image`, and of lists of it, are
+    read as `{"bytes", "path"}`; the picture column may also hold bytes or paths. [`read_cell`] reads them all.
 
     Raises:
         ValueError: when there is no such file, folder or dataset, or it lacks the split or the column.
@@ -70,9 +70,12 @@ def open_source(source: PictureSource):
         raise ValueError(
             f"`streaming`: {source.path} does not say which columns it has; read it without streaming, or as Parquet."
         )
+    undecoded = ImageFeature(decode=False)
     for column, feature in dataset.features.items():
         if isinstance(feature, ImageFeature):
-            dataset = dataset.cast_column(column, ImageFeature(decode=False))
+            dataset = dataset.cast_column(column, undecoded)
+        elif isinstance(getattr(feature, "feature", None), ImageFeature):
+            dataset = dataset.cast_column(column, type(feature)(undecoded))
     return _with_image_column(dataset, source)
 
 

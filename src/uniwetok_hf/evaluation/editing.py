@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .choices import cosines, nearest_is_own, thumbnail, top_k_outcomes
+from .choices import cosines, nearest_is_own, thumbnail
 from .generation import generate_all, generation_protocol
 from .intervals import Score, mean_score, share_score
 from .judges import Judge
 from .metrics import psnr
 from .reconstruction import reconstruct_all
 from .reports import Report, score_rows
-from .rows import picture_of
+from .rows import InputError
 
 
 @dataclass
@@ -64,27 +64,19 @@ def evaluate_editing(
         seed: of the choice of rivals; picture i is generated with the seed `seed` + i.
 
     Raises:
-        ValueError: when there are no edits.
+        InputError: when there are no edits.
     """
-    report = Report("editing")
     pairs = edit_pairs(rows, by, num_rivals, seed)
     if not pairs:
-        raise ValueError("`rows` holds no edit that can be read.")
+        raise InputError("`rows` holds no edit that can be read.")
     instructions, sources = [pair.instruction for pair in pairs], [pair.source for pair in pairs]
     targets, kinds = [pair.target for pair in pairs], [pair.kind for pair in pairs]
-    report.protocol = {
-        "candidates": f"target, source, up to {num_rivals} others",
-        **generation_protocol(pipe, num_inference_steps, guidance_scale, seed),
-    }
-    described = edit_pipe.config.default_describe_first if describe_first is None else describe_first
-    report.protocol["edits described first"] = "yes" if described else "no"
-    scale = edit_pipe.scale_for_images(report.protocol["guidance scale"], image_guidance_scale)
-    if scale is not None:
-        report.protocol["image guidance scale"] = scale
-        report.protocol["negative prompt"] = edit_pipe.config.default_negative_prompt or "none"
-    if judge is not None:
-        report.protocol |= {"judge": judge.describe(), "did training losses see the judge": judge.seen}
-
+    if num_inference_steps is None:
+        num_inference_steps = pipe.config.default_num_inference_steps
+    if guidance_scale is None:
+        guidance_scale = pipe.config.default_guidance_scale
+    if describe_first is None:
+        describe_first = edit_pipe.config.default_describe_first
     call = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     edit_call = call | {"image_guidance_scale": image_guidance_scale, "describe_first": describe_first}
     results = {
@@ -94,6 +86,7 @@ def evaluate_editing(
         "targets, through the codes": reconstruct_all(pipe.mllm.vision_model, targets, seed, batch_size),
     }
 
+    report = Report("editing")
     for what, pictures in results.items():
         outcomes = edit_outcomes(pictures, pairs, judge)
 
@@ -101,6 +94,18 @@ def evaluate_editing(
             return edit_scores([outcomes[index] for index in chosen])
 
         report.rows += score_rows({"what": what}, kinds, score, what == "model")
+
+    report.protocol = {
+        "candidates": f"target, source, up to {num_rivals} others",
+        **generation_protocol(num_inference_steps, guidance_scale, seed),
+        "edits described first": "yes" if describe_first else "no",
+    }
+    picture_scale = edit_pipe.scale_for_images(guidance_scale, image_guidance_scale)
+    if picture_scale is not None:
+        report.protocol["image guidance scale"] = picture_scale
+        report.protocol["negative prompt"] = edit_pipe.config.default_negative_prompt or "none"
+    if judge is not None:
+        report.protocol |= {"judge": judge.describe(), "did training losses see the judge": judge.seen}
     return report
 
 
@@ -109,20 +114,22 @@ def edit_pairs(rows: Iterable[Mapping], by: str | None = None, num_rivals: int =
     The edits of rows.
 
     Args:
-        rows: with PIL pictures `source` and `target`, `instruction` and the column `by` ([`PictureRows`]). A row may
-            bring its own wrong results as `others`, a list of pictures, which are then used alone.
+        rows: with PIL pictures `source` and `target`, `instruction` and the column `by` ([`PictureRows`]). The wrong
+            results of a row are its own `others`, a list of PIL pictures; where there is no such list, the targets of
+            other rows.
         by: column of the kind of edit.
-        num_rivals: most wrong results of rows that bring none: targets of other rows.
+        num_rivals: number of targets of other rows, at most.
         seed: of their choice.
     """
-    rows, generator = list(rows), torch.Generator().manual_seed(seed)
+    rows = list(rows)
+    generator = torch.Generator().manual_seed(seed)
     pairs = []
     for index, row in enumerate(rows):
         order = torch.randperm(len(rows), generator=generator).tolist()
-        if "others" in row:
-            candidates, count = [picture_of(cell) for cell in row["others"]], len(row["others"])
-        else:
+        if row.get("others") is None:
             candidates, count = (rows[i]["target"] for i in order if i != index), num_rivals
+        else:
+            candidates, count = row["others"], len(row["others"])
         others = distinct_pictures(candidates, [row["source"], row["target"]], count)
         kind = str(row[by]) if by else ""
         pairs.append(EditPair(row["source"], row["instruction"], row["target"], others, kind))
@@ -160,8 +167,8 @@ def edit_outcomes(
         }
         if judge is not None:
             features = judge.embed_images([result, pair.target, *wrong])
-            similarities = cosines(features[:1], features[1:])
-            outcome["nearest_by_judge"] = bool(top_k_outcomes(similarities, np.array([0]))[0])
+            own, *others = cosines(features[:1], features[1:])[0]
+            outcome["nearest_by_judge"] = all(own > other for other in others)
         outcomes.append(outcome)
     return outcomes
 

@@ -20,7 +20,7 @@ from .intervals import Score, jackknife_score, share_score
 from .judges import Judge
 from .reconstruction import reconstruct_all
 from .reports import Report, ScoreRow
-from .rows import choose_rows, fill_template
+from .rows import InputError, batched, choose_rows, fill_template
 
 
 NUM_NEIGHBOURS = 3
@@ -63,9 +63,8 @@ def evaluate_generation(
         other real pictures.
 
     Raises:
-        ValueError: when fewer than two prompts differ, or the judge reads no texts.
+        InputError: when fewer than two prompts differ, or the judge reads no texts.
     """
-    report = Report("generation")
     read, others = list(rows), []
     if count is not None and len(read) >= 2 * count:
         read, others = read[0 : 2 * count : 2], [row[image_column] for row in read[1 : 2 * count : 2]]
@@ -73,43 +72,29 @@ def evaluate_generation(
         read = choose_rows(read, (), count, seed)
     prompts, real = [fill_template(prompt, row) for row in read], [row[image_column] for row in read]
     if len(set(prompts)) < 2:
-        raise ValueError(f"`rows` must hold 2 or more different prompts, got {len(set(prompts))}.")
+        raise InputError(f"`rows` must hold 2 or more different prompts, got {len(set(prompts))}.")
     groups = [str(row[within]) for row in read] if within else None
     generator = torch.Generator().manual_seed(seed)
     rivals = choose_rivals(prompts, num_rivals, generator, groups)
     if not all(rivals):  # a group of one prompt: rivals of all groups
         rivals = choose_rivals(prompts, num_rivals, generator)
-    chance = chance_of(rivals)
     texts = judge.embed_texts(prompts) if judge is not None else None  # first: a judge that reads none ends here
 
+    if num_inference_steps is None:
+        num_inference_steps = pipe.config.default_num_inference_steps
+    if guidance_scale is None:
+        guidance_scale = pipe.config.default_guidance_scale
     call = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    generated = generate_all(pipe, prompts, seed=seed, batch_size=batch_size, **call)
-    decoded = reconstruct_all(pipe.mllm.vision_model, real, seed, batch_size)
-    scores: dict[str, dict[str, Score]] = {"model": {}, "real, through the codes": {}, "real": {}, "other real": {}}
-    thumbnails = [thumbnail(picture) for picture in real]
-    for what, pictures in (("model", generated), ("real, through the codes", decoded)):
-        nearest = [
-            nearest_is_own(thumbnail(picture), thumbnails[index], [thumbnails[other] for other in rivals[index]])
-            for index, picture in enumerate(pictures)
-        ]
-        scores[what]["nearest_by_pixels"] = share_score(nearest, chance)
-    if judge is not None:
-        references = judge.embed_images(real)
-        scores["real"]["r_precision"] = share_score(r_precision_outcomes(references, texts, rivals), chance)
-        for what, pictures in (("model", generated), ("real, through the codes", decoded)):
-            found = judge.embed_images(pictures)
-            scores[what]["r_precision"] = share_score(r_precision_outcomes(found, texts, rivals), chance)
-            scores[what]["nearest_by_judge"] = share_score(r_precision_outcomes(found, references, rivals), chance)
-    if feature_model is not None:
-        references = feature_model.embed_images(real)
-        for what, pictures in (("model", generated), ("real, through the codes", decoded), ("other real", others)):
-            if pictures:
-                scores[what] |= set_scores(feature_model.embed_images(pictures), references)
-
+    pictures = {
+        "model": generate_all(pipe, prompts, seed=seed, batch_size=batch_size, **call),
+        "real, through the codes": reconstruct_all(pipe.mllm.vision_model, real, seed, batch_size),
+    }
+    scores = generation_scores(pictures, real, others, rivals, texts, judge, feature_model)
+    report = Report("generation")
     report.rows = [ScoreRow({"what": what}, found, what == "model") for what, found in scores.items() if found]
     report.protocol = {
         "prompts": f"{len(prompts)}, such as: {prompts[0]}",
-        **generation_protocol(pipe, num_inference_steps, guidance_scale, seed),
+        **generation_protocol(num_inference_steps, guidance_scale, seed),
         "rivals": f"up to {num_rivals} others" + (f" of the same {within}" if within else ""),
     }
     if judge is not None:
@@ -119,6 +104,49 @@ def evaluate_generation(
         report.protocol["did training losses see the features"] = feature_model.seen
         report.protocol["precision and recall"] = f"{NUM_NEIGHBOURS} nearest neighbours"
     return report
+
+
+def generation_scores(
+    pictures: Mapping[str, Sequence[Image.Image]],
+    real: Sequence[Image.Image],
+    others: Sequence[Image.Image],
+    rivals: Sequence[Sequence[int]],
+    texts: np.ndarray | None = None,
+    judge: Judge | None = None,
+    feature_model: Judge | None = None,
+) -> dict[str, dict[str, Score]]:
+    """
+    The scores of `pictures` by what made them, and those of real pictures.
+
+    Args:
+        pictures: one picture for each prompt, by what made them.
+        real: the picture that belongs to each prompt.
+        others: other real pictures.
+        rivals: of each prompt the numbers of wrong ones.
+        texts: the judge's embeddings of the prompts.
+    """
+    chance = chance_of(rivals)
+    scores: dict[str, dict[str, Score]] = {what: {} for what in (*pictures, "real", "other real")}
+    thumbnails = [thumbnail(picture) for picture in real]
+    for what, made in pictures.items():
+        nearest = [
+            nearest_is_own(thumbnail(picture), thumbnails[index], [thumbnails[other] for other in rivals[index]])
+            for index, picture in enumerate(made)
+        ]
+        scores[what]["nearest_by_pixels"] = share_score(nearest, chance)
+    if judge is not None:
+        references = judge.embed_images(real)
+        scores["real"]["r_precision"] = share_score(r_precision_outcomes(references, texts, rivals), chance)
+        for what, made in pictures.items():
+            found = judge.embed_images(made)
+            scores[what]["r_precision"] = share_score(r_precision_outcomes(found, texts, rivals), chance)
+            scores[what]["nearest_by_judge"] = share_score(r_precision_outcomes(found, references, rivals), chance)
+    if feature_model is not None:
+        references = feature_model.embed_images(real)
+        for what, made in {**pictures, "other real": others}.items():
+            if made:
+                scores[what] |= set_scores(feature_model.embed_images(made), references)
+    return scores
 
 
 def generate_all(
@@ -132,26 +160,38 @@ def generate_all(
     """One picture for each prompt, in batches; picture i is generated with the seed `seed` + i.
 
     Args:
-        pipe: a [`UniWeTokPipeline`], or with `images`, the pictures to edit, a [`UniWeTokEditPipeline`].
+        pipe: a [`UniWeTokPipeline`], or with `images` a [`UniWeTokEditPipeline`].
+        images: the pictures to edit, of any sizes; those of one encoded size share batches.
         call: further arguments of the pipeline.
+
+    Raises:
+        InputError: when a prompt is empty or no text.
     """
-    generated = []
+    for number, prompt in enumerate(prompts):
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise InputError(f"`prompts` must be texts that are not empty, got {prompt!r} for picture {number}.")
+    sources, sizes = None, [None] * len(prompts)
+    if images is not None:
+        sources = [source for part in batched(images, batch_size) for source in pipe.encode_image(part)]
+        sizes = [source.size for source in sources]
+    generated: list = [None] * len(prompts)
     with tqdm(total=len(prompts), desc="generating" if images is None else "editing", disable=None) as bar:
-        for start in range(0, len(prompts), batch_size):
-            part = slice(start, start + batch_size)
-            generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))[part]]
-            sources = {} if images is None else {"image": list(images[part])}
-            generated += pipe(prompt=list(prompts[part]), generator=generators, **sources, **call).images
-            bar.update(len(generators))
+        for size in dict.fromkeys(sizes):
+            for part in batched((i for i, own in enumerate(sizes) if own == size), batch_size):
+                picture = {} if sources is None else {"image": [sources[i] for i in part]}
+                generators = [torch.Generator().manual_seed(seed + i) for i in part]
+                results = pipe(prompt=[prompts[i] for i in part], generator=generators, **picture, **call).images
+                for i, result in zip(part, results, strict=True):
+                    generated[i] = result
+                bar.update(len(part))
     return generated
 
 
-def generation_protocol(pipe, num_inference_steps: int | None, guidance_scale: float | None, seed: int) -> dict:
+def generation_protocol(num_inference_steps: int, guidance_scale: float, seed: int) -> dict:
     """The lines of a protocol that say how pictures are generated and compared."""
-    config = pipe.config
     return {
-        "diffusion steps per patch": num_inference_steps or config.default_num_inference_steps,
-        "guidance scale": config.default_guidance_scale if guidance_scale is None else guidance_scale,
+        "diffusion steps per patch": num_inference_steps,
+        "guidance scale": guidance_scale,
         "seeds": f"{seed} + number of the picture",
         "pixels": "squared difference of 32x32 thumbnails",
     }

@@ -14,6 +14,10 @@ from ..data.images import ImageReadError, read_image
 from ..data.sources import read_cell
 
 
+class InputError(ValueError):
+    """Data, an argument or a model that a protocol can't work with. The message says what is accepted."""
+
+
 class PictureRows:
     """
     The rows of an evaluation, read when they are iterated. Class labels are given by name.
@@ -22,11 +26,13 @@ class PictureRows:
         rows: a `datasets.Dataset`, a stream, or dicts.
         pictures: columns of pictures of any kind, which are read as RGB.
         columns: other columns that the evaluation needs.
+        picture_lists: columns of lists of pictures, which rows may lack or have empty (None). Of a list, only the
+            pictures that can't be read are left out.
         count, seed: as in [`choose_rows`].
-        skipped: a list for the reasons why pictures can't be read; their rows are left out.
+        skipped: a list for the reasons why pictures can't be read; rows without one of `pictures` are left out.
 
     Raises:
-        ValueError: when one of the columns is missing; the message names those there are.
+        InputError: when one of the columns is missing; the message names those there are.
     """
 
     def __init__(
@@ -37,9 +43,10 @@ class PictureRows:
         count: int | None = None,
         seed: int = 0,
         skipped: list[str] | None = None,
+        picture_lists: Sequence[str] = (),
     ):
         self.rows = choose_rows(rows, [*pictures, *columns], count, seed)
-        self.pictures = pictures
+        self.pictures, self.picture_lists = pictures, picture_lists
         features = getattr(self.rows, "features", None) or {}
         self.class_names = {name: feature.names for name, feature in features.items() if hasattr(feature, "names")}
         self.skipped = [] if skipped is None else skipped
@@ -52,7 +59,19 @@ class PictureRows:
                 self.skipped.append(str(error))
             else:
                 labels = {name: names[row[name]] for name, names in self.class_names.items()}
-                yield dict(row) | labels | read
+                lists = {column: self._read_list(row.get(column), column, number) for column in self.picture_lists}
+                yield dict(row) | labels | read | lists
+
+    def _read_list(self, cells: Sequence | None, column: str, number: int) -> list[Image.Image] | None:
+        if cells is None:
+            return None
+        pictures = []
+        for position, cell in enumerate(cells):
+            try:
+                pictures.append(picture_of(cell, f"{column}[{position}] of row {number}"))
+            except ImageReadError as error:
+                self.skipped.append(str(error))
+        return pictures
 
     def __length_hint__(self) -> int:
         return length_hint(self.rows)
@@ -63,13 +82,13 @@ def choose_rows(rows: Iterable[Mapping], columns: Iterable[str] = (), count: int
     `count` is None or there are fewer.
 
     Raises:
-        ValueError: when one of `columns` is missing; the message names those there are.
+        InputError: when one of `columns` is missing; the message names those there are.
     """
     if not hasattr(rows, "column_names") and not isinstance(rows, Sequence):
         rows = list(rows)
     names = rows.column_names if hasattr(rows, "column_names") else list(rows[0]) if rows else None
     if names is not None and (missing := [name for name in columns if name not in names]):
-        raise ValueError(f"`columns`: the data have no column {', '.join(missing)}; they have {', '.join(names)}.")
+        raise InputError(f"`columns`: the data have no column {', '.join(missing)}; they have {', '.join(names)}.")
     if not hasattr(rows, "__len__"):
         return rows if count is None else rows.take(count)
     if count is None or count >= len(rows):
@@ -95,15 +114,15 @@ def template_columns(template: str) -> list[str]:
     """The columns that a template such as `"a photo of {label}"` is filled from.
 
     Raises:
-        ValueError: when it is not a template.
+        InputError: when it is not a template.
     """
     try:
         fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
     except ValueError as error:
-        raise ValueError(f"`prompt` {template!r} is no template like '{{text}}': {error}.") from None
+        raise InputError(f"`prompt` {template!r} is no template like '{{text}}': {error}.") from None
     names = [re.split(r"[.\[]", field)[0] for field in fields]
     if not all(names):
-        raise ValueError(f"`prompt` {template!r} is no template like '{{text}}': name the columns in the braces.")
+        raise InputError(f"`prompt` {template!r} is no template like '{{text}}': name the columns in the braces.")
     return names
 
 
