@@ -1,5 +1,6 @@
 """`uniwetok evaluate`, end to end, on folders, files and functions, with tiny models."""
 
+import io
 import json
 import re
 import shlex
@@ -75,7 +76,7 @@ def test_help_of_a_protocol_teaches(capsys, protocol):
     for example in examples:
         program, *argv = shlex.split(example)
         args = build_parser().parse_args(argv)
-        assert program == "uniwetok" and args.kind == args.measure.__name__ == protocol
+        assert program == "uniwetok" and args.kind == protocol and args.measure.__name__ == f"measure_{protocol}"
 
 
 def test_reconstruction(succeeds, pictures, vision_folder, tmp_path, workplace):
@@ -241,6 +242,62 @@ def test_editing(succeeds, edits, pipeline_folder, clip, workplace):
     assert {key[0] for key in said if said[key] != plain[key]} == {"model"}
 
 
+def test_editing_of_several_sizes_with_wrong_results_of_some_rows(uniwetok, pipeline_folder, workplace):
+    def png(colour, *size):
+        buffer = io.BytesIO()
+        Image.new("RGB", size, colour).save(buffer, "PNG")
+        return {"bytes": buffer.getvalue(), "path": None}
+
+    sizes, broken = [(64, 64), (128, 64), (64, 64)], {"bytes": b"no picture", "path": None}
+    rows = {
+        "source": [png("red", *size) for size in sizes],
+        "target": [png("blue", *size) for size in sizes],
+        "instruction": ["a", "b", "c"],
+        "others": [None, None, [png("white", 64, 64), broken]],
+    }
+    features = {name: datasets.Image() for name in ("source", "target")} | {"instruction": datasets.Value("string")}
+    features = datasets.Features(features | {"others": datasets.List(datasets.Image())})
+    Dataset.from_dict(rows, features=features).to_parquet("edits.parquet")
+    command = ["evaluate", "editing", "edits.parquet", "--split", "train", "--steps", 1, "--output", "out"]
+    result = uniwetok(*command, "--model", pipeline_folder)
+    assert result.code == 0
+    (warning,) = result.err
+    assert "1 pictures could not be read" in warning and "others[1] of row 2: not a picture" in warning
+    values, rows = results(workplace / "out")
+    assert values["protocol"]["pictures that could not be read"] == 1
+    nearest = rows["model", None, None]["nearest_by_pixels"]
+    assert nearest["count"] == 3 and nearest["chance"] == pytest.approx(1 / 3)  # target, source and one other each
+
+
+def test_editing_has_no_column_of_pictures_to_choose(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "editing", "edits.parquet", "--image-column", "picture"])
+    assert "unrecognized arguments: --image-column picture" in capsys.readouterr().err
+
+
+def test_bugs_keep_their_traceback(uniwetok, edits, pipeline_folder, monkeypatch):
+    from uniwetok_hf.evaluation import editing
+
+    def broken(*args, **options):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(editing, "edit_pairs", broken)
+    result = uniwetok("evaluate", "editing", edits, "--split", "train", "--model", pipeline_folder)
+    assert result.code == 1 and result.err[0].startswith("Traceback") and "ValueError: a bug" in result.err[-2]
+
+
+def test_the_model_is_found_once(succeeds, pictures, pipeline_folder, clip, monkeypatch):
+    from uniwetok_hf.cli import loading
+
+    looked_at, kind_of = [], loading._kind_of
+    monkeypatch.setattr(loading, "_kind_of", lambda folder, *rest: looked_at.append(folder) or kind_of(folder, *rest))
+    succeeds(
+        *("evaluate", "generation", pictures, "--prompt", "{label}", "--model", pipeline_folder, "--count", 2),
+        *("--steps", 1, "--rivals", 1, "--judge", clip, "--features", clip),
+    )
+    assert looked_at == [pipeline_folder]
+
+
 def test_data_of_a_users_own_function(succeeds, fails, pipeline_folder, make_picture, workplace):
     """The example of docs/evaluation.md."""
     page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
@@ -297,6 +354,8 @@ def test_what_can_not_be_measured(fails, pictures, edits, vision_folder, pipelin
     assert "`judge`" in error and "can't be loaded" in error
     error = fails("evaluate", "editing", edits, "--split", "nothing", "--model", pipeline_folder)
     assert "`split` 'nothing' is not in edits.parquet; there is train" in error
+    latents = ["evaluate", "latents", pictures, "--label", "style", "--count", 4, *vision]
+    assert "multiple of the model's 32 pixels, got 48" in fails(*latents, "--size", 48)
     blind = build_vit(tmp_path / "vit")
     error = fails(*generation, "--judge", blind, "--model", pipeline_folder)
     assert "reads no texts" in error

@@ -7,7 +7,7 @@ protocol's function in `uniwetok_hf.evaluation`, which returns the report.
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,7 +25,16 @@ from .common import (
     user_errors,
     warn,
 )
-from .loading import EMBEDDED, KINDS, find_checkpoint, load_language_model, load_pipeline, load_vision_model
+from .loading import (
+    EMBEDDED,
+    Checkpoint,
+    find_checkpoint,
+    load_language_model,
+    load_pipeline,
+    load_vision_model,
+    quiet_transformers,
+)
+from .sampling import as_edit_pipeline
 
 
 DESCRIPTION = """\
@@ -52,21 +61,22 @@ def run_evaluate(args: argparse.Namespace) -> None:
     if lacking := [name for module, name in needed.items() if find_spec(module) is None]:
         raise CommandError(f'evaluate needs {" and ".join(lacking)}: pip install "uniwetok-hf[eval]"')
     from uniwetok_hf.data.places import is_place
+    from uniwetok_hf.evaluation.rows import InputError
     from uniwetok_hf.provenance import short_name
 
     output = output_folder(args.output or Path("results") / args.kind)
-    args.skipped = []  # why pictures can't be read
-    with user_errors(ValueError, ImportError):
-        report = args.measure(args)
-        report.skipped = args.skipped
-        report.model = short_name(args.model or EMBEDDED)
-        report.data, report.split = "photographs", "scikit-image"
-        if args.data:
-            data = Path(args.data).name if is_place(args.data) else short_name(args.data)
-            report.data, report.split = " ".join(filter(None, [data, args.name])), args.split
-        written = report.save(output)
-    if args.skipped:
-        warn(f"{len(args.skipped)} pictures could not be read and are left out; the first: {args.skipped[0]}")
+    skipped: list[str] = []  # why pictures can't be read
+    with user_errors(InputError):
+        report = args.measure(args, skipped)
+    report.skipped = skipped
+    report.model = short_name(args.model or EMBEDDED)
+    report.data, report.split = "photographs", "scikit-image"
+    if args.data:
+        data = Path(args.data).name if is_place(args.data) else short_name(args.data)
+        report.data, report.split = " ".join(filter(None, [data, args.name])), args.split
+    written = report.save(output)
+    if skipped:
+        warn(f"{len(skipped)} pictures could not be read and are left out; the first: {skipped[0]}")
     print(report.to_markdown())
     for path in written:
         print(path)
@@ -76,7 +86,7 @@ def _add_reconstruction(protocols) -> None:
     parser = _add_protocol(
         protocols,
         "reconstruction",
-        reconstruction,
+        measure_reconstruction,
         "Encode and decode pictures: PSNR, SSIM, perceptual and Fréchet distance.\n"
         "Beside the model: WebP of as many bytes, an 8x8 thumbnail, all white; and statistics of the codes.",
         [
@@ -84,7 +94,7 @@ def _add_reconstruction(protocols) -> None:
             "imagenet/val --sizes 256 --features timm/inception_v3.tf_in1k",
         ],
         ANY_CHECKPOINT,
-        optional=True,
+        needs_data=False,
     )
     parser.add_argument(
         "--photographs", action="store_true", help="measure on scikit-image's photographs instead of DATA"
@@ -113,7 +123,7 @@ def _size(text: str) -> int | None:
     return None if text == NATIVE else positive_int(text)
 
 
-def reconstruction(args: argparse.Namespace):
+def measure_reconstruction(args: argparse.Namespace, skipped: list[str]):
     """Runs the protocol `reconstruction`."""
     from uniwetok_hf.evaluation.judges import Judge, PerceptualNetwork
     from uniwetok_hf.evaluation.reconstruction import evaluate_reconstruction, photographs
@@ -121,26 +131,25 @@ def reconstruction(args: argparse.Namespace):
     if bool(args.data) == args.photographs:
         raise CommandError("give either DATA or --photographs")
     if args.photographs:
-        args.image_column, args.by = "image", args.by or "name"
-        rows = photographs()[: args.count]
+        rows, image_column, by = photographs()[: args.count], "image", args.by or "name"
     else:
-        rows = _open_rows(args, [args.image_column], [args.by])
+        rows, image_column, by = _open_rows(args, skipped, [args.image_column], [args.by]), args.image_column, args.by
+    checkpoint = find_checkpoint(args.model)
     feature_model = perceptual = None
     if args.features:
-        with _quiet():
+        with quiet_transformers(), user_errors():
             feature_model = Judge.from_pretrained(args.features, args.device)
-        feature_model.seen = _warn_if_seen(feature_model.model, args)
+        feature_model.seen = _warn_if_seen(feature_model.model, checkpoint)
     if args.perceptual:
-        with _quiet():
+        with quiet_transformers(), user_errors():
             perceptual = PerceptualNetwork.from_pretrained(args.perceptual, args.device)
-        perceptual.seen = _warn_if_seen(perceptual.network, args)
-    model = load_vision_model(args.model, args.device)
+        perceptual.seen = _warn_if_seen(perceptual.network, checkpoint)
     return evaluate_reconstruction(
-        model,
+        load_vision_model(checkpoint, args.device),
         rows,
         args.sizes,
-        image_column=args.image_column,
-        by=args.by,
+        image_column=image_column,
+        by=by,
         feature_model=feature_model,
         perceptual=perceptual,
         seed=args.seed,
@@ -152,7 +161,7 @@ def _add_latents(protocols) -> None:
     parser = _add_protocol(
         protocols,
         "latents",
-        latents,
+        measure_latents,
         "What latents and codes know of a label: zero-shot and linear-probe accuracy.\n"
         "Zero-shot needs the teacher of Pre-Post Distillation and its pools; the probe is fitted on another split.",
         [
@@ -179,19 +188,20 @@ def _add_latents(protocols) -> None:
     add_seed_option(parser, "seed of the choice")
 
 
-def latents(args: argparse.Namespace):
+def measure_latents(args: argparse.Namespace, skipped: list[str]):
     """Runs the protocol `latents`."""
     from uniwetok_hf.evaluation.latents import evaluate_latents
 
     if args.no_probe and args.teacher is None:
         raise CommandError("nothing to measure: --no-probe leaves zero-shot accuracy, which needs --teacher")
-    rows = _open_rows(args, [args.image_column], [args.label])
+    rows = _open_rows(args, skipped, [args.image_column], [args.label])
     train_rows = None
     if not args.no_probe:
-        train_rows = _open_rows(args, [args.image_column], [args.label], split=args.train_split)
-    pools, teacher = _load_distillation(args)
+        train_rows = _open_rows(args, skipped, [args.image_column], [args.label], split=args.train_split)
+    checkpoint = find_checkpoint(args.model)
+    pools, teacher = _load_distillation(args, checkpoint.folder)
     report = evaluate_latents(
-        load_vision_model(args.model, args.device),
+        load_vision_model(checkpoint, args.device),
         rows,
         args.label,
         args.size,
@@ -207,8 +217,8 @@ def latents(args: argparse.Namespace):
     return report
 
 
-def _load_distillation(args: argparse.Namespace):
-    """Pools and teacher, or None for both when there is no --teacher."""
+def _load_distillation(args: argparse.Namespace, folder: Path):
+    """Pools and teacher of the model in `folder`, or None for both when there is no --teacher."""
     if args.teacher is None:
         if args.pools:
             raise CommandError("--pools are of no use without --teacher, whose texts name the classes")
@@ -217,16 +227,17 @@ def _load_distillation(args: argparse.Namespace):
     from uniwetok_hf.losses.teacher import Teacher
     from uniwetok_hf.provenance import RECORD, read_training_record, weight_digests
 
-    folder = _model_folder(args)
     beside = folder.resolve().parent / "losses" / "distillation"
     pools = None
     if args.pools or beside.is_dir():
-        pools = PrePostDistillation.from_pretrained(args.pools or beside).to(args.device)
+        with user_errors():
+            pools = PrePostDistillation.from_pretrained(args.pools or beside).to(args.device)
     else:
         warn(f"no --pools, and none in {beside}: zero-shot accuracy of the teacher only")
-    with _quiet(), user_errors(OSError):
+    with quiet_transformers(), user_errors(OSError, ValueError, ImportError):
         teacher = Teacher.from_pretrained(args.teacher).to(args.device)
-    record = read_training_record(folder)
+    with user_errors():
+        record = read_training_record(folder)
     taught = [model for model in record.loss_models if model.role == "teacher"] if record else []
     own = set(weight_digests(teacher.model))
     if taught and not any(own & set(model.weights) for model in taught):
@@ -239,7 +250,7 @@ def _add_generation(protocols) -> None:
     parser = _add_protocol(
         protocols,
         "generation",
-        generation,
+        measure_generation,
         "Generate pictures from prompts: R-precision, Fréchet distance, precision and recall.\n"
         "A judge compares each with its prompt, --features compares all as a set; neither may be a teacher.",
         [
@@ -263,23 +274,25 @@ def _add_generation(protocols) -> None:
     add_seed_option(parser, "seed of the first picture and of all choices")
 
 
-def generation(args: argparse.Namespace):
+def measure_generation(args: argparse.Namespace, skipped: list[str]):
     """Runs the protocol `generation`."""
     from uniwetok_hf.evaluation.generation import evaluate_generation
     from uniwetok_hf.evaluation.rows import template_columns
 
     columns = [args.within, *template_columns(args.prompt)]
-    rows = _open_rows(args, [args.image_column], columns, 2 * args.count)  # half of them as other real pictures
-    judge = _load_judge(args.judge, args)
+    # Half of them as other real pictures.
+    rows = _open_rows(args, skipped, [args.image_column], columns, 2 * args.count)
+    checkpoint = find_checkpoint(args.model, ("pipeline",))
+    judge = _load_judge(args.judge, args.device, checkpoint)
     return evaluate_generation(
-        load_pipeline(args.model, args.device),
+        load_pipeline(checkpoint, args.device),
         rows,
         args.prompt,
         image_column=args.image_column,
         within=args.within,
         count=args.count,
         judge=judge,
-        feature_model=_load_judge(args.features, args) if args.features else judge,
+        feature_model=_load_judge(args.features, args.device, checkpoint) if args.features else judge,
         num_rivals=args.rivals,
         num_inference_steps=args.steps,
         guidance_scale=args.guidance_scale,
@@ -292,11 +305,12 @@ def _add_editing(protocols) -> None:
     parser = _add_protocol(
         protocols,
         "editing",
-        editing,
+        measure_editing,
         "Edit pictures: is the result nearest to the target, among the source and other candidates?\n"
         "DATA has the columns source, instruction and target, and may have others, lists of wrong results.",
         ["edits.parquet --split train --by kind", "edits.py:load_edits --count 300 --judge judges/clip"],
         "pipeline folder",
+        has_image_column=False,
     )
     parser.add_argument("--by", metavar="COLUMN", help="a row of the table for each value of a column")
     parser.add_argument(
@@ -308,18 +322,16 @@ def _add_editing(protocols) -> None:
     add_seed_option(parser, "seed of the first picture and of all choices")
 
 
-def editing(args: argparse.Namespace):
+def measure_editing(args: argparse.Namespace, skipped: list[str]):
     """Runs the protocol `editing`."""
-    from uniwetok_hf import UniWeTokEditPipeline
     from uniwetok_hf.evaluation.editing import evaluate_editing
 
-    rows = _open_rows(args, ["source", "target"], ["instruction", args.by])
-    judge = _load_judge(args.judge, args)
-    pipe = load_pipeline(args.model, args.device)
-    edit_pipe = UniWeTokEditPipeline.from_pipe(pipe)
-    edit_pipe.set_progress_bar_config(disable=True)
+    rows = _open_rows(args, skipped, ["source", "target"], ["instruction", args.by], picture_lists=["others"])
+    checkpoint = find_checkpoint(args.model, ("pipeline",))
+    judge = _load_judge(args.judge, args.device, checkpoint)
+    pipe = load_pipeline(checkpoint, args.device)
     return evaluate_editing(
-        edit_pipe,
+        as_edit_pipeline(pipe),
         pipe,
         rows,
         by=args.by,
@@ -338,7 +350,7 @@ def _add_captioning(protocols) -> None:
     parser = _add_protocol(
         protocols,
         "captioning",
-        captioning,
+        measure_captioning,
         "Answer questions about pictures: exact match and F1 of the words, by kind.\n"
         "DATA has the columns image, question and answer.",
         ["vqa.parquet --split train --by kind", "questions.py:load_questions --count 300"],
@@ -352,24 +364,32 @@ def _add_captioning(protocols) -> None:
     add_seed_option(parser, "seed of the choice")
 
 
-def captioning(args: argparse.Namespace):
+def measure_captioning(args: argparse.Namespace, skipped: list[str]):
     """Runs the protocol `captioning`."""
     from uniwetok_hf.evaluation.captioning import evaluate_captioning
 
-    rows = _open_rows(args, [args.image_column], ["question", "answer", args.by])
+    rows = _open_rows(args, skipped, [args.image_column], ["question", "answer", args.by])
     mllm, processor = load_language_model(args.model, args.device)
     return evaluate_captioning(mllm, processor, rows, args.image_column, args.by, args.max_new_tokens, args.batch_size)
 
 
 def _add_protocol(
-    protocols, name: str, measure, description: str, examples: list[str], model: str, optional: bool = False
+    protocols,
+    name: str,
+    measure,
+    description: str,
+    examples: list[str],
+    model: str,
+    needs_data: bool = True,
+    has_image_column: bool = True,
 ) -> argparse.ArgumentParser:
-    """A protocol with the options that all have."""
+    """A protocol with the options that all have. `measure(args, skipped)` returns its report, and adds to `skipped`
+    why pictures can't be read."""
     parser = add_command(protocols, name, run_evaluate, description, examples)
     parser.set_defaults(measure=measure)
     parser.add_argument(
         "data",
-        nargs="?" if optional else None,
+        nargs=None if needs_data else "?",
         metavar="DATA",
         help="folder of `save_to_disk`, folder of pictures, Parquet or WebDataset files, Hub name of a dataset, or "
         "FILE.py:NAME, a function that takes the name of the split and returns rows",
@@ -377,7 +397,8 @@ def _add_protocol(
     parser.add_argument("--split", default="test", help="which part of it (default: test)")
     parser.add_argument("--name", help="configuration of a dataset on the Hub")
     parser.add_argument("--streaming", action="store_true", help="read the dataset without a copy of it on disk")
-    parser.add_argument("--image-column", default="image", metavar="COLUMN", help="pictures (default: image)")
+    if has_image_column:
+        parser.add_argument("--image-column", default="image", metavar="COLUMN", help="pictures (default: image)")
     add_model_options(parser, model)
     parser.add_argument(
         "--output", metavar="DIR", help=f"folder of the result files (default: results/{name}), made if needed"
@@ -409,63 +430,46 @@ def _add_generation_options(parser: argparse.ArgumentParser) -> None:
 
 def _open_rows(
     args: argparse.Namespace,
+    skipped: list[str],
     pictures: list[str],
     columns: list[str | None],
     count: int | None = None,
     split: str | None = None,
+    picture_lists: Sequence[str] = (),
 ):
     """The chosen rows of DATA as `PictureRows`, with the columns that are not None."""
     from uniwetok_hf.data.places import is_place, load_place
     from uniwetok_hf.data.sources import PictureSource, open_source
     from uniwetok_hf.evaluation.rows import PictureRows
 
-    split = split or args.split
-    with _bars_on_terminals():
+    split, count = split or args.split, count or args.count
+    with _bars_on_terminals(), user_errors(ValueError, ImportError):
         if is_place(args.data):  # as it is: `open_source` would encode every picture
             rows = load_place(args.data)(split)
         else:
             rows = open_source(PictureSource(args.data, split, args.name, pictures[0], args.streaming))
-        return PictureRows(rows, pictures, filter(None, columns), count or args.count, args.seed, args.skipped)
+        return PictureRows(rows, pictures, filter(None, columns), count, args.seed, skipped, picture_lists)
 
 
-def _load_judge(source: str | None, args: argparse.Namespace):
+def _load_judge(source: str | None, device: str, checkpoint: Checkpoint):
     """The judge of generated pictures, or None; one that a training loss used is refused."""
     from uniwetok_hf.evaluation.judges import Judge
 
     if source is None:
         return None
-    with _quiet():
-        return Judge.from_pretrained(source, args.device, unseen_by=_model_folder(args))
+    with quiet_transformers(), user_errors():
+        return Judge.from_pretrained(source, device, unseen_by=checkpoint.folder)
 
 
-def _warn_if_seen(network, args: argparse.Namespace) -> str:
+def _warn_if_seen(network, checkpoint: Checkpoint) -> str:
     """Whether a training loss used `network`, in words: for distances of reconstructions it is only a warning."""
     from uniwetok_hf.provenance import find_seen
 
-    seen, words = find_seen(network, _model_folder(args))
+    with user_errors():
+        seen, words = find_seen(network, checkpoint.folder)
     if seen is not None:
         warn(f"the model was trained against {seen.name} ({seen.role}): the scores that it gives are flattered")
     return words
-
-
-def _model_folder(args: argparse.Namespace) -> Path:
-    return find_checkpoint(args.model, tuple(KINDS)).folder
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Turns transformers' bars and reports of loading off."""
-    from transformers.utils import logging
-
-    had_bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if had_bar:
-            logging.enable_progress_bar()
 
 
 @contextlib.contextmanager

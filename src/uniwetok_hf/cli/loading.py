@@ -44,12 +44,14 @@ class Checkpoint:
         return self.folder / "mllm" if self.kind == "pipeline" else self.folder
 
 
-def find_checkpoint(name: str | None, kinds: Collection[str] = tuple(KINDS)) -> Checkpoint:
-    """The checkpoint called `name`, by default the embedded one.
+def find_checkpoint(name: str | Checkpoint | None, kinds: Collection[str] = tuple(KINDS)) -> Checkpoint:
+    """The checkpoint called `name`, by default the embedded one; one that was found already is returned as it is.
 
     Raises:
         CommandError: when there is none, or it is of none of `kinds`.
     """
+    if isinstance(name, Checkpoint):
+        return name
     if name is None or name == EMBEDDED:
         from uniwetok_hf import embedded_path
 
@@ -175,23 +177,31 @@ def _require(folder: Path, *files: str) -> None:
 
 
 @contextlib.contextmanager
-def _loading(checkpoint: Checkpoint) -> Iterator[None]:
-    """Turns errors into one line and silences the libraries; on terminals, large checkpoints show a progress bar."""
+def quiet_transformers(with_bar: bool = False) -> Iterator[None]:
+    """Turns off what transformers logs below errors and, unless `with_bar`, its progress bar of loading."""
     from transformers.utils import logging
 
     had_bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    size = sum(path.stat().st_size for path in checkpoint.model_folder.glob("*.safetensors"))
-    if size < LARGE_CHECKPOINT or not sys.stderr.isatty():
+    if not with_bar:
         logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
         yield
-    except LOADING_ERRORS as error:
-        raise CommandError(f"{checkpoint.folder} can't be loaded: {one_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
         if had_bar:
             logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _loading(checkpoint: Checkpoint) -> Iterator[None]:
+    """Turns errors into one line and silences the libraries; on terminals, large checkpoints show a progress bar."""
+    size = sum(path.stat().st_size for path in checkpoint.model_folder.glob("*.safetensors"))
+    try:
+        with quiet_transformers(with_bar=size >= LARGE_CHECKPOINT and sys.stderr.isatty()):
+            yield
+    except LOADING_ERRORS as error:
+        raise CommandError(f"{checkpoint.folder} can't be loaded: {one_line(error)}") from error
 
 
 def _load_model(model_class: type, checkpoint: Checkpoint, device: str):
@@ -214,14 +224,14 @@ def _load_model(model_class: type, checkpoint: Checkpoint, device: str):
     return model.to(target).eval()
 
 
-def load_vision_model(name: str | None, device: str):
+def load_vision_model(name: str | Checkpoint | None, device: str):
     """The image tokenizer of any checkpoint, as a `UniWeTokModel`."""
     from uniwetok_hf import UniWeTokModel
 
     return _load_model(UniWeTokModel, find_checkpoint(name), device)
 
 
-def load_language_model(name: str | None, device: str):
+def load_language_model(name: str | Checkpoint | None, device: str):
     """The language model of a pipeline folder and its processor."""
     return _load_parts(find_checkpoint(name, ("pipeline",)), device)
 
@@ -268,7 +278,7 @@ def describe_checkpoint(checkpoint: Checkpoint):
         return UniWeTokPipeline(processor, model, BinaryFlowScheduler())
 
 
-def load_pipeline(name: str | None, device: str):
+def load_pipeline(name: str | Checkpoint | None, device: str):
     """The text-to-image pipeline of a pipeline folder, without its progress bar."""
     from uniwetok_hf import BinaryFlowScheduler, UniWeTokPipeline
 
