@@ -30,7 +30,7 @@ from uniwetok_hf.training import train_mllm
 from uniwetok_hf.training.checkpoints import list_checkpoints
 from uniwetok_hf.training.config import CONFIGS, find_config, read_config, shipped_configs
 from uniwetok_hf.training.run import choose_parameters
-from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig, TaskMetrics, frozen_names
+from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig, TaskMetrics, frozen_patterns
 
 
 MODEL = ("pipeline", "mllm", "model.safetensors")
@@ -291,18 +291,18 @@ def test_only_the_chosen_parts_learn(fields, trained, tmp_path, trainable, chang
 
 def test_what_never_trains(fields, trained):
     pipeline = UniWeTokPipeline.from_pretrained(trained / "pipeline", dtype=torch.float32)
-    choose_parameters(pipeline.mllm, [], frozen_names(pipeline.mllm))
+    choose_parameters(pipeline.mllm, [], frozen_patterns(pipeline.mllm))
     frozen = {name for name, parameter in pipeline.mllm.named_parameters() if not parameter.requires_grad}
     assert frozen == {name for name, _ in pipeline.mllm.named_parameters() if name.startswith("model.vision_model.")}
     pipeline.mllm.config.patch_size = 1  # attention over one token is its value
-    choose_parameters(pipeline.mllm, [], frozen_names(pipeline.mllm))
+    choose_parameters(pipeline.mllm, [], frozen_patterns(pipeline.mllm))
     more = {name for name, parameter in pipeline.mllm.named_parameters() if not parameter.requires_grad} - frozen
     assert len(more) == 8 and all(
         name.startswith("image_head") and ("q_proj" in name or "k_proj" in name) for name in more
     )
     for part in ("vision_model", "decoder"):
         with pytest.raises(ValueError, match=f"no parameter's name matches '{part}'; the parts are image_head, "):
-            choose_parameters(pipeline.mllm, [part], frozen_names(pipeline.mllm))
+            choose_parameters(pipeline.mllm, [part], frozen_patterns(pipeline.mllm))
 
 
 def test_shipped_finetunes_name_parts_that_are_there(fields, trained):

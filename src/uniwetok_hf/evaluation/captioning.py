@@ -42,8 +42,10 @@ def evaluate_captioning(
     read = list(rows)
     if not read:
         raise InputError("`rows` holds no question whose picture can be read.")
-    pictures, questions = [row[image_column] for row in read], [row["question"] for row in read]
-    kinds, references = [str(row[by]) if by else "" for row in read], [row["answer"] for row in read]
+    pictures = [row[image_column] for row in read]
+    questions = [row["question"] for row in read]
+    references = [row["answer"] for row in read]
+    kinds = [str(row[by]) if by else "" for row in read]
     answers = answer_all(mllm, processor, pictures, questions, max_new_tokens, batch_size)
     usual = most_common_answers(references, kinds)
 

@@ -69,8 +69,10 @@ def evaluate_editing(
     pairs = edit_pairs(rows, by, num_rivals, seed)
     if not pairs:
         raise InputError("`rows` holds no edit that can be read.")
-    instructions, sources = [pair.instruction for pair in pairs], [pair.source for pair in pairs]
-    targets, kinds = [pair.target for pair in pairs], [pair.kind for pair in pairs]
+    instructions = [pair.instruction for pair in pairs]
+    sources = [pair.source for pair in pairs]
+    targets = [pair.target for pair in pairs]
+    kinds = [pair.kind for pair in pairs]
     if num_inference_steps is None:
         num_inference_steps = pipe.config.default_num_inference_steps
     if guidance_scale is None:
@@ -157,7 +159,8 @@ def edit_outcomes(
     `chance` of a blind choice among the candidates."""
     outcomes = []
     for result, pair in zip(results, pairs, strict=True):
-        size, wrong = pair.target.size, [pair.source, *pair.others]
+        size = pair.target.size
+        wrong = [pair.source, *pair.others]
         fitted = result if result.size == size else result.resize(size, Image.Resampling.BICUBIC)
         rivals = [thumbnail(picture) for picture in wrong]
         outcome = {

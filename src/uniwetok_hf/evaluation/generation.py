@@ -65,12 +65,15 @@ def evaluate_generation(
     Raises:
         InputError: when fewer than two prompts differ, or the judge reads no texts.
     """
-    read, others = list(rows), []
+    read = list(rows)
+    others = []
     if count is not None and len(read) >= 2 * count:
-        read, others = read[0 : 2 * count : 2], [row[image_column] for row in read[1 : 2 * count : 2]]
+        others = [row[image_column] for row in read[1 : 2 * count : 2]]
+        read = read[0 : 2 * count : 2]
     else:
         read = choose_rows(read, (), count, seed)
-    prompts, real = [fill_template(prompt, row) for row in read], [row[image_column] for row in read]
+    prompts = [fill_template(prompt, row) for row in read]
+    real = [row[image_column] for row in read]
     if len(set(prompts)) < 2:
         raise InputError(f"`rows` must hold 2 or more different prompts, got {len(set(prompts))}.")
     groups = [str(row[within]) for row in read] if within else None

@@ -71,7 +71,7 @@ class MLLMTrainingConfig:
     max_train_steps: int = setting(help="optimizer steps")
     batch_size: int = setting(help="samples per step over all processes")
     validation_data: list[TaskSource] = setting([], "datasets and tasks for validation; empty: no validation")
-    validation_samples: int = setting(128, "number of rows of each of them")
+    validation_samples: int = setting(128, "number of rows of each dataset in a validation")
     # the start: `init_from`, or `vision_model` with `language_model` or `text_model`
     init_from: str | None = setting(None, "the previous stage (its output_dir), or a pipeline to continue from")
     vision_model: str | None = setting(
@@ -80,8 +80,8 @@ class MLLMTrainingConfig:
     language_model: str | None = setting(
         None, "causal language model (folder or Hub name) to start from: Qwen3, Llama, ..."
     )
-    text_model: dict = setting({}, "instead, a new language model: model_type and fields of its config")
-    vocab_size: int = setting(2048, "text_model: size of its text vocabulary, which is trained on the data")
+    text_model: dict = setting({}, "a new language model instead: model_type and fields of its config")
+    vocab_size: int = setting(2048, "size of the text vocabulary of `text_model`, which is trained on the data")
     num_size_tokens: int | None = setting(None, "longest side of a picture in tokens; null: 4096 pixels")
     head: dict = setting({}, "fields of the new diffusion head's config")
     mllm: dict = setting(
@@ -90,18 +90,20 @@ class MLLMTrainingConfig:
     trainable: list[str] = setting(
         [], "regular expressions, such as image_head: parameters whose names match one are trained; empty: all"
     )
-    lora: LoraSettings | None = setting(None, "trains adapters instead of the model; null: the model is trained")
+    lora: LoraSettings | None = setting(
+        None, "adapters that are trained instead of the model; null: the model is trained"
+    )
     # the pipeline that comes out; null: as in init_from
     resolution: int | None = setting(None, "default side in pixels of generated pictures")
     input_size: dict | None = setting(None, "`size` of the image processor, for pictures in a prompt")
     num_inference_steps: int | None = setting(None, "default number of diffusion steps")
     guidance_scale: float | None = setting(None, "default guidance scale")
-    image_guidance_scale: float | None = setting(None, "of edits: default scale of the guidance by the picture")
+    image_guidance_scale: float | None = setting(None, "default scale of the guidance by the picture, for edits")
     negative_prompt: str | None = setting(
-        None, "of edits: default negative prompt, an instruction that changes nothing"
+        None, "default negative prompt of edits, an instruction that changes nothing"
     )
     describe_first: bool | None = setting(
-        None, "of edits: whether the model describes the result before it generates it"
+        None, "whether the model describes the result of an edit before it generates it"
     )
     save_dtype: str = setting("float32", "dtype of the saved weights: float32, bfloat16 or float16")
     prompts: list[str] = setting(
@@ -112,11 +114,11 @@ class MLLMTrainingConfig:
         0.1, "probability of leaving out the user's turn of a generation or an edit, for classifier-free guidance"
     )
     length_group_steps: int = setting(
-        1, "samples of so many steps are sorted by length before they are cut into batches"
+        1, "number of steps whose samples are sorted by length before they are cut into batches"
     )
     max_length: int | None = setting(None, "maximum number of tokens of a sample; a longer one is an error")
     # the optimizer
-    learning_rate: float = setting(1e-5, "of AdamW (paper: 1e-5)")
+    learning_rate: float = setting(1e-5, "learning rate of AdamW (paper: 1e-5)")
     lr_scheduler: str = setting("constant_with_warmup", "name of a schedule of transformers.get_scheduler")
     lr_warmup_steps: int = setting(0, "steps until the learning rate is reached")
     lr_scheduler_kwargs: dict = setting({}, "other arguments of the schedule, such as min_lr_rate")
@@ -124,18 +126,24 @@ class MLLMTrainingConfig:
     adam_beta2: float = setting(0.95, "Adam's second momentum")
     adam_epsilon: float = setting(1e-15, "Adam's epsilon (paper: 1e-15)")
     weight_decay: float = setting(0.0, "decoupled weight decay")
-    max_grad_norm: float | None = setting(1.0, "gradients are scaled down to this norm; null: never")
+    max_grad_norm: float | None = setting(1.0, "norm that gradients are scaled down to; null: never")
     ema_decay: float | None = setting(None, "decay of the weight average that is validated and saved; null: none")
     # running it
     gradient_accumulation_steps: int = setting(1, "micro-batches per step on each process")
-    gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, more time")
-    mixed_precision: str | None = setting(None, "no, fp16 or bf16; null: as accelerate is configured")
-    compile: bool = setting(False, "torch.compile the layers; takes a minute and a C++ compiler")
+    gradient_checkpointing: bool = setting(
+        False, "whether the backward pass computes activations again: less memory, more time"
+    )
+    mixed_precision: str | None = setting(
+        None, "precision of the computation: no, fp16 or bf16; null: as accelerate is configured"
+    )
+    compile: bool = setting(
+        False, "whether the layers are compiled (torch.compile), which takes a minute and a C++ compiler"
+    )
     attn_implementation: str | None = setting(
         None,
-        "sdpa, eager, flex_attention, ...; null: the model's. On a CPU eager is fastest for short sequences",
+        "attention: sdpa, eager, flex_attention, ...; null: the model's. On a CPU eager is fastest for short sequences",
     )
-    seed: int = setting(0, "of weights, order, choice of texts, flips and noise; 0 or more")
+    seed: int = setting(0, "seed of weights, order, choice of texts, flips and noise; 0 or more")
     logging_steps: int = setting(50, "steps between lines of the log")
     validation_steps: int = setting(500, "steps between validations")
     checkpointing_steps: int = setting(500, "steps between checkpoints")
@@ -181,11 +189,12 @@ class MLLMTrainer:
         if self.is_sharded and config.lora:
             raise ValueError("`lora` trains on one device or on copies (DDP), not yet under FSDP and DeepSpeed.")
 
-        options = {
-            "encode_options": f"--size {config.resolution or 'N'} --model {config.vision_model or config.init_from}"
-        }
-        mixture = TaskMixture(config.data, config.seed, config.text_dropout, **options)
-        validation = TaskMixture(config.validation_data, config.seed, **options) if config.validation_data else None
+        # What an error about pictures without codes recommends: `uniwetok encode-dataset ...` with these options.
+        options = f"--size {config.resolution or 'N'} --model {config.vision_model or config.init_from}"
+        mixture = TaskMixture(config.data, config.seed, config.text_dropout, encode_options=options)
+        validation = None
+        if config.validation_data:
+            validation = TaskMixture(config.validation_data, config.seed, encode_options=options)
         self.pipeline = start_pipeline(config, mixture.texts())
         self.mllm = self.pipeline.mllm
         if config.attn_implementation is not None:
@@ -193,12 +202,18 @@ class MLLMTrainer:
         self.batches = self.make_batches(mixture)
         self.validation = validation and self.make_batches(validation)
         make_output_folder(self.folder, config.result)
+        self.prepare_model()
+        self.metrics, self.task_metrics = RunningMetrics(), TaskMetrics(self.batches.names)
 
+    def prepare_model(self) -> None:
+        """Chooses the parameters that train, and makes their optimizer and averages. Accelerate wraps the model with
+        its adapters and compiled layers, so it comes after them; averages are of parameters that it has placed."""
+        config = self.config
         if config.lora:
             self.parameters = add_lora(self.mllm, config.lora, config.seed)
             checkpoint_adapters_only(self.accelerator)
         else:
-            self.parameters = choose_parameters(self.mllm, config.trainable, frozen_names(self.mllm))
+            self.parameters = choose_parameters(self.mllm, config.trainable, frozen_patterns(self.mllm))
         if config.gradient_checkpointing:
             self.mllm.activation_checkpointing_enable()
         if config.compile:
@@ -213,7 +228,6 @@ class MLLMTrainer:
         if config.ema_decay is not None:
             self.ema = EMAModel(self.parameters, decay=config.ema_decay)
             self.accelerator.register_for_checkpointing(self.ema)
-        self.metrics, self.task_metrics = RunningMetrics(), TaskMetrics(self.batches.names)
 
     def make_batches(self, mixture: TaskMixture) -> ConversationBatches:
         config = self.config
@@ -254,10 +268,11 @@ class MLLMTrainer:
         self.model.train()
         bar = tqdm(total=config.max_train_steps, initial=start, desc=self.folder.name, mininterval=10)
         steps = range(start, config.max_train_steps)
-        for done, micro_batches in enumerate(prefetched(self.batches.__getitem__, steps), start + 1):
+        for done, micro_batches in enumerate(prefetched(lambda step: self.batches[step], steps), start + 1):
             self.train_step(micro_batches, done - 1)
             bar.update()
-            is_last, metrics = done == config.max_train_steps, {}
+            is_last = done == config.max_train_steps
+            metrics = {}
             if done % config.logging_steps == 0 or is_last:
                 metrics = self.take_metrics()
                 bar.set_postfix(loss=f"{metrics['loss']:.3f}")
@@ -325,7 +340,8 @@ class MLLMTrainer:
         """The line of the log: means since the previous line, over all processes."""
         num_samples = self.metrics.items
         metrics = self.metrics.take(self.accelerator, "samples") | self.task_metrics.take(self.accelerator)
-        metrics["tokens_per_second"] = metrics["samples_per_second"] * metrics.pop("tokens") / num_samples
+        tokens_per_sample = metrics.pop("tokens") / num_samples
+        metrics["tokens_per_second"] = metrics["samples_per_second"] * tokens_per_sample
         return metrics | {"learning_rate": self.scheduler.get_last_lr()[0]}
 
     @torch.no_grad()
@@ -334,7 +350,8 @@ class MLLMTrainer:
         there is one. All processes compute the same."""
         self.model.eval()
         metrics = {}
-        with averaged_weights(self.ema, self.parameters), torch.compiler.set_stance("force_eager"):  # faster, for once
+        # Not compiled: a few batches without gradients are done before their graphs would be made.
+        with averaged_weights(self.ema, self.parameters), torch.compiler.set_stance("force_eager"):
             if batches:
                 metrics = {f"validation_{name}": value for name, value in self.measure(batches).items()}
             if self.config.prompts and self.accelerator.is_main_process and not self.is_sharded:
@@ -403,17 +420,17 @@ class TaskMetrics:
 
     def add(self, batch: MicroBatch, output) -> None:
         """Adds a micro-batch and its output. The sums stay on their device, so this does not wait for it."""
-        device, accuracy = output.loss.device, 0.0
+        device = output.loss.device
         image_losses = torch.zeros(len(batch.numbers))
+        right = torch.zeros((), device=device)  # image tokens x share of right bits
         if output.image_loss is not None:
-            image_losses, accuracy = output.row_image_losses, output.bit_accuracy.mean()
+            image_losses = output.row_image_losses
+            right = batch.num_image_tokens * output.bit_accuracy.mean().float()
         columns = [output.row_text_losses, batch.text_tokens, image_losses, batch.image_tokens]
         columns = torch.stack([column.to(device, torch.float32) for column in columns], dim=1)  # [rows, 4]
         self.by_task = self.by_task.to(device).index_add(0, batch.tasks.to(device), columns)
-        counts = torch.tensor([batch.num_image_tokens, batch.num_image_tokens, batch.num_tokens], device=device)
-        counts = counts.float()
-        counts[0] *= accuracy
-        self.overall = self.overall.to(device) + counts
+        counts = torch.tensor([batch.num_image_tokens, batch.num_tokens], dtype=torch.float32, device=device)
+        self.overall = self.overall.to(device) + torch.cat([right[None], counts])
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
         """`text_loss_TASK` and `image_loss_TASK` of all processes, means over tokens, `bit_accuracy`, and the number
@@ -439,7 +456,7 @@ class TaskMetrics:
         self.by_task, self.overall = torch.tensor(state["by_task"]), torch.tensor(state["overall"])
 
 
-def frozen_names(model: nn.Module) -> list[str]:
+def frozen_patterns(model: nn.Module) -> list[str]:
     """Regular expressions of the parameters that never train: those of the image tokenizer, whose codes are the data,
     and with patches of one token the queries and keys of the head, since attention over one token is its value."""
     head = [r"^image_head\..*\.(q|k)_proj\."] if model.config.patch_size == 1 else []

@@ -86,7 +86,7 @@ class PerceptualSettings:
 class AdversarialSettings:
     weight: float = setting(0.1, "weight of the generator loss")
     start_step: int = setting(0, "first step of the discriminator")
-    learning_rate: float | None = setting(None, "of the discriminator; null: that of the model")
+    learning_rate: float | None = setting(None, "learning rate of the discriminator; null: that of the model")
     lecam_weight: float = setting(0.05, "weight of LeCam regularisation in the discriminator's loss")
     base_channels: int = setting(64, "width of the discriminator")
     num_layers: int = setting(3, "strided layers of the discriminator")
@@ -107,8 +107,8 @@ class DistillationSettings:
 class PriorSettings:
     weight: float = setting(1.0, "mu: weight in the loss")
     hidden_size: int = setting(256, "width of the small autoregressive model; the defaults are the 8.6 M of the paper")
-    num_hidden_layers: int = setting(8, "its blocks")
-    num_attention_heads: int = setting(4, "its heads")
+    num_hidden_layers: int = setting(8, "number of its blocks")
+    num_attention_heads: int = setting(4, "attention heads of each of its blocks")
 
 
 @dataclass
@@ -122,11 +122,11 @@ class UniWeTokTrainingConfig:
     batch_size: int = setting(help="pictures per step over all processes, of the first bucket; others: as many tokens")
     batch_multiple: int | None = setting(
         None,
-        "the number of pictures per step is a multiple of it; null: of processes x micro-batches, so that several "
+        "a number that the pictures per step are a multiple of; null: of processes x micro-batches, so that several "
         "buckets give other batches on other numbers of processes",
     )
     validation_data: PictureSource | None = setting(None, "pictures for validation; null: no validation")
-    validation_pictures: int = setting(128, "how many of them")
+    validation_pictures: int = setting(128, "number of pictures in a validation")
     # the model
     init_from: str | None = setting(None, "the previous stage (its output_dir), or a model to start from")
     model: dict = setting({}, "without init_from: fields of a new UniWeTokConfig")
@@ -152,21 +152,25 @@ class UniWeTokTrainingConfig:
     )
     num_threads: int = setting(2, "threads per process that read and crop pictures")
     # the optimizers
-    learning_rate: float = setting(1e-4, "of both optimizers")
+    learning_rate: float = setting(1e-4, "learning rate of both optimizers")
     lr_scheduler: str = setting("constant_with_warmup", "name of a schedule of transformers.get_scheduler")
     lr_warmup_steps: int = setting(0, "steps until the learning rate is reached")
     lr_scheduler_kwargs: dict = setting({}, "other arguments of the schedule, such as min_lr_rate")
     adam_beta1: float = setting(0.5, "Adam's first momentum (paper: 0.5)")
     adam_beta2: float = setting(0.9, "Adam's second momentum (paper: 0.9)")
     weight_decay: float = setting(0.0, "decoupled weight decay")
-    max_grad_norm: float | None = setting(1.0, "gradients are scaled down to this norm; null: never")
+    max_grad_norm: float | None = setting(1.0, "norm that gradients are scaled down to; null: never")
     ema_decay: float = setting(0.999, "decay of the weight average that is validated and saved")
     # running it
     gradient_accumulation_steps: int = setting(1, "micro-batches per step on each process")
-    gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, more time")
-    mixed_precision: str | None = setting(None, "no, fp16 or bf16; null: as accelerate is configured")
-    compile: bool = setting(False, "torch.compile the model; takes minutes per bucket")
-    seed: int = setting(0, "of weights, order, crops and noise; 0 or more")
+    gradient_checkpointing: bool = setting(
+        False, "whether the backward pass computes activations again: less memory, more time"
+    )
+    mixed_precision: str | None = setting(
+        None, "precision of the computation: no, fp16 or bf16; null: as accelerate is configured"
+    )
+    compile: bool = setting(False, "whether the model is compiled (torch.compile), which takes minutes per bucket")
+    seed: int = setting(0, "seed of weights, order, crops and noise; 0 or more")
     logging_steps: int = setting(50, "steps between lines of the log")
     validation_steps: int = setting(500, "steps between validations")
     checkpointing_steps: int = setting(500, "steps between checkpoints")
@@ -265,7 +269,8 @@ class UniWeTokTrainer:
         for done in range(start + 1, config.max_train_steps + 1):
             self.train_step(next(batches), done - 1)
             bar.update()
-            is_last, metrics = done == config.max_train_steps, {}
+            is_last = done == config.max_train_steps
+            metrics = {}
             if done % config.logging_steps == 0 or is_last:
                 metrics = self.take_metrics()
                 bar.set_postfix(psnr=f"{metrics['psnr']:.2f}", stuck_bits=metrics["stuck_bits"])
