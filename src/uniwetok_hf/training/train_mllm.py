@@ -141,7 +141,7 @@ class MLLMTrainingConfig:
     )
     attn_implementation: str | None = setting(
         None,
-        "attention: sdpa, eager, flex_attention, ...; null: the model's. On a CPU eager is fastest for short sequences",
+        "attention: sdpa, eager, flex_attention, ...; null: the model's. On CPUs eager is fastest for short sequences",
     )
     seed: int = setting(0, "seed of weights, order, choice of texts, flips and noise; 0 or more")
     logging_steps: int = setting(50, "steps between lines of the log")
