@@ -51,7 +51,7 @@ def flow_step(
 
 
 class BinaryFlow:
-    """The sampler of the head: `set_timesteps`, then `step` for each of `timesteps`. Torch only; diffusers users have
+    """The sampler of the head: `set_timesteps`, then `advance` at each of `timesteps`. Torch only; diffusers users have
     `BinaryFlowScheduler`, which is this with a config."""
 
     def __init__(self, shift: float = 1.0):
