@@ -275,6 +275,7 @@ def load_pipeline(name: str | None, device: str):
     checkpoint = find_checkpoint(name, ("pipeline",))
     _require(checkpoint.folder, "scheduler/scheduler_config.json")
     mllm, processor = _load_parts(checkpoint, device)
+    # By hand: `UniWeTokPipeline.from_pretrained` gives missing weights random values, and `_load_model` refuses them.
     with _loading(checkpoint):
         settings = UniWeTokPipeline.load_config(checkpoint.folder)
         scheduler = BinaryFlowScheduler.from_pretrained(checkpoint.folder / "scheduler", local_files_only=True)

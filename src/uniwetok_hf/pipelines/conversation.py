@@ -137,7 +137,7 @@ class UniWeTokConversation:
         stride, default = self.pipe.processor.stride, self.pipe.config.default_size
         last = [stride * side for side in codes[-1].shape[1:]] if codes else [default, default]
         size = height or last[0], width or last[1]
-        self.pipe.processor.picture_tokens(*size)  # raises for a size that can't be generated
+        self.pipe.processor.check_size(*size)
         return size
 
     def _answer(self, size: tuple[int, int], max_new_tokens: int, settings: dict) -> tuple[list[dict], list]:
@@ -198,7 +198,7 @@ class UniWeTokConversation:
         input_ids = torch.tensor([self._ids], device=device)
         pipe.check_length("text", input_ids, *size)
         codes = pipe.generate_codes(
-            pipe.prepare_latents(1, *size),
+            *size,
             **settings,
             input_ids=input_ids,
             negative_input_ids=negative["input_ids"].to(device),
