@@ -114,14 +114,15 @@ class UniWeTokEditPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPi
                 padding at the right and below, which is then cut off. "latent" keeps the padding; so do "np" and "pt"
                 for sources of which it differs. When one of the two is given, nothing is cut off.
             guidance_scale: weight w of the text; 1 or less is no guidance at all.
-            image_guidance_scale: weight v of the picture. Guidance mixes three predictions: x_n + v (x_p - x_n) +
-                w (x - x_p), where x sees picture and prompt, x_p the picture with `negative_prompt`, and x_n neither.
-                A weight below w leads away from the source, one above w keeps to it. When it equals w, x_p drops out,
-                which saves a third of the work. When not given, it is to `guidance_scale` as the pipeline's
+            image_guidance_scale: weight w_img of the picture. Guidance mixes three predictions: unconditional + w_img
+                (picture - unconditional) + w (full - picture), where "full" reads picture and prompt, "picture" the
+                picture with `negative_prompt`, and "unconditional" neither. A weight below w leads away from the
+                source, one above w keeps to it. When it equals w, the branch "picture" drops out, which saves a third
+                of the work. When not given, it is to `guidance_scale` as the pipeline's
                 `default_image_guidance_scale` to its `default_guidance_scale`. Not used without guidance.
-            negative_prompt: the instruction of x_p, one for all pictures or one per picture. Choose an instruction
-                that changes nothing and that the model was trained with. `default_negative_prompt` when not given.
-                Not used where x_p drops out.
+            negative_prompt: the instruction of the branch "picture", one for all pictures or one per picture. Choose
+                one that changes nothing and that the model was trained with. `default_negative_prompt` when not given.
+                Not used where that branch drops out.
             describe_first: whether the model describes the result before it generates it, greedily; the descriptions
                 are then in the output's `descriptions` (a tuple has none). For models that have learnt to.
                 `default_describe_first` when not given.
@@ -205,7 +206,7 @@ class UniWeTokEditPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPi
         """
         self.maybe_load_model()
         processor = self.processor
-        ends = [processor.vision_start_token_id, processor.turn_end_token_id]  # the picture begins, or none comes
+        ends = [processor.vision_start_token_id, processor.turn_end_token_id]  # of the description
         return generate_text(
             self.mllm,
             processor,

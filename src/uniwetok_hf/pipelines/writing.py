@@ -42,7 +42,7 @@ def generate_text(
     inputs = processor(text=list(texts), picture_sizes=[image.pixel_size for image in images])
     length = inputs["input_ids"].shape[1]
     mllm.config.check_positions(length, max_new_tokens, argument)
-    inputs.pop("image_is_target")  # for losses; the pictures are what text is generated about
+    inputs.pop("image_is_target")  # of use to losses only
     output = mllm.generate(
         **inputs.to(mllm.device if device is None else device),
         codes=[image.codes for image in images],
