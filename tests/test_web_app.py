@@ -47,6 +47,11 @@ def test_editing_gives_the_edit_pipelines_picture(studio):
     assert shown[-1][0].tobytes() == same.tobytes()
 
 
+def test_edits_and_their_previews_come_without_the_padding(studio):
+    sizes = [shown.size for shown, _ in studio.edit(picture(60, 90), "make it green", 1, 1, 2.0)]
+    assert len(sizes) > 1 and set(sizes) == {(60, 90)}
+
+
 def test_editing_shows_the_description(studio, monkeypatch):
     *_, (_, plain) = studio.edit(picture(), "make it green", 1, 1, 2.0)
     (description,) = studio.edit_pipe.describe_results([picture()], ["make it green"])

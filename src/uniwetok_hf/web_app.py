@@ -55,8 +55,10 @@ class Studio:
         self, picture: Image.Image, instruction: str, seed: int, steps: int, guidance: float
     ) -> Iterator[tuple[Image.Image, str]]:
         """Previews and the changed picture, each with a line of details."""
-        call = {"image": picture, "prompt": check_not_empty(instruction, "Write what to change.")}
-        yield from self._previewed(self.edit_pipe, call, seed, steps, guidance)
+        prompt = check_not_empty(instruction, "Write what to change.")
+        (source,) = self.edit_pipe.encode_image(picture)
+        call = {"image": source, "prompt": prompt}
+        yield from self._previewed(self.edit_pipe, call, seed, steps, guidance, source.content_size)
 
     def describe(self, picture: Image.Image, question: str) -> str:
         """The answer to a question about a picture."""
@@ -89,8 +91,11 @@ class Studio:
     def _defaults(self, seed: int) -> dict:
         return {"generator": torch.Generator().manual_seed(int(seed))}
 
-    def _previewed(self, pipe, call: dict, seed: int, steps: int, guidance: float):
-        """Previews of a call of `pipe` and its result, each with a line of details."""
+    def _previewed(
+        self, pipe, call: dict, seed: int, steps: int, guidance: float, content_size: tuple[int, int] | None = None
+    ) -> Iterator[tuple[Image.Image, str]]:
+        """Previews of a call of `pipe` and its result, each with a line of details. Of an edit, previews are cut to
+        the (height, width) that the result will have."""
         start = time.monotonic()
 
         def work(callback):
@@ -104,7 +109,10 @@ class Studio:
 
         for preview, output in self._reported(work):
             if output is None:
-                yield preview[0], f"{preview[1]} of {preview[2]} patches"
+                shown, step, count = preview
+                if content_size is not None:
+                    shown = shown.crop((0, 0, content_size[1], content_size[0]))
+                yield shown, f"{step} of {count} patches"
             else:
                 picture = output.images[0]
                 description = f"{output.descriptions[0]}; " if output.descriptions else ""

@@ -35,8 +35,8 @@ def test_edit_is_the_pipeline(succeeds, make_picture, pipeline_folder, pipeline)
     edit.set_progress_bar_config(disable=True)
     for seed, name in zip((4, 5), lines, strict=True):
         expected = edit(Image.open(source), "make it blue", generator=[noise(seed)]).images[0]
-        assert expected.size == (64, 96)
-        assert (pixels(name) == np.asarray(expected)[:90, :60]).all()  # without the padding
+        assert expected.size == (60, 90)  # without the padding
+        assert (pixels(name) == np.asarray(expected)).all()
 
 
 def test_edit_with_less_weight_of_the_picture(succeeds, photo, pipeline_folder, pipeline):
@@ -47,7 +47,7 @@ def test_edit_with_less_weight_of_the_picture(succeeds, photo, pipeline_folder, 
     plain = {"guidance_scale": 4.0}
     scales = plain | {"image_guidance_scale": 1.5}
     edited = [edit(Image.open(photo), "blue", generator=[noise(0)], **call).images[0] for call in (scales, plain)]
-    expected, other = (np.asarray(picture)[:70, :100] for picture in edited)  # without the padding
+    expected, other = (np.asarray(picture) for picture in edited)
     assert (pixels(path) == expected).all() and (pixels(path) != other).any()
 
 
@@ -55,7 +55,7 @@ def test_edit_that_is_described_first(uniwetok, succeeds, photo, pipeline_folder
     edit = UniWeTokEditPipeline.from_pipe(pipeline)
     edit.set_progress_bar_config(disable=True)
     output = edit(Image.open(photo), "blue", describe_first=True, generator=[noise(0)])
-    expected = np.asarray(output.images[0])[:70, :100]
+    expected = np.asarray(output.images[0])
     asked = ("edit", photo, "blue", "--model", pipeline_folder)
     result = uniwetok(*asked, "--num-images", 2, "--describe-first")
     assert (result.code, result.err) == (0, [f"described as: {output.descriptions[0]}"])

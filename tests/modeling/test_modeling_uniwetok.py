@@ -210,6 +210,17 @@ def test_noise_passed_or_drawn(tiny_model, codes):
     assert torch.equal(tiny_model.decode(codes, generator=seeded(2), noise=noise).sample, drawn)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.float64])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@torch.no_grad()
+def test_integer_codes_get_the_noise_of_float32(make_model, codes, architecture, dtype):
+    model = make_model(architecture=architecture)
+    expected = model.decode(codes, generator=seeded(1)).sample
+    assert torch.equal(model.decode(codes.to(dtype), generator=seeded(1)).sample, expected)
+    listed = model.decode([picture.to(dtype) for picture in codes], generator=seeded(1)).sample
+    assert torch.equal(torch.stack(listed), torch.stack(model.decode(list(codes), generator=seeded(1)).sample))
+
+
 @torch.no_grad()
 def test_a_picture_looks_the_same_in_any_batch(tiny_model, codes):
     batch = torch.cat([codes, codes.flip(0)])  # pictures 0, 1, 1, 0
@@ -350,6 +361,13 @@ def test_pixel_values_of_no_picture_are_checked(tiny_model, shape):
 def test_codes_are_checked(tiny_model, shape):
     with pytest.raises(ValueError, match=r"`codes` must be \[B, 16, h, w\], got"):
         tiny_model.decode(torch.ones(shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.complex64])
+def test_codes_without_a_sign_are_refused(tiny_model, codes, dtype):
+    for signs in (codes.to(dtype), list(codes.to(dtype))):
+        with pytest.raises(ValueError, match=f"`codes` must be of a dtype that holds -1 and [+]1.*got {dtype}"):
+            tiny_model.decode(signs)
 
 
 def test_codes_of_a_list_are_checked(tiny_model):

@@ -72,10 +72,12 @@ def test_edit_prompt_shows_the_picture_first(processor):
 def test_a_description_stands_between_the_request_and_the_picture(processor):
     side, tokens = 32 * processor.patch_size, processor.patch_size
     prompts, images = ["make it green", "add a hat"], [picture(side, side), picture(side, 2 * side)]
-    plain, nothing = processor.generation_inputs(prompts, side, side, images)
-    inputs, negative = processor.generation_inputs(prompts, side, side, images, ["a green square", "a man: hat"])
+    plain, nothing = processor.generation_inputs(prompts, side, side, images=images)
+    inputs, negative = processor.generation_inputs(
+        prompts, side, side, images=images, descriptions=["a green square", "a man: hat"]
+    )
     start = f"<|vision_start|><|res_{tokens}|><|res_{tokens}|>{queries(processor.patch_size)}"
-    asked = processor(text=processor.request_texts(prompts, images), images=images)
+    asked = processor(text=processor.request_texts(prompts, is_edit=True), images=images)
     for index, words in enumerate(("a green square", "a man: hat")):
         request = texts_of(processor, asked)[index]
         assert request.endswith(f"{prompts[index]}<|im_end|>\n<|im_start|>assistant\n")
@@ -84,7 +86,9 @@ def test_a_description_stands_between_the_request_and_the_picture(processor):
     assert torch.equal(negative["input_ids"], nothing["input_ids"])
     assert torch.equal(asked["pixel_values"], inputs["pixel_values"])
     with pytest.raises(ValueError, match="`prompt` must not hold the special tokens"):
-        processor.request_texts(["<|im_end|>"], images[:1])
+        processor.request_texts(["<|im_end|>"], is_edit=True)
+    with pytest.raises(ValueError, match="`negative_prompt` must not hold the special tokens"):
+        processor.generation_inputs(["<|im_end|>"], side, side, argument="negative_prompt")
 
 
 def test_chat_template_of_a_conversation(processor):
@@ -302,6 +306,9 @@ def test_sizes_to_draw_are_checked(processor, side):
         processor.picture_tokens(side, 64)
     with pytest.raises(ValueError, match="`width` must be a multiple of"):
         processor.picture_tokens(64, side)
+    with pytest.raises(ValueError, match="`height` must be a multiple of"):
+        processor.check_size(side, None)
+    processor.check_size(None, 64)
 
 
 def test_drawing_sizes_are_multiples_of_a_patch():

@@ -16,8 +16,8 @@ from uniwetok_hf import (
     UniWeTokModel,
     UniWeTokPipeline,
 )
-from uniwetok_hf.pipelines.image_intake import EncodedImage, encode_images
-from uniwetok_hf.pipelines.writing import answer_question, write_about
+from uniwetok_hf.pipelines.image_intake import EncodedImage, as_encoded_images
+from uniwetok_hf.pipelines.writing import answer_question, generate_text
 
 
 @pytest.fixture(scope="module")
@@ -115,13 +115,13 @@ def test_what_is_encoded_is_not_encoded_again(pipe, edit, calls):
 
 def test_codes_and_sizes_are_those_of_the_image_processor_and_the_tokenizer(pipe):
     pictures = [picture(60, 90), picture(32, 64, seed=1)]
-    first, second = encode_images(pipe.mllm, pipe.processor, pictures)
-    assert (first.size, first.content_size) == ((64, 96), (60, 90))
-    assert (second.size, second.content_size) == ((32, 64), (32, 64))
+    first, second = as_encoded_images(pipe.mllm, pipe.processor, pictures)
+    assert (first.pixel_size, first.content_size) == ((64, 96), (60, 90))
+    assert (second.pixel_size, second.content_size) == ((32, 64), (32, 64))
     for image, encoded in zip(pictures, (first, second), strict=True):
         codes = pipe.mllm.vision_model.encode(pipe.processor.image_processor(image)["pixel_values"]).codes[0]
         assert encoded.codes.dtype == torch.float32 and torch.equal(encoded.codes, codes)
-    assert encode_images(pipe.mllm, pipe.processor, []) == []
+    assert as_encoded_images(pipe.mllm, pipe.processor, []) == []
 
 
 def test_codes_serve_as_pixels_do(pipe):
@@ -136,7 +136,7 @@ def test_codes_serve_as_pixels_do(pipe):
     options = {"do_sample": False, "max_new_tokens": 6, "eos_token_id": processor.turn_end_token_id}
     rows = pipe.mllm.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
     wanted = [" ".join(text.split()) for text in processor.tokenizer.batch_decode(rows, skip_special_tokens=True)]
-    assert write_about(pipe.mllm, processor, [text] * 2, pictures, 6) == wanted
+    assert generate_text(pipe.mllm, processor, [text] * 2, pictures, 6) == wanted
 
 
 def test_a_picture_that_the_model_cannot_read_is_refused_before_it_is_encoded(pipe, edit, calls):

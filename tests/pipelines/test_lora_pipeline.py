@@ -45,7 +45,7 @@ def generate(pipe) -> torch.Tensor:
 
 def conditions(pipe) -> torch.Tensor:
     """What the whole model computes, without the rounding to bits that hides small differences."""
-    inputs, _ = pipe.processor.generation_inputs(["a red apple"], 64, 64, None)
+    inputs, _ = pipe.processor.generation_inputs(["a red apple"], 64, 64)
     output = pipe.mllm.generate_codes(
         inputs["input_ids"], num_inference_steps=2, output_conditions=True, generator=seeded(0)
     )

@@ -39,7 +39,7 @@ def edit(pipeline: UniWeTokEditPipeline, image, prompt="make it green", seed: in
 
 def test_codes_are_those_of_generate_codes(pipeline, side):
     source = picture(side, 2 * side)
-    inputs, negative = pipeline.processor.generation_inputs(["make it green"], side, 2 * side, [source])
+    inputs, negative = pipeline.processor.generation_inputs(["make it green"], side, 2 * side, images=[source])
     assert "pixel_values" not in negative
     wanted = pipeline.mllm.generate_codes(
         inputs["input_ids"],
@@ -117,7 +117,9 @@ def test_picture_and_words_have_scales_of_their_own(pipeline, side):
     assert codes.abs().unique().tolist() == [1.0]
 
     processor, mllm, head = pipeline.processor, pipeline.mllm, pipeline.mllm.image_head
-    prompts = [processor.generation_inputs([words], side, side, [source]) for words in ("make it green", "leave it")]
+    prompts = [
+        processor.generation_inputs([words], side, side, images=[source]) for words in ("make it green", "leave it")
+    ]
     calls = [(inputs, [source]) for inputs, _ in prompts] + [(prompts[0][1], None)]
     conditions = []
     for inputs, pictures in calls:
@@ -197,7 +199,9 @@ def test_what_is_described_first_is_generated(pipeline, side):
     plain = pipeline(sources, prompts, generator=[seeded(0), seeded(1)], output_type="latent", **options)
     assert plain.descriptions is None and not torch.equal(plain.images, output.images)
 
-    inputs, negative = pipeline.processor.generation_inputs(prompts, side, side, sources, output.descriptions)
+    inputs, negative = pipeline.processor.generation_inputs(
+        prompts, side, side, images=sources, descriptions=output.descriptions
+    )
     wanted = pipeline.mllm.generate_codes(
         inputs["input_ids"],
         inputs["attention_mask"],
@@ -230,8 +234,10 @@ def test_a_description_counts_among_the_words(pipeline, side):
         **scales,
     )
     processor = pipeline.processor
-    inputs, negative = processor.generation_inputs(["green"], side, side, [source], output.descriptions)
-    others, _ = processor.generation_inputs(["leave it as it is"], side, side, [source])
+    inputs, negative = processor.generation_inputs(
+        ["green"], side, side, images=[source], descriptions=output.descriptions
+    )
+    others, _ = processor.generation_inputs(["leave it as it is"], side, side, images=[source])
     wanted = pipeline.mllm.generate_codes(
         inputs["input_ids"],
         pixel_values=inputs["pixel_values"],
@@ -245,7 +251,7 @@ def test_a_description_counts_among_the_words(pipeline, side):
 
 def test_descriptions_are_the_most_likely_words_up_to_the_picture(pipeline, side):
     processor, mllm, source = pipeline.processor, pipeline.mllm, picture(side, side)
-    inputs = processor(text=processor.request_texts(["green"], [source]), images=[source])
+    inputs = processor(text=processor.request_texts(["green"], is_edit=True), images=[source])
     ids = inputs["input_ids"]
     ends = [processor.vision_start_token_id, processor.turn_end_token_id]
     for _ in range(64):
@@ -284,6 +290,43 @@ def test_output_types_and_tuple(pipeline, side):
     assert isinstance(tensor, tuple)
     np.testing.assert_array_equal(tensor[0].permute(0, 2, 3, 1).numpy(), output.images)
     assert pipeline(*arguments, generator=seeded(0)).images[0].size == (2 * side, side)
+
+
+def test_the_padding_of_the_source_is_cut_off(pipeline, side):
+    """As the image processor does it: content sizes are those of `preprocess`."""
+    height, width = side + 8, side - 4
+    source = picture(height, width)
+    codes = edit(pipeline, source)
+    p = pipeline.processor.patch_size
+    assert codes.shape == (1, BITS, 2 * p, p)
+    padded = pipeline.decode(codes, seeded(1), "pt")
+    assert padded.shape == (1, 3, 2 * side, side)
+    cut = pipeline.decode(codes, seeded(1), "pt", [(height, width)])
+    assert torch.equal(cut, padded[..., :height, :width])
+    for kind, shape in (("pt", (1, 3, height, width)), ("np", (1, height, width, 3))):
+        assert pipeline(source, "x", generator=seeded(0), output_type=kind).images.shape == shape
+    assert pipeline(source, "x", generator=seeded(0)).images[0].size == (width, height)
+    for given in ({"height": 2 * side}, {"width": side}, {"height": 2 * side, "width": side}):
+        assert pipeline(source, "x", generator=seeded(0), **given).images[0].size == (side, 2 * side)
+    pipeline.processor.image_processor.size = {"longest_edge": 2 * side}
+    try:  # a large source is scaled down first
+        assert pipeline(picture(4 * side, side), "x", generator=seeded(0)).images[0].size == (side // 2, 2 * side)
+    finally:
+        pipeline.processor.image_processor.size = None
+
+
+def test_different_padding_in_a_batch_is_cut_off_for_pil_only(pipeline, side):
+    """An array or a tensor has one size."""
+    sources, call = [picture(side, side - 4), picture(side - 8, side, seed=1)], {"num_images_per_prompt": 2}
+    pictures = pipeline(sources, "x", generator=seeded(0), **call).images
+    assert [each.size for each in pictures] == [(side - 4, side)] * 2 + [(side, side - 8)] * 2
+    array = pipeline(sources, "x", generator=seeded(0), output_type="np", **call).images
+    assert array.shape == (4, side, side, 3)
+    tensor = pipeline(sources, "x", generator=seeded(0), output_type="pt", **call).images
+    assert tensor.shape == (4, 3, side, side)
+    one_size = [picture(side, side - 4, seed=2), sources[0]]
+    tensor = pipeline(one_size, "x", generator=seeded(0), output_type="pt", **call).images
+    assert tensor.shape == (4, 3, side, side - 4)
 
 
 def test_callback_and_interrupt(pipeline, side):

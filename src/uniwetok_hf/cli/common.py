@@ -55,7 +55,7 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
-def seed(text: str) -> int:
+def seed_type(text: str) -> int:
     """Argparse type: a seed of `torch.Generator`."""
     if not text.isdecimal() or int(text) > LARGEST_SEED:
         raise argparse.ArgumentTypeError(f"must be a whole number of 0 or more, got {text!r}")
@@ -100,7 +100,7 @@ def add_model_options(parser: argparse.ArgumentParser, what: str = "pipeline fol
 
 def add_seed_option(parser: argparse.ArgumentParser, what: str) -> None:
     """`--seed`, default 0."""
-    parser.add_argument("--seed", type=seed, default=0, help=f"{what} (default: 0)")
+    parser.add_argument("--seed", type=seed_type, default=0, help=f"{what} (default: 0)")
 
 
 def add_edit_options(parser: argparse.ArgumentParser) -> None:
@@ -215,7 +215,7 @@ def hub_bars() -> Iterator[None]:
             enable_progress_bars()
 
 
-def generator(seed: int):
+def make_generator(seed: int):
     """A random generator on the CPU, whose numbers are the same on every device."""
     import torch
 

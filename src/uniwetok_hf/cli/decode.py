@@ -8,7 +8,7 @@ from .common import (
     add_command,
     add_model_options,
     add_seed_option,
-    generator,
+    make_generator,
     output_paths,
     user_errors,
     warn,
@@ -57,6 +57,6 @@ def run_decode(args: argparse.Namespace) -> None:
         # One generator per picture, so that it does not depend on those decoded before it.
         with picture_errors(args.codes), torch.no_grad():
             batch = codes[None].to(model.device, model.dtype)
-            sample = model.decode(batch, generator=generator(args.seed)).sample.float()
+            sample = model.decode(batch, generator=make_generator(args.seed)).sample.float()
             (picture,) = image_processor.postprocess(sample, *sizes)
         print(save_image(picture, target))

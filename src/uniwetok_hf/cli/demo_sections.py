@@ -126,7 +126,7 @@ def edits(pipeline, seed: int) -> Image.Image:
     instructions = [instruction for _, instruction in EDITS]
     edit_pipeline = as_edit_pipeline(pipeline)
     images = edit_pipeline.encode_image(sources)
-    height, width = images[0].size
+    height, width = images[0].pixel_size
     results = generate_pictures(edit_pipeline, instructions, [seed] * len(EDITS), height, width, images=images)
     rows = []
     for source, instruction, result in zip(sources, instructions, results, strict=True):

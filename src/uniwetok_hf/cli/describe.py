@@ -26,7 +26,7 @@ def add_commands(commands) -> None:
 
 def run_describe(args: argparse.Namespace) -> None:
     """`uniwetok describe`."""
-    from uniwetok_hf.pipelines.image_intake import encode_images
+    from uniwetok_hf.pipelines.image_intake import as_encoded_images
     from uniwetok_hf.pipelines.writing import answer_question
 
     if not args.question.strip():
@@ -37,7 +37,7 @@ def run_describe(args: argparse.Namespace) -> None:
     mllm, processor = load_language_model(args.model, args.device)
     for path, picture in zip(args.pictures, pictures, strict=True):
         with user_errors(prefix=f"{path}: "):
-            images = encode_images(mllm, processor, [picture])
+            images = as_encoded_images(mllm, processor, [picture])
         with user_errors():
             (answer,) = answer_question(mllm, processor, images, args.question, args.max_new_tokens)
         print(f"{path}: {answer}", flush=True)

@@ -7,7 +7,6 @@ from .common import add_command, add_edit_options, output_paths, read_picture, s
 from .sampling import (
     add_generation_options,
     as_edit_pipeline,
-    check_size,
     generate_pictures,
     load_pipeline_with_adapters,
     not_empty,
@@ -43,10 +42,9 @@ def run_edit(args: argparse.Namespace) -> None:
     pipeline = as_edit_pipeline(load_pipeline_with_adapters(args))
     with user_errors(prefix=f"{args.picture}: "):
         (source,) = pipeline.encode_image(picture)
-    (height, width), (shown_height, shown_width) = source.size, source.content_size
-    if args.height or args.width:
-        height, width = check_size(pipeline, args.height or height, args.width or width)
-        shown_height, shown_width = height, width
+    height, width = args.height or source.pixel_size[0], args.width or source.pixel_size[1]
+    with user_errors():
+        pipeline.processor.check_size(height, width)
     edited = generate_pictures(
         pipeline,
         [instruction] * len(seeds),
@@ -54,9 +52,10 @@ def run_edit(args: argparse.Namespace) -> None:
         images=[source] * len(seeds),
         height=height,
         width=width,
+        content_size=None if args.height or args.width else source.content_size,
         num_inference_steps=args.steps,
         guidance_scale=args.guidance_scale,
         image_guidance_scale=args.image_guidance_scale,
         describe_first=args.describe_first,
     )
-    save_all((result.crop((0, 0, shown_width, shown_height)) for result in edited), targets)  # without the padding
+    save_all(edited, targets)

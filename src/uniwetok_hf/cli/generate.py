@@ -2,10 +2,9 @@
 
 import argparse
 
-from .common import add_command, output_paths, slug, warn
+from .common import add_command, output_paths, slug, user_errors, warn
 from .sampling import (
     add_generation_options,
-    check_size,
     generate_pictures,
     load_pipeline_with_adapters,
     not_empty,
@@ -35,7 +34,9 @@ def run_generate(args: argparse.Namespace) -> None:
     targets = output_paths(args.output, [f"{slug(prompt)}-{seed}" for prompt, seed in jobs])
     pipeline = load_pipeline_with_adapters(args)
     default = pipeline.config.default_size
-    height, width = check_size(pipeline, args.height or default, args.width or default)
+    height, width = args.height or default, args.width or default
+    with user_errors():
+        pipeline.processor.check_size(height, width)
     if (height, width) != (default, default):
         warn(f"{width}x{height} is not the model's default {default}x{default}: use sizes that it was trained on")
     pictures = generate_pictures(

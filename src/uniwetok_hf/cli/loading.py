@@ -77,15 +77,15 @@ def _kind_of(folder: Path, name: str, kinds: Collection[str]) -> str:
         model_type = _read_json(folder / "config.json").get("model_type")
         kind = {"uniwetok": "vision", "uniwetok_mllm": "mllm"}.get(model_type)
     if kind is None:
-        raise CommandError(f"{name} {_what_else(folder, name, model_type)}")
+        raise CommandError(f"{name} {_explain_no_checkpoint(folder, name, model_type)}")
     if kind not in kinds:
         wanted = " or ".join(KINDS[kind] for kind in kinds)
         raise CommandError(f"{name} holds {KINDS[kind]}, but this command needs {wanted}")
     return kind
 
 
-def _what_else(folder: Path, name: str, model_type: str | None) -> str:
-    """What a folder is that holds none of `KINDS`."""
+def _explain_no_checkpoint(folder: Path, name: str, model_type: str | None) -> str:
+    """Why a folder holds none of `KINDS`, and what to do: the rest of an error message."""
     if (folder / "log.jsonl").is_file():
         results = [result for result in ("pipeline", "model", "adapter") if (folder / result).is_dir()]
         outcome = f"its result is {name}/{results[0]}" if results else "it is not finished"
@@ -285,6 +285,7 @@ def load_pipeline(name: str | Checkpoint | None, device: str):
     checkpoint = find_checkpoint(name, ("pipeline",))
     _require(checkpoint.folder, "scheduler/scheduler_config.json")
     mllm, processor = _load_parts(checkpoint, device)
+    # By hand: `UniWeTokPipeline.from_pretrained` gives missing weights random values, and `_load_model` refuses them.
     with _loading(checkpoint):
         settings = UniWeTokPipeline.load_config(checkpoint.folder)
         scheduler = BinaryFlowScheduler.from_pretrained(checkpoint.folder / "scheduler", local_files_only=True)

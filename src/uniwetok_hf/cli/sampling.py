@@ -11,7 +11,7 @@ from .common import (
     add_model_options,
     add_seed_option,
     finite_float,
-    generator,
+    make_generator,
     positive_int,
     user_errors,
 )
@@ -78,17 +78,6 @@ def not_empty(name: str, text: str) -> str:
     return text
 
 
-def check_size(pipeline, height: int, width: int) -> tuple[int, int]:
-    """`height` and `width` in pixels, if the model can generate them.
-
-    Raises:
-        CommandError: when it can't; the message names the sizes that it can.
-    """
-    with user_errors():
-        pipeline.processor.picture_tokens(height, width)
-    return height, width
-
-
 def as_edit_pipeline(pipeline):
     """The edit pipeline of the same parts, without bars of its own."""
     from uniwetok_hf import UniWeTokEditPipeline
@@ -110,14 +99,15 @@ def check_prompts(
     from uniwetok_hf.pipelines.pipeline_uniwetok_edit import MAX_DESCRIPTION_TOKENS
 
     described = images is not None and pipeline.value_or_default("describe_first", describe_first)
-    pixels_per_token = pipeline.processor.stride**2
-    num_following = height * width // pixels_per_token + (MAX_DESCRIPTION_TOKENS if described else 0)
+    num_image_tokens = height * width // pipeline.processor.stride**2
     with user_errors():
         for start in range(0, len(prompts), BATCH_SIZE):
             part = slice(start, start + BATCH_SIZE)
             sources = () if images is None else (images[part],)
             inputs = pipeline.encode_prompt(*sources, list(prompts[part]), height, width)
-            pipeline.mllm.config.check_positions(inputs["input_ids"].shape[1], num_following)
+            if described:
+                length = inputs["input_ids"].shape[1]
+                pipeline.mllm.config.check_positions(length, MAX_DESCRIPTION_TOKENS + num_image_tokens)
 
 
 def generate_pictures(
@@ -128,6 +118,7 @@ def generate_pictures(
     width: int,
     images: Sequence | None = None,
     describe_first: bool | None = None,
+    content_size: tuple[int, int] | None = None,
     **options,
 ) -> Iterator:
     """Generates one picture for each prompt and seed, in batches of `BATCH_SIZE` with one generator per picture.
@@ -140,6 +131,8 @@ def generate_pictures(
         height, width: size in pixels.
         images: what `encode_image` of the edit pipeline returned, one per prompt.
         describe_first: of the edit pipeline.
+        content_size: (height, width) in pixels of the top left part of the pictures to keep, where the sources were
+            padded.
         options: further ones of a call of the pipeline.
 
     Raises:
@@ -154,7 +147,7 @@ def generate_pictures(
     with tqdm(total=len(prompts), desc="generating", bar_format=layout, leave=False, disable=None) as bar:
         for start in range(0, len(prompts), BATCH_SIZE):
             part = slice(start, start + BATCH_SIZE)
-            generators = [generator(seed) for seed in seeds[part]]
+            generators = [make_generator(seed) for seed in seeds[part]]
             count = len(generators)
 
             def on_patch(pipe, step, num_steps, tensors, count=count):
@@ -175,9 +168,12 @@ def generate_pictures(
                 if description not in described:
                     bar.write(f"described as: {description}", file=sys.stderr)
                 described.add(description)
-            codes = output.images
+            kept = None if content_size is None else [content_size]
             with torch.no_grad():
-                pictures = [pipeline.decode(codes[i : i + 1], [generators[i]], "pil")[0] for i in range(count)]
+                pictures = [
+                    pipeline.decode(codes[None], [own], "pil", kept)[0]
+                    for codes, own in zip(output.images, generators, strict=True)
+                ]
             yield from pictures
 
 

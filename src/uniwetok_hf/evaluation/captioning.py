@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..pipelines.writing import write_about
+from ..pipelines.writing import generate_text
 from .intervals import Score, mean_score, share_score
 from .reports import Report, score_rows
 from .rows import InputError, batched
@@ -82,7 +82,7 @@ def answer_all(
             contents = [[{"type": "image"}, {"type": "text", "text": question}] for _, question in part]
             messages = [[{"role": "user", "content": content}] for content in contents]
             texts = processor.apply_chat_template(messages, add_generation_prompt=True)
-            answers += write_about(mllm, processor, texts, [picture for picture, _ in part], max_new_tokens)
+            answers += generate_text(mllm, processor, texts, [picture for picture, _ in part], max_new_tokens)
             bar.update(len(part))
     return answers
 

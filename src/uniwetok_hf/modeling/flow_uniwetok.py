@@ -51,8 +51,8 @@ def flow_step(
 
 
 class BinaryFlow:
-    """The sampler of the head: `set_timesteps`, then `step` for each of `timesteps`. Torch only; diffusers users have
-    `BinaryFlowScheduler`, which is this with a config."""
+    """The sampler of the head: `set_timesteps`, then `advance` at each of `timesteps`. Torch only; diffusers users
+    have `BinaryFlowScheduler`, which is this with a config."""
 
     def __init__(self, shift: float = 1.0):
         self.shift = shift

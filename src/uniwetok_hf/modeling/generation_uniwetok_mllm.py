@@ -127,9 +127,9 @@ class UniWeTokGenerationMixin:
             if patch.stop < height * width or past_key_values is not None:
                 embeddings = self.model.embed_image_tokens(tokens[:, patch], positions[patch])
                 hidden_states = reader.read_patch(embeddings)
-        drawn_codes = tokens_to_codes(tokens, height, width, self.config.patch_size)
         return UniWeTokGenerateCodesOutput(
-            codes=drawn_codes, conditions=tuple(conditions) if output_conditions else None
+            codes=tokens_to_codes(tokens, height, width, self.config.patch_size),
+            conditions=tuple(conditions) if output_conditions else None,
         )
 
     def _picture_size(self, input_ids: torch.Tensor) -> tuple[int, int]:
@@ -159,23 +159,28 @@ class UniWeTokGenerationMixin:
 class _GuidedReader:
     """Reads for all rows that the head wants, conditional ones first, then those that guidance is measured against: in
     one batch, or, where the conditional rows go on from a cache, each part by itself, since the cache is only theirs.
+
+    `prompts` are 1 (no guidance), 2 (unconditional) or 3 (picture alone, unconditional) of `input_ids` and
+    `attention_mask` [B, L_i]. R = 1, 2 or 3 times B rows go to the head.
     """
 
     def __init__(self, model, prompts: list[tuple[torch.Tensor, torch.Tensor]], cache: Cache | None = None):
         self.repeats = len(prompts)
         if cache is None:
-            prompts = [left_pad_rows(prompts, model.config.text_config.pad_token_id or 0)]
+            prompts = [left_pad_rows(prompts, model.config.text_config.pad_token_id or 0)]  # one of [R, longest L_i]
         self.prompts = prompts
-        self.readers = [_PatchReader(model, cache), *(_PatchReader(model) for _ in prompts[1:])]
+        self.caches = [_PatchReader(model, cache), *(_PatchReader(model) for _ in prompts[1:])]  # one for each prompt
 
     def read_prompts(self, codes: Pictures | None) -> torch.Tensor:
-        pictures = [codes, *([None] * (len(self.readers) - 1))]
-        pairs = zip(self.readers, self.prompts, pictures, strict=True)
-        return torch.cat([reader.read_prompt(*prompt, codes) for reader, prompt, codes in pairs])
+        """The hidden states [R, P, hidden size] that condition the first patch; the first prompt has the pictures."""
+        pictures = [codes, *([None] * (len(self.caches) - 1))]
+        parts = zip(self.caches, self.prompts, pictures, strict=True)
+        return torch.cat([cache.read_prompt(*prompt, shown) for cache, prompt, shown in parts])
 
     def read_patch(self, embeddings: torch.Tensor) -> torch.Tensor:
-        parts = torch.cat([embeddings] * self.repeats).chunk(len(self.readers))
-        return torch.cat([reader.read_patch(part) for reader, part in zip(self.readers, parts, strict=True)])
+        """The hidden states [R, P, hidden size] that follow a patch of `embeddings` [B, P, hidden size]."""
+        parts = torch.cat([embeddings] * self.repeats).chunk(len(self.caches))
+        return torch.cat([cache.read_patch(part) for cache, part in zip(self.caches, parts, strict=True)])
 
 
 class _PatchReader:

@@ -485,6 +485,7 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
         Args:
             pixel_values: [B, 3, H, W] in [-1, 1], or a list of [3, H, W] of any sizes; computed with in the model's
                 dtype. H and W are multiples of `config.stride`; [`UniWeTokImageProcessor`] sees to that.
+            kwargs: options of the attention function; `return_dict`.
 
         Raises:
             ValueError: for another shape, or a side that is no multiple of the stride.
@@ -492,8 +493,14 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
         if not torch.is_tensor(pixel_values):
             if len(pixel_values) == 0:
                 raise ValueError("`pixel_values` is an empty list.")
-            encode = _by_size(lambda batch: self.encode(batch, return_dict=True, **kwargs).to_tuple())
-            return UniWeTokEncoderOutput(*encode(pixel_values))
+            latents, codes = {}, {}
+            for members in _same_shapes(pixel_values):
+                batch = torch.stack([pixel_values[index] for index in members])
+                encoded = self.encode(batch, return_dict=True, **kwargs)
+                latents |= zip(members, encoded.latents, strict=True)
+                codes |= zip(members, encoded.codes, strict=True)
+            in_order = range(len(pixel_values))
+            return UniWeTokEncoderOutput([latents[i] for i in in_order], [codes[i] for i in in_order])
         self._check_pixel_values(pixel_values)
         latents = self._in_slices(partial(self.encoder, **kwargs), pixel_values)
         return UniWeTokEncoderOutput(latents=latents, codes=self.quantize(latents))
@@ -509,26 +516,31 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
         """Decodes codes.
 
         Args:
-            codes: [B, bits, h, w] of {-1, +1}, or a list of [bits, h, w] of any sizes; any dtype.
+            codes: [B, bits, h, w] of {-1, +1}, or a list of [bits, h, w] of any sizes; of any signed dtype, such as
+                float32 or int8.
             generator: source of the decoder's noise; one for all pictures in turn, or a list with one per picture.
             noise: the noise itself, shaped like `codes`, instead of sampling it. Not used without `decoder_noise`.
+            kwargs: options of the attention function; `return_dict`.
 
         Returns:
             `sample`, [B, 3, h * stride, w * stride] or a list of [3, H, W]; unclamped.
 
         Raises:
-            ValueError: when the codes are not of this model's bits, or `noise` is not shaped like them.
+            ValueError: when the codes are not of this model's bits or of a dtype without -1, or `noise` is not shaped
+                like them.
         """
         if not torch.is_tensor(codes):
             noise = self._noise_for_list(codes, generator, noise)
-            decode = _by_size(
-                lambda batch, noise: self.decode(batch, noise=noise, return_dict=True, **kwargs).to_tuple()
-            )
-            return UniWeTokDecoderOutput(sample=decode(codes, noise)[0])
+            samples = {}
+            for members in _same_shapes(codes):
+                batches = [torch.stack([tensors[index] for index in members]) for tensors in (codes, noise)]
+                decoded = self.decode(batches[0], noise=batches[1], return_dict=True, **kwargs)
+                samples |= zip(members, decoded.sample, strict=True)
+            return UniWeTokDecoderOutput(sample=[samples[i] for i in range(len(codes))])
         self._check_codes(codes, noise)
         inputs: list = [codes]
         if self.config.decoder_noise:
-            inputs.append(draw_noise(codes.shape, generator, codes.device, codes.dtype) if noise is None else noise)
+            inputs.append(_noise_for(codes, generator) if noise is None else noise)
         return UniWeTokDecoderOutput(sample=self._in_slices(partial(self.decoder, **kwargs), *inputs))
 
     @capture_outputs
@@ -557,6 +569,10 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
     def _check_codes(self, codes: torch.Tensor, noise: Pictures | None):
         if codes.ndim != 4 or codes.shape[1] != self.config.num_bits:
             raise ValueError(f"`codes` must be [B, {self.config.num_bits}, h, w], got {tuple(codes.shape)}.")
+        if not codes.dtype.is_signed or codes.is_complex():
+            raise ValueError(
+                f"`codes` must be of a dtype that holds -1 and +1, such as float32 or int8, got {codes.dtype}."
+            )
         if noise is not None and (not torch.is_tensor(noise) or noise.shape != codes.shape):
             found = tuple(noise.shape) if torch.is_tensor(noise) else f"a {type(noise).__name__}"
             raise ValueError(f"`noise` must be shaped like `codes` {tuple(codes.shape)}, got {found}.")
@@ -572,28 +588,24 @@ class UniWeTokModel(UniWeTokPreTrainedModel):
                 raise ValueError(
                     f"`generator` is a list of {len(generators)}, but `codes` holds {len(codes)} pictures."
                 )
-            noise = [draw_noise(c.shape, g, c.device, c.dtype) for c, g in zip(codes, generators, strict=True)]
+            noise = [_noise_for(picture, one) for picture, one in zip(codes, generators, strict=True)]
         if [n.shape for n in noise] != [c.shape for c in codes]:
             raise ValueError("`noise` must hold one tensor per picture, shaped like its codes.")
         return noise
 
 
-def _by_size(function: Callable[..., tuple[torch.Tensor, ...]]) -> Callable[..., tuple[list[torch.Tensor], ...]]:
-    """Makes a function of batches work on lists of single pictures: those of one size go through it together."""
+def _noise_for(codes: torch.Tensor, generator: Generators) -> torch.Tensor:
+    """Noise shaped like `codes`, in their precision; in float32 for codes that are integers."""
+    dtype = codes.dtype if codes.is_floating_point() else torch.float32
+    return draw_noise(codes.shape, generator, codes.device, dtype)
 
-    def on_lists(*lists: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], ...]:
-        groups: dict[torch.Size, list[int]] = {}
-        for index, picture in enumerate(lists[0]):
-            groups.setdefault(picture.shape, []).append(index)
-        results: dict[int, tuple[torch.Tensor, ...]] = {}
-        for members in groups.values():
-            outputs = function(*(torch.stack([single[i] for i in members]) for single in lists))
-            for position, index in enumerate(members):
-                results[index] = tuple(output[position] for output in outputs)
-        in_order = [results[index] for index in range(len(lists[0]))]
-        return tuple(list(values) for values in zip(*in_order, strict=True))
 
-    return on_lists
+def _same_shapes(pictures: Sequence[torch.Tensor]) -> list[list[int]]:
+    """The indices of `pictures`, those of one shape together: they are computed as one batch."""
+    groups: dict[torch.Size, list[int]] = {}
+    for index, picture in enumerate(pictures):
+        groups.setdefault(picture.shape, []).append(index)
+    return list(groups.values())
 
 
 __all__ = [

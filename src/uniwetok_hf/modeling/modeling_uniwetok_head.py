@@ -255,8 +255,8 @@ class UniWeTokBinaryHead(PreTrainedModel):
             scheduler: a [`BinaryFlow`] or `BinaryFlowScheduler` whose timesteps are set.
             guidance_scale: w of classifier-free guidance, unconditional + w (conditional - unconditional).
             generator: one for all rows in turn, or a list with one per row.
-            image_guidance_scale: v of separate guidance by picture and text (arXiv 2211.09800, equation 3):
-                unconditional + v (picture - unconditional) + w (conditional - picture); v = w is the above.
+            image_guidance_scale: w_img of separate guidance by picture and text (docs/method.md 3.4): unconditional +
+                w_img (picture - unconditional) + w (conditional - picture); w_img = w is the above.
 
         Returns:
             [M, P, bits] float32 around {-1, +1}; the signs are the codes.

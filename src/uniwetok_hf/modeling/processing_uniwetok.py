@@ -58,6 +58,9 @@ class UniWeTokProcessorKwargs(ProcessingKwargs, total=False):
 
 class UniWeTokProcessor(ProcessorMixin):
     r"""
+    Texts with pictures to the inputs of [`UniWeTokForCausalLM`]. The orientation that a camera noted in a file's EXIF
+    is not applied here: `uniwetok_hf.data.images.read_image` applies it.
+
     Args:
         image_processor ([`UniWeTokImageProcessor`]): its stride is a multiple of `stride` x `patch_size`.
         tokenizer: text tokenizer that has the vision, size and query tokens.
@@ -159,16 +162,24 @@ class UniWeTokProcessor(ProcessorMixin):
             inputs["labels"] = torch.tensor(labels) if torch.is_tensor(inputs["input_ids"]) else labels
         return inputs
 
+    def check_size(self, height: int | None, width: int | None) -> None:
+        """
+        Raises:
+            ValueError: when the model can't read or generate pictures of `height` x `width` pixels: a side is no
+                multiple of a patch or the vocabulary has no such size. A side of None is not checked.
+        """
+        unit, largest = self.stride * self.patch_size, self.num_size_tokens * self.stride
+        for name, side in (("height", height), ("width", width)):
+            if side is not None and (side % unit or not unit <= side <= largest):
+                raise ValueError(f"`{name}` must be a multiple of {unit} from {unit} to {largest} pixels, got {side}.")
+
     def picture_tokens(self, height: int, width: int) -> str:
         """The tokens between `<|vision_start|>` and the first token of a picture of `height` x `width` pixels.
 
         Raises:
-            ValueError: when the sides are no multiples of a patch or the vocabulary has no such size.
+            ValueError: as [`check_size`].
         """
-        unit, largest = self.stride * self.patch_size, self.num_size_tokens * self.stride
-        for name, side in (("height", height), ("width", width)):
-            if side % unit or not unit <= side <= largest:
-                raise ValueError(f"`{name}` must be a multiple of {unit} from {unit} to {largest} pixels, got {side}.")
+        self.check_size(height, width)
         queries = "".join(f"<|query_{i + 1}|>" for i in range(self.patch_size**2 - 1))
         return f"<|res_{height // self.stride}|><|res_{width // self.stride}|>{queries}"
 
@@ -186,9 +197,11 @@ class UniWeTokProcessor(ProcessorMixin):
         prompt: list[str],
         height: int,
         width: int,
+        *,
         images: list | None = None,
-        descriptions: list[str] | None = None,
         picture_sizes: list[tuple[int, int]] | None = None,
+        descriptions: list[str] | None = None,
+        argument: str = "prompt",
     ) -> tuple[BatchFeature, BatchFeature]:
         """Inputs of `generate_codes`: of the prompts, and of the one prompt without its text (and pictures) that
         guidance is measured against.
@@ -197,35 +210,38 @@ class UniWeTokProcessor(ProcessorMixin):
             prompt: what to generate, one per picture, or how to change `images`.
             height, width: size of the pictures to generate, in pixels.
             images: pictures to edit, one per prompt.
-            descriptions: what the assistant says before the picture, one per prompt.
             picture_sizes: instead of `images`, for pictures that the model is given as codes: their (height, width) in
                 pixels.
+            descriptions: what the assistant says before the picture, one per prompt.
+            argument: the argument that errors name.
 
         Raises:
             ValueError: for a size that the model can't generate, or a prompt with special tokens.
         """
-        picture = self.picture_tokens(height, width)
-        texts = self.request_texts(prompt, images if picture_sizes is None else picture_sizes, picture_tokens=picture)
+        is_edit = images is not None or picture_sizes is not None
+        tokens = self.picture_tokens(height, width)
+        texts = self.request_texts(prompt, is_edit, argument, picture_tokens=tokens)
         without = texts[0][texts[0].rindex("<|im_start|>assistant") :]
         if descriptions is not None:
-            start = len("<|vision_start|>" + picture)
-            texts = [t[:-start] + words + t[-start:] for t, words in zip(texts, descriptions, strict=True)]
+            tail = "<|vision_start|>" + tokens
+            texts = [t.removesuffix(tail) + words + tail for t, words in zip(texts, descriptions, strict=True)]
         return self(text=texts, images=images, picture_sizes=picture_sizes), self(text=[without])
 
-    def request_texts(self, prompt: list[str], images: list | None = None, **template) -> list[str]:
-        """Conversations in which the user says what to generate, or shows one of `images` and says how to change it,
-        up to the header of the assistant's turn; `template` goes to the chat template.
+    def request_texts(
+        self, prompt: list[str], is_edit: bool = False, argument: str = "prompt", **template
+    ) -> list[str]:
+        """Conversations in which the user says what to generate, or shows a picture and says how to change it, up to
+        the header of the assistant's turn; `template` goes to the chat template. Here prompts get into the format, so
+        here they are checked.
 
         Raises:
-            ValueError: for a prompt with special tokens.
+            ValueError: for a prompt with special tokens; the message names `argument`.
         """
-        self.check_words(prompt)
-        conversations: list = []
-        for index, words in enumerate(prompt):
-            content = [{"type": "text", "text": words}]
-            if images is not None:
-                content.insert(0, {"type": "image", "image": images[index]})
-            conversations.append([{"role": "user", "content": content}])
+        self.check_words(prompt, argument)
+        shown: list[dict] = [{"type": "image"}] if is_edit else []
+        conversations: list = [
+            [{"role": "user", "content": [*shown, {"type": "text", "text": words}]}] for words in prompt
+        ]
         return list(self.apply_chat_template(conversations, add_generation_prompt=True, **template))
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:

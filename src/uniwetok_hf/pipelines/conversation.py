@@ -89,7 +89,8 @@ class UniWeTokConversation:
             images: pictures to show before the text, one or several, as PIL images or files.
             generator: source of the randomness of generated pictures.
             height, width: size in pixels of generated pictures; when not given that of the last picture in the
-                conversation, or the pipeline's `default_size`.
+                conversation, or the pipeline's `default_size`. A conversation keeps codes only, so the size counts
+                the padding of a picture that was shown; [`UniWeTokEditPipeline`] cuts it off.
             num_inference_steps, guidance_scale, callback_on_step_end: as in [`UniWeTokPipeline`]; setting
                 `pipe._interrupt` in the callback ends the turn, and the conversation is as it was before it.
             max_new_tokens: longest answer in text tokens.
@@ -137,7 +138,7 @@ class UniWeTokConversation:
         stride, default = self.pipe.processor.stride, self.pipe.config.default_size
         last = [stride * side for side in codes[-1].shape[1:]] if codes else [default, default]
         size = height or last[0], width or last[1]
-        self.pipe.processor.picture_tokens(*size)  # raises for a size that can't be generated
+        self.pipe.processor.check_size(*size)
         return size
 
     def _answer(self, size: tuple[int, int], max_new_tokens: int, settings: dict) -> tuple[list[dict], list]:
@@ -198,7 +199,7 @@ class UniWeTokConversation:
         input_ids = torch.tensor([self._ids], device=device)
         pipe.check_length("text", input_ids, *size)
         codes = pipe.generate_codes(
-            pipe.prepare_latents(1, *size),
+            *size,
             **settings,
             input_ids=input_ids,
             negative_input_ids=negative["input_ids"].to(device),
@@ -219,7 +220,8 @@ class UniWeTokConversation:
 
     @property
     def history(self) -> list[dict]:
-        """The turns as `{"role", "content"}`, with every picture decoded (noise of seed 0) as a PIL image."""
+        """The turns as `{"role", "content"}`, with every picture decoded (noise of seed 0) as a PIL image, padding
+        included."""
         pictures = iter(
             self.pipe.decode(codes[None], torch.Generator().manual_seed(0), "pil")[0] for codes in self.codes
         )

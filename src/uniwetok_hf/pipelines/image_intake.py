@@ -3,7 +3,11 @@
 
 Whatever needs the picture afterwards (descriptions, the branches of guidance, generation, the next turn of a
 conversation) takes the [`EncodedImage`]. The commands, the pipelines, the conversation and the web page all come in
-here.
+here. Which call to use:
+
+- with a pipeline, `pipe.encode_image(pictures)`
+- with a language model and its processor, [`as_encoded_images`], which is behind it
+- with `pixel_values`, `mllm.model.encode_pictures` for codes alone, or `UniWeTokModel.encode` for latents too
 """
 
 from collections.abc import Sequence
@@ -20,17 +24,17 @@ class EncodedImage:
 
     Args:
         codes: float32 [bits, h, w] of {-1, +1}.
-        size: (height, width) in pixels of the picture that was encoded, padding included.
+        pixel_size: (height, width) in pixels of the picture that was encoded, padding included.
         content_size: (height, width) in pixels of its top left part that is no padding.
     """
 
     codes: torch.Tensor
-    size: tuple[int, int]
+    pixel_size: tuple[int, int]
     content_size: tuple[int, int]
 
 
 @torch.no_grad()
-def encode_images(
+def as_encoded_images(
     mllm: Any,
     processor: Any,
     images: Sequence[Image.Image | EncodedImage],
@@ -53,7 +57,7 @@ def encode_images(
     inputs = processor.image_processor([image for image in images if not isinstance(image, EncodedImage)])
     sizes = [tuple(picture.shape[-2:]) for picture in inputs["pixel_values"]]
     for size in sizes:
-        processor.picture_tokens(*size)  # raises before a picture that is too large is encoded
+        processor.check_size(*size)  # before a picture that is too large is encoded
     device = mllm.device if device is None else device
     pixel_values = inputs["pixel_values"]
     if torch.is_tensor(pixel_values):
@@ -65,4 +69,4 @@ def encode_images(
     return [image if isinstance(image, EncodedImage) else next(new) for image in images]
 
 
-__all__ = ["EncodedImage", "encode_images"]
+__all__ = ["EncodedImage", "as_encoded_images"]

@@ -1,8 +1,13 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """What the pipelines for text-to-image and for editing share: parts, settings, and the phases in which they are alike.
 
-A call runs `check_inputs`, `encode_prompt`, `prepare_latents`, `generate_codes` and `decode`, in this order; an edit
-runs `encode_image` first. Latents are codes here: [B, bits, h, w] of {-1, +1}, and 0 where nothing is generated yet.
+A call runs `check_inputs`, `encode_prompt`, `generate_codes` and `decode`, in this order; an edit runs `encode_image`
+before `encode_prompt`. Codes take the place of latents: [B, bits, h, w] of {-1, +1}, and 0 where nothing is generated
+yet. There is no `prepare_latents`: the noise of each patch is sampled when its turn comes.
+
+Callbacks differ from those of diffusers, where a step denoises the whole picture. Here a step generates a patch:
+`num_timesteps` counts patches, the third argument of `callback_on_step_end` is that number in every call, and what the
+callback returns is not used.
 """
 
 import math
@@ -15,7 +20,7 @@ from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..modeling.noise_uniwetok import Generators
-from .image_intake import EncodedImage, encode_images
+from .image_intake import EncodedImage, as_encoded_images
 
 
 class UniWeTokPipelineMixin:
@@ -79,7 +84,8 @@ class UniWeTokPipelineMixin:
         return self._interrupt
 
     def value_or_default(self, name: str, value):
-        """`value`, or the pipeline's `default_{name}` when it is None."""
+        """`value`, or the pipeline's `default_{name}` when it is None; `name` is size, num_inference_steps,
+        guidance_scale, image_guidance_scale, negative_prompt or describe_first."""
         return self.config[f"default_{name}"] if value is None else value
 
     def check_settings(
@@ -131,7 +137,7 @@ class UniWeTokPipelineMixin:
         """
         self.maybe_load_model()
         images = list(image) if isinstance(image, list | tuple) else [image]
-        return encode_images(self.mllm, self.processor, images, self._execution_device)
+        return as_encoded_images(self.mllm, self.processor, images, self._execution_device)
 
     def check_length(self, argument: str, input_ids: torch.Tensor, height: int, width: int) -> None:
         """
@@ -142,15 +148,10 @@ class UniWeTokPipelineMixin:
         stride = self.processor.stride
         self.mllm.config.check_positions(input_ids.shape[1], (height // stride) * (width // stride), argument)
 
-    def prepare_latents(self, batch_size: int, height: int, width: int) -> torch.Tensor:
-        """Codes [B, bits, h, w] of pictures of `height` x `width` pixels of which nothing is generated yet: zeros."""
-        stride = self.processor.stride
-        bits = self.mllm.config.vision_config.num_bits
-        return torch.zeros(batch_size, bits, height // stride, width // stride, device=self._execution_device)
-
     def generate_codes(
         self,
-        latents: torch.Tensor,
+        height: int,
+        width: int,
         num_inference_steps: int,
         guidance_scale: float,
         generator: Generators = None,
@@ -162,7 +163,7 @@ class UniWeTokPipelineMixin:
         loop over the patches is that of [`UniWeTokForCausalLM.generate_codes`].
 
         Args:
-            latents: [B, bits, h, w], the empty codes of [`prepare_latents`].
+            height, width: size in pixels of the pictures, with which the prompts end.
             num_inference_steps, guidance_scale, generator, callback_on_step_end, callback_on_step_end_tensor_inputs:
                 as in a call of the pipeline.
             prompt_inputs: what [`encode_prompt`] returns, or other arguments of the model's `generate_codes`.
@@ -173,7 +174,7 @@ class UniWeTokPipelineMixin:
         self.maybe_load_model()
         self._guidance_scale = guidance_scale
         self._interrupt = False
-        self._num_timesteps = latents.shape[2] * latents.shape[3] // self.processor.patch_size**2
+        self._num_timesteps = height * width // (self.processor.stride * self.processor.patch_size) ** 2
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
 
             def on_patch(step: int, codes: torch.Tensor) -> bool:
@@ -193,19 +194,31 @@ class UniWeTokPipelineMixin:
                 **prompt_inputs,
             ).codes
 
-    def decode(self, codes: torch.Tensor, generator: Generators, output_type: str):
+    def decode(
+        self,
+        codes: torch.Tensor,
+        generator: Generators,
+        output_type: str,
+        content_sizes: Sequence[tuple[int, int]] | None = None,
+    ):
         """Pictures of codes [B, bits, h, w].
 
         Args:
             codes: of {-1, +1}; zeros, of an unfinished picture, are decoded too.
             generator: source of the decoder's noise.
             output_type: "pil", "np", "pt" or "latent", as in a call of the pipeline.
+            content_sizes: (height, width) in pixels of the top left part of each picture to keep. "latent" keeps all;
+                so do "np" and "pt" when the sizes differ, since they return one array or tensor.
         """
         if output_type == "latent":
             return codes
         self.maybe_load_model()
         sample = self.mllm.vision_model.decode(codes.to(self.mllm.dtype), generator=generator).sample
-        return self.processor.image_processor.postprocess(sample.float(), output_type=output_type)
+        if content_sizes is not None and output_type != "pil" and len(set(content_sizes)) > 1:
+            content_sizes = None
+        return self.processor.image_processor.postprocess(
+            sample.float(), content_sizes=content_sizes, output_type=output_type
+        )
 
     def maybe_load_model(self) -> None:
         """Brings an offloaded model to its device: `enable_model_cpu_offload` waits for a call of the whole model, and

@@ -48,12 +48,13 @@ class UniWeTokPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPipeli
         output_type: str,
         callback_on_step_end_tensor_inputs: Sequence[str],
     ) -> None:
-        """
+        """Special tokens and length are checked by [`encode_prompt`].
+
         Raises:
             ValueError: for an argument out of range; the message names it.
         """
         check_texts("prompt", prompt)
-        self.processor.picture_tokens(height, width)
+        self.processor.check_size(height, width)
         check_count("num_images_per_prompt", num_images_per_prompt)
         num_images = num_images_per_prompt * (1 if isinstance(prompt, str) else len(prompt))
         self.check_settings(
@@ -116,13 +117,13 @@ class UniWeTokPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPipeli
             callback_on_step_end_tensor_inputs,
         )
 
-        # 2. Prompts to tokens, and codes to fill in.
+        # 2. Prompts to tokens.
         prompt_inputs = self.encode_prompt(prompt, height, width, num_images_per_prompt)
-        latents = self.prepare_latents(len(prompt_inputs["input_ids"]), height, width)
 
         # 3. Patch by patch.
         codes = self.generate_codes(
-            latents,
+            height,
+            width,
             num_inference_steps,
             guidance_scale,
             generator,

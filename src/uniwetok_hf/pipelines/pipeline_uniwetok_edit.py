@@ -21,7 +21,7 @@ from .image_intake import EncodedImage
 from .lora_pipeline import UniWeTokLoraMixin
 from .pipeline_mixin import UniWeTokPipelineMixin, check_count, check_number, check_texts, repeat_each
 from .pipeline_output import UniWeTokPipelineOutput
-from .writing import write_about
+from .writing import generate_text
 
 
 MAX_DESCRIPTION_TOKENS = 64
@@ -55,7 +55,7 @@ class UniWeTokEditPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPi
         output_type: str,
         callback_on_step_end_tensor_inputs: Sequence[str],
     ) -> None:
-        """`height` and `width` may be None: the source's.
+        """`height` and `width` may be None: the source's. Special tokens and length are checked by [`encode_prompt`].
 
         Raises:
             ValueError: for an argument out of range; the message names it.
@@ -72,12 +72,9 @@ class UniWeTokEditPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPi
                 raise ValueError(
                     f"`{name}` must be one text, or one per picture: {len(images)} pictures, {len(texts)} texts."
                 )
-        negatives = [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt
-        self.processor.check_words(negatives, "negative_prompt")
         if image_guidance_scale is not None:
             check_number("image_guidance_scale", image_guidance_scale)
-        unit = self.processor.stride * self.processor.patch_size
-        self.processor.picture_tokens(unit if height is None else height, unit if width is None else width)
+        self.processor.check_size(height, width)
         check_count("num_images_per_prompt", num_images_per_prompt)
         self.check_settings(
             num_inference_steps,
@@ -112,16 +109,20 @@ class UniWeTokEditPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPi
         Args:
             image: the picture to change, or a list of them; what [`encode_image`] returned is not encoded again.
             prompt: the instruction; one for all pictures, or one per picture.
-            height, width: size of the result in pixels. When not given, that at which the model sees the source: as
-                `processor.image_processor` scales it and, with its `fit` "pad", pads it at the right and below.
+            height, width: size of the result in pixels. When not given, that of the source as
+                `processor.image_processor` scales it: with its `fit` "pad" the model sees and generates it with
+                padding at the right and below, which is then cut off. "latent" keeps the padding; so do "np" and "pt"
+                for sources of which it differs. When one of the two is given, nothing is cut off.
             guidance_scale: weight w of the text; 1 or less is no guidance at all.
-            image_guidance_scale: weight v of the picture: nothing + v (picture - nothing) + w (text - picture). Less
-                than w leads away from the source, more keeps to it. When it equals w, the branch of the picture alone
-                is left out, which saves a third of the work. When not given, it is to `guidance_scale` as the
-                pipeline's `default_image_guidance_scale` to its `default_guidance_scale`. Not used without guidance.
-            negative_prompt: the instruction of "picture" in that formula, one for all pictures or one per picture;
-                best one that changes nothing, which the model has learnt. `default_negative_prompt` when not given.
-                Not used where the branch of the picture alone is left out.
+            image_guidance_scale: weight w_img of the picture. Guidance mixes three predictions: unconditional + w_img
+                (picture - unconditional) + w (full - picture), where "full" reads picture and prompt, "picture" the
+                picture with `negative_prompt`, and "unconditional" neither. A weight below w leads away from the
+                source, one above w keeps to it. When it equals w, the branch "picture" drops out, which saves a third
+                of the work. When not given, it is to `guidance_scale` as the pipeline's
+                `default_image_guidance_scale` to its `default_guidance_scale`. Not used without guidance.
+            negative_prompt: the instruction of the branch "picture", one for all pictures or one per picture. Choose
+                one that changes nothing and that the model was trained with. `default_negative_prompt` when not given.
+                Not used where that branch drops out.
             describe_first: whether the model describes the result before it generates it, greedily; the descriptions
                 are then in the output's `descriptions` (a tuple has none). For models that have learnt to.
                 `default_describe_first` when not given.
@@ -152,16 +153,18 @@ class UniWeTokEditPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPi
         image_guidance_scale = self.scale_for_images(guidance_scale, image_guidance_scale)
 
         # 2. Sources to codes, once; the size of the result is theirs, unless it is given.
-        images = self.encode_image(image)
+        images, content_sizes = self.encode_image(image), None
+        if height is None and width is None:
+            content_sizes = repeat_each([source.content_size for source in images], num_images_per_prompt)
         if height is None or width is None:
-            sizes = {source.size for source in images}
+            sizes = {source.pixel_size for source in images}
             if len(sizes) > 1:
                 raise ValueError(
                     f"`image` holds pictures of different sizes {sorted(sizes)}: give `height` and `width`."
                 )
             height, width = (given or own for given, own in zip((height, width), sizes.pop(), strict=True))
 
-        # 3. Instructions to tokens, behind them the descriptions of the results, and codes to fill in.
+        # 3. Instructions to tokens, behind them the descriptions of the results.
         prompts = [prompt] * len(images) if isinstance(prompt, str) else prompt
         descriptions = None
         if self.value_or_default("describe_first", describe_first):
@@ -175,11 +178,11 @@ class UniWeTokEditPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPi
             descriptions,
             negative_prompt if image_guidance_scale is not None else None,
         )
-        latents = self.prepare_latents(len(prompt_inputs["input_ids"]), height, width)
 
         # 4. Patch by patch.
         codes = self.generate_codes(
-            latents,
+            height,
+            width,
             num_inference_steps,
             guidance_scale,
             generator,
@@ -189,30 +192,30 @@ class UniWeTokEditPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPi
             **prompt_inputs,
         )
 
-        # 5. Codes to pictures.
-        edited = self.decode(codes, generator, output_type)
+        # 5. Codes to pictures, without the padding.
+        edited = self.decode(codes, generator, output_type, content_sizes)
         self.maybe_free_model_hooks()
         return UniWeTokPipelineOutput(images=edited, descriptions=descriptions) if return_dict else (edited,)
 
     def describe_results(self, images: list[Image.Image | EncodedImage], prompts: list[str]) -> list[str]:
-        """What the model says that it is going to generate when told to edit `images` as `prompts` say, one per
-        picture: its most likely text up to the picture that the text introduces, in one line.
+        """Descriptions of the results of `prompts` on `images`, one line each: the most likely text that the model
+        writes before it begins the edited picture.
 
         Raises:
             ValueError: for a prompt with special tokens, or one that is too long.
         """
         self.maybe_load_model()
         processor = self.processor
-        ends = [processor.vision_start_token_id, processor.turn_end_token_id]
-        return write_about(
+        ends = [processor.vision_start_token_id, processor.turn_end_token_id]  # of the description
+        return generate_text(
             self.mllm,
             processor,
-            processor.request_texts(prompts, images),
+            processor.request_texts(prompts, is_edit=True),
             images,
             MAX_DESCRIPTION_TOKENS,
             ends=ends,
             device=self._execution_device,
-            begin_suppress_tokens=ends,
+            begin_suppress_tokens=ends,  # a description has at least one token
         )
 
     def encode_prompt(
@@ -233,31 +236,40 @@ class UniWeTokEditPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPi
             negative_prompt: one or one per source, for guidance by picture and text apart.
 
         Returns:
-            `input_ids` and `attention_mask` [B, L]; `codes`, a list of [bits, h, w]; `negative_input_ids` [1, L'], the
-            prompt with neither picture nor text; with `negative_prompt` also `image_input_ids` and
-            `image_attention_mask` [B, L''].
+            The prompts of the three branches of guidance (docs/method.md 3.4), under the names of the model's
+            `generate_codes`:
+
+            - `input_ids` and `attention_mask` [B, L]: picture, instruction and description
+            - `image_input_ids` and `image_attention_mask` [B, L'']: picture and `negative_prompt`, if given
+            - `negative_input_ids` [1, L']: neither picture nor text, whatever `negative_prompt` says
+
+            and `codes`, a list of [bits, h, w], the pictures of the first two.
 
         Raises:
             ValueError: for a prompt with special tokens, or one that is too long.
         """
         images, prompts = repeat_each(images, num_images_per_prompt), repeat_each(prompts, num_images_per_prompt)
-        sizes, device = [source.size for source in images], self._execution_device
-        inputs, negative = self.processor.generation_inputs(prompts, height, width, None, descriptions, sizes)
-        self.check_length("prompt", inputs["input_ids"], height, width)
+        sizes, device = [source.pixel_size for source in images], self._execution_device
+        full, unconditional = self.processor.generation_inputs(
+            prompts, height, width, picture_sizes=sizes, descriptions=descriptions
+        )
+        self.check_length("prompt", full["input_ids"], height, width)
         result = {
-            "input_ids": inputs["input_ids"].to(device),
-            "attention_mask": inputs["attention_mask"].to(device),
+            "input_ids": full["input_ids"].to(device),
+            "attention_mask": full["attention_mask"].to(device),
+            "negative_input_ids": unconditional["input_ids"].to(device),
             "codes": [source.codes.to(device) for source in images],
-            "negative_input_ids": negative["input_ids"].to(device),
         }
         if negative_prompt is not None:
             negatives = [negative_prompt] * len(images)
             if isinstance(negative_prompt, list):
                 negatives = repeat_each(negative_prompt, num_images_per_prompt)
-            others, _ = self.processor.generation_inputs(negatives, height, width, None, None, sizes)
-            self.check_length("negative_prompt", others["input_ids"], height, width)
-            result["image_input_ids"] = others["input_ids"].to(device)
-            result["image_attention_mask"] = others["attention_mask"].to(device)
+            picture_only, _ = self.processor.generation_inputs(
+                negatives, height, width, picture_sizes=sizes, argument="negative_prompt"
+            )
+            self.check_length("negative_prompt", picture_only["input_ids"], height, width)
+            result["image_input_ids"] = picture_only["input_ids"].to(device)
+            result["image_attention_mask"] = picture_only["attention_mask"].to(device)
         return result
 
     def scale_for_images(self, guidance_scale: float, image_guidance_scale: float | None) -> float | None:

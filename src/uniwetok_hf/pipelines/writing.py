@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .image_intake import EncodedImage, encode_images
+from .image_intake import EncodedImage, as_encoded_images
 
 
 @torch.no_grad()
-def write_about(
+def generate_text(
     mllm: Any,
     processor: Any,
     texts: Sequence[str],
@@ -22,7 +22,7 @@ def write_about(
     device: torch.device | None = None,
     **options,
 ) -> list[str]:
-    """The most likely continuation of each of `texts`, as one line each.
+    """Greedy `generate`: the most likely continuation of each of `texts`, as one line each.
 
     Args:
         mllm ([`UniWeTokForCausalLM`]), processor ([`UniWeTokProcessor`]): the language model and its processor.
@@ -38,11 +38,11 @@ def write_about(
         ValueError: when a text and its continuation are longer than the model's positions reach, or a picture is of a
             size that the model can't read.
     """
-    images = encode_images(mllm, processor, images, device)
-    inputs = processor(text=list(texts), picture_sizes=[image.size for image in images])
+    images = as_encoded_images(mllm, processor, images, device)
+    inputs = processor(text=list(texts), picture_sizes=[image.pixel_size for image in images])
     length = inputs["input_ids"].shape[1]
     mllm.config.check_positions(length, max_new_tokens, argument)
-    inputs.pop("image_is_target")
+    inputs.pop("image_is_target")  # of use to losses only
     output = mllm.generate(
         **inputs.to(mllm.device if device is None else device),
         codes=[image.codes for image in images],
@@ -77,7 +77,7 @@ def answer_question(
     """
     content = [{"type": "image"}, {"type": "text", "text": question}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    return write_about(mllm, processor, [text] * len(images), images, max_new_tokens, argument="question")
+    return generate_text(mllm, processor, [text] * len(images), images, max_new_tokens, argument="question")
 
 
-__all__ = ["answer_question", "write_about"]
+__all__ = ["answer_question", "generate_text"]
