@@ -8,7 +8,9 @@ from tiny_models import build_tiny_pipeline
 
 from uniwetok_hf import UniWeTokEditPipeline
 from uniwetok_hf.evaluation.editing import edit_pairs, evaluate_editing
+from uniwetok_hf.evaluation.generation import generate_all
 from uniwetok_hf.evaluation.judges import Judge
+from uniwetok_hf.evaluation.metrics import psnr
 from uniwetok_hf.evaluation.reconstruction import reconstruct_all
 
 
@@ -162,13 +164,29 @@ def test_with_real_models(edit_pipe, pipe, tmp_path):
     assert first.value != second.value  # the source is seen
 
 
-def test_sources_of_several_sizes(edit_pipe, pipe):
+@pytest.mark.parametrize("size", [None, {"height": 64, "width": 64}])
+def test_padding_of_sources_is_not_compared(size):
+    """Sources of several sizes, of which the model sees some with padding, and all scaled when it has one size."""
+    pipe = build_tiny_pipeline()
+    pipe.processor.image_processor.size = size
+    edit_pipe = UniWeTokEditPipeline.from_pipe(pipe)
+    edit_pipe.set_progress_bar_config(disable=True)
     rng = np.random.default_rng(0)
-    sizes = [(64, 64), (128, 64), (64, 64), (64, 128)]
+    sizes = [(64, 64), (60, 30), (128, 64), (64, 64), (30, 60)]
     images = [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
     rows = [row(image, f"edit {i}", image.rotate(180), [images[0]], "") for i, image in enumerate(images)]
-    report = evaluate_editing(edit_pipe, pipe, rows, batch_size=2, num_inference_steps=1)
-    assert [row.scores["psnr_to_target"].count for row in report.rows] == [4, 4, 4, 4]
+    settings = {"seed": 5, "batch_size": 2, "num_inference_steps": 1}
+    report = evaluate_editing(edit_pipe, pipe, rows, **settings)
+    assert [row.scores["psnr_to_target"].count for row in report.rows] == [5, 5, 5, 5]
+
+    results = generate_all(edit_pipe, [f"edit {i}" for i in range(5)], images, **settings)
+    if size is None:
+        assert [result.size for result in results] == sizes
+    else:
+        assert [result.size for result in results] == [(64, 64), (64, 32), (64, 32), (64, 64), (32, 64)]
+    fitted = [result.resize(size, Image.Resampling.BICUBIC) for result, size in zip(results, sizes, strict=True)]
+    expected = np.mean([psnr(result, image.rotate(180)) for result, image in zip(fitted, images, strict=True)])
+    assert report.rows[0].scores["psnr_to_target"].value == pytest.approx(expected)
 
 
 def test_no_edits():

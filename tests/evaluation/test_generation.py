@@ -141,7 +141,7 @@ class Recorder:
         self.calls = []
 
     def encode_image(self, images):
-        return [SimpleNamespace(size=image.size, picture=image) for image in images]
+        return [SimpleNamespace(pixel_size=image.size, picture=image) for image in images]
 
     def __call__(self, prompt, generator, **call):
         numbers = [torch.rand(1, generator=g).item() for g in generator]

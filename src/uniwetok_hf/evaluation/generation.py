@@ -176,7 +176,7 @@ def generate_all(
     sources, sizes = None, [None] * len(prompts)
     if images is not None:
         sources = [source for part in batched(images, batch_size) for source in pipe.encode_image(part)]
-        sizes = [source.size for source in sources]
+        sizes = [source.pixel_size for source in sources]
     generated: list = [None] * len(prompts)
     with tqdm(total=len(prompts), desc="generating" if images is None else "editing", disable=None) as bar:
         for size in dict.fromkeys(sizes):
