@@ -143,7 +143,7 @@ def rival_captions(row: Mapping, pool: Sequence[Mapping], generator: torch.Gener
     return list(chosen)[1:]
 
 
-def evaluate_drawing(
+def evaluate_generations(
     pipe, rows: Sequence[Mapping], pool: Sequence[Mapping], judge: Judge, seed: int = 0, batch_size: int = 16, **call
 ) -> list[ScoreRow]:
     """
@@ -164,9 +164,9 @@ def evaluate_drawing(
     captions = [caption_of(row) for row in rows]
     score = CaptionScore(judge, captions, rivals)
     return [
-        ScoreRow({"what": "model", "of": "drawings"}, {"r_precision": score(generated)}, True),
-        ScoreRow({"what": "real, through the codes", "of": "drawings"}, {"r_precision": score(decoded)}),
-        ScoreRow({"what": "real", "of": "drawings"}, {"r_precision": score(real)}),
+        ScoreRow({"what": "model", "of": "generations"}, {"r_precision": score(generated)}, True),
+        ScoreRow({"what": "real, through the codes", "of": "generations"}, {"r_precision": score(decoded)}),
+        ScoreRow({"what": "real", "of": "generations"}, {"r_precision": score(real)}),
     ]
 
 
@@ -295,7 +295,7 @@ def evaluate(args: argparse.Namespace) -> Report:
     settings = {"seed": args.seed, "batch_size": args.batch_size}
     call = settings | {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
     edit_call = call | {"image_guidance_scale": args.image_guidance_scale, "describe_first": args.describe_first}
-    generated = evaluate_drawing(pipe, rows, pool, judge, **call)
+    generated = evaluate_generations(pipe, rows, pool, judge, **call)
     report = evaluate_edits(edit_pipe, pipe, edits, judge, **edit_call)
     report.task, report.data, report.split = "emoji", short_name(args.data), args.split
     report.model = short_name(model)
@@ -303,7 +303,7 @@ def evaluate(args: argparse.Namespace) -> Report:
     report.rows += evaluate_naming(pipe.mllm, pipe.processor, rows, pool, judge, **settings)
     report.protocol |= {
         "candidates": "of edits: target, source, target in other styles, source in other skin tones",
-        "drawings": f"{len(rows)} rows, two prompts each",
+        "generations": f"{len(rows)} rows, two prompts each",
         "captions": "32: its own, 16 of its group, 8 of its name, 7 of its style",
         "answers": "the most likely ones; case and punctuation do not count",
         "names of the judge": "the nearest of all labels of the row's own skin tone",

@@ -11,8 +11,8 @@ from evaluate_emoji import (
     caption_of,
     combination_edits,
     edit_rows,
-    evaluate_drawing,
     evaluate_edits,
+    evaluate_generations,
     evaluate_naming,
     question_rows,
     rival_captions,
@@ -127,16 +127,16 @@ def pipe():
     return pipeline
 
 
-def test_drawings_and_their_ceilings(pipe, monkeypatch):
-    drawn = {}
+def test_generations_and_their_ceilings(pipe, monkeypatch):
+    asked = {}
 
-    def draw(pipe, prompts, seed, batch_size, **call):
-        drawn["prompts"] = prompts
+    def generate(pipe, prompts, seed, batch_size, **call):
+        asked["prompts"] = prompts
         return [ROWS[index % 6]["image"] for index in range(len(prompts))]
 
-    monkeypatch.setattr(emoji, "generate_all", draw)
-    rows = evaluate_drawing(pipe, ROWS[:6], ROWS, TrueJudge())
-    assert drawn["prompts"][0] == "a flat emoji of hand" and drawn["prompts"][6] == "draw hand in flat style"
+    monkeypatch.setattr(emoji, "generate_all", generate)
+    rows = evaluate_generations(pipe, ROWS[:6], ROWS, TrueJudge())
+    assert asked["prompts"][0] == "a flat emoji of hand" and asked["prompts"][6] == "draw hand in flat style"
     found = {row.labels["what"]: row.scores["r_precision"] for row in rows}
     assert found["model"].value == found["real"].value == 1.0
     assert found["model"].count == 12 and found["real"].count == found["real, through the codes"].count == 6
