@@ -248,3 +248,20 @@ def test_generation_errors():
         generate(model, inputs, generator=[seeded(0), seeded(1)])
     with pytest.raises(ValueError, match="num_inference_steps"):
         generate(model, inputs, num_inference_steps=0)
+
+
+@pytest.mark.parametrize("patch_size", PATCH_SIZES)
+def test_latents_are_filled_in_place(patch_size):
+    model = shared(patch_size, 1)
+    inputs = tokenize("draw a cat" + size_text(random_codes(patch_size, 2, 3), patch_size), patch_size=patch_size)
+    wanted = generate(model, inputs, generator=seeded(1)).codes
+    latents = torch.zeros_like(wanted)
+    so_far = []
+    output = generate(
+        model, inputs, generator=seeded(1), latents=latents, callback=lambda _, codes: so_far.append(codes)
+    )
+    assert output.codes is latents and torch.equal(latents, wanted)
+    filled = [(codes != 0).sum().item() for codes in so_far]  # what a callback keeps is not overwritten later
+    assert filled == [BITS * patch_size**2 * (step + 1) for step in range(6)]
+    with pytest.raises(ValueError, match="`latents` must be of shape"):
+        generate(model, inputs, latents=latents[:, :, 1:])

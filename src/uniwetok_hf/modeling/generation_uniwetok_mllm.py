@@ -57,6 +57,7 @@ class UniWeTokGenerationMixin:
         image_guidance_scale: float | None = None,
         image_input_ids: torch.Tensor | None = None,
         image_attention_mask: torch.Tensor | None = None,
+        latents: torch.Tensor | None = None,
     ) -> UniWeTokGenerateCodesOutput:
         """Generates one picture per row, patch by patch.
 
@@ -80,6 +81,7 @@ class UniWeTokGenerationMixin:
                 guidance is asked for.
             image_input_ids, image_attention_mask: [B, L''], prompts with the same pictures and other words, which the
                 words of `input_ids` are measured against. Needed for an `image_guidance_scale`.
+            latents: float32 [B, bits, h, w] of zeros, which the codes are written into; new ones when not given.
 
         Raises:
             ValueError: when prompts don't end with a size, sizes differ or don't fit the patches, or guidance lacks
@@ -109,28 +111,30 @@ class UniWeTokGenerationMixin:
 
         scheduler = scheduler or BinaryFlow(self.config.head_config.timestep_shift)
         scheduler.set_timesteps(num_inference_steps)
-        bits, block = self.config.vision_config.num_bits, self.config.tokens_per_patch
-        canvas = torch.zeros(rows, bits, height, width, device=input_ids.device)
-        positions = self.model.positions([canvas[0]])  # [h*w, hidden size]
-        tokens = canvas.new_zeros(rows, height * width, bits)
+        bits, p, block = self.config.vision_config.num_bits, self.config.patch_size, self.config.tokens_per_patch
+        if latents is None:
+            latents = torch.zeros(rows, bits, height, width, device=input_ids.device)
+        elif latents.shape != (rows, bits, height, width):
+            raise ValueError(f"`latents` must be of shape {[rows, bits, height, width]}, got {list(latents.shape)}.")
+        positions = self.model.positions([latents[0]])  # [h*w, hidden size], in the order of the patches
         conditions = []
         hidden_states = reader.read_prompts(codes)
-        for step in range(height * width // block):
+        num_patches = height * width // block
+        for step in range(num_patches):
             patch = slice(step * block, (step + 1) * block)
             condition = hidden_states + positions[patch].to(hidden_states.dtype)
             sample = self.image_head.sample(condition, scheduler, guidance_scale, generator, image_guidance_scale)
-            tokens[:, patch] = binarize(sample)
+            tokens = binarize(sample).to(latents.dtype)  # [B, P, bits]
+            row, column = divmod(step * p, width)  # of its first token: row counts patches
+            latents[:, :, p * row : p * (row + 1), column : column + p] = tokens_to_codes(tokens, p, p, p)
             if output_conditions:
                 conditions.append(condition)
-            if callback is not None and callback(step, tokens_to_codes(tokens, height, width, self.config.patch_size)):
+            if callback is not None and callback(step, latents.clone()):
                 break
-            if patch.stop < height * width or past_key_values is not None:
-                embeddings = self.model.embed_image_tokens(tokens[:, patch], positions[patch])
+            if step + 1 < num_patches or past_key_values is not None:
+                embeddings = self.model.embed_image_tokens(tokens, positions[patch])
                 hidden_states = reader.read_patch(embeddings)
-        return UniWeTokGenerateCodesOutput(
-            codes=tokens_to_codes(tokens, height, width, self.config.patch_size),
-            conditions=tuple(conditions) if output_conditions else None,
-        )
+        return UniWeTokGenerateCodesOutput(latents, tuple(conditions) if output_conditions else None)
 
     def _picture_size(self, input_ids: torch.Tensor) -> tuple[int, int]:
         """Height and width in tokens of the picture that the prompts begin."""

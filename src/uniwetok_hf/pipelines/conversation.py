@@ -199,7 +199,7 @@ class UniWeTokConversation:
         input_ids = torch.tensor([self._ids], device=device)
         pipe.check_length("text", input_ids, *size)
         codes = pipe.generate_codes(
-            *size,
+            pipe.prepare_latents(1, *size),
             **settings,
             input_ids=input_ids,
             negative_input_ids=negative["input_ids"].to(device),

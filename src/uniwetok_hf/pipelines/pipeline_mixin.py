@@ -1,9 +1,9 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """What the pipelines for text-to-image and for editing share: parts, settings, and the phases in which they are alike.
 
-A call runs `check_inputs`, `encode_prompt`, `generate_codes` and `decode`, in this order; an edit runs `encode_image`
-before `encode_prompt`. Codes take the place of latents: [B, bits, h, w] of {-1, +1}, and 0 where nothing is generated
-yet. There is no `prepare_latents`: the noise of each patch is sampled when its turn comes.
+A call runs `check_inputs`, `encode_prompt`, `prepare_latents`, `generate_codes` and `decode`, in this order; an edit
+runs `encode_image` before `encode_prompt`. Latents are codes here, [B, bits, h, w] of {-1, +1}, and 0 where nothing is
+generated yet: the noise of each patch is sampled when its turn comes.
 
 Callbacks differ from those of diffusers, where a step denoises the whole picture. Here a step generates a patch:
 `num_timesteps` counts patches, the third argument of `callback_on_step_end` is that number in every call, and what the
@@ -148,10 +148,14 @@ class UniWeTokPipelineMixin:
         stride = self.processor.stride
         self.mllm.config.check_positions(input_ids.shape[1], (height // stride) * (width // stride), argument)
 
+    def prepare_latents(self, batch_size: int, height: int, width: int) -> torch.Tensor:
+        """Zeros [B, bits, h, w] for [`generate_codes`] to fill in; `height` and `width` are in pixels."""
+        stride, bits = self.processor.stride, self.mllm.config.vision_config.num_bits
+        return torch.zeros(batch_size, bits, height // stride, width // stride, device=self._execution_device)
+
     def generate_codes(
         self,
-        height: int,
-        width: int,
+        latents: torch.Tensor,
         num_inference_steps: int,
         guidance_scale: float,
         generator: Generators = None,
@@ -159,11 +163,11 @@ class UniWeTokPipelineMixin:
         callback_on_step_end_tensor_inputs: Sequence[str] = ("codes",),
         **prompt_inputs,
     ) -> torch.Tensor:
-        """Generates the pictures of a batch patch by patch; shows progress, calls back, and can be interrupted. The
-        loop over the patches is that of [`UniWeTokForCausalLM.generate_codes`].
+        """Fills in the latents of a batch patch by patch; shows progress, calls back, and can be interrupted. The loop
+        over the patches is that of [`UniWeTokForCausalLM.generate_codes`].
 
         Args:
-            height, width: size in pixels of the pictures, with which the prompts end.
+            latents: what [`prepare_latents`] returns, of the size with which the prompts end.
             num_inference_steps, guidance_scale, generator, callback_on_step_end, callback_on_step_end_tensor_inputs:
                 as in a call of the pipeline.
             prompt_inputs: what [`encode_prompt`] returns, or other arguments of the model's `generate_codes`.
@@ -174,7 +178,7 @@ class UniWeTokPipelineMixin:
         self.maybe_load_model()
         self._guidance_scale = guidance_scale
         self._interrupt = False
-        self._num_timesteps = height * width // (self.processor.stride * self.processor.patch_size) ** 2
+        self._num_timesteps = latents.shape[2] * latents.shape[3] // self.processor.patch_size**2
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
 
             def on_patch(step: int, codes: torch.Tensor) -> bool:
@@ -191,6 +195,7 @@ class UniWeTokPipelineMixin:
                 scheduler=self.scheduler,
                 generator=generator,
                 callback=on_patch,
+                latents=latents,
                 **prompt_inputs,
             ).codes
 

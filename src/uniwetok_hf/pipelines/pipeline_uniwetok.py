@@ -117,13 +117,13 @@ class UniWeTokPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPipeli
             callback_on_step_end_tensor_inputs,
         )
 
-        # 2. Prompts to tokens.
+        # 2. Prompts to tokens, and codes to fill in.
         prompt_inputs = self.encode_prompt(prompt, height, width, num_images_per_prompt)
+        latents = self.prepare_latents(len(prompt_inputs["input_ids"]), height, width)
 
         # 3. Patch by patch.
         codes = self.generate_codes(
-            height,
-            width,
+            latents,
             num_inference_steps,
             guidance_scale,
             generator,

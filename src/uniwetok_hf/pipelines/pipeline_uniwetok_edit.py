@@ -164,7 +164,7 @@ class UniWeTokEditPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPi
                 )
             height, width = (given or own for given, own in zip((height, width), sizes.pop(), strict=True))
 
-        # 3. Instructions to tokens, behind them the descriptions of the results.
+        # 3. Instructions to tokens, behind them the descriptions of the results, and codes to fill in.
         prompts = [prompt] * len(images) if isinstance(prompt, str) else prompt
         descriptions = None
         if self.value_or_default("describe_first", describe_first):
@@ -178,11 +178,11 @@ class UniWeTokEditPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPi
             descriptions,
             negative_prompt if image_guidance_scale is not None else None,
         )
+        latents = self.prepare_latents(len(prompt_inputs["input_ids"]), height, width)
 
         # 4. Patch by patch.
         codes = self.generate_codes(
-            height,
-            width,
+            latents,
             num_inference_steps,
             guidance_scale,
             generator,
