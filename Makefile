@@ -33,7 +33,7 @@ $(INSTALLED): setup.py constraints.txt src/uniwetok_hf/version.py
 	@$(BIN)/python $(PIP_INSTALL) --editable ".[dev]"
 	@touch $@
 
-demo: $(INSTALLED)  ## reconstruct, draw, edit and describe pictures into demo_output/
+demo: $(INSTALLED)  ## reconstruct, generate, edit and describe pictures into demo_output/
 	@$(BIN)/uniwetok demo --output demo_output
 	@echo "make demo took $(elapsed), set-up included."
 

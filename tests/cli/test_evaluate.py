@@ -275,15 +275,20 @@ def test_editing_has_no_column_of_pictures_to_choose(capsys):
     assert "unrecognized arguments: --image-column picture" in capsys.readouterr().err
 
 
-def test_bugs_keep_their_traceback(uniwetok, edits, pipeline_folder, monkeypatch):
+@pytest.mark.parametrize("error", [ValueError("`prompts` is too long"), IndexError("a bug")], ids=["input", "bug"])
+def test_wrong_input_is_one_line_and_a_bug_keeps_its_traceback(uniwetok, edits, pipeline_folder, monkeypatch, error):
     from uniwetok_hf.evaluation import editing
 
     def broken(*args, **options):
-        raise ValueError("a bug")
+        raise error
 
     monkeypatch.setattr(editing, "edit_pairs", broken)
     result = uniwetok("evaluate", "editing", edits, "--split", "train", "--model", pipeline_folder)
-    assert result.code == 1 and result.err[0].startswith("Traceback") and "ValueError: a bug" in result.err[-2]
+    assert result.code == 1
+    if isinstance(error, ValueError):
+        assert result.err == ["uniwetok: error: `prompts` is too long"]
+    else:
+        assert result.err[0].startswith("Traceback") and "IndexError: a bug" in result.err[-2]
 
 
 def test_the_model_is_found_once(succeeds, pictures, pipeline_folder, clip, monkeypatch):

@@ -11,7 +11,7 @@ from tiny_models import build_tiny_pipeline
 
 from uniwetok_hf.evaluation.generation import evaluate_generation, generate_all
 from uniwetok_hf.evaluation.judges import Judge
-from uniwetok_hf.evaluation.rows import InputError, PictureRows
+from uniwetok_hf.evaluation.rows import PictureRows
 
 
 class Painter:
@@ -184,6 +184,6 @@ def test_pictures_of_one_size_are_edited_together():
 @pytest.mark.parametrize("prompt", ["", " ", None])
 def test_an_empty_prompt_ends_before_anything_is_generated(prompt):
     recorder = Recorder()
-    with pytest.raises(InputError, match="not empty, got .* for picture 1"):
+    with pytest.raises(ValueError, match="not empty, got .* for picture 1"):
         generate_all(recorder, ["a", prompt], batch_size=1)
     assert recorder.calls == []

@@ -12,7 +12,6 @@ from uniwetok_hf.evaluation.latents import (
     evaluate_latents,
     score_latents,
 )
-from uniwetok_hf.evaluation.rows import InputError
 from uniwetok_hf.losses.distillation import PrePostDistillation
 from uniwetok_hf.losses.teacher import Teacher
 
@@ -61,13 +60,13 @@ def test_vectors_are_those_of_model_pools_and_teacher(tiny_model, teacher, pools
 
 
 def test_a_teacher_that_reads_no_texts(tmp_path):
-    with pytest.raises(InputError, match="`teacher` .* reads no texts"):
+    with pytest.raises(ValueError, match="`teacher` .* reads no texts"):
         class_embeddings(Teacher.from_pretrained(build_vit(tmp_path / "vit")), ["cat"], ["a {label}"])
 
 
 def test_a_size_that_the_model_can_not_read(tiny_model):
     stride = tiny_model.config.stride
-    with pytest.raises(InputError, match=f"multiple of the model's {stride} pixels, got {stride + 1}"):
+    with pytest.raises(ValueError, match=f"multiple of the model's {stride} pixels, got {stride + 1}"):
         evaluate_latents(tiny_model, rows(2), "colour", stride + 1)
 
 

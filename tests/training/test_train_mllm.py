@@ -123,7 +123,7 @@ def test_a_run_leaves_a_pipeline_and_metrics(trained, fields):
 
 
 def test_networks_that_the_image_tokenizer_was_trained_with_are_passed_on(fields, tmp_path):
-    """They must not judge drawings either (evaluation/records.py)."""
+    """They must not judge drawings either (provenance.py)."""
     vision = tmp_path / "vision"
     build_vision().save_pretrained(vision)
     seen = LossModel("teacher", "siglip", ("a", "b"))

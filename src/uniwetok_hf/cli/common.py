@@ -35,8 +35,8 @@ def one_line(error: object, limit: int = 400) -> str:
 
 @contextlib.contextmanager
 def user_errors(*kinds: type[Exception], prefix: str = "") -> Iterator[None]:
-    """Turns exceptions of `kinds` (by default `ValueError`) into a [`CommandError`]. Use it around checks of arguments
-    only, so that bugs keep their traceback."""
+    """Turns exceptions of `kinds` (by default `ValueError`) into a [`CommandError`]. `ValueError` is what the package
+    raises for arguments and data of the user's; `UNIWETOK_TRACEBACK=1` shows where it comes from."""
     try:
         yield
     except kinds or ValueError as error:

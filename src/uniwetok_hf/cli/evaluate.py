@@ -61,12 +61,11 @@ def run_evaluate(args: argparse.Namespace) -> None:
     if lacking := [name for module, name in needed.items() if find_spec(module) is None]:
         raise CommandError(f'evaluate needs {" and ".join(lacking)}: pip install "uniwetok-hf[eval]"')
     from uniwetok_hf.data.places import is_place
-    from uniwetok_hf.evaluation.rows import InputError
     from uniwetok_hf.provenance import short_name
 
     output = output_folder(args.output or Path("results") / args.kind)
     skipped: list[str] = []  # why pictures can't be read
-    with user_errors(InputError):
+    with user_errors(ValueError, ImportError):
         report = args.measure(args, skipped)
     report.skipped = skipped
     report.model = short_name(args.model or EMBEDDED)
@@ -137,11 +136,11 @@ def measure_reconstruction(args: argparse.Namespace, skipped: list[str]):
     checkpoint = find_checkpoint(args.model)
     feature_model = perceptual = None
     if args.features:
-        with quiet_transformers(), user_errors():
+        with quiet_transformers():
             feature_model = Judge.from_pretrained(args.features, args.device)
         feature_model.seen = _warn_if_seen(feature_model.model, checkpoint)
     if args.perceptual:
-        with quiet_transformers(), user_errors():
+        with quiet_transformers():
             perceptual = PerceptualNetwork.from_pretrained(args.perceptual, args.device)
         perceptual.seen = _warn_if_seen(perceptual.network, checkpoint)
     return evaluate_reconstruction(
@@ -230,14 +229,12 @@ def _load_distillation(args: argparse.Namespace, folder: Path):
     beside = folder.resolve().parent / "losses" / "distillation"
     pools = None
     if args.pools or beside.is_dir():
-        with user_errors():
-            pools = PrePostDistillation.from_pretrained(args.pools or beside).to(args.device)
+        pools = PrePostDistillation.from_pretrained(args.pools or beside).to(args.device)
     else:
         warn(f"no --pools, and none in {beside}: zero-shot accuracy of the teacher only")
-    with quiet_transformers(), user_errors(OSError, ValueError, ImportError):
+    with quiet_transformers(), user_errors(OSError):
         teacher = Teacher.from_pretrained(args.teacher).to(args.device)
-    with user_errors():
-        record = read_training_record(folder)
+    record = read_training_record(folder)
     taught = [model for model in record.loss_models if model.role == "teacher"] if record else []
     own = set(weight_digests(teacher.model))
     if taught and not any(own & set(model.weights) for model in taught):
@@ -443,7 +440,7 @@ def _open_rows(
     from uniwetok_hf.evaluation.rows import PictureRows
 
     split, count = split or args.split, count or args.count
-    with _bars_on_terminals(), user_errors(ValueError, ImportError):
+    with _bars_on_terminals():
         if is_place(args.data):  # as it is: `open_source` would encode every picture
             rows = load_place(args.data)(split)
         else:
@@ -457,7 +454,7 @@ def _load_judge(source: str | None, device: str, checkpoint: Checkpoint):
 
     if source is None:
         return None
-    with quiet_transformers(), user_errors():
+    with quiet_transformers():
         return Judge.from_pretrained(source, device, unseen_by=checkpoint.folder)
 
 
@@ -465,8 +462,7 @@ def _warn_if_seen(network, checkpoint: Checkpoint) -> str:
     """Whether a training loss used `network`, in words: for distances of reconstructions it is only a warning."""
     from uniwetok_hf.provenance import find_seen
 
-    with user_errors():
-        seen, words = find_seen(network, checkpoint.folder)
+    seen, words = find_seen(network, checkpoint.folder)
     if seen is not None:
         warn(f"the model was trained against {seen.name} ({seen.role}): the scores that it gives are flattered")
     return words

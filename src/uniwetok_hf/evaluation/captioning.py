@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..pipelines.writing import generate_text
 from .intervals import Score, mean_score, share_score
 from .reports import Report, score_rows
-from .rows import InputError, batched
+from .rows import batched
 from .words import exact_match, normalize_answer, token_f1
 
 
@@ -36,12 +36,12 @@ def evaluate_captioning(
         by: column of the kind of question: its values have a row of the table each, beside the row of all questions.
 
     Raises:
-        InputError: when there are no questions.
+        ValueError: when there are no questions.
     """
     report = Report("captioning")
     read = list(rows)
     if not read:
-        raise InputError("`rows` holds no question whose picture can be read.")
+        raise ValueError("`rows` holds no question whose picture can be read.")
     pictures = [row[image_column] for row in read]
     questions = [row["question"] for row in read]
     references = [row["answer"] for row in read]

@@ -21,7 +21,6 @@ from .judges import Judge
 from .metrics import psnr
 from .reconstruction import reconstruct_all
 from .reports import Report, score_rows
-from .rows import InputError
 
 
 @dataclass
@@ -64,11 +63,11 @@ def evaluate_editing(
         seed: of the choice of rivals; picture i is generated with the seed `seed` + i.
 
     Raises:
-        InputError: when there are no edits.
+        ValueError: when there are no edits.
     """
     pairs = edit_pairs(rows, by, num_rivals, seed)
     if not pairs:
-        raise InputError("`rows` holds no edit that can be read.")
+        raise ValueError("`rows` holds no edit that can be read.")
     instructions = [pair.instruction for pair in pairs]
     sources = [pair.source for pair in pairs]
     targets = [pair.target for pair in pairs]

@@ -20,7 +20,7 @@ from .intervals import Score, jackknife_score, share_score
 from .judges import Judge
 from .reconstruction import reconstruct_all
 from .reports import Report, ScoreRow
-from .rows import InputError, batched, choose_rows, fill_template
+from .rows import batched, choose_rows, fill_template
 
 
 NUM_NEIGHBOURS = 3
@@ -63,7 +63,7 @@ def evaluate_generation(
         other real pictures.
 
     Raises:
-        InputError: when fewer than two prompts differ, or the judge reads no texts.
+        ValueError: when fewer than two prompts differ, or the judge reads no texts.
     """
     read = list(rows)
     others = []
@@ -75,7 +75,7 @@ def evaluate_generation(
     prompts = [fill_template(prompt, row) for row in read]
     real = [row[image_column] for row in read]
     if len(set(prompts)) < 2:
-        raise InputError(f"`rows` must hold 2 or more different prompts, got {len(set(prompts))}.")
+        raise ValueError(f"`rows` must hold 2 or more different prompts, got {len(set(prompts))}.")
     groups = [str(row[within]) for row in read] if within else None
     generator = torch.Generator().manual_seed(seed)
     rivals = choose_rivals(prompts, num_rivals, generator, groups)
@@ -168,11 +168,11 @@ def generate_all(
         call: further arguments of the pipeline.
 
     Raises:
-        InputError: when a prompt is empty or no text.
+        ValueError: when a prompt is empty or no text.
     """
     for number, prompt in enumerate(prompts):
         if not isinstance(prompt, str) or not prompt.strip():
-            raise InputError(f"`prompts` must be texts that are not empty, got {prompt!r} for picture {number}.")
+            raise ValueError(f"`prompts` must be texts that are not empty, got {prompt!r} for picture {number}.")
     sources, sizes = None, [None] * len(prompts)
     if images is not None:
         sources = [source for part in batched(images, batch_size) for source in pipe.encode_image(part)]

@@ -20,7 +20,6 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from ..losses.perceptual import LPIPS, FeatureDistance, PerceptualLoss
 from ..provenance import check_unseen, short_name, weight_digests
-from .rows import InputError
 
 
 NOT_CHECKED = "not checked"
@@ -108,10 +107,10 @@ class Judge:
         """Embeddings float32 [N, channels] of texts, to be compared with those of `embed_images`; long texts are cut.
 
         Raises:
-            InputError: when the model has no text half.
+            ValueError: when the model has no text half.
         """
         if not self.reads_texts:
-            raise InputError(f"`judge` {self.name} ({type(self.model).__name__}) reads no texts: give a dual encoder.")
+            raise ValueError(f"`judge` {self.name} ({type(self.model).__name__}) reads no texts: give a dual encoder.")
         longest = self.model.config.text_config.max_position_embeddings
         # SigLIP was trained with every text padded to the full length, and is worse without.
         padding = "max_length" if self.model.config.model_type.startswith("siglip") else True

@@ -24,7 +24,7 @@ from .choices import cosines, thumbnail, top_k_outcomes
 from .intervals import Score, share_score
 from .probe import linear_probe_outcomes
 from .reports import Report, ScoreRow
-from .rows import InputError, batched
+from .rows import batched
 
 
 PIXELS = "8x8 pixels"
@@ -53,12 +53,12 @@ def evaluate_latents(
         templates: texts of the classes, with `{label}` in them; the directions of the texts of a class are averaged.
 
     Raises:
-        InputError: for a size that is no multiple of the stride, pools for another number of bits or another teacher,
+        ValueError: for a size that is no multiple of the stride, pools for another number of bits or another teacher,
             a teacher that reads no texts, one label only, or no picture that can be read.
     """
     report, stride = Report("latents"), model.config.stride
     if size < stride or size % stride:
-        raise InputError(f"`size` must be a multiple of the model's {stride} pixels, got {size}.")
+        raise ValueError(f"`size` must be a multiple of the model's {stride} pixels, got {size}.")
     settings = (size, label, image_column, pools, teacher, batch_size)
     test = embed_rows(model, rows, *settings)
     classes, texts, train = sorted(set(test.labels)), None, None
@@ -103,7 +103,7 @@ def embed_rows(
     """Vectors of all rows, at centre crops of `size` x `size` pixels (the crop of `reconstruction`). Arguments as in
     [`evaluate_latents`]."""
     if pools is not None and pools.config["num_bits"] != model.config.num_bits:
-        raise InputError(f"`pools` are for {pools.config['num_bits']} bits, the model has {model.config.num_bits}.")
+        raise ValueError(f"`pools` are for {pools.config['num_bits']} bits, the model has {model.config.num_bits}.")
     square = {"height": size, "width": size}
     processor = UniWeTokImageProcessor(stride=model.config.stride, fit="crop", size=square)
     embedded, means, pooled = EmbeddedPictures(), {}, {}
@@ -129,7 +129,7 @@ def embed_rows(
             embedded.labels += [str(row[label]) for row in part]
             bar.update(len(part))
     if not embedded.labels:
-        raise InputError("`rows` holds no picture that can be read.")
+        raise ValueError("`rows` holds no picture that can be read.")
     embedded.means = {name: np.concatenate(parts) for name, parts in means.items()}
     embedded.pooled = {name: np.concatenate(parts) for name, parts in pooled.items()}
     return embedded
@@ -142,13 +142,13 @@ def class_embeddings(teacher: Teacher, labels: Sequence[str], templates: Sequenc
         templates: texts with `{label}` in them.
 
     Raises:
-        InputError: for a template without `{label}`, or a teacher that reads no texts.
+        ValueError: for a template without `{label}`, or a teacher that reads no texts.
     """
     if teacher.text_tokenizer is None:
-        raise InputError(f"`teacher` {teacher.name} reads no texts: give a dual encoder.")
+        raise ValueError(f"`teacher` {teacher.name} reads no texts: give a dual encoder.")
     for template in templates:
         if "{label}" not in template:
-            raise InputError(f"`templates` must hold {{label}}, got {template!r}.")
+            raise ValueError(f"`templates` must hold {{label}}, got {template!r}.")
     total = 0
     for template in templates:
         texts = [template.replace("{label}", label) for label in labels]
@@ -190,7 +190,7 @@ def _zero_shot(
     vectors: np.ndarray, labels: Sequence[str], classes: Sequence[str], texts: np.ndarray
 ) -> dict[str, Score]:
     if vectors.shape[1] != texts.shape[1]:
-        raise InputError(
+        raise ValueError(
             f"`pools` give vectors of {vectors.shape[1]} channels, the teacher's have {texts.shape[1]}: they were "
             "trained with another teacher."
         )

@@ -11,8 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .rows import InputError
-
 
 def linear_probe_outcomes(
     features: np.ndarray,
@@ -36,7 +34,7 @@ def linear_probe_outcomes(
         bool [M].
 
     Raises:
-        ValueError: for other shapes or numbers of rows; [`InputError`] for only one label to learn.
+        ValueError: for other shapes or numbers of rows, or only one label to learn.
     """
     features, test_features = np.asarray(features, np.float64), np.asarray(test_features, np.float64)
     for name, rows, tags in (("features", features, labels), ("test_features", test_features, test_labels)):
@@ -48,7 +46,7 @@ def linear_probe_outcomes(
         raise ValueError(f"`test_features` have {test_features.shape[1]} channels, `features` {features.shape[1]}.")
     classes = sorted(set(labels))
     if len(classes) < 2:
-        raise InputError(f"`labels` must hold 2 or more different labels, got only {classes[0]!r}.")
+        raise ValueError(f"`labels` must hold 2 or more different labels, got only {classes[0]!r}.")
     mean, scale = features.mean(axis=0), features.std(axis=0)
     scale[scale < 1e-9] = 1.0  # a channel that never changes stays 0
     index = {label: position for position, label in enumerate(classes)}

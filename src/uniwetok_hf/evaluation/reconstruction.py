@@ -28,7 +28,7 @@ from .intervals import Score, jackknife_score, mean_score
 from .judges import Judge, PerceptualNetwork
 from .metrics import perceptual_distance, psnr, ssim
 from .reports import Report, ScoreRow, score_rows
-from .rows import InputError, batched
+from .rows import batched
 
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
@@ -63,12 +63,12 @@ def evaluate_reconstruction(
         pictures that WebP can't make as small as their codes, which are left out of its scores.
 
     Raises:
-        InputError: for a size that is no multiple of the stride, or when there is no picture.
+        ValueError: for a size that is no multiple of the stride, or when there is no picture.
     """
     report, stride = Report("reconstruction"), model.config.stride
     for size in sizes:
         if size is not None and (size < stride or size % stride):
-            raise InputError(f"`size` must be a multiple of the model's {stride} pixels, got {size}.")
+            raise ValueError(f"`size` must be a multiple of the model's {stride} pixels, got {size}.")
     tables = [_SizeTable(model, size, feature_model, perceptual, seed) for size in sizes]
     with tqdm(total=length_hint(rows) or None, desc="reconstructing", disable=None) as bar:
         for part in batched(rows, batch_size):
@@ -77,7 +77,7 @@ def evaluate_reconstruction(
                 table.add([row[image_column] for row in part], groups)
             bar.update(len(part))
     if not tables[0].groups:
-        raise InputError("`rows` holds no picture that can be read.")
+        raise ValueError("`rows` holds no picture that can be read.")
 
     for table in tables:
         report.rows += table.rows()

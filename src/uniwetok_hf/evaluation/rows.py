@@ -14,10 +14,6 @@ from ..data.images import ImageReadError, read_image
 from ..data.sources import read_cell
 
 
-class InputError(ValueError):
-    """Data, an argument or a model that a protocol can't work with. The message says what is accepted."""
-
-
 class PictureRows:
     """
     The rows of an evaluation, read when they are iterated. Class labels are given by name.
@@ -32,7 +28,7 @@ class PictureRows:
         skipped: a list for the reasons why pictures can't be read; rows without one of `pictures` are left out.
 
     Raises:
-        InputError: when one of the columns is missing; the message names those there are.
+        ValueError: when one of the columns is missing; the message names those there are.
     """
 
     def __init__(
@@ -82,13 +78,13 @@ def choose_rows(rows: Iterable[Mapping], columns: Iterable[str] = (), count: int
     `count` is None or there are fewer.
 
     Raises:
-        InputError: when one of `columns` is missing; the message names those there are.
+        ValueError: when one of `columns` is missing; the message names those there are.
     """
     if not hasattr(rows, "column_names") and not isinstance(rows, Sequence):
         rows = list(rows)
     names = rows.column_names if hasattr(rows, "column_names") else list(rows[0]) if rows else None
     if names is not None and (missing := [name for name in columns if name not in names]):
-        raise InputError(f"`columns`: the data have no column {', '.join(missing)}; they have {', '.join(names)}.")
+        raise ValueError(f"`columns`: the data have no column {', '.join(missing)}; they have {', '.join(names)}.")
     if not hasattr(rows, "__len__"):
         return rows if count is None else rows.take(count)
     if count is None or count >= len(rows):
@@ -114,15 +110,15 @@ def template_columns(template: str) -> list[str]:
     """The columns that a template such as `"a photo of {label}"` is filled from.
 
     Raises:
-        InputError: when it is not a template.
+        ValueError: when it is not a template.
     """
     try:
         fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
     except ValueError as error:
-        raise InputError(f"`prompt` {template!r} is no template like '{{text}}': {error}.") from None
+        raise ValueError(f"`prompt` {template!r} is no template like '{{text}}': {error}.") from None
     names = [re.split(r"[.\[]", field)[0] for field in fields]
     if not all(names):
-        raise InputError(f"`prompt` {template!r} is no template like '{{text}}': name the columns in the braces.")
+        raise ValueError(f"`prompt` {template!r} is no template like '{{text}}': name the columns in the braces.")
     return names
 
 
