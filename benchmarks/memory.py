@@ -50,7 +50,7 @@ def train_tokenizer(saving: bool):
 
 
 def train_mllm(saving: bool):
-    """A step of the language model: text and a picture to draw in each row."""
+    """A step of the language model: text and a picture to generate in each row."""
     import torch
 
     model = load().train()
@@ -63,8 +63,8 @@ def train_mllm(saving: bool):
     def step(batch: int, side: int) -> float:
         words = torch.randint(0, 2048, (batch, 60), generator=seeded())
         header = [config.vision_start_token_id] + 2 * [config.size_token_id + side - 1]
-        drawing = torch.tensor(header + side**2 * [config.image_token_id] + [config.vision_end_token_id])
-        input_ids = torch.cat([words, drawing.expand(batch, -1)], dim=1)
+        picture = torch.tensor(header + side**2 * [config.image_token_id] + [config.vision_end_token_id])
+        input_ids = torch.cat([words, picture.expand(batch, -1)], dim=1)
         codes = torch.randint(0, 2, (batch, 128, side, side), generator=seeded()) * 2.0 - 1
         labels = input_ids.where(input_ids < 2048, -100)
         is_target = torch.ones(batch, dtype=torch.bool)

@@ -39,12 +39,12 @@ def vision_rows(name: str, folder: Path) -> list[tuple[str, str]]:
     ]
 
 
-def drawing_rows(folder: Path) -> list[tuple[str, str]]:
+def generation_rows(folder: Path) -> list[tuple[str, str]]:
     golden = load_file(GOLDEN / "t2i_4x" / "golden.safetensors")
     pipe = UniWeTokPipeline.from_pretrained(convert_checkpoint(GOLDEN / "t2i_4x", folder / "t2i"), dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     inputs, negative = pipe.processor.generation_inputs(["a red apple on a table"] * 2, height=128, width=64)
-    drawn = pipe.mllm.generate_codes(
+    generated = pipe.mllm.generate_codes(
         inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
         negative_input_ids=negative["input_ids"],
@@ -57,8 +57,8 @@ def drawing_rows(folder: Path) -> list[tuple[str, str]]:
     image = pipe.mllm.vision_model.decode(golden["codes"], noise=golden["decoder_noise"]).sample
     return [
         ("text to image: binary head", difference(head, golden["head_out"])),
-        ("text to image: hidden states", difference(torch.cat(drawn.conditions, 1), golden["head_condition"])),
-        ("text to image: generated bits", equal(drawn.codes, golden["codes"])),
+        ("text to image: hidden states", difference(torch.cat(generated.conditions, 1), golden["head_condition"])),
+        ("text to image: generated bits", equal(generated.codes, golden["codes"])),
         ("text to image: image", difference(image, golden["image"])),
     ]
 
@@ -83,7 +83,7 @@ def measure() -> list[tuple[str, str]]:
         warnings.simplefilter("ignore")
         folder = Path(name)
         rows = [*vision_rows("tokenizer_uniwetok", folder), *vision_rows("tokenizer_bitdance", folder)]
-        rows += drawing_rows(folder)
+        rows += generation_rows(folder)
         with torch.enable_grad():
             return rows + quantizer_rows()
 

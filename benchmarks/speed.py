@@ -1,5 +1,5 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""What a user waits for: seconds of a drawing, an edit and an answer with the model loaded, and of `uniwetok generate`
+"""What a user waits for: seconds of a generation, an edit and an answer with the model loaded, and of `uniwetok generate`
 from nothing. Medians; the first of each does not count.
 
     python benchmarks/speed.py [--threads 2]
@@ -46,7 +46,7 @@ def main() -> None:
     for each in (pipe, edit):
         each.set_progress_bar_config(disable=True)
     picture = shipped_pictures()[0].image
-    print(f"drawing {median(lambda generator: pipe(PROMPT, generator=generator)):.2f} s")
+    print(f"generation {median(lambda generator: pipe(PROMPT, generator=generator)):.2f} s")
     print(f"edit {median(lambda generator: edit(picture, INSTRUCTION, generator=generator)):.2f} s")
     described = median(lambda _: edit.describe_results([picture], [INSTRUCTION]))
     print(f"of it what is said before {described:.2f} s")
