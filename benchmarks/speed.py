@@ -1,6 +1,6 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""What a user waits for: seconds of a generation, an edit and an answer with the model loaded, and of `uniwetok generate`
-from nothing. Medians; the first of each does not count.
+"""What a user waits for: seconds of a generation, an edit and an answer with the model loaded, and of the command
+`uniwetok generate`. Medians; the first of each does not count.
 
     python benchmarks/speed.py [--threads 2]
 """
