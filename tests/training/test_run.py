@@ -11,6 +11,7 @@ from PIL import Image
 from uniwetok_hf.training.run import (
     JsonLinesTracker,
     RunningMetrics,
+    absolute_paths,
     averaged_weights,
     choose_parameters,
     log_images,
@@ -63,6 +64,25 @@ def test_pictures_are_logged(tmp_path):
     log_images(accelerator, {"grid": Image.new("RGB", (4, 4))}, step=12)
     assert Image.open(tmp_path / "samples" / "grid-000012.png").size == (4, 4)
     assert json.loads((tmp_path / "config.json").read_text()) == {"batch_size": 3}
+
+
+def test_paths_become_absolute_where_they_are_some(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("codes", "captions", "edits"):
+        (tmp_path / name).mkdir()
+    source = {"path": "codes", "task": "captions", "columns": {"path": "codes"}, "options": {"table": "edits", "n": 3}}
+    settings = {"output_dir": "run", "init_from": "uniwetok-emoji", "data": [source, {"path": "web/*.tar"}], "seed": 0}
+    absolute = absolute_paths(settings)
+    assert absolute["output_dir"] == str(tmp_path / "run") and absolute["init_from"] == "uniwetok-emoji"
+    first, second = absolute["data"]
+    assert first == {
+        "path": str(tmp_path / "codes"),
+        "task": "captions",
+        "columns": {"path": "codes"},
+        "options": {"table": str(tmp_path / "edits"), "n": 3},
+    }
+    assert second == {"path": str(tmp_path / "web" / "*.tar")}
+    assert absolute_paths(absolute) == absolute
 
 
 def test_a_loss_that_is_not_finite_is_named(tmp_path):

@@ -4,6 +4,7 @@ or to larger patches, and saves what the package can load."""
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -160,6 +161,28 @@ def test_a_run_stopped_anywhere_resumes_exactly(fields, trained, tmp_path, monke
     resumed = run(fields, tmp_path)
     assert_same_weights(resumed.joinpath(*MODEL), trained.joinpath(*MODEL))
     assert log_lines(resumed) == log_lines(trained)
+
+
+def test_config_json_resumes_a_run_from_any_folder(fields, trained, tmp_path, monkeypatch):
+    """Also a run whose config names everything relative to the folder in which it was started."""
+
+    def relative(value):
+        if isinstance(value, dict):
+            return {name: relative(item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [relative(item) for item in value]
+        return os.path.relpath(value, tmp_path) if isinstance(value, str) and os.path.isabs(value) else value
+
+    monkeypatch.chdir(tmp_path)
+    stop_before(3, monkeypatch, relative(fields), Path(""))
+    assert read_config(MLLMTrainingConfig, "config.yaml").output_dir == "run"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    resumed = train_mllm.main(Path("..", "run", "config.json")).parent
+    assert resumed == tmp_path / "run" and not os.listdir()
+    assert_same_weights(resumed.joinpath(*MODEL), trained.joinpath(*MODEL))
+    assert log_lines(resumed) == log_lines(trained)
+    assert str(tmp_path) not in (resumed / "pipeline" / "training.json").read_text()  # may be published
 
 
 def test_metrics_between_two_lines_of_the_log_are_resumed(fields, tmp_path, monkeypatch):

@@ -74,15 +74,16 @@ def read_config(config_class: type, path: str | os.PathLike, **overrides):
 
 
 def config_values(config) -> dict:
-    """The settings as plain values, for logs, trackers and records that may be published: of a place the name of the
-    file, not where it lies."""
+    """The settings as plain values, for logs, trackers and records that may be published: of absolute paths and places
+    the last name, not where they lie."""
 
     def shorten(value):
         if isinstance(value, dict):
             return {name: shorten(item) for name, item in value.items()}
         if isinstance(value, list):
             return [shorten(item) for item in value]
-        return Path(value).name if isinstance(value, str) and is_place(value) else value
+        is_path = isinstance(value, str) and (is_place(value) or Path(value).is_absolute())
+        return Path(value).name if is_path else value
 
     return shorten(dataclasses.asdict(config))
 

@@ -23,8 +23,13 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
+from ..data.places import is_place
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from .checkpoints import list_checkpoints
+
+
+# Fields of both configs and their sections that name files and folders.
+PATH_FIELDS = {"output_dir", "path", "init_from", "vision_model", "language_model", "teacher", "model"}
 
 
 class JsonLinesTracker(GeneralTracker):
@@ -43,8 +48,8 @@ class JsonLinesTracker(GeneralTracker):
         return self
 
     def store_init_configuration(self, values: dict):
-        # All settings, with sections and the places of a user's own code: `--config` reads this file from any folder.
-        (self.folder / "config.json").write_text(json.dumps(self.settings or values, indent=1))
+        # All settings, with sections: `--config` reads this file, from any folder.
+        (self.folder / "config.json").write_text(json.dumps(absolute_paths(self.settings or values), indent=1))
 
     def rewind(self, step: int) -> None:
         """Drops the lines after `step`."""
@@ -69,6 +74,24 @@ class JsonLinesTracker(GeneralTracker):
         (self.folder / "samples").mkdir(exist_ok=True)
         for name, image in values.items():
             image.save(self.folder / "samples" / f"{name}-{step:06d}.png")
+
+
+def absolute_paths(settings: dict) -> dict:
+    """Settings in which the output folder, and every file or folder that a field names and that exists, is absolute.
+    Names on the Hub, of embedded models and of shipped sources stay as they are."""
+
+    def absolute(name: str, value):
+        if isinstance(value, dict):  # in `options` of a user's task any field may be a path
+            names = dict.fromkeys(value, "path") if name == "options" else {key: key for key in value}
+            return {key: absolute(names[key], item) if name != "columns" else item for key, item in value.items()}
+        if isinstance(value, list):
+            return [absolute(name, item) for item in value]
+        if name not in PATH_FIELDS or not isinstance(value, str) or is_place(value):
+            return value
+        found = any(character in value for character in "*?[") or Path(value).exists()
+        return os.path.abspath(value) if found or name == "output_dir" else value
+
+    return absolute("", settings)
 
 
 def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTracker]:
