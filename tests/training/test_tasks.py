@@ -390,7 +390,7 @@ MISTAKES = {
     "    return self.words": "AttributeError: 'Mine' object has no attribute 'words'",
     "    return int('one')": "ValueError: invalid literal for int() with base 10: 'one'",
     "    pass": "`converse` must return a Sample, got NoneType.",
-    "    return Sample([{'role': 'bot', 'content': 'hi'}], [])": "`role` must be system, user or assistant, got 'bot'.",
+    "    return Sample([{'role': 'bot', 'content': 'hi'}], [])": "must be system, user or assistant, got 'bot'.",
     "    return Sample([{'role': 'assistant', 'content': None}], [])": "`content` must be text or a list of items",
     "    return Sample([{'role': 'assistant', 'content': ['hi']}], [])": "`content` must be text or a list of items",
     "    return Sample([{'role': 'assistant', 'content': [{'type': 'text'}]}], [])": "must be an image or have text",
