@@ -230,7 +230,14 @@ def _tables(dataset, folder: Path, rows_per_part: int, rank: int, world_size: in
     # Row by row: a stream in Arrow's format fails where files have their fields in another order, or lack one.
     rows, schema = iter(dataset.decode(False)), dataset.features.arrow_schema
     for index in itertools.count():
-        if not (part := list(itertools.islice(rows, rows_per_part))):
+        try:
+            part = list(itertools.islice(rows, rows_per_part))
+        except Exception as error:  # of a user's own stream
+            first = index * rows_per_part
+            raise ValueError(
+                f"`dataset`: reading the rows from {first} on raised {type(error).__name__}: {error}"
+            ) from error
+        if not part:
             return
         yield index, pyarrow.Table.from_pylist(part, schema) if is_missing(index) else None
 
