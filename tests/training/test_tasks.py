@@ -446,6 +446,21 @@ def test_what_a_class_must_define(own, body, message):
         task_of(write_own(folder, body), path)
 
 
+def test_mistakes_in_other_methods_name_the_class(own):
+    path, folder = own
+    body = (
+        "    columns = {'text': TEXT}\n    def __init__(self, source, encode_options, fail=False):\n"
+        "        super().__init__(source, encode_options)\n        fail and {}['x']\n"
+        "    def converse(self, row, without_text):\n        pass\n"
+        "    def texts(self):\n        yield self.rows[0]['title']"
+    )
+    place = write_own(folder, body)
+    with pytest.raises(ValueError, match="`task` Mine raised KeyError: 'x'"):
+        task_of(place, path, options={"fail": True})
+    with pytest.raises(ValueError, match="`task` Mine raised KeyError: 'title'"):
+        list(TaskMixture([TaskSource(path, place)], seed=0).texts())
+
+
 @pytest.mark.parametrize("path", ["my_data.py:load", "embedded-pictures"])
 def test_data_of_the_tokenizer_must_be_encoded_first(path):
     with pytest.raises(ValueError, match=f"`uniwetok encode-dataset {path} NEWFOLDER --size"):

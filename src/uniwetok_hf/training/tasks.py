@@ -12,6 +12,7 @@ A task of one's own is a class derived from [`EncodedTask`], named by its place 
 import inspect
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -369,6 +370,17 @@ TASKS = {
 }
 
 
+@contextmanager
+def _naming(task: str) -> Iterator[None]:
+    """Errors of a class of one's own, other than `ValueError`, become one that names the class."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"`task` {task} raised {type(error).__name__}: {error}") from error
+
+
 def open_task(source: TaskSource, encode_options: str = "--size N --model TOKENIZER") -> EncodedTask:
     """The task of a source. `encode_options` are part of the command that an error message recommends.
 
@@ -394,7 +406,8 @@ def open_task(source: TaskSource, encode_options: str = "--size N --model TOKENI
         inspect.signature(task_class).bind(source, encode_options, **source.options)
     except TypeError as error:
         raise ValueError(f"`options` of {source.path}: {task_class.__name__} {error}.") from None
-    return task_class(source, encode_options, **source.options)
+    with _naming(task_class.__name__):
+        return task_class(source, encode_options, **source.options)
 
 
 def _read_encoding(path: str, options: str) -> Encoding:
@@ -449,7 +462,8 @@ class TaskMixture:
     def texts(self) -> Iterator[str]:
         """All text of the tasks, to train a text tokenizer on."""
         for task in self.tasks:
-            yield from task.texts()
+            with _naming(task.name):
+                yield from task.texts()
 
     def check_encoder(self, fingerprint: str) -> None:
         """
