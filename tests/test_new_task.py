@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ PAGE = (Path(__file__).parent.parent / "docs" / "new-task.md").read_text(encodin
 def commands(tmp_path, monkeypatch) -> list[list[str]]:
     """The commands of the page, in a folder with its files."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     for name, text in re.findall(r'```\w+ title="(.*?)"\n(.*?)```', PAGE, re.S):
         Path(name).write_text(text, encoding="utf-8")
     return [
@@ -49,14 +51,30 @@ def test_the_task_of_the_page(commands, tmp_path):
         open_task(source)
 
 
-def test_the_data_of_the_page(commands):
-    assert main(commands[-1]) == 0
-    assert open_encoded("runs/square_codes")["text"] == ["a red square", "a blue square"]
+def test_text_then_a_picture(commands):
+    """The data of the page, and the task on them."""
+    assert main(commands[2]) == 0
+    assert open_encoded("runs/square_codes")["count"][:] == [1, 2, 3, 4]
+    config = read_config(MLLMTrainingConfig, "counting.yaml")
+    assert config.describe_first and config.prompts == []
+    task = open_task(config.data[0])
+    sample = task.sample(2, torch.Generator())
+    assert [[item.get("text", "IMAGE") for item in message["content"]] for message in sample.messages] == [
+        ["IMAGE", "count the squares and add one"],
+        ["squares: 3", "IMAGE"],
+    ]
+    before, after = sample.codes(task.encoding.num_bits)
+    assert torch.equal(after, task.sample(3, torch.Generator()).codes(task.encoding.num_bits)[0])
+    assert not torch.equal(before, after)
+    assert [message["role"] for message in task.sample(2, torch.Generator(), True).messages] == ["assistant"]
 
 
 @pytest.mark.slow
-def test_the_training_of_the_page(commands):
-    encode_pictures, train, _ = commands
-    assert main(encode_pictures) == 0
-    assert main([*train, "--set", "max_train_steps=2", "--set", "prompts=[]"]) == 0
+def test_the_trainings_of_the_page(commands):
+    encode_pictures, train_both_ways, encode_squares, train_counting, edit = commands
+    assert main(encode_pictures) == main(encode_squares) == 0
+    for command in (train_both_ways, train_counting):
+        assert main([*command, "--set", "max_train_steps=2", "--set", "prompts=[]"]) == 0
     assert Path("runs/both_ways/pipeline").is_dir()
+    import_module("my_data").squares(2).save("squares.png")
+    assert main(edit) == 0

@@ -56,6 +56,24 @@ def test_a_parquet_file(captions, vision_folder, succeeds):
     assert read_encoding("codes").settings["source"] == "captions.parquet train"
 
 
+def test_a_function_of_ones_own(vision_folder, succeeds, fails, make_picture, workplace):
+    """Its pictures may be paths, and what fails in it is one line."""
+    make_picture("a.png", 64, 64)
+    head = "from datasets import IterableDataset, Features, Value\n"
+    (workplace / "own.py").write_text(
+        f"{head}def load(split):\n    yield {{'image': 'a.png', 'text': split}}\n\n\ndef boom(split):\n"
+        "    yield 1 / 0\n\n\ndef stream(split):\n    features = Features({'image': Value('string')})\n"
+        "    return IterableDataset.from_generator(boom, features=features, gen_kwargs={'split': split})\n"
+    )
+    options = ("--size", 64, "--model", vision_folder)
+    assert succeeds("encode-dataset", "own.py:load", "codes", *options)[0] == "1 rows with 1 pictures"
+    assert open_encoded("codes")["text"][:] == ["train"]
+    message = fails("encode-dataset", "own.py:boom", "other", *options)
+    assert "`path`: `own.py:boom` ('train') raised ZeroDivisionError: division by zero" in message
+    message = fails("encode-dataset", "own.py:stream", "other", *options)
+    assert "`dataset`: reading the rows from 0 on raised ZeroDivisionError: division by zero" in message
+
+
 def test_it_may_be_run_again(captions, vision_folder, succeeds):
     command = ("encode-dataset", captions, "codes", "--size", 64, "--model", vision_folder)
     *figures, folder = succeeds(*command)

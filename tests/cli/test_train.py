@@ -70,6 +70,16 @@ def test_configs_that_moved_say_where(fails):
     assert "--config emoji_mllm: the recipe of the embedded model is examples/emoji" in fails(
         "train", "mllm", "--config", "emoji_mllm"
     )
+    Path("mine.yaml").write_text("base: emoji_mllm\n")
+    message = fails("train", "mllm", "--config", "mine.yaml")
+    assert "`base` emoji_mllm: there is no such file" in message and "emoji_mllm_lora is now small_lora" in message
+
+
+def test_a_config_of_the_other_training(fails):
+    message = fails("train", "mllm", "--config", "small_uniwetok")
+    assert message.endswith("small_uniwetok.yaml is a config of `uniwetok train tokenizer`")
+    message = fails("train", "tokenizer", "--config", "small_mllm", "--set", "seed=1")
+    assert message.endswith("small_mllm.yaml is a config of `uniwetok train mllm`")
 
 
 @pytest.mark.parametrize("what", ["tokenizer", "mllm"])

@@ -318,6 +318,8 @@ FEATURES = Features(
 def test_columns_of_pictures_are_found():
     assert find_picture_columns(FEATURES, None) == ("image", "images")
     assert find_picture_columns(FEATURES, ["file", "stored", "image"]) == ("file", "stored", "image")
+    paths = Features({"image": Value("string"), "text": Value("string")})
+    assert find_picture_columns(paths, None) == ("image",)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from datasets import Dataset, DatasetDict, Features, Value
 from PIL import Image
 
 from uniwetok_hf.data.images import ImageReadError
+from uniwetok_hf.data.places import find_place
 from uniwetok_hf.data.sources import PictureSource, cell_name, open_source, read_cell
 
 
@@ -298,3 +299,68 @@ def test_a_split_folder_of_pictures_hides_all_others(tmp_path):
     write_pictures(tmp_path / "photos" / "cats", [1])
     with pytest.raises(ValueError, match="`split` 'train' .*there is test"):
         open_source(PictureSource(str(tmp_path / "photos")))
+
+
+# --- a function of one's own ---
+
+
+@pytest.fixture
+def own(tmp_path):
+    """`own(code)`: the source of a function `load`."""
+
+    def write(code: str, **fields) -> PictureSource:
+        (tmp_path / "own.py").write_text(f"from PIL import Image\n{code}\n")
+        return PictureSource(f"{tmp_path}/own.py:load", **fields)
+
+    return write
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def load(split):\n    yield {'image': Image.new('RGB', (6, 4), (7, 7, 7))}",
+        "from datasets import Dataset\ndef load(split):\n"
+        "    return Dataset.from_list([{'image': Image.new('RGB', (6, 4), (7, 7, 7))}])",
+    ],
+)
+def test_functions_of_ones_own(own, code, streaming):
+    assert greys_of(own(code, streaming=streaming)) == [7]
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (
+            "def load(split):\n    raise RuntimeError('boom')",
+            "`path`: `own.py:load` ('train') raised RuntimeError: boom",
+        ),
+        ("def load(split):\n    yield {}['image']", "`own.py:load` ('train') raised KeyError: 'image'"),
+        ("def load(split):\n    return len(None)", "`own.py:load` ('train') raised TypeError: object of type"),
+        ("def load():\n    pass", "`own.py:load` ('train') must be a function of one argument, the split: too many"),
+        ("load = 3", "`own.py:load` ('train') must be a function of one argument, the split: 3 is not a callable"),
+        (
+            "def load(split):\n    pass",
+            "must return a datasets.Dataset or rows, dicts with the same keys; got None.",
+        ),
+        ("def load(split):\n    return [3]", "must return a datasets.Dataset or rows, .* got .3.\\."),
+        (
+            "def load(split):\n    return {'train': []}",
+            "must return a datasets.Dataset or rows, .* got {'train': .*}\\.",
+        ),
+        ("def load(split):\n    return []", "`path`: `own.py:load` ('train') returned no rows."),
+        (
+            "def load(split):\n    return [{'x': 1}, {'x': 'a'}]",
+            "the rows of `own.py:load` are no dicts with the same",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_function_is_said(own, code, message):
+    with pytest.raises(ValueError, match=message.replace("(", "\\(").replace(")", "\\)")):
+        open_source(own(code))
+
+
+def test_a_file_that_is_nowhere_is_looked_for_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"there is no file own.py in {tmp_path}\\.$"):
+        find_place("own.py:load", beside=tmp_path)

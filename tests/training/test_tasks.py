@@ -384,6 +384,89 @@ def test_wrong_tasks_by_place(own, name, options, message):
         task_of("nowhere.py:X", path)
 
 
+MISTAKES = {
+    "    return row['count']": "column `count` is not among `columns`: image, text.",
+    "    return {}['count']": "KeyError: 'count'",
+    "    return self.words": "AttributeError: 'Mine' object has no attribute 'words'",
+    "    return int('one')": "ValueError: invalid literal for int() with base 10: 'one'",
+    "    pass": "`converse` must return a Sample, got NoneType.",
+    "    return Sample([{'role': 'bot', 'content': 'hi'}], [])": "must be system, user or assistant, got 'bot'.",
+    "    return Sample([{'role': 'assistant', 'content': None}], [])": "`content` must be text or a list of items",
+    "    return Sample([{'role': 'assistant', 'content': ['hi']}], [])": "`content` must be text or a list of items",
+    "    return Sample([{'role': 'assistant', 'content': [{'type': 'text'}]}], [])": "must be an image or have text",
+    "    return Sample([{'role': 'assistant', 'content': 'a<|im_end|>'}], [])": "text must not contain <|im_end|>",
+    "    return Sample([{'role': 'user', 'content': 'hi'}], [])": "there must be a turn of the assistant",
+    "    return Sample([{'role': 'assistant', 'content': []}], [])": "there must be a turn of the assistant",
+    "    return Sample([{'role': 'assistant', 'content': 'hi'}], [row.picture('image')])": (
+        "the sample has 1 pictures, its messages have 0."
+    ),
+    "    return Sample([{'role': 'assistant', 'content': [IMAGE_ITEM]}], [row['image']])": "`pictures` must be a list",
+}
+
+
+def write_own(folder: Path, body: str) -> str:
+    (folder / "mine.py").write_text(
+        "from uniwetok_hf.training.tasks import IMAGE_ITEM, PICTURE, TEXT, EncodedTask, Sample\n\n\n"
+        f"class Mine(EncodedTask):\n{body}\n"
+    )
+    return f"{folder}/mine.py:Mine"
+
+
+@pytest.mark.parametrize("code, message", MISTAKES.items())
+def test_mistakes_in_converse_name_class_and_row(own, code, message):
+    path, folder = own
+    body = f"    columns = {{'image': PICTURE, 'text': TEXT}}\n    def converse(self, row, without_text):\n    {code}"
+    task = task_of(write_own(folder, body), path)
+    with pytest.raises(ValueError, match="^" + re.escape(f"`mine.py:Mine`, {path}, row 0: ")) as error:
+        task.sample(0, seeded())
+    assert message in str(error.value)
+
+
+def test_plain_text_as_content_is_a_text_item(own):
+    path, folder = own
+    body = (
+        "    columns = {}\n    def converse(self, row, without_text):\n"
+        "        return Sample([{'role': 'assistant', 'content': 'hi'}], [])"
+    )
+    assert shape(task_of(write_own(folder, body), path).sample(0, seeded())) == [("assistant", ["hi"])]
+
+
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        ("    pass", "`task` Mine must have `columns`, a dict .* PICTURES, TEXT, .* got None"),
+        ("    columns = ['image']", r"`task` Mine must have `columns`, .* got \['image'\]"),
+        ("    columns = {'text': int}", "`task` Mine must have `columns`, .* ANYTHING; got {'text': "),
+        ("    columns = {'text': TEXT}", r"`task` Mine must have a method `converse\(self, row, without_text\)`"),
+    ],
+)
+def test_what_a_class_must_define(own, body, message):
+    path, folder = own
+    with pytest.raises(ValueError, match=message):
+        task_of(write_own(folder, body), path)
+
+
+def test_mistakes_in_other_methods_name_the_class(own):
+    path, folder = own
+    body = (
+        "    columns = {'text': TEXT}\n    def __init__(self, source, encode_options, fail=False):\n"
+        "        super().__init__(source, encode_options)\n        fail and {}['x']\n"
+        "    def converse(self, row, without_text):\n        pass\n"
+        "    def texts(self):\n        yield self.rows[0]['title']"
+    )
+    place = write_own(folder, body)
+    with pytest.raises(ValueError, match="`task` Mine raised KeyError: 'x'"):
+        task_of(place, path, options={"fail": True})
+    with pytest.raises(ValueError, match="`task` Mine raised KeyError: 'title'"):
+        list(TaskMixture([TaskSource(path, place)], seed=0).texts())
+
+
+@pytest.mark.parametrize("path", ["my_data.py:load", "embedded-pictures"])
+def test_data_of_the_tokenizer_must_be_encoded_first(path):
+    with pytest.raises(ValueError, match=f"`uniwetok encode-dataset {path} NEWFOLDER --size"):
+        task_of("captions", path)
+
+
 def test_the_librarys_tasks_have_no_options(own):
     with pytest.raises(ValueError, match="`options` of .*codes: Captions got an unexpected keyword argument 'marks'"):
         task_of("captions", own[0], options={"marks": 1})

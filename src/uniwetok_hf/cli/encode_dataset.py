@@ -42,7 +42,8 @@ def add_commands(commands) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="folder of `save_to_disk`, folder of pictures, Parquet or WebDataset files, or Hub id of a dataset",
+        help="folder of `save_to_disk`, folder of pictures, Parquet or WebDataset files, Hub id of a dataset, "
+        "FILE.py:NAME (a function of your own, called with the split), or embedded-pictures",
     )
     parser.add_argument("out", metavar="OUT", help="output folder")
     _add_source_options(parser)

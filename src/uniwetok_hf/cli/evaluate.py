@@ -435,14 +435,14 @@ def _open_rows(
     picture_lists: Sequence[str] = (),
 ):
     """The chosen rows of DATA as `PictureRows`, with the columns that are not None."""
-    from uniwetok_hf.data.places import is_place, load_place
-    from uniwetok_hf.data.sources import PictureSource, open_source
+    from uniwetok_hf.data.places import is_place
+    from uniwetok_hf.data.sources import PictureSource, open_source, rows_of_place
     from uniwetok_hf.evaluation.rows import PictureRows
 
     split, count = split or args.split, count or args.count
     with _bars_on_terminals():
         if is_place(args.data):  # as it is: `open_source` would encode every picture
-            rows = load_place(args.data)(split)
+            rows = rows_of_place(args.data, split)
         else:
             rows = open_source(PictureSource(args.data, split, args.name, pictures[0], args.streaming))
         return PictureRows(rows, pictures, filter(None, columns), count, args.seed, skipped, picture_lists)

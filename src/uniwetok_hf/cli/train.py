@@ -1,6 +1,7 @@
 """`uniwetok train tokenizer|mllm`: trainings that YAML files configure."""
 
 import argparse
+import contextlib
 import dataclasses
 from importlib import import_module
 from importlib.util import find_spec
@@ -31,6 +32,12 @@ EXAMPLES = {
         "--config small_lora --set output_dir=runs/adapter",
     ],
 }
+
+
+MOVED = (  # names that begin with emoji_, shipped at 84bac22
+    "the recipe of the embedded model is examples/emoji of the repository, where LOG.md names the commit of the "
+    "configs that are gone; emoji_mllm_lora is now small_lora"
+)
 
 
 class _HelpWithFields(argparse.Action):
@@ -108,12 +115,28 @@ def _import_trainer(name: str) -> tuple:
     return module, getattr(module, class_name)
 
 
+def _read(kind: str, path: Path, overrides: dict):
+    """The config of a file; an error says where a config has moved, or which training the file is for."""
+    from uniwetok_hf.training.config import ConfigError, read_config
+
+    try:
+        return read_config(_import_trainer(kind)[1], path, **overrides)
+    except ConfigError as error:
+        if "`base` emoji_" in str(error):
+            raise ConfigError(f"{error} As to emoji_*: {MOVED}.") from None
+        for other in TRAINERS:
+            with contextlib.suppress(ValueError):
+                if other != kind and read_config(_import_trainer(other)[1], path):
+                    raise CommandError(f"{path} is a config of `uniwetok train {other}`") from None
+        raise
+
+
 def run_train(args: argparse.Namespace) -> None:
     """`uniwetok train`."""
-    module, config_class = _import_trainer(args.kind)
+    module, _ = _import_trainer(args.kind)
     import yaml
 
-    from uniwetok_hf.training.config import find_config, read_config
+    from uniwetok_hf.training.config import find_config
 
     overrides = {}
     for field, value in args.set:
@@ -121,16 +144,13 @@ def run_train(args: argparse.Namespace) -> None:
             overrides[field] = yaml.safe_load(value)
     with user_errors(ValueError, OSError, prefix="--config: "):
         for name in args.config:
-            if name.startswith("emoji_") and not Path(name).exists():  # shipped at 84bac22
-                raise CommandError(
-                    f"--config {name}: the recipe of the embedded model is examples/emoji of the repository, where "
-                    "LOG.md names the commit of the configs that are gone; emoji_mllm_lora is now small_lora"
-                )
+            if name.startswith("emoji_") and not Path(name).exists():
+                raise CommandError(f"--config {name}: {MOVED}")
         paths = [find_config(name) for name in args.config]
     if len(paths) > 1 and "output_dir" in overrides:
         raise CommandError("--set output_dir=... would put several stages into one folder; set it in their files")
     with user_errors(ValueError, OSError, ImportError, FloatingPointError):
-        configs = [read_config(config_class, path, **overrides) for path in paths]  # all of them, before hours of work
+        configs = [_read(args.kind, path, overrides) for path in paths]  # all of them, before hours of work
         if args.lora:
             configs = [dataclasses.replace(config, lora=config.lora or module.LoraSettings()) for config in configs]
         for config in configs:

@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 from .encoded import ENCODING_FILE, Encoding, encoder_fingerprint, part_path, read_encoding
 from .encoded_parts import EncodingSettings, PartEncoder, PartSummary, read_summary
 from .samples import STREAMS
+from .sources import IMAGE_COLUMN
 
 
 PARTIAL_FILE = "encoding.partial.json"
@@ -89,7 +90,8 @@ def encode_dataset(
 
 
 def find_picture_columns(features, wanted: Sequence[str] | None) -> tuple[str, ...]:
-    """The columns of pictures: `wanted`, or all that are typed `Image` or list of `Image`.
+    """The columns of pictures: `wanted`, or all that are typed `Image` or list of `Image`, or else `image`, of
+    paths or bytes.
 
     Raises:
         ValueError: when there are none, or a wanted one is missing, named twice or holds no pictures.
@@ -111,8 +113,13 @@ def find_picture_columns(features, wanted: Sequence[str] | None) -> tuple[str, .
 
     if wanted is None:
         wanted = [name for name, feature in features.items() if holds_pictures(feature)]
+        if not wanted and is_stored_picture(features.get(IMAGE_COLUMN)):
+            wanted = [IMAGE_COLUMN]
         if not wanted:
-            raise ValueError(f"`columns`: no column is typed as pictures; the columns are {', '.join(features)}.")
+            raise ValueError(
+                f"`columns`: no column is typed as pictures; the columns are {', '.join(features)}. Name those that "
+                "hold pictures as paths or bytes."
+            )
     for name in wanted:
         if name not in features:
             raise ValueError(f"`columns`: there is no column {name}; the columns are {', '.join(features)}.")
@@ -223,7 +230,14 @@ def _tables(dataset, folder: Path, rows_per_part: int, rank: int, world_size: in
     # Row by row: a stream in Arrow's format fails where files have their fields in another order, or lack one.
     rows, schema = iter(dataset.decode(False)), dataset.features.arrow_schema
     for index in itertools.count():
-        if not (part := list(itertools.islice(rows, rows_per_part))):
+        try:
+            part = list(itertools.islice(rows, rows_per_part))
+        except Exception as error:  # of a user's own stream
+            first = index * rows_per_part
+            raise ValueError(
+                f"`dataset`: reading the rows from {first} on raised {type(error).__name__}: {error}"
+            ) from error
+        if not part:
             return
         yield index, pyarrow.Table.from_pylist(part, schema) if is_missing(index) else None
 

@@ -34,7 +34,7 @@ def find_place(place: str, beside: str | os.PathLike | None = None) -> str:
     for folder in folders:  # an absolute path stays what it is
         if (path := folder / Path(match["file"]).expanduser()).is_file():
             return f"{path.resolve()}:{match['name']}"
-    looked = " or ".join(str(folder.resolve()) for folder in folders)
+    looked = " or ".join(dict.fromkeys(str(folder.resolve()) for folder in folders))
     raise ValueError(f"`{place}`: there is no file {match['file']} in {looked}.")
 
 

@@ -7,10 +7,12 @@ All reading is done by the `datasets` library. Nothing is decoded while rows are
 """
 
 import glob
+import inspect
 import io
 import json
 import os
 import tarfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,7 +89,7 @@ def open_rows(source: PictureSource):
         ImportError: when `datasets` is not installed.
     """
     if is_place(source.path):
-        return _load_place(source)
+        return _dataset_of_place(source)
     splits = _load_splits(source)
     if source.split not in splits:
         raise ValueError(f"`split` {source.split!r} is not in {source.path}; there is {', '.join(splits)}.")
@@ -159,23 +161,49 @@ def _load_splits(source: PictureSource) -> dict:
     return _load(source, builder, data_files={"train": files})
 
 
-def _load_place(source: PictureSource):
-    """What a user's own function returns for the split, as a dataset."""
+def rows_of_place(place: str, split: str):
+    """What a user's own function returns for the split: a dataset, or a sequence of rows.
+
+    Raises:
+        ValueError: when there is no such function, it fails, or it returns something else or nothing.
+    """
+    from datasets import Dataset, IterableDataset
+
+    load, name = load_place(place), f"`{Path(place).name}` ({split!r})"
+    try:
+        inspect.signature(load).bind(split)
+    except TypeError as error:
+        raise ValueError(f"{name} must be a function of one argument, the split: {error}.") from error
+    kinds = (Dataset, IterableDataset, Sequence)
+    try:
+        rows = load(split)
+        if isinstance(rows, Iterable) and not isinstance(rows, (*kinds, Mapping)):
+            rows = list(rows)
+    except Exception as error:
+        raise ValueError(f"{name} raised {type(error).__name__}: {error}") from error
+    if not isinstance(rows, kinds) or (isinstance(rows, Sequence) and rows and not isinstance(rows[0], Mapping)):
+        raise ValueError(
+            f"{name} must return a datasets.Dataset or rows, dicts with the same keys; got {repr(rows)[:80]}."
+        )
+    if not isinstance(rows, IterableDataset) and len(rows) == 0:
+        raise ValueError(f"{name} returned no rows.")
+    return rows
+
+
+def _dataset_of_place(source: PictureSource):
+    """The rows of a user's own function as a dataset."""
     from datasets import Dataset, IterableDataset
 
     try:
-        load = load_place(source.path)
+        rows = rows_of_place(source.path, source.split)
     except ValueError as error:
         raise ValueError(f"`path`: {error}") from error.__cause__
-    rows = load(source.split)
     if not isinstance(rows, Dataset | IterableDataset):
         try:
             rows = Dataset.from_list(list(rows))
-        except (TypeError, ValueError) as error:  # pyarrow's errors are ValueErrors
-            raise ValueError(
-                f"`path` {source.path}: the function must return a datasets.Dataset or rows, dicts with the same "
-                f"keys: {error}"
-            ) from error
+        except Exception as error:  # of pyarrow, and of pictures that can't be saved
+            name = Path(source.path).name
+            raise ValueError(f"`path`: the rows of `{name}` are no dicts with the same keys: {error}") from error
     return _streamed(rows) if source.streaming and isinstance(rows, Dataset) else rows
 
 

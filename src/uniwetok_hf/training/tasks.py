@@ -12,6 +12,7 @@ A task of one's own is a class derived from [`EncodedTask`], named by its place 
 import inspect
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import torch
 from ..data.encoded import ENCODING_FILE, Encoding, cell_codes, open_encoded, part_path, read_encoding
 from ..data.places import is_place, load_place
 from ..data.samples import TASK, EpochOrder, Mixture, sample_generator, stream_seed
+from ..data.sources import EMBEDDED_PICTURES
 from .config import setting
 
 
@@ -109,6 +111,34 @@ def answer_sample(picture: dict, question: str, answer: str) -> Sample:
     return Sample(messages, [picture])
 
 
+def _check(sample: Sample, origin: str) -> None:
+    """Checks the sample of a row, and makes plain text as content a text item."""
+    if not isinstance(sample, Sample):
+        raise ValueError(f"{origin}: `converse` must return a Sample, got {type(sample).__name__}.")
+    shown = 0
+    for message in sample.messages:
+        role, items = message["role"], message["content"]
+        if role not in ("system", "user", "assistant"):
+            raise ValueError(f"{origin}: `role` must be system, user or assistant, got {role!r}.")
+        if isinstance(items, str):
+            items = message["content"] = [text_item(items)]
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise ValueError(f"{origin}: `content` must be text or a list of items, got {items!r}.")
+        for item in items:
+            if item.get("type") == "image":
+                shown += 1
+            elif item.get("type") != "text" or not isinstance(item.get("text"), str):
+                raise ValueError(f"{origin}: an item of `content` must be an image or have text, got {item!r}.")
+            elif found := re.search(MARKUP, item["text"]):
+                raise ValueError(f"{origin}: text must not contain {found[0]}, a token of the prompt format.")
+    if not any(message["role"] == "assistant" and message["content"] for message in sample.messages):
+        raise ValueError(f"{origin}: there must be a turn of the assistant, which is what is learnt.")
+    if not all(isinstance(picture, dict) and "codes" in picture for picture in sample.pictures):
+        raise ValueError(f"{origin}: `pictures` must be a list of what `row.picture` and `row.pictures` return.")
+    if shown != len(sample.pictures):
+        raise ValueError(f"{origin}: the sample has {len(sample.pictures)} pictures, its messages have {shown}.")
+
+
 def pick(options, generator: torch.Generator):
     """One of `options`, uniformly."""
     return options[torch.randint(len(options), (), generator=generator).item()]
@@ -123,6 +153,8 @@ class EncodedRow:
         self.generator, self._variant = generator, None
 
     def __getitem__(self, column: str):
+        if column not in self.columns:
+            raise ValueError(f"{self.origin}: column `{column}` is not among `columns`: {', '.join(self.columns)}.")
         return self.values[self.columns[column]]
 
     def fail(self, column: str, problem: str):
@@ -169,7 +201,10 @@ class EncodedTask:
     optional: dict[str, str] = {}
 
     def __init__(self, source: TaskSource, encode_options: str):
-        self.name = type(self).__name__ if is_place(source.task) else source.task
+        self._check_class()
+        self.name, self.place = source.task, ""
+        if is_place(source.task):
+            self.name, self.place = type(self).__name__, f"`{Path(source.task).name}`, "
         self.path = source.path
         self.encoding = _read_encoding(source.path, encode_options)
         self.rows = open_encoded(source.path)
@@ -178,12 +213,12 @@ class EncodedTask:
             raise ValueError(
                 f"`columns` of {self.path}: {self.name} have no {', '.join(unknown)}, but {', '.join(known)}."
             )
-        self.names = {column: source.columns.get(column, column) for column in known}
         self.columns = {
             column: kind
             for column, kind in known.items()
             if column in self.columns or column in source.columns or column in self.rows.features
         }
+        self.names = {column: source.columns.get(column, column) for column in self.columns}
         for column, kind in self.columns.items():
             self._check_column(self.names[column], kind)
 
@@ -194,10 +229,16 @@ class EncodedTask:
         """Row `index` as a conversation; `without_text` leaves out the user's turn of a generation or an edit.
 
         Raises:
-            ValueError: when the row is not as its format says; the message names row and column.
+            ValueError: when the row is not as its format says, or `converse` fails; the message names the row.
         """
-        origin = f"{self.path}, row {index}"
-        sample = self.converse(EncodedRow(self.rows[index], self.names, origin, generator), without_text)
+        origin = f"{self.place}{self.path}, row {index}"
+        try:
+            sample = self.converse(EncodedRow(self.rows[index], self.names, origin, generator), without_text)
+            _check(sample, origin)
+        except Exception as error:
+            if isinstance(error, ValueError) and str(error).startswith(origin):
+                raise
+            raise ValueError(f"{origin}: {type(error).__name__}: {error}") from error
         sample.task, sample.origin = self.name, origin
         return sample
 
@@ -210,6 +251,18 @@ class EncodedTask:
         for column, kind in self.columns.items():
             for value in self.rows[self.names[column]] if kind in (TEXT, TEXTS) else ():
                 yield from [value] if isinstance(value, str) else value
+
+    def _check_class(self) -> None:
+        """What a class of one's own must define."""
+        kinds, name = (PICTURE, PICTURES, TEXT, TEXTS, ANYTHING), type(self).__name__
+        columns = getattr(self, "columns", None)
+        if not isinstance(columns, dict) or not {*columns.values(), *self.optional.values()} <= set(kinds):
+            raise ValueError(
+                f"`task` {name} must have `columns`, a dict from each column to PICTURE, PICTURES, TEXT, TEXTS or "
+                f"ANYTHING; got {columns!r}."
+            )
+        if type(self).converse is EncodedTask.converse and type(self).sample is EncodedTask.sample:
+            raise ValueError(f"`task` {name} must have a method `converse(self, row, without_text)`.")
 
     def _check_column(self, name: str, kind: str) -> None:
         """Checks names, types and empty texts, without reading row by row."""
@@ -317,6 +370,17 @@ TASKS = {
 }
 
 
+@contextmanager
+def _naming(task: str) -> Iterator[None]:
+    """Errors of a class of one's own, other than `ValueError`, become one that names the class."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"`task` {task} raised {type(error).__name__}: {error}") from error
+
+
 def open_task(source: TaskSource, encode_options: str = "--size N --model TOKENIZER") -> EncodedTask:
     """The task of a source. `encode_options` are part of the command that an error message recommends.
 
@@ -342,13 +406,16 @@ def open_task(source: TaskSource, encode_options: str = "--size N --model TOKENI
         inspect.signature(task_class).bind(source, encode_options, **source.options)
     except TypeError as error:
         raise ValueError(f"`options` of {source.path}: {task_class.__name__} {error}.") from None
-    return task_class(source, encode_options, **source.options)
+    with _naming(task_class.__name__):
+        return task_class(source, encode_options, **source.options)
 
 
 def _read_encoding(path: str, options: str) -> Encoding:
     if (Path(path) / ENCODING_FILE).exists() or part_path(path, 0).exists():
         return read_encoding(path)
     arguments = f"{path} {Path(path)}-codes" if Path(path).exists() else f"SOURCE {path}"
+    if is_place(path) or path == EMBEDDED_PICTURES:
+        arguments = f"{path} NEWFOLDER"
     raise ValueError(
         f"`path` {path} holds no encoded dataset. Training reads codes, not pictures; this makes them: "
         f"`uniwetok encode-dataset {arguments} {options}`."
@@ -395,7 +462,8 @@ class TaskMixture:
     def texts(self) -> Iterator[str]:
         """All text of the tasks, to train a text tokenizer on."""
         for task in self.tasks:
-            yield from task.texts()
+            with _naming(task.name):
+                yield from task.texts()
 
     def check_encoder(self, fingerprint: str) -> None:
         """
