@@ -1,1 +1,1 @@
-"""The `uniwetok` command: one file a group of sub-commands. What is slow to import is imported when a command runs."""
+"""The `uniwetok` command: one file per sub-command, named after it. Slow imports wait until a command runs."""
