@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from tiny_models import TINY_VISION, build_tiny_pipeline
 
-from uniwetok_hf import UniWeTokConfig, UniWeTokModel
+from uniwetok_hf import UniWeTokConfig, UniWeTokModel, UniWeTokPipeline
 from uniwetok_hf.cli.main import main
 
 
@@ -38,6 +38,14 @@ def pipeline_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny-pipeline"
     build_tiny_pipeline().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def pipeline(pipeline_folder) -> UniWeTokPipeline:
+    """That of `pipeline_folder`, as the commands load it."""
+    pipeline = UniWeTokPipeline.from_pretrained(pipeline_folder, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 @pytest.fixture(scope="session")

@@ -2,15 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
+from tiny_images import pixels
 
 from uniwetok_hf import UniWeTokModel, save_codes
-
-
-def pixels(path):
-    return np.asarray(Image.open(path))
 
 
 def test_decode_of_encode_is_reconstruct(succeeds, make_picture, pipeline_folder):

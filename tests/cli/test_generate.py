@@ -1,31 +1,13 @@
 """`uniwetok generate`, end to end."""
 
 import numpy as np
-import pytest
-import torch
-from PIL import Image
-
-from uniwetok_hf import UniWeTokPipeline
-
-
-def pixels(path):
-    return np.asarray(Image.open(path))
-
-
-def noise(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture(scope="module")
-def pipeline(pipeline_folder):
-    pipeline = UniWeTokPipeline.from_pretrained(pipeline_folder, dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+from tiny_images import pixels
+from tiny_mllm import seeded
 
 
 def test_generate_is_the_pipeline(succeeds, pipeline_folder, pipeline):
     assert succeeds("generate", "a Red apple!", "--model", pipeline_folder, "--seed", 7) == ["a-red-apple-7.png"]
-    expected = pipeline("a Red apple!", generator=[noise(7)]).images[0]
+    expected = pipeline("a Red apple!", generator=[seeded(7)]).images[0]
     assert expected.size == (64, 64)
     assert (pixels("a-red-apple-7.png") == np.asarray(expected)).all()
 
@@ -35,7 +17,7 @@ def test_options_reach_the_pipeline(uniwetok, pipeline_folder, pipeline):
     result = uniwetok("generate", "apple", "--model", pipeline_folder, *options)
     assert (result.code, result.out) == (0, ["out/apple.png"])
     expected = pipeline(
-        "apple", height=32, width=96, num_inference_steps=3, guidance_scale=1.5, generator=[noise(0)]
+        "apple", height=32, width=96, num_inference_steps=3, guidance_scale=1.5, generator=[seeded(0)]
     ).images[0]
     assert (pixels("out/apple.png") == np.asarray(expected)).all()
 

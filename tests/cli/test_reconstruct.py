@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_images import pixels
 
 from uniwetok_hf import UniWeTokImageProcessor, UniWeTokModel
 from uniwetok_hf.cli import picture_sizes
@@ -14,10 +15,6 @@ from uniwetok_hf.evaluation.metrics import psnr, ssim
 
 
 GAP = 8
-
-
-def pixels(path):
-    return np.asarray(Image.open(path))
 
 
 def halves(path, width):

@@ -3,27 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from tiny_images import pixels
+from tiny_mllm import seeded
 from tiny_models import build_tiny_mllm
 
 from uniwetok_hf import UniWeTokPipeline
 from uniwetok_hf.adapters import lora_config, save_adapter
 from uniwetok_hf.cli import sampling
-
-
-def pixels(path):
-    return np.asarray(Image.open(path))
-
-
-def noise(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture(scope="module")
-def pipeline(pipeline_folder):
-    pipeline = UniWeTokPipeline.from_pretrained(pipeline_folder, dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def test_a_picture_does_not_depend_on_its_batch(succeeds, pipeline_folder, monkeypatch):
@@ -91,7 +77,7 @@ def test_drawn_with_adapters(succeeds, fails, pipeline_folder, pipeline, workpla
         mllm.add_adapter(lora_config(r=2))
         with torch.no_grad():
             for parameter in (p for p in mllm.parameters() if p.requires_grad):
-                parameter.copy_(torch.randn(parameter.shape, generator=noise(seed)))
+                parameter.copy_(torch.randn(parameter.shape, generator=seeded(seed)))
         save_adapter(mllm, workplace / name)
     model = ["--model", pipeline_folder]
     plain = pixels(*succeeds("generate", "apple", *model, "--output", "plain.png"))
@@ -104,7 +90,7 @@ def test_drawn_with_adapters(succeeds, fails, pipeline_folder, pipeline, workpla
     pipeline.load_lora_weights("one", adapter_name="one")
     pipeline.load_lora_weights("two", adapter_name="two")
     pipeline.set_adapters(["one", "two"], [1.0, 0.5])
-    assert (both == np.asarray(pipeline("apple", generator=[noise(0)]).images[0])).all()
+    assert (both == np.asarray(pipeline("apple", generator=[seeded(0)]).images[0])).all()
     succeeds("edit", "one.png", "blue", *model, "--lora", "one", "--output", "edited.png")
     message = fails("generate", "apple", *model, "--lora", "nowhere:0.5")
     assert "--lora: `pretrained_model_name_or_path` nowhere is no adapter" in message
