@@ -17,4 +17,4 @@ for split in train validation; do
   uniwetok encode-dataset data/emoji "data/emoji_codes/$split" --split "$split" --size 128 --model "$tokenizer"
 done
 
-echo "The language model is trained anew in a later issue; commit 84bac22 holds the recipe of the weights that ship (LOG.md)."
+echo "The recipe of the language model is being rewritten; commit 84bac22 holds that of the weights that ship (LOG.md)."
