@@ -104,6 +104,12 @@ def test_new_weights_follow_the_seed_and_leave_the_global_generator_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_seeded_weights_leave_the_generators_of_gpus_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the GPUs were seeded"))
+    with seeded_weights(1):
+        torch.nn.Linear(3, 3)
+
+
 def test_averaged_weights_are_taken_back():
     model = torch.nn.Linear(2, 2)
     parameters = list(model.parameters())
