@@ -152,23 +152,24 @@ def time_limit(seconds: float) -> Iterator[None]:
 def run_part(bench: Bench, part: Part, lacking: dict[str, str]) -> None:
     report, start = bench.report, time.monotonic()
     if absent := [need for need in part.needs if need in lacking]:
-        return report.end_part(part.name, f"not run: lacks {', '.join(absent)}")
-    if bench.deadline - start < part.seconds / 2 * (not bench.tiny):
-        return report.end_part(part.name, "not run: no time left")
-    bench.part, bench.part_end = part.name, min(bench.deadline, start + 2 * part.seconds)
-    values = {}
+        report.end_part(part.name, f"not run: lacks {', '.join(absent)}")
+        return
+    if bench.deadline - start < (0 if bench.tiny else part.seconds / 2):
+        report.end_part(part.name, "not run: no time left")
+        return
+    bench.begin_part(part.name, bench.deadline if bench.tiny else min(bench.deadline, start + 2 * part.seconds))
+    status, values = "done", {}
     try:
-        with time_limit(bench.part_end + 5 - start), tf32(False):
+        with time_limit(bench.left() + 5), tf32(False):
             part.function(bench)
-        failed = any(row["part"] == part.name and row.get("passed") is False for row in report.rows)
-        status = "failed" if failed else "done"
     except OutOfTime:
         status = "stopped: no time left"
     except Exception as error:
         status, values = "failed", describe_error(error)
         print(f"FAILED {part.name}: {values['error']}", flush=True)
+    if any(row["part"] == part.name and row.get("passed") is False for row in report.rows):
+        status = "failed"
     report.end_part(part.name, status, time.monotonic() - start, **values)
-    bench.device.release()
 
 
 def hide_progress_bars() -> None:

@@ -50,7 +50,7 @@ REAL = SimpleNamespace(
     language_batches=(32, 16, 8),
     language_side=512,
 )
-TINY_VISION = {"base_channels": 8, "channel_multipliers": [1, 1, 1, 1, 1, 2], "num_res_blocks": 1}
+TINY_VISION = {"base_channels": 8, "channel_multipliers": [1, 1, 2], "num_res_blocks": 1}
 TINY_VISION |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_norm_groups": 4, "intermediate_size": 16}
 TINY_TEXT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
 TINY_TEXT |= {"intermediate_size": 32, "head_dim": 16, "vocab_size": 128, "tie_word_embeddings": True}
@@ -58,11 +58,11 @@ TINY = SimpleNamespace(
     matrix=64,
     copied=1 << 16,
     vision=TINY_VISION,
-    sides=(32, 128),
+    sides=(32, 64),
     batches=(1, 2),
     language={"tiny": TINY_TEXT},
     token_ids={"image_token_id": 64, "vision_start_token_id": 65, "vision_end_token_id": 66, "size_token_id": 67}
-    | {"num_size_tokens": 16, "query_token_id": 83},
+    | {"num_size_tokens": 32, "query_token_id": 99},
     head={"num_hidden_layers": 2, "num_modulation_layers": 1, "head_dim": 16},
     patch_sizes=(4, 1),
     generation_batches=(1, 2),
@@ -80,7 +80,7 @@ TINY = SimpleNamespace(
     training_side=32,
     training_batches=(2,),
     language_batches=(2,),
-    language_side=128,
+    language_side=32,
 )
 
 
@@ -100,10 +100,13 @@ class Device:
             torch.cuda.synchronize()
 
     def release(self) -> None:
-        """Gives unused memory back, and begins to measure the peak anew."""
+        """Gives back the memory of what is not used any more."""
         gc.collect()
         if self.is_cuda:
             torch.cuda.empty_cache()
+
+    def reset_peak(self) -> None:
+        if self.is_cuda:
             torch.cuda.reset_peak_memory_stats()
 
     def peak_gib(self) -> float | None:
@@ -255,13 +258,17 @@ class Bench:
         self.part, self.part_end = "", deadline
         self.fitting: dict[str, int] = {}  # batch sizes of trainings that there was memory for
 
+    def begin_part(self, name: str, end: float) -> None:
+        self.part, self.part_end = name, end
+        self.device.release()
+
     def left(self) -> float:
         """Seconds that this part still has."""
         return self.part_end - time.monotonic()
 
     def row(self, what: str, function: Callable[[], dict]) -> bool:
         """Reports what `function` returns, or why it returns nothing; whether it went well."""
-        self.device.release()
+        self.device.reset_peak()
         if self.left() <= 0:
             self.report.add(self.part, what, note="not run: no time left")
             return False
@@ -272,8 +279,10 @@ class Bench:
         except Exception as error:
             values = {"passed": False, **describe_error(error)}
         self.report.add(self.part, what, **values)
-        self.device.release()
-        return "note" not in values and values.get("passed") is not False
+        is_done = "note" not in values and "error" not in values
+        if not is_done:
+            self.device.release()
+        return is_done
 
     def time(self, function: Callable, seconds: float = 0.5, most: int = 20) -> float:
         """Milliseconds of a call: the median of three to `most` calls, about as many as `seconds` hold, after two
@@ -294,12 +303,12 @@ class Bench:
 
     def speed(self, function: Callable, pictures: int, flops: float, **values) -> dict:
         """Numbers of a call that computes `pictures` with `flops` operations."""
-        share_of = self.peak["tflops"]  # measured before the call, since it takes memory, too
-        self.device.release()
+        most = self.peak["tflops"]  # measured before the call, since it takes memory, too
+        self.device.reset_peak()
         ms = self.time(function)
         tflops = flops / ms / 1e9
         numbers = {"ms": ms, "pictures_per_second": 1000 * pictures / ms, "tflops": tflops}
-        return numbers | {"share_of_peak": tflops / share_of, "peak_gib": self.device.peak_gib()} | values
+        return numbers | {"share_of_peak": tflops / most, "peak_gib": self.device.peak_gib()} | values
 
     @functools.cached_property
     def peak(self) -> dict:

@@ -186,8 +186,8 @@ def time_generation_compiled(bench: Bench) -> None:
             bench.row(row, functools.partial(time_picture, bench, mllm, side, 1))
 
 
-def tokenizer_step(bench: Bench, folder: str, batch: int, is_compiled: bool) -> Callable[[], None]:
-    """A step of the trainer of `imagenet_uniwetok`, with every loss, on random pictures; the networks of the losses
+def tokenizer_step(bench: Bench, folder: str, batch: int, is_compiled: bool) -> tuple[Callable, int]:
+    """A step, and the tokens of a picture, of the trainer of `imagenet_uniwetok`, with every loss, on random pictures; the networks of the losses
     have random weights. Weights and optimizer in float32, computation in bfloat16."""
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
@@ -202,12 +202,12 @@ def tokenizer_step(bench: Bench, folder: str, batch: int, is_compiled: bool) -> 
 
     def loss_networks(config, num_bits: int, device) -> tuple:
         seen, sizes = config.distillation, bench.sizes.teacher
-        vision = bench.build(lambda: SiglipVisionModel(SiglipVisionConfig(**sizes)))
-        teacher = Teacher(vision, (sizes["image_size"],) * 2, pooling="pooled output").to(device)
+        vision, size = SiglipVisionConfig(**sizes), (sizes["image_size"], sizes["image_size"])
+        teacher = bench.build(lambda: Teacher(SiglipVisionModel(vision), size, pooling="pooled output"))
         pools = PrePostDistillation(num_bits, sizes["hidden_size"], seen.hidden_size, seen.num_attention_heads)
         prior = (config.prior.hidden_size, config.prior.num_hidden_layers, config.prior.num_attention_heads)
         judge = (config.adversarial.base_channels, config.adversarial.num_layers)
-        perceptual = bench.build(lambda: LPIPS(bench.sizes.lpips_widths or VGG16_WIDTHS)).to(device)
+        perceptual = bench.build(lambda: LPIPS(bench.sizes.lpips_widths or VGG16_WIDTHS))
         discriminator = PatchDiscriminator(*judge, min(32, judge[0]))
         return perceptual, teacher, pools, GenerativePrior(num_bits, *prior), discriminator
 
@@ -218,13 +218,14 @@ def tokenizer_step(bench: Bench, folder: str, batch: int, is_compiled: bool) -> 
     with patch.multiple(train_uniwetok, open_batches=lambda *_: None, build_loss_networks=loss_networks):
         trainer = train_uniwetok.UniWeTokTrainer(config)
     side = bench.sizes.training_side
-    pixel_values = bench.random(batch, 3, side, side).clamp(-1, 1)
-    return lambda: trainer.train_step(PictureBatch(pixel_values, list(range(batch)), [], 0, 0), step=0)
+    pictures = PictureBatch(bench.random(batch, 3, side, side).clamp(-1, 1), list(range(batch)), [], 0, 0)
+    tokens = (side // trainer.unwrap(trainer.model).config.stride) ** 2
+    return lambda: trainer.train_step(pictures, step=0), tokens
 
 
-def language_step(bench: Bench, folder: str, batch: int, is_compiled: bool) -> Callable[[], None]:
-    """A step of the trainer of `paper_mllm_pretrain` on rows of 64 words and a picture. Weights and optimizer in
-    float32, computation in bfloat16, with gradient checkpointing."""
+def language_step(bench: Bench, folder: str, batch: int, is_compiled: bool) -> tuple[Callable, int]:
+    """A step, and the tokens of a row, of the trainer of `paper_mllm_pretrain` on rows of 64 words and a picture.
+    Weights and optimizer in float32, computation in bfloat16, with gradient checkpointing."""
     from uniwetok_hf.training.config import find_config, read_config
     from uniwetok_hf.training.conversation_batches import MicroBatch
     from uniwetok_hf.training.run import RunningMetrics, start_accelerator
@@ -250,7 +251,7 @@ def language_step(bench: Bench, folder: str, batch: int, is_compiled: bool) -> C
     inputs = picture_batch(mllm, bench.codes(batch, mllm.config.vision_config.num_bits, tokens, tokens), num_words=64)
     counts = torch.full((batch,), 64), torch.full((batch,), tokens**2)
     micro_batch = MicroBatch(inputs, list(range(batch)), torch.zeros(batch, dtype=torch.long), *counts)
-    return lambda: trainer.train_step([micro_batch], step=0)
+    return lambda: trainer.train_step([micro_batch], step=0), inputs["input_ids"].shape[1]
 
 
 # What is trained: the function that makes a step, and what a row says about it.
@@ -268,12 +269,12 @@ def measure_training(bench: Bench, what: str, batch: int, is_compiled: bool) -> 
     compile_with = functools.partial(torch.compile, backend=bench.backend)
     try:
         with tempfile.TemporaryDirectory() as folder, compilation(), patch.object(torch, "compile", compile_with):
-            step = make_step(bench, f"{folder}/eager", batch, is_compiled=False)
+            step, tokens = make_step(bench, f"{folder}/eager", batch, is_compiled=False)
             flops = count_flops(step)
             if is_compiled:
-                del step
+                step = None
                 bench.device.release()
-                step = make_step(bench, f"{folder}/compiled", batch, is_compiled=True)
+                step, _ = make_step(bench, f"{folder}/compiled", batch, is_compiled=True)
                 start = time.perf_counter()
                 step()
                 bench.device.synchronize()
@@ -281,10 +282,7 @@ def measure_training(bench: Bench, what: str, batch: int, is_compiled: bool) -> 
             values = bench.speed(step, batch, flops, **values)
     finally:  # accelerate remembers the precision of a process' first training
         AcceleratorState._reset_state(reset_partial_state=True)
-    if what == "language model":
-        length = 64 + (bench.sizes.language_side // 32) ** 2  # words and tokens of the picture
-        values["tokens_per_second"] = length * values["pictures_per_second"]
-    return values
+    return values | {"tokens_per_second": tokens * values["pictures_per_second"]}
 
 
 def time_training(what: str, bench: Bench, is_compiled: bool = False) -> None:
