@@ -36,7 +36,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(ROOT / "src"))  # runs from a clone that is not installed
 
 # Import names of what nothing runs without, and the packages that are not called as they are imported.
-CORE = ("torch", "transformers", "huggingface_hub", "safetensors", "tokenizers", "numpy", "PIL", "jinja2", "tqdm")
+CORE = ("torch", "transformers", "huggingface_hub", "safetensors", "tokenizers", "numpy", "PIL", "jinja2", "packaging")
 PACKAGES = {"PIL": "pillow", "yaml": "pyyaml"}
 
 
@@ -49,8 +49,27 @@ def pip_line(names) -> str:
     return "pip install " + " ".join(sorted(PACKAGES.get(name, name) for name in names))
 
 
+def find_old() -> list[str]:
+    """Packages older than the oldest that the tests were run on, which setup.py names."""
+    core = (ROOT / "setup.py").read_text().split("EXTRAS = ")[0]
+    old = []
+    for name, least in re.findall(r'"([\w-]+)>=([\d.]+)"', core):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            version = importlib.metadata.version(name)
+            if Version(version) < Version(least):
+                old.append(f"{name} {version} (the tests were run on {least})")
+    return old
+
+
 if missing := find_missing(CORE):
     sys.exit(f"benchmarks/gpu.py can't start: {', '.join(missing)} not installed ({pip_line(missing)})")
+from packaging.version import Version  # noqa: E402
+
+try:
+    import uniwetok_hf  # noqa: F401
+except ImportError as error:
+    sys.exit(f"benchmarks/gpu.py can't start: {error}. Too old may be: {', '.join(find_old()) or 'nothing'}")
+
 
 # Only now, since they need these packages.
 import gpu_checks as checks  # noqa: E402
@@ -116,8 +135,6 @@ def find_lacking(parts: list[Part], device: Device, tiny: bool) -> dict[str, str
 
 def find_scarce(device: Device) -> list[str]:
     """What else to know before the start: what is scarce, or older than the oldest that the tests were run on."""
-    from packaging.version import Version
-
     found = [f"matplotlib, for plots ({pip_line(['matplotlib'])})"] if find_missing(["matplotlib"]) else []
     if not device.is_cuda:
         found.append("CUDA")
@@ -127,9 +144,7 @@ def find_scarce(device: Device) -> list[str]:
     free = shutil.disk_usage(cache if cache.exists() else tempfile.gettempdir()).free / 2**30
     if free < 4:
         found.append(f"disk: {free:.1f} GiB are free in {cache}, where compiled code goes")
-    for name, least in re.findall(r'"(torch|transformers|diffusers)>=([\d.]+)"', (ROOT / "setup.py").read_text()):
-        if not find_missing([name]) and Version(version := importlib.metadata.version(name)) < Version(least):
-            found.append(f"{name} {least}: {version} is older than what the tests were run on")
+    found += [f"a newer {old}" for old in find_old()]
     return found
 
 

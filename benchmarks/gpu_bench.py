@@ -417,13 +417,18 @@ def generation_inputs(mllm, rows: int, height: int, width: int, num_words: int =
 
 
 @contextlib.contextmanager
-def compilation() -> Iterator[Callable[[], int]]:
-    """Inside the block nothing is compiled yet; gives a function that counts graph breaks."""
+def compilation() -> Iterator[Callable[[], dict]]:
+    """Inside the block nothing is compiled yet; gives a function that tells the graph breaks so far, and why the first
+    one was."""
     from torch._dynamo.utils import counters
+
+    def breaks() -> dict:
+        reasons = [str(reason).strip().splitlines()[0] for reason in counters["graph_break"]]
+        return {"graph_breaks": sum(counters["graph_break"].values()), "first_break": reasons[0] if reasons else None}
 
     torch.compiler.reset()
     counters.clear()
     try:
-        yield lambda: sum(counters["graph_break"].values())
+        yield breaks
     finally:
         torch.compiler.reset()

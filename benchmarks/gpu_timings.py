@@ -74,14 +74,14 @@ def time_tokenizer_compiled(bench: Bench) -> None:
     def measure(half: str, side: int, batch: int, mode: str | None) -> dict:
         function, inputs = tokenizer_calls(bench, model, side, batch)[half]
         flops = count_flops(functools.partial(function, *inputs))
-        with compilation() as count_breaks:
+        with compilation() as breaks:
             start = time.perf_counter()
             compiled = torch.compile(function, dynamic=False, backend=bench.backend, mode=mode)
             call = functools.partial(compiled, *inputs)
             call()
             bench.device.synchronize()
             seconds = time.perf_counter() - start
-            return bench.speed(call, batch, flops, graph_breaks=count_breaks(), compile_seconds=seconds)
+            return bench.speed(call, batch, flops, compile_seconds=seconds) | breaks()
 
     for side, batch in zip(bench.sizes.sides, reversed(bench.sizes.batches[:2])):
         for half, (what, mode) in itertools.product(("encode", "decode"), bench.compile_modes.items()):
@@ -187,8 +187,8 @@ def time_generation_compiled(bench: Bench) -> None:
 
 
 def tokenizer_step(bench: Bench, folder: str, batch: int, is_compiled: bool) -> tuple[Callable, int]:
-    """A step, and the tokens of a picture, of the trainer of `imagenet_uniwetok`, with every loss, on random pictures; the networks of the losses
-    have random weights. Weights and optimizer in float32, computation in bfloat16."""
+    """A step, and the tokens of a picture, of the trainer of `imagenet_uniwetok`, with every loss, on random pictures.
+    The networks of the losses have random weights; weights and optimizer are in float32, computation in bfloat16."""
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
     from uniwetok_hf.losses.adversarial import PatchDiscriminator
@@ -268,7 +268,11 @@ def measure_training(bench: Bench, what: str, batch: int, is_compiled: bool) -> 
     make_step, values = TRAININGS[what][0], {}
     compile_with = functools.partial(torch.compile, backend=bench.backend)
     try:
-        with tempfile.TemporaryDirectory() as folder, compilation(), patch.object(torch, "compile", compile_with):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            compilation() as breaks,
+            patch.object(torch, "compile", compile_with),
+        ):
             step, tokens = make_step(bench, f"{folder}/eager", batch, is_compiled=False)
             flops = count_flops(step)
             if is_compiled:
@@ -278,7 +282,7 @@ def measure_training(bench: Bench, what: str, batch: int, is_compiled: bool) -> 
                 start = time.perf_counter()
                 step()
                 bench.device.synchronize()
-                values["compile_seconds"] = time.perf_counter() - start
+                values = {"compile_seconds": time.perf_counter() - start} | breaks()
             values = bench.speed(step, batch, flops, **values)
     finally:  # accelerate remembers the precision of a process' first training
         AcceleratorState._reset_state(reset_partial_state=True)
