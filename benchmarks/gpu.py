@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 
 START = time.monotonic()
@@ -51,25 +52,25 @@ def pip_line(names) -> str:
 
 def find_old() -> list[str]:
     """Packages older than the oldest that the tests were run on, which setup.py names."""
+    from packaging.version import Version
+
     core = (ROOT / "setup.py").read_text().split("EXTRAS = ")[0]
     old = []
     for name, least in re.findall(r'"([\w-]+)>=([\d.]+)"', core):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             version = importlib.metadata.version(name)
             if Version(version) < Version(least):
-                old.append(f"{name} {version} (the tests were run on {least})")
+                old.append(f"{name} {version} is older than {least}")
     return old
 
 
+def refuse(reason: str) -> NoReturn:
+    print(f"benchmarks/gpu.py can't start: {reason}", file=sys.stderr)
+    sys.exit(2)
+
+
 if missing := find_missing(CORE):
-    sys.exit(f"benchmarks/gpu.py can't start: {', '.join(missing)} not installed ({pip_line(missing)})")
-from packaging.version import Version  # noqa: E402
-
-try:
-    import uniwetok_hf  # noqa: F401
-except ImportError as error:
-    sys.exit(f"benchmarks/gpu.py can't start: {error}. Too old may be: {', '.join(find_old()) or 'nothing'}")
-
+    refuse(f"{', '.join(missing)} not installed ({pip_line(missing)})")
 
 # Only now, since they need these packages.
 import gpu_checks as checks  # noqa: E402
@@ -144,7 +145,7 @@ def find_scarce(device: Device) -> list[str]:
     free = shutil.disk_usage(cache if cache.exists() else tempfile.gettempdir()).free / 2**30
     if free < 4:
         found.append(f"disk: {free:.1f} GiB are free in {cache}, where compiled code goes")
-    found += [f"a newer {old}" for old in find_old()]
+    found += [f"{old}, the oldest that the tests were run on" for old in find_old()]
     return found
 
 
@@ -207,7 +208,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, metavar="DIR", help="where gpu.json, gpu.md and plots go")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
-        parser.exit(2, "benchmarks/gpu.py: there is no CUDA device; on a CPU: --tiny --device cpu\n")
+        refuse("there is no CUDA device; on a CPU: --tiny --device cpu")
+    try:
+        import uniwetok_hf  # noqa: F401
+    except ImportError as error:
+        refuse(f"{error}; {', '.join(find_old())}")
     return options
 
 

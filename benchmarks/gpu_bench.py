@@ -34,6 +34,7 @@ REAL = SimpleNamespace(
     vision={},  # the defaults are the paper's
     sides=(256, 512, 1024),
     batches=(1, 8, 64),
+    compiled=((256, 8), (1024, 1)),  # side and batch
     language={"8 B": QWEN_8B, "1.7 B": QWEN_2B},
     token_ids={},  # the defaults are those of Qwen3's vocabulary
     head={"num_hidden_layers": 6, "num_modulation_layers": 2, "head_dim": 128},  # as in paper_mllm_pretrain.yaml
@@ -60,6 +61,7 @@ TINY = SimpleNamespace(
     vision=TINY_VISION,
     sides=(32, 64),
     batches=(1, 2),
+    compiled=((32, 2),),
     language={"tiny": TINY_TEXT},
     token_ids={"image_token_id": 64, "vision_start_token_id": 65, "vision_end_token_id": 66, "size_token_id": 67}
     | {"num_size_tokens": 32, "query_token_id": 99},

@@ -83,7 +83,7 @@ def time_tokenizer_compiled(bench: Bench) -> None:
             seconds = time.perf_counter() - start
             return bench.speed(call, batch, flops, compile_seconds=seconds) | breaks()
 
-    for side, batch in zip(bench.sizes.sides, reversed(bench.sizes.batches[:2])):
+    for side, batch in bench.sizes.compiled:
         for half, (what, mode) in itertools.product(("encode", "decode"), bench.compile_modes.items()):
             row = f"{half} {side} x {side}, batch {batch}, bf16, {what}"
             bench.row(row, functools.partial(measure, half, side, batch, mode))
