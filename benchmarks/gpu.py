@@ -98,7 +98,7 @@ COMPILER = ("triton", "C compiler")
 TRAINER = ("accelerate", "diffusers", "yaml")
 train_tokenizer = functools.partial(timings.time_training, "image tokenizer")
 train_language = functools.partial(timings.time_training, "language model")
-PARTS = [  # the most important first
+PARTS = [  # checks, then timings, the most important first
     Part("golden", checks.check_golden, 10),
     Part("golden-generation", checks.check_golden_generation, 10, ("diffusers",)),
     Part("calls", checks.check_calls, 20),
@@ -107,12 +107,12 @@ PARTS = [  # the most important first
     Part("syncs", checks.check_syncs, 5),
     Part("lora", checks.check_lora, 10, ("peft",)),
     Part("fsdp", checks.check_fsdp, 10),
+    Part("compile", checks.check_compile, 60, COMPILER),
     Part("peak", timings.time_peak, 3),
     Part("tokenizer", timings.time_tokenizer, 60),
     Part("generation", timings.time_generation, 60),
     Part("training-tokenizer", train_tokenizer, 45, TRAINER),
     Part("training-language", train_language, 45, TRAINER),
-    Part("compile", checks.check_compile, 60, COMPILER),
     Part("generation-compiled", timings.time_generation_compiled, 60, COMPILER),
     Part("tokenizer-compiled", timings.time_tokenizer_compiled, 80, COMPILER),
     Part("training-language-compiled", functools.partial(train_language, is_compiled=True), 60, TRAINER + COMPILER),
