@@ -37,7 +37,9 @@ def tokenizer_calls(bench: Bench, model, side: int, batch: int) -> dict[str, tup
 
 @torch.no_grad()
 def time_tokenizer(bench: Bench) -> None:
-    """Encoding and decoding, eager, as CUDA graphs at small batches, and in TF32."""
+    """Encoding and decoding, eager, as CUDA graphs at small batches, without channels last, and in TF32."""
+    from uniwetok_hf.modeling import modeling_uniwetok
+
     model = build_tokenizer(bench, torch.bfloat16)
 
     def measure(half: str, side: int, batch: int, flops: int, use_graph: bool = False) -> dict:
@@ -58,6 +60,11 @@ def time_tokenizer(bench: Bench) -> None:
             if batch < 64 and side == bench.sizes.sides[0]:
                 what = f"{half} {side} x {side}, batch {batch}, bf16, CUDA graph"
                 bench.row(what, functools.partial(case, use_graph=True))
+    side, batch = bench.sizes.sides[0], bench.sizes.batches[-1]
+    with patch.object(modeling_uniwetok, "for_convolution", lambda hidden_states: hidden_states):
+        for half in ("encode", "decode"):
+            what = f"{half} {side} x {side}, batch {batch}, bf16, eager, channels first"
+            bench.row(what, functools.partial(measure, half, side, batch, flops[half, side]))
     model.float()
     side, batch = bench.sizes.sides[0], bench.sizes.batches[1]
     for half, is_tf32 in itertools.product(("encode", "decode"), (True, False)):
@@ -132,7 +139,7 @@ def time_picture(bench: Bench, mllm, side: int, batch: int) -> dict:
         ends[:] = [time.perf_counter()]
         mllm.generate_codes(**prompts, **settings, callback=on_patch)
 
-    generate(1)
+    generate(min(2, timed))  # the first run loads kernels or compiles, for the prompt and for a patch
     generate(timed)
     first, *others = (end - begin for begin, end in itertools.pairwise(ends))
     patch_seconds = statistics.median(others or [first])
@@ -174,16 +181,26 @@ def time_generation(bench: Bench) -> None:
 
 
 def time_generation_compiled(bench: Bench) -> None:
-    """Text to image with the head compiled, which runs 51 times per patch, without and with CUDA graphs."""
+    """Text to image with the head compiled, which runs 51 times per patch, without and with CUDA graphs; then with the
+    layers of the language model compiled, too, which a static cache gives one shape for all patches."""
     name, text = choose_language_model(bench, least_gib=40)
     mllm = build_language_model(bench, text, torch.bfloat16).eval()
+    mllm.generation_config.cache_implementation = "static"
     side = bench.sizes.sides[1]
-    for p, (what, mode) in itertools.product(bench.sizes.patch_sizes, bench.compile_modes.items()):
+
+    def measure(p: int, what: str) -> None:
         mllm.config.patch_size = p
         with compilation():
-            mllm.image_head.compile(dynamic=False, backend=bench.backend, mode=mode)
-            row = f"{side} x {side}, P = {p * p}, batch 1, {name} bf16, head {what}"
+            row = f"{side} x {side}, P = {p * p}, batch 1, {name} bf16, {what}"
             bench.row(row, functools.partial(time_picture, bench, mllm, side, 1))
+
+    for p, (what, mode) in itertools.product(bench.sizes.patch_sizes, bench.compile_modes.items()):
+        mllm.image_head.compile(dynamic=False, backend=bench.backend, mode=mode)
+        measure(p, f"head {what}")
+    for layer in mllm.model.language_model.layers:
+        layer.compile(dynamic=False, backend=bench.backend)
+    for p in bench.sizes.patch_sizes:
+        measure(p, f"head {what}, layers of the language model compiled")
 
 
 def tokenizer_step(bench: Bench, folder: str, batch: int, is_compiled: bool) -> tuple[Callable, int]:
