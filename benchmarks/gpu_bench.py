@@ -65,7 +65,7 @@ TINY = SimpleNamespace(
     language={"tiny": TINY_TEXT},
     token_ids={"image_token_id": 64, "vision_start_token_id": 65, "vision_end_token_id": 66, "size_token_id": 67}
     | {"num_size_tokens": 32, "query_token_id": 99},
-    head={"num_hidden_layers": 2, "num_modulation_layers": 1, "head_dim": 16},
+    head={"num_hidden_layers": 1, "num_modulation_layers": 1, "head_dim": 16},
     patch_sizes=(4, 1),
     generation_batches=(1, 2),
     steps=2,
