@@ -57,7 +57,7 @@ from uniwetok_hf.files import save_whole
 from uniwetok_hf.losses.teacher import Teacher
 from uniwetok_hf.training.checkpoints import make_output_folder
 from uniwetok_hf.training.config import explain, read_config, setting
-from uniwetok_hf.training.run import interrupt_sets, seeded_weights, stopped_after
+from uniwetok_hf.training.run import choose_precision, interrupt_sets, seeded_weights, stopped_after
 
 
 @dataclass
@@ -89,7 +89,7 @@ class SiglipTrainingConfig:
     learning_rate: float = setting(1e-3, "of AdamW, falling to 0 as a cosine")
     lr_warmup_steps: int = setting(0, "steps until the learning rate is reached")
     weight_decay: float = setting(0.1, "decoupled weight decay")
-    mixed_precision: str = setting("no", "no, fp16 or bf16, which is faster on CPUs that have instructions for it")
+    mixed_precision: str = setting("no", "auto, no, fp16 or bf16; auto chooses what the device does fast")
     attn_implementation: str = setting("eager", "of transformers; for so short sequences eager is fastest on CPUs")
     seed: int = setting(0, "of weights, order, crops and texts")
     logging_steps: int = setting(50, "steps between lines of the log")
@@ -106,8 +106,8 @@ class SiglipTrainingConfig:
             )
         if self.group_size < 1:
             raise ValueError(f"`group_size` must be 1 or more, got {self.group_size}.")
-        if self.mixed_precision not in ("no", "fp16", "bf16"):
-            raise ValueError(f"`mixed_precision` must be no, fp16 or bf16, got {self.mixed_precision!r}.")
+        if self.mixed_precision not in ("auto", "no", "fp16", "bf16"):
+            raise ValueError(f"`mixed_precision` must be auto, no, fp16 or bf16, got {self.mixed_precision!r}.")
 
 
 Statement = tuple[str, str]
@@ -328,6 +328,7 @@ def make_arguments(config: SiglipTrainingConfig, folder: Path) -> TrainingArgume
     num_processes = PartialState().num_processes
     if config.batch_size % num_processes:
         raise ValueError(f"`batch_size`={config.batch_size} must be a multiple of the {num_processes} processes.")
+    precision = choose_precision(config.mixed_precision)
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=config.max_train_steps,
@@ -341,8 +342,8 @@ def make_arguments(config: SiglipTrainingConfig, folder: Path) -> TrainingArgume
         weight_decay=config.weight_decay,
         adam_beta2=0.95,
         use_cpu=not torch.accelerator.is_available(),  # bf16 must be told
-        bf16=config.mixed_precision == "bf16",
-        fp16=config.mixed_precision == "fp16",
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
         dataloader_pin_memory=torch.accelerator.is_available(),
         seed=config.seed,
         logging_steps=config.logging_steps,

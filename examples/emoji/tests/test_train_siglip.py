@@ -374,7 +374,7 @@ def test_wrong_settings_are_refused(make_config, tmp_path, data):
             make_config(text_weights=weights)
     with pytest.raises(ValueError, match="`group_size` must be 1 or more, got 0"):
         make_config(group_size=0)
-    with pytest.raises(ValueError, match="`mixed_precision` must be no, fp16 or bf16, got 'int8'"):
+    with pytest.raises(ValueError, match="`mixed_precision` must be auto, no, fp16 or bf16, got 'int8'"):
         make_config(mixed_precision="int8")
     with pytest.raises(ValueError, match="`rows` is empty"):
         EmojiPairs(read_rows(str(data), ["train"]).select([]), 4, 16, 0)

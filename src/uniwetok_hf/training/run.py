@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -94,6 +95,32 @@ def absolute_paths(settings: dict) -> dict:
     return absolute("", settings)
 
 
+def choose_precision(mixed_precision: str | None) -> str | None:
+    """`mixed_precision` of a config as Accelerate takes it: "auto" is bfloat16 where the device computes with it, on
+    GPUs that don't float16, else "no". Warns when a CPU without instructions for bfloat16 is to use it.
+
+    Raises:
+        ValueError: for another value than auto, no, fp16, bf16 and None.
+    """
+    if mixed_precision not in (None, "auto", "no", "fp16", "bf16"):
+        raise ValueError(f"`mixed_precision` must be auto, no, fp16 or bf16, got {mixed_precision!r}.")
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    if device.type == "cpu":
+        has_bf16 = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+        if mixed_precision == "bf16" and not has_bf16:
+            warnings.warn(
+                "`mixed_precision: bf16` is many times slower than `no` on this processor, which has no instructions "
+                "for bfloat16; `auto` chooses what is fast.",
+                stacklevel=2,
+            )
+        return ("bf16" if has_bf16 else "no") if mixed_precision == "auto" else mixed_precision
+    if mixed_precision != "auto":
+        return mixed_precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "no"
+
+
 def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTracker]:
     """The Accelerator of a config, which logs to `folder` and to the trackers in `report_to`.
 
@@ -102,7 +129,7 @@ def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTrack
     """
     tracker = JsonLinesTracker(folder, dataclasses.asdict(config))
     accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
+        mixed_precision=choose_precision(config.mixed_precision),
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=[tracker, *config.report_to],
         project_dir=folder,
@@ -160,6 +187,44 @@ def make_optimizer(
         scheduler_specific_kwargs=config.lr_scheduler_kwargs,
     )
     return optimizer, scheduler
+
+
+def make_average(parameters: list[nn.Parameter], decay: float, num_steps: int) -> EMAModel:
+    """The moving average of `parameters`: after the first step the weights, then decay * average + (1 - decay) *
+    weights, with one decay for all steps, as in the method (docs/method.md 2.7). Warns when `num_steps` are so few
+    that the average stays near the first weights.
+
+    Raises:
+        ValueError: for a decay that is not from 0 to 1.
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"`ema_decay` must be 0 or more and below 1, got {decay}.")
+    if num_steps > 10 and (rest := decay**num_steps) > 0.1:
+        warnings.warn(
+            f"`ema_decay: {decay}` is slow for {num_steps} steps: {rest:.0%} of the average that is saved are the "
+            f"weights of the first step. For a run of this length {1 - 10 / num_steps:.3g} or less is better.",
+            stacklevel=2,
+        )
+    return EMAModel(parameters, decay=decay, min_decay=float(decay))
+
+
+class CheckpointClock:
+    """Tells when a checkpoint is due: every `steps` steps and, where `minutes` is given, at the first line of the log
+    after so many minutes. (At a line, where processes wait for each other anyway, as they must agree.)"""
+
+    def __init__(self, accelerator: Accelerator, config):
+        self.accelerator, self.config = accelerator, config
+        self.last = time.monotonic()
+
+    def is_due(self, step: int) -> bool:
+        """All processes must ask, at each step; a true answer starts the minutes anew."""
+        config, due = self.config, step % self.config.checkpointing_steps == 0
+        if config.checkpointing_minutes is not None and step % config.logging_steps == 0:
+            late = torch.tensor(time.monotonic() - self.last > 60 * config.checkpointing_minutes)
+            due = due or self.accelerator.reduce(late.float().to(self.accelerator.device), "sum").item() > 0
+        if due:
+            self.last = time.monotonic()
+        return due
 
 
 class RunningMetrics:

@@ -25,7 +25,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import tqdm
-from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -40,11 +39,13 @@ from .config import config_values, flat_values, read_config, setting
 from .conversation_batches import ConversationBatches, MicroBatch, prefetched
 from .lora import LoraSettings, add_lora, checkpoint_adapters_only
 from .run import (
+    CheckpointClock,
     RunningMetrics,
     averaged_weights,
     choose_parameters,
     interrupt_sets,
     log_images,
+    make_average,
     make_optimizer,
     picture_grid,
     start_accelerator,
@@ -127,14 +128,18 @@ class MLLMTrainingConfig:
     adam_epsilon: float = setting(1e-15, "Adam's epsilon (paper: 1e-15)")
     weight_decay: float = setting(0.0, "decoupled weight decay")
     max_grad_norm: float | None = setting(1.0, "norm that gradients are scaled down to; null: never")
-    ema_decay: float | None = setting(None, "decay of the weight average that is validated and saved; null: none")
+    ema_decay: float | None = setting(
+        None, "decay, the same in all steps, of the weight average that is validated and saved; null: none"
+    )
     # running it
     gradient_accumulation_steps: int = setting(1, "micro-batches per step on each process")
     gradient_checkpointing: bool = setting(
         False, "whether the backward pass computes activations again: less memory, more time"
     )
     mixed_precision: str | None = setting(
-        None, "precision of the computation: no, fp16 or bf16; null: as accelerate is configured"
+        None,
+        "precision of the computation: no, fp16, bf16, or auto, which chooses what the device does fast; null: as "
+        "accelerate is configured",
     )
     compile: bool = setting(
         False, "whether the layers are compiled (torch.compile), which takes a minute and a C++ compiler"
@@ -147,6 +152,9 @@ class MLLMTrainingConfig:
     logging_steps: int = setting(50, "steps between lines of the log")
     validation_steps: int = setting(500, "steps between validations")
     checkpointing_steps: int = setting(500, "steps between checkpoints")
+    checkpointing_minutes: float | None = setting(
+        None, "minutes after which the next line of the log comes with a checkpoint, too; null: steps alone count"
+    )
     checkpoints_total_limit: int = setting(2, "number of checkpoints that are kept")
     report_to: list[str] = setting([], "trackers in addition to log.jsonl: tensorboard, wandb, ...")
 
@@ -226,7 +234,7 @@ class MLLMTrainer:
         self.model, self.optimizer, self.scheduler = self.accelerator.prepare(self.mllm, optimizer, scheduler)
         self.ema = None
         if config.ema_decay is not None:
-            self.ema = EMAModel(self.parameters, decay=config.ema_decay)
+            self.ema = make_average(self.parameters, config.ema_decay, config.max_train_steps)
             self.accelerator.register_for_checkpointing(self.ema)
 
     def make_batches(self, mixture: TaskMixture) -> ConversationBatches:
@@ -266,6 +274,7 @@ class MLLMTrainer:
         validation_batches = self.validation.validation_batches(config.validation_samples) if self.validation else []
 
         self.model.train()
+        clock = CheckpointClock(accelerator, config)
         bar = tqdm(total=config.max_train_steps, initial=start, desc=self.folder.name, mininterval=10)
         steps = range(start, config.max_train_steps)
         for done, micro_batches in enumerate(prefetched(lambda step: self.batches[step], steps), start + 1):
@@ -281,7 +290,7 @@ class MLLMTrainer:
             if metrics:
                 accelerator.log(metrics, step=done)
             is_stopped = self.stop.is_set()
-            if done % config.checkpointing_steps == 0 or is_last or is_stopped:
+            if clock.is_due(done) or is_last or is_stopped:
                 # The position in the data follows from the step.
                 state = {"metrics": self.metrics.state_dict(), "task_metrics": self.task_metrics.state_dict()}
                 save_checkpoint(accelerator, self.folder, done, state, config.checkpoints_total_limit)

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import tqdm
-from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -49,11 +48,13 @@ from .checkpoints import load_checkpoint, make_output_folder, save_checkpoint
 from .config import config_values, flat_values, read_config, setting
 from .picture_batches import Bucket, PictureBatch, PictureBatches, validation_pictures
 from .run import (
+    CheckpointClock,
     RunningMetrics,
     averaged_weights,
     choose_parameters,
     interrupt_sets,
     log_images,
+    make_average,
     make_optimizer,
     picture_grid,
     seeded_weights,
@@ -160,20 +161,27 @@ class UniWeTokTrainingConfig:
     adam_beta2: float = setting(0.9, "Adam's second momentum (paper: 0.9)")
     weight_decay: float = setting(0.0, "decoupled weight decay")
     max_grad_norm: float | None = setting(1.0, "norm that gradients are scaled down to; null: never")
-    ema_decay: float = setting(0.999, "decay of the weight average that is validated and saved")
+    ema_decay: float = setting(
+        0.999, "decay, the same in all steps, of the weight average that is validated and saved"
+    )
     # running it
     gradient_accumulation_steps: int = setting(1, "micro-batches per step on each process")
     gradient_checkpointing: bool = setting(
         False, "whether the backward pass computes activations again: less memory, more time"
     )
     mixed_precision: str | None = setting(
-        None, "precision of the computation: no, fp16 or bf16; null: as accelerate is configured"
+        None,
+        "precision of the computation: no, fp16, bf16, or auto, which chooses what the device does fast; null: as "
+        "accelerate is configured",
     )
     compile: bool = setting(False, "whether the model is compiled (torch.compile), which takes minutes per bucket")
     seed: int = setting(0, "seed of weights, order, crops and noise; 0 or more")
     logging_steps: int = setting(50, "steps between lines of the log")
     validation_steps: int = setting(500, "steps between validations")
     checkpointing_steps: int = setting(500, "steps between checkpoints")
+    checkpointing_minutes: float | None = setting(
+        None, "minutes after which the next line of the log comes with a checkpoint, too; null: steps alone count"
+    )
     checkpoints_total_limit: int = setting(2, "number of checkpoints that are kept")
     report_to: list[str] = setting([], "trackers in addition to log.jsonl: tensorboard, wandb, ...")
 
@@ -210,7 +218,7 @@ class UniWeTokTrainer:
         trained = [net for net in (self.model, self.distillation, self.prior) if net is not None]
         self.parameters = [p for net in trained for p in net.parameters() if p.requires_grad]
         self.averaged = [p for p in self.model.parameters() if p.requires_grad]
-        self.ema = EMAModel(self.averaged, decay=config.ema_decay)
+        self.ema = make_average(self.averaged, config.ema_decay, config.max_train_steps)
         optimizer, scheduler = make_optimizer(config, self.parameters, config.learning_rate, config.max_train_steps)
         discriminator_optimizer = discriminator_scheduler = None
         if settings := config.adversarial:
@@ -264,6 +272,7 @@ class UniWeTokTrainer:
             self.tracker.rewind(start)
         accelerator.init_trackers("uniwetok", flat_values(config))
 
+        clock = CheckpointClock(accelerator, config)
         bar = tqdm(total=config.max_train_steps, initial=start, desc=self.folder.name, mininterval=10)
         batches = iter(self.batches)
         for done in range(start + 1, config.max_train_steps + 1):
@@ -279,7 +288,7 @@ class UniWeTokTrainer:
             if metrics:
                 accelerator.log(metrics, step=done)
             is_stopped = self.stop.is_set()
-            if done % config.checkpointing_steps == 0 or is_last or is_stopped:
+            if clock.is_due(done) or is_last or is_stopped:
                 save_checkpoint(accelerator, self.folder, done, self.state_dict(), config.checkpoints_total_limit)
             if is_stopped and not is_last:
                 raise stopped_after(done)
