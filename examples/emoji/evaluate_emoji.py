@@ -328,9 +328,9 @@ def evaluate_naming(
     batch_size: int = 16,
 ) -> list[ScoreRow]:
     """
-    How often answers are right, by group. Beside the model's names those of the judge, which is shown the pictures, and
-    the pictures after the image tokenizer, and takes the nearest of all labels in `pool` of the row's own skin tone: a
-    label without a skin tone is another picture's.
+    How often answers are right, by group. Beside the model's names those of the judge, which is shown the pictures,
+    and the pictures after the image tokenizer, and takes the nearest of all labels in `pool` of the row's own skin
+    tone: a label without a skin tone is another picture's.
     """
     asked = [row for row in question_rows(rows) if row["kind"] in ASKED]
     pictures, questions = [row["image"] for row in asked], [row["question"] for row in asked]

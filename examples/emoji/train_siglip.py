@@ -78,8 +78,8 @@ class SiglipTrainingConfig:
     )
     group_size: int = setting(
         1,
-        "pictures of one concept that come together; over 1, the batches hold what is hard to tell apart: the same "
-        "thing in other styles and skin tones",
+        "pictures of each concept in an epoch, which come together; over 1, the batches hold what is hard to tell "
+        "apart: the same thing in other styles and skin tones",
     )
     text_length: int = setting(24, "tokens to which every text is padded or cut")
     vocab_size: int = setting(2048, "entries of the text vocabulary, which is trained on the texts")
@@ -124,24 +124,24 @@ class Pair:
     statements: frozenset[Statement]
 
 
-class GroupedOrder(EpochOrder):
-    """[`EpochOrder`] in which rows with the same key follow each other in groups of `size`. The groups and their order
-    are new in each epoch; the rows of a key that fill no group form a smaller one."""
+class ConceptOrder(EpochOrder):
+    """An order of rows in which each epoch has every key once, in a new order, with `size` of its rows that follow
+    each other, chosen anew; all of them where there are fewer. So keys with many rows (people in all skin tones) do
+    not outweigh the others."""
 
     def __init__(self, keys: Sequence, size: int, seed: int):
-        super().__init__(len(keys), seed)
-        self.keys, self.size = list(keys), size
+        self.rows, self.size = {}, size
+        for row, key in enumerate(keys):
+            self.rows.setdefault(key, []).append(row)
+        super().__init__(sum(min(size, len(rows)) for rows in self.rows.values()), seed)
 
     def _arrange(self, generator: torch.Generator) -> list[int]:
-        groups, filling = [], {}
-        for row in super()._arrange(generator):
-            group = filling.get(self.keys[row])
-            if group is None or len(group) == self.size:
-                group = filling[self.keys[row]] = []
-                groups.append(group)
-            group.append(row)
-        order = torch.randperm(len(groups), generator=generator).tolist()
-        return [row for index in order for row in groups[index]]
+        groups = list(self.rows.values())
+        order = []
+        for place in torch.randperm(len(groups), generator=generator).tolist():
+            chosen = torch.randperm(len(groups[place]), generator=generator)[: self.size].tolist()
+            order += [groups[place][index] for index in chosen]
+        return order
 
 
 class EmojiPairs(Dataset):
@@ -169,9 +169,7 @@ class EmojiPairs(Dataset):
         self.length, self.image_size, self.seed = length, image_size, seed
         self.crop_probability, self.crop_scale = crop_probability, crop_scale
         self.text_weights = torch.tensor(text_weights, dtype=torch.float32)
-        self.order = EpochOrder(len(rows), seed)
-        if group_size > 1:
-            self.order = GroupedOrder(rows["concept"], group_size, seed)
+        self.order = ConceptOrder(rows["concept"], group_size, seed)
 
     def __len__(self) -> int:
         return self.length
