@@ -15,7 +15,7 @@ from uniwetok_hf.training.train_uniwetok import UniWeTokTrainingConfig
 
 RECIPE = Path(__file__).parent.parent
 SCRIPT = (RECIPE / "run.sh").read_text(encoding="utf-8")
-SCRIPTS = ["emoji_data", "faces_and_text", "train_siglip", "evaluate_emoji"]
+SCRIPTS = ["emoji_data", "faces_and_text", "photographs", "train_siglip", "evaluate_emoji"]
 
 
 def test_the_script_is_bash_and_names_what_is_there():
