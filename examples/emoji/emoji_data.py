@@ -85,10 +85,15 @@ def one_tone(split: str):
     """
     from datasets import load_from_disk
 
-    def is_kept(tone: str, concept: str, style: str) -> bool:
-        return not tone or tone == f"{TONES[_sha256_int(f'{concept}/{style}/one tone') % len(TONES)]} skin tone"
-
-    return load_from_disk(f"{DATA}/pictures")[split].filter(is_kept, input_columns=["tone", "concept", "style"])
+    rows = load_from_disk(f"{DATA}/pictures")[split]
+    kept = []
+    for index, (concept, style, tone) in enumerate(
+        zip(*(rows[name] for name in ("concept", "style", "tone")), strict=True)
+    ):
+        chosen = TONES[_sha256_int(f"{concept}/{style}/one tone") % len(TONES)]
+        if tone in ("", f"{chosen} skin tone"):
+            kept.append(index)
+    return rows.select(kept)  # `filter` would write a cache beside the set
 
 
 def build_emoji_dataset(
