@@ -10,6 +10,7 @@ tokenizer=runs/emoji_uniwetok_stage3/model
 
 python "$here/emoji_data.py" data/emoji
 python "$here/faces_and_text.py" data/faces_and_text
+python "$here/photographs.py" data/photographs
 python "$here/train_siglip.py" --config "$here/emoji_siglip.yaml" "$here/emoji_judge.yaml"
 uniwetok train tokenizer --config "$here"/emoji_uniwetok_stage{1,2,3}.yaml
 uniwetok evaluate reconstruction data/emoji --sizes 128 --by style --model "$tokenizer" --output runs/results/reconstruction

@@ -21,7 +21,7 @@ SCRIPTS = ["emoji_data", "faces_and_text", "photographs", "train_siglip", "evalu
 def test_the_script_is_bash_and_names_what_is_there():
     assert subprocess.run(["bash", "-n", str(RECIPE / "run.sh")]).returncode == 0
     named = re.findall(r"\$here/(\w+\.\w+)", SCRIPT)
-    assert len(named) == 5 and all((RECIPE / name).is_file() for name in named)
+    assert len(named) == 6 and all((RECIPE / name).is_file() for name in named)
     assert "84bac22" in SCRIPT.splitlines()[-1]
 
 

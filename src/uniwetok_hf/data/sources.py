@@ -53,6 +53,12 @@ class PictureSource:
     )
     streaming: bool = field(default=False, metadata={"help": "read in the order of the files, without a local copy"})
     weight: float = field(default=1.0, metadata={"help": "share of the samples, over the sum of all weights"})
+    crop_probability: float | None = field(
+        default=None, metadata={"help": "of this source, in a training; null: the training's `crop_probability`"}
+    )
+    crop_scale: list[float] | None = field(
+        default=None, metadata={"help": "of this source, in a training; null: the training's `crop_scale`"}
+    )
 
 
 def open_source(source: PictureSource):

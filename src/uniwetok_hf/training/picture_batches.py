@@ -100,7 +100,7 @@ class PictureBatches:
         seed: of order, crops and buckets.
         flip: whether half of the pictures are mirrored.
         crop_probability: probability of a crop of random size. The other pictures get the largest crop with the aspect
-            ratio of the bucket, at a random position too.
+            ratio of the bucket, at a random position too. A source may have its own, as also of the next.
         crop_scale: smallest and largest side of a random crop, relative to the side of the largest one.
         multiple: numbers of pictures per step are multiples of this; by default of the number of processes.
         process_index, num_processes: which slice of each step this process takes.
@@ -130,17 +130,24 @@ class PictureBatches:
     ):
         if not sources:
             raise ValueError("`sources` is empty: there is nothing to read.")
-        if not 0 <= crop_probability <= 1:
-            raise ValueError(f"`crop_probability` must lie in [0, 1], got {crop_probability}.")
-        if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
-            raise ValueError(f"`crop_scale` must be two numbers in (0, 1], the smaller one first, got {crop_scale}.")
+        self.crops = [
+            (
+                crop_probability if source.crop_probability is None else source.crop_probability,
+                crop_scale if source.crop_scale is None else source.crop_scale,
+            )
+            for source in sources
+        ]
+        for probability, scale in self.crops:
+            if not 0 <= probability <= 1:
+                raise ValueError(f"`crop_probability` must lie in [0, 1], got {probability}.")
+            if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+                raise ValueError(f"`crop_scale` must be two numbers in (0, 1], the smaller one first, got {scale}.")
         if num_threads < 1:
             raise ValueError(f"`num_threads` must be 1 or more, got {num_threads}.")
         if (multiple or num_processes) % num_processes:
             raise ValueError(f"`multiple` must be a multiple of the {num_processes} processes, got {multiple}.")
         self.buckets, self.seed, self.flip = list(buckets), seed, flip
         self.batch_sizes = bucket_batch_sizes(buckets, batch_size, multiple or num_processes)
-        self.crop_probability, self.crop_scale = crop_probability, crop_scale
         self.process_index, self.num_processes = process_index, num_processes
         self.num_threads = num_threads
         self.bucket_of_step = Mixture([bucket.weight for bucket in buckets], stream_seed(seed, 0))
@@ -250,8 +257,8 @@ class PictureBatches:
         image = read_cell(cell, cell_name(cell, reader.source, row))
         random = torch.rand(5, generator=sample_generator(self.seed, sample, AUGMENTATION))
         flip, crop, scale, left, top = random.tolist()
-        smallest, largest = self.crop_scale
-        scale = smallest + (largest - smallest) * scale if crop < self.crop_probability else 1.0
+        probability, (smallest, largest) = self.crops[source]
+        scale = smallest + (largest - smallest) * scale if crop < probability else 1.0
         box = crop_box(image.size, size.height, size.width, scale, left, top)
         picture = np.asarray(image.resize((size.width, size.height), Image.Resampling.BICUBIC, box))
         picture = picture[:, ::-1] if self.flip and flip < 0.5 else picture
