@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all docs style quality mlint dist check-dist train-emoji clean
+.PHONY: help demo test test-all test-gpu docs style quality mlint dist check-dist train-emoji clean
 
 # A python3.11 that is on the path but does not run (a version manager's shim) does not count.
 PYTHON ?= $(shell python3.11 -c pass 2>/dev/null && echo python3.11 || echo python3)
@@ -55,6 +55,16 @@ test-all: $(INSTALLED)  ## run all tests; those of the web page need a chromium 
 	@$(BIN)/python tests/contract/library_tests.py || echo "transformers' own tests could not be fetched."
 	$(call run_pytest)
 
+# By .venv where its PyTorch sees a GPU (the pinned build of CI may be one for CPUs), else by the machine's own python3,
+# into which nothing is installed: what it lacks is named.
+GPU_PYTHON ?= $(shell $(BIN)/python -c 'import torch; torch.cuda.init()' 2>/dev/null && echo $(BIN)/python || echo python3)
+GPU_ARGS ?= --output gpu_results
+GPU_TESTS := tests/parity tests/modeling tests/losses tests/schedulers tests/contract tests/pipelines
+test-gpu:  ## on a machine with CUDA: benchmarks/gpu.py (eight minutes), then the tests that run on the GPU
+	@status=0; $(GPU_PYTHON) benchmarks/gpu.py $(GPU_ARGS) || status=$$?; test $$status -lt 2 || exit $$status; \
+	PYTHONPATH=src:$${PYTHONPATH:-} UNIWETOK_TEST_DEVICE=cuda HF_HUB_OFFLINE=1 \
+		$(GPU_PYTHON) -m pytest -q -m "not slow" $(GPU_TESTS) $(PYTEST_ARGS) || status=$$?; exit $$status
+
 docs: $(INSTALLED)  ## build the documentation into site/, with its links checked
 	@$(BIN)/python $(PIP_INSTALL) --editable ".[docs]"
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --site-dir site
@@ -100,4 +110,4 @@ train-emoji:
 	$(error The recipe of the embedded model is a script now: bash examples/emoji/run.sh)
 
 clean:  ## remove what the commands wrote, and .venv
-	rm -rf $(VENV) .cache build dist site demo_output src/*.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .cache build dist site demo_output gpu_results src/*.egg-info .pytest_cache .ruff_cache

@@ -69,6 +69,27 @@ def test_drawing_with_compiled_code(device):
     assert torch.equal(model.generate_codes(inputs, generator=seeded(0), **options).codes, expected)
 
 
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_with_a_static_cache_the_language_model_is_compiled_for_prompt_and_patch(patch_size, device):
+    model = build(patch_size).to(device)
+    model.generation_config.cache_implementation = "static"
+    inputs = tokenize("draw " + size_text(random_codes(patch_size, 2, 2), patch_size), patch_size=patch_size)[
+        "input_ids"
+    ]
+    options = {"input_ids": inputs.to(device), "num_inference_steps": 2}
+    expected = model.generate_codes(**options, generator=seeded(0)).codes
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    model.model.language_model.compile(backend=backend, fullgraph=True)
+    for _ in range(2):
+        assert torch.equal(model.generate_codes(**options, generator=seeded(0)).codes, expected)
+    assert len(graphs) == 2
+
+
 # --- torch.export and ONNX ---
 
 

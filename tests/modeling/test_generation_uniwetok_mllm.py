@@ -18,7 +18,7 @@ from tiny_mllm import (
     tokenize,
 )
 from torch.nn import functional as F
-from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig, Qwen3Config
+from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig, Qwen3Config, StaticCache
 
 from uniwetok_hf import UniWeTokForCausalLM
 from uniwetok_hf.modeling.codes_uniwetok import codes_to_tokens, tokens_to_codes
@@ -42,10 +42,14 @@ def generate(model: UniWeTokForCausalLM, inputs: dict, **options):
     return model.generate_codes(inputs["input_ids"], inputs["attention_mask"], **options)
 
 
+@pytest.mark.parametrize("cache_implementation", ["dynamic", "static"])
 @pytest.mark.parametrize("num_modulation_layers", [1, 2])
 @pytest.mark.parametrize("patch_size", PATCH_SIZES)
-def test_cached_generation_equals_one_forward_over_everything(patch_size, num_modulation_layers):
+def test_cached_generation_equals_one_forward_over_everything(
+    patch_size, num_modulation_layers, cache_implementation, monkeypatch
+):
     model = shared(patch_size, num_modulation_layers)
+    monkeypatch.setattr(model.generation_config, "cache_implementation", cache_implementation)
     empty = random_codes(patch_size, 2, 3)
     prompt, negative = (text + size_text(empty, patch_size) for text in ("draw a cat", ""))
     output = generate(
@@ -200,9 +204,53 @@ def test_callback_sees_the_codes_so_far_and_can_stop(patch_size):
         assert (tokens[:, done:] == 0).all()
 
 
+@pytest.mark.parametrize("patch_size", PATCH_SIZES)
+@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
+def test_a_static_cache_has_one_shape_for_all_patches(patch_size, attn_implementation):
+    """Rows of two lengths, guidance by text and picture: what a compiled language model is called with."""
+    model = copy.deepcopy(shared(patch_size))
+    model.set_attn_implementation(attn_implementation)
+    shown = random_codes(patch_size, 1, 2, seed=9)
+    end = size_text(random_codes(patch_size, 2, 2), patch_size)
+    prompts = [f"edit {picture_text(shown, patch_size)} please" + end, f"and {picture_text(shown, patch_size)}" + end]
+    guidance = {
+        "codes": [shown, shown],
+        "guidance_scale": 3.0,
+        "image_guidance_scale": 2.0,
+        "negative_input_ids": tokenize(end, patch_size=patch_size)["input_ids"],
+    }
+    inputs, calls = tokenize(*prompts, patch_size=patch_size), []
+
+    def watch(module, arguments, keywords):
+        masks = keywords["attention_mask"]
+        mask = masks["full_attention"] if isinstance(masks, dict) else masks
+        calls.append((keywords["inputs_embeds"].shape, mask.shape, keywords["past_key_values"]))
+
+    model.model.language_model.register_forward_pre_hook(watch, with_kwargs=True)
+    results = {}
+    for model.generation_config.cache_implementation in ("dynamic", "static"):
+        calls.clear()
+        results[model.generation_config.cache_implementation] = generate(
+            model,
+            inputs,
+            image_input_ids=inputs["input_ids"],
+            image_attention_mask=inputs["attention_mask"],
+            generator=seeded(3),
+            **guidance,
+        )
+    assert len(calls) == 4
+    assert len({call[:2] for call in calls[1:]}) == 1
+    assert isinstance(calls[0][2], StaticCache)
+    assert calls[1][1][-1] == inputs["input_ids"].shape[1] + 4 * patch_size**2
+    assert torch.equal(results["dynamic"].codes, results["static"].codes)
+    for dynamic, static in zip(results["dynamic"].conditions, results["static"].conditions, strict=True):
+        torch.testing.assert_close(dynamic, static, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("patch_size", [1, 2])
+@pytest.mark.parametrize("cache_implementation", ["dynamic", "static"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3", "qwen3 with windows"])
-def test_other_text_models(kind, patch_size):
+def test_other_text_models(kind, cache_implementation, patch_size):
     """With absolute positions and with windows; the row that is looked at is padded."""
     size = {"vocab_size": len(processor(patch_size).tokenizer), "hidden_size": HIDDEN, "intermediate_size": 48}
     size |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
@@ -216,6 +264,7 @@ def test_other_text_models(kind, patch_size):
         "qwen3 with windows": lambda: Qwen3Config(**size, **small_window, use_sliding_window=True),
     }[kind]()
     model = build(patch_size, text_config)
+    model.generation_config.cache_implementation = cache_implementation
     end = size_text(random_codes(patch_size, 2, 2), patch_size)
     inputs = tokenize("a tiny cat" + end, "not such a tiny cat" + end, patch_size=patch_size)
     assert inputs["attention_mask"][0, 0] == 0

@@ -164,6 +164,12 @@ def test_a_checkpoint_is_due_by_steps_and_by_minutes(monkeypatch):
     assert not due(12, 1000) and due(15, 1001)
 
 
+def test_seeded_weights_leave_the_generators_of_gpus_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the GPUs were seeded"))
+    with seeded_weights(1):
+        torch.nn.Linear(3, 3)
+
+
 def test_averaged_weights_are_taken_back():
     model = torch.nn.Linear(2, 2)
     parameters = list(model.parameters())

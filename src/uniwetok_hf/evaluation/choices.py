@@ -69,7 +69,8 @@ def choose_rivals(
     rivals = []
     for group, meaning in zip(groups, meanings, strict=True):
         others = [member for member in members[group] if meanings[member] != meaning]
-        picks = torch.randperm(len(others), generator=generator)[:num_rivals].tolist()
+        order = torch.randperm(len(others), generator=generator, device=generator.device)
+        picks = order[:num_rivals].tolist()
         rivals.append([others[pick] for pick in picks])
     return rivals
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
+from transformers.utils.generic import maybe_autocast
 
 from .processes import mean_over_processes
 
@@ -71,7 +72,7 @@ def entropy_loss(
             f"`latents` must be [B, bits, h, w] with bits a multiple of `bits_per_group`={bits_per_group}, got "
             f"{tuple(latents.shape)}."
         )
-    with torch.autocast(latents.device.type, enabled=False):
+    with maybe_autocast(latents.device.type, enabled=False):  # torch's own fails on devices without autocast
         logits = latents.float().movedim(1, -1).reshape(-1, bits_per_group) * (4 / temperature)  # [B*h*w*groups, d']
         sample = sample_entropy(logits)
         batch = batch_entropy(mean_over_processes(code_histogram(logits)))

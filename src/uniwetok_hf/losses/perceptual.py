@@ -125,6 +125,7 @@ class PerceptualLoss(FeatureDistance):
             raise ValueError(f"`model` must take pictures, but {type(model).__name__} takes {model.main_input_name}.")
         self.layers = layers
         self.image_size = image_size or _positions_size(self.model)
+        self.to(self.model.device)
         self._freeze()
 
     @classmethod

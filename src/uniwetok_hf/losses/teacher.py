@@ -56,8 +56,9 @@ class Teacher(nn.Module):
         super().__init__()
         self.model: Any = model
         self.image_size, self.text_tokenizer, self.pooling, self.name = image_size, text_tokenizer, pooling, name
-        self.register_buffer("mean", torch.tensor(image_mean)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(image_std)[:, None, None], persistent=False)
+        for statistic, values in (("mean", image_mean), ("std", image_std)):
+            values = torch.tensor(values, device=self.model.device)[:, None, None]
+            self.register_buffer(statistic, values, persistent=False)
         self.requires_grad_(False).eval()
         self.embedding_size = self.embed_pictures(torch.zeros(1, 3, *image_size, device=self.mean.device)).shape[1]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
@@ -19,6 +19,10 @@ from .codes_uniwetok import Pictures, binarize, tokens_to_codes
 from .configuration_uniwetok_mllm import UniWeTokMLLMConfig
 from .flow_uniwetok import BinaryFlow
 from .noise_uniwetok import Generators
+
+
+# Attention that takes any mask, which a static cache needs; flash attention does not.
+STATIC_ATTENTION = ("sdpa", "eager", "flex_attention")
 
 
 @dataclass
@@ -36,6 +40,7 @@ class UniWeTokGenerationMixin:
     config: UniWeTokMLLMConfig
     model: Any  # the UniWeTokMLLMModel, whose file imports this one
     image_head: Any
+    generation_config: Any
 
     @torch.no_grad()
     def generate_codes(
@@ -75,8 +80,8 @@ class UniWeTokGenerationMixin:
             callback: called after each patch with its index and the codes so far (0 where not generated yet); a true
                 result stops.
             output_conditions: whether to return the head's conditions.
-            past_key_values: a cache of the first positions of `input_ids`, to go on from; `codes` are then those of
-                the pictures after them. The generated picture is added to it whole, for what follows.
+            past_key_values: a growing cache of the first positions of `input_ids`, to go on from; `codes` are then
+                those of the pictures after them. The generated picture is added to it whole, for what follows.
             image_guidance_scale: weight of the pictures alone, as in [`UniWeTokBinaryHead.sample`]; none when no
                 guidance is asked for.
             image_input_ids, image_attention_mask: [B, L''], prompts with the same pictures and other words, which the
@@ -107,7 +112,8 @@ class UniWeTokGenerationMixin:
             prompts.append((negative_input_ids, negative_attention_mask))
         masked = [(ids, torch.ones_like(ids) if mask is None else mask) for ids, mask in prompts]
         prompts = [(ids.expand(rows, -1), mask.expand(rows, -1)) for ids, mask in masked]
-        reader = _GuidedReader(self.model, prompts, past_key_values)
+        is_static = past_key_values is None and self._uses_static_cache(input_ids.device)
+        reader = _GuidedReader(self.model, prompts, height * width, past_key_values, is_static)
 
         scheduler = scheduler or BinaryFlow(self.config.head_config.timestep_shift)
         scheduler.set_timesteps(num_inference_steps)
@@ -135,6 +141,15 @@ class UniWeTokGenerationMixin:
                 embeddings = self.model.embed_image_tokens(tokens, positions[patch])
                 hidden_states = reader.read_patch(embeddings)
         return UniWeTokGenerateCodesOutput(latents, tuple(conditions) if output_conditions else None)
+
+    def _uses_static_cache(self, device: torch.device) -> bool:
+        """Whether the cache has its full length from the start. On a GPU it has, unless the model's generation config
+        says otherwise: nothing is copied as it fills, and all patches have one shape. On a CPU a short cache that
+        grows is quicker."""
+        if self.model.language_model.config._attn_implementation not in STATIC_ATTENTION:
+            return False
+        chosen = self.generation_config.cache_implementation
+        return device.type != "cpu" if chosen is None else chosen == "static"
 
     def _picture_size(self, input_ids: torch.Tensor) -> tuple[int, int]:
         """Height and width in tokens of the picture that the prompts begin."""
@@ -165,15 +180,23 @@ class _GuidedReader:
     one batch, or, where the conditional rows go on from a cache, each part by itself, since the cache is only theirs.
 
     `prompts` are 1 (no guidance), 2 (unconditional) or 3 (picture alone, unconditional) of `input_ids` and
-    `attention_mask` [B, L_i]. R = 1, 2 or 3 times B rows go to the head.
+    `attention_mask` [B, L_i]. R = 1, 2 or 3 times B rows go to the head. `num_tokens` is that of the picture.
     """
 
-    def __init__(self, model, prompts: list[tuple[torch.Tensor, torch.Tensor]], cache: Cache | None = None):
+    def __init__(
+        self,
+        model,
+        prompts: list[tuple[torch.Tensor, torch.Tensor]],
+        num_tokens: int,
+        cache: Cache | None,
+        is_static: bool,
+    ):
         self.repeats = len(prompts)
         if cache is None:
             prompts = [left_pad_rows(prompts, model.config.text_config.pad_token_id or 0)]  # one of [R, longest L_i]
         self.prompts = prompts
-        self.caches = [_PatchReader(model, cache), *(_PatchReader(model) for _ in prompts[1:])]  # one for each prompt
+        caches = [cache] + [None] * (len(prompts) - 1)
+        self.caches = [_PatchReader(model, num_tokens, one, is_static) for one in caches]  # one for each prompt
 
     def read_prompts(self, codes: Pictures | None) -> torch.Tensor:
         """The hidden states [R, P, hidden size] that condition the first patch; the first prompt has the pictures."""
@@ -189,34 +212,50 @@ class _GuidedReader:
 
 class _PatchReader:
     """Feeds a prompt and then patch after patch to the language model, with a key-value cache, and returns the hidden
-    states of the last P positions, [rows, P, hidden size]. A `cache` that is given holds the prompt's first
-    positions."""
+    states of the last P positions, [rows, P, hidden size].
 
-    def __init__(self, model, cache: Cache | None = None):
+    A `cache` that is given holds the prompt's first positions, and grows. A static one has its full length from the
+    start, and what a patch sees of it is told by masks that are made without reading a value back from the device.
+    """
+
+    def __init__(self, model, num_tokens: int, cache: Cache | None, is_static: bool):
         self.model = model
         self.block = model.config.tokens_per_patch
-        self.cache = DynamicCache(config=model.language_model.config) if cache is None else cache
+        self.num_tokens = num_tokens
+        self.cache = cache
+        self.is_static = is_static
 
     def read_prompt(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, codes: Pictures | None
     ) -> torch.Tensor:
-        self.attention_mask = attention_mask
-        input_ids = input_ids[:, self.cache.get_seq_length() :]
+        self.length = input_ids.shape[1]  # of what was read so far
+        self.attention_mask = F.pad(attention_mask, (0, self.num_tokens), value=1)  # [rows, L + h*w]
+        # Counted from each row's first position that is no padding.
+        self.position_ids = (self.attention_mask.cumsum(1) - 1).clamp_min(0)
+        config = self.model.language_model.config
+        if self.is_static:
+            self.cache = StaticCache(config=config, max_cache_len=self.attention_mask.shape[1])
+        elif self.cache is None:
+            self.cache = DynamicCache(config=config)
+        past = self.cache.get_seq_length()
         outputs = self.model(
-            input_ids=input_ids,
+            input_ids=input_ids[:, past:],
             codes=codes,
             attention_mask=attention_mask,
-            position_ids=self._position_ids(input_ids.shape[1]),
+            position_ids=self.position_ids[:, past : self.length],
             past_key_values=self.cache,
             use_cache=True,
         )
         return outputs.last_hidden_state[:, -self.block :]
 
     def read_patch(self, embeddings: torch.Tensor) -> torch.Tensor:
-        self.attention_mask = attention_mask = F.pad(self.attention_mask, (0, self.block), value=1)
-        position_ids = self._position_ids(self.block)
-        if self.block > 1:
-            one_block = torch.zeros(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
+        patch = slice(self.length, self.length + self.block)
+        self.length += self.block
+        position_ids = self.position_ids[:, patch]
+        attention_mask = self.attention_mask if self.is_static else self.attention_mask[:, : self.length]
+        if self.is_static or self.block > 1:
+            one_block = torch.full_like(attention_mask, -1)
+            one_block[:, patch] = 0
             attention_mask = self.model.block_causal_mask(
                 embeddings, one_block, attention_mask, self.cache, position_ids
             )
@@ -228,10 +267,6 @@ class _PatchReader:
             use_cache=True,
         )
         return outputs.last_hidden_state
-
-    def _position_ids(self, length: int) -> torch.Tensor:
-        """Positions of the last `length` positions, counted from each row's first that is no padding."""
-        return (self.attention_mask.cumsum(1) - 1).clamp_min(0)[:, -length:]
 
 
 def left_pad_rows(

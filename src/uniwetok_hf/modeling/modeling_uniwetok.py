@@ -68,6 +68,14 @@ def depth_to_space(hidden_states: torch.Tensor) -> torch.Tensor:
     return blocks.permute(0, 3, 4, 1, 5, 2).reshape(batch, channels // 4, 2 * height, 2 * width)
 
 
+def for_convolution(hidden_states: torch.Tensor) -> torch.Tensor:
+    """Feature maps [B, C, H, W] in the order of bytes that the device's convolutions are written for: channels last on
+    an NVIDIA GPU. (Not the weights: FSDP2 and safetensors refuse parameters that are not contiguous.)"""
+    if hidden_states.is_cuda and torch.version.cuda:
+        return hidden_states.contiguous(memory_format=torch.channels_last)
+    return hidden_states
+
+
 def encoder_grid(length: int, device: torch.device) -> torch.Tensor:
     """Token positions of an axis in the encoder: `length` points from 0.5 to 7.5, in float32. A single token sits at
     0.5, where the published code divides zero by zero."""
@@ -251,8 +259,8 @@ class UniWeTokResidualBlock(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         residual = hidden_states if self.shortcut is None else self.shortcut(hidden_states)
-        hidden_states = self.conv1(F.silu(self.norm1(hidden_states)))
-        return residual + self.conv2(F.silu(self.norm2(hidden_states)))
+        hidden_states = self.conv1(for_convolution(F.silu(self.norm1(hidden_states))))
+        return residual + self.conv2(for_convolution(F.silu(self.norm2(hidden_states))))
 
 
 class UniWeTokDownBlock(nn.Module):
@@ -302,7 +310,7 @@ class UniWeTokEncoder(nn.Module):
         self.conv_out = nn.Conv2d(hidden_size, config.num_bits, 1)
 
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
-        hidden_states = self.conv_in(pixel_values.to(self.conv_in.weight.dtype))
+        hidden_states = self.conv_in(for_convolution(pixel_values.to(self.conv_in.weight.dtype)))
         for block in self.down_blocks:
             hidden_states = block(hidden_states)
         if self.config.architecture == "hybrid":
@@ -388,14 +396,15 @@ class UniWeTokDecoder(nn.Module):
 
     def forward(self, codes: torch.Tensor, noise: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
         codes = codes.to(self.conv_in.weight.dtype)
-        hidden_states = self.conv_in(codes if noise is None else torch.cat([codes, noise.to(codes.dtype)], dim=1))
+        inputs = codes if noise is None else torch.cat([codes, noise.to(codes.dtype)], dim=1)
+        hidden_states = self.conv_in(for_convolution(inputs))
         if self.config.architecture == "hybrid":
             hidden_states = self.transformer(hidden_states, **kwargs)
         for block in self.mid_blocks:
             hidden_states = block(hidden_states)
         for block in reversed(self.up_blocks):
             hidden_states = block(hidden_states, codes)
-        return self.conv_out(F.silu(self.norm_out(hidden_states)))
+        return self.conv_out(for_convolution(F.silu(self.norm_out(hidden_states))))
 
 
 class UniWeTokPreTrainedModel(PreTrainedModel):

@@ -266,7 +266,9 @@ class UniWeTokBinaryHead(PreTrainedModel):
         sample = draw_noise(shape, generator, condition.device)
         for timestep in scheduler.timesteps:
             inputs = torch.cat([sample] * repeats)
-            prediction = self(inputs, timestep.to(condition.device).expand(len(inputs)), condition)
+            # Written as a constant, not copied from the CPU: a copy would wait for the device in each step.
+            times = torch.full((len(inputs),), float(timestep), device=condition.device)
+            prediction = self(inputs, times, condition)
             if repeats == 2:
                 conditional, unconditional = prediction.chunk(2)
                 prediction = unconditional + guidance_scale * (conditional - unconditional)

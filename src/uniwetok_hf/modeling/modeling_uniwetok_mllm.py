@@ -214,19 +214,19 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
         position_ids: torch.Tensor | None = None,
     ):
         """The mask, in the form that the attention implementation wants, in which the L new positions see the past,
-        and all of their own patch. `block_ids` is [B, L], `attention_mask` [B, past + L].
+        and all of their own patch. `block_ids` and `attention_mask` are [B, past + L], or longer by what a cache of
+        fixed length has not reached yet; ids are -1 where there is no patch or only a past one.
 
         Raises:
             ValueError: for flash attention, which knows only causal masks.
         """
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
         mask = create_masks_for_generate(  # one mask, or one for each kind of layer where there are several
             config=self.language_model.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
             position_ids=position_ids,
-            block_sequence_ids=F.pad(block_ids, (past, 0), value=-1),
+            block_sequence_ids=block_ids,
         )
         masks = mask.values() if isinstance(mask, dict) else [mask]
         if all(each is None or (torch.is_tensor(each) and each.ndim == 2) for each in masks):
@@ -267,8 +267,10 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
         has_patches = self.config.tokens_per_patch > 1 and inputs_embeds.shape[1] > 1
         is_plain = attention_mask is None or (torch.is_tensor(attention_mask) and attention_mask.ndim == 2)
         if has_patches and input_ids is not None and is_plain:
+            past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+            block_ids = F.pad(self.block_ids(input_ids), (past, 0), value=-1)
             attention_mask = self.block_causal_mask(
-                inputs_embeds, self.block_ids(input_ids), attention_mask, past_key_values, position_ids
+                inputs_embeds, block_ids, attention_mask, past_key_values, position_ids
             )
         return self.language_model(
             inputs_embeds=inputs_embeds,

@@ -40,8 +40,11 @@ def _draw(
             raise ValueError(f"`generator` is a list of {len(generator)}, but {shape[0]} pictures are drawn.")
         runs = [list(run) for _, run in groupby(generator, key=id)]
         return torch.cat([_draw(law, (len(run), *shape[1:]), run[0], device, dtype) for run in runs])
-    source = device if generator is None else generator.device
-    return law(tuple(shape), generator=generator, device=source, dtype=torch.float32).to(device, dtype)
+    source = torch.device(device) if generator is None else generator.device
+    # Numbers of a CPU generator go to a GPU from pinned memory, so that the loop of the sampler does not wait for it.
+    pinned = {"pin_memory": True} if source.type == "cpu" and torch.device(device).type == "cuda" else {}
+    drawn = law(tuple(shape), generator=generator, device=source, dtype=torch.float32, **pinned)
+    return drawn.to(device, non_blocking=bool(pinned)).to(dtype)
 
 
 __all__ = ["Generators", "draw_noise", "draw_uniform"]

@@ -218,7 +218,8 @@ class UniWeTokPipelineMixin:
         if output_type == "latent":
             return codes
         self.maybe_load_model()
-        sample = self.mllm.vision_model.decode(codes.to(self.mllm.dtype), generator=generator).sample
+        codes = codes.to(self._execution_device, self.mllm.dtype)  # those of a file are on the CPU
+        sample = self.mllm.vision_model.decode(codes, generator=generator).sample
         if content_sizes is not None and output_type != "pil" and len(set(content_sizes)) > 1:
             content_sizes = None
         return self.processor.image_processor.postprocess(

@@ -38,14 +38,15 @@ def generate_text(
         ValueError: when a text and its continuation are longer than the model's positions reach, or a picture is of a
             size that the model can't read.
     """
+    device = mllm.device if device is None else device
     images = as_encoded_images(mllm, processor, images, device)
     inputs = processor(text=list(texts), picture_sizes=[image.pixel_size for image in images])
     length = inputs["input_ids"].shape[1]
     mllm.config.check_positions(length, max_new_tokens, argument)
     inputs.pop("image_is_target")  # of use to losses only
     output = mllm.generate(
-        **inputs.to(mllm.device if device is None else device),
-        codes=[image.codes for image in images],
+        **inputs.to(device),
+        codes=[image.codes.to(device) for image in images],
         do_sample=False,
         max_new_tokens=max_new_tokens,
         eos_token_id=processor.turn_end_token_id if ends is None else list(ends),

@@ -334,9 +334,10 @@ def stopped_after(step: int) -> KeyboardInterrupt:
 
 @contextlib.contextmanager
 def seeded_weights(seed: int) -> Iterator[None]:
-    """Inside the block new models are initialised from `seed`; torch's global generator is restored after it."""
+    """Inside the block new models are initialised from `seed` on the CPU; torch's global generator is restored after
+    it."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed the generators of GPUs for good
         yield
 
 

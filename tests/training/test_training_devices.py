@@ -1,0 +1,100 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""Training on the device of `tests/one_device.py`, which fails where devices are mixed."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from one_device import CPU, DEVICE, assert_same, on
+from tiny_encoded import language_training
+from tiny_mllm import build, random_codes, seeded, training_batch
+from tiny_training import VISION, all_losses, write
+from torch import nn
+
+from uniwetok_hf.training.bit_usage import BitUsage
+from uniwetok_hf.training.config import read_config
+from uniwetok_hf.training.conversation_batches import MicroBatch
+from uniwetok_hf.training.run import RunningMetrics
+from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig, TaskMetrics
+from uniwetok_hf.training.train_uniwetok import UniWeTokTrainer, UniWeTokTrainingConfig
+
+
+def test_metrics():
+    """Also those of a checkpoint, which come from the CPU."""
+    inputs, codes = training_batch(patch_size=2)
+    mllm = build(patch_size=2)
+    counts = {"tasks": torch.tensor([0, 1]), "text_tokens": torch.tensor([3, 2]), "image_tokens": torch.tensor([8, 4])}
+    batch = MicroBatch(inputs | {"codes": codes}, [0, 1], **counts)
+
+    def compute(device):
+        metrics, bits, tasks = RunningMetrics(), BitUsage(), TaskMetrics(["one", "other"])
+        for _ in range(2):
+            output = on(device, mllm)(**batch.inputs_on(device), generator=seeded(0))
+            metrics.add({"loss": output.loss, "share": 0.5}, items=2)
+            bits.update(random_codes(1, 2, 3)[None].to(device))
+            tasks.add(batch, output)
+            for part in (metrics, bits, tasks):
+                part.load_state_dict(part.state_dict())
+        metrics.add({"loss": output.loss})
+        bits.update(random_codes(1, 2, 3)[None].to(device))
+        tasks.add(batch, output)
+        found = bits.mean_entropy, bits.stuck, bits.dead, bits.usage
+        return metrics.sums["loss"], found, tasks.by_task, tasks.overall
+
+    assert_same(compute)
+
+
+def test_training_of_the_image_tokenizer(fixtures, tmp_path, monkeypatch):
+    """A step with every loss, a line of the log and a validation."""
+    source = {"path": str(fixtures / "emoji")}
+    fields = {**VISION, **all_losses(tmp_path), "data": [source], "validation_data": source}
+    fields["adversarial"] |= {"start_step": 0}
+    trainers = build_trainers(UniWeTokTrainer, UniWeTokTrainingConfig, fields, tmp_path)
+
+    def compute(device):
+        trainer = trainers[device]
+        networks = [*trainer.loss_networks().values(), trainer.model, trainer.perceptual, trainer.teacher]
+        place(trainer, networks, device, monkeypatch)
+        trainer.train_step(next(iter(trainer.batches)), 0)
+        return logged(trainer.take_metrics() | trainer.validate(1)), trainer.ema.shadow_params[0]
+
+    assert_same(compute)
+
+
+def test_training_of_the_language_model(tmp_path, monkeypatch):
+    """A step, a line of the log, and a validation with pictures from a prompt."""
+    fields = language_training(tmp_path) | {"prompts": ["a red square"]}
+    trainers = build_trainers(MLLMTrainer, MLLMTrainingConfig, fields, tmp_path)
+
+    def compute(device):
+        trainer = trainers[device]
+        place(trainer, [trainer.mllm], device, monkeypatch)
+        trainer.train_step(trainer.batches[0], 0)
+        validation = trainer.validation.validation_batches(2)
+        return logged(trainer.take_metrics() | trainer.validate(validation, 1)), trainer.ema.shadow_params[0]
+
+    assert_same(compute)
+
+
+def build_trainers(trainer_class, config_class, fields: dict, folder: Path) -> dict[torch.device, Any]:
+    """Two equal trainers, both on the CPU."""
+    fields["learning_rate"] = 1e-6  # Adam makes whole steps of rounding errors
+    return {
+        device: trainer_class(read_config(config_class, write(folder, fields, output_dir=str(folder / device.type))))
+        for device in (CPU, DEVICE)
+    }
+
+
+def place(trainer, networks: list[nn.Module], device: torch.device, monkeypatch) -> None:
+    """Moves a new trainer to `device`, where Accelerate would have placed it."""
+    monkeypatch.setattr(type(trainer.accelerator), "device", device)
+    torch.__future__.set_swap_module_params_on_conversion(True)  # the optimizer has the parameters already
+    for network in networks:
+        network.to(device)
+    torch.__future__.set_swap_module_params_on_conversion(False)
+    trainer.ema.to(device)
+
+
+def logged(metrics: dict) -> dict:
+    """What does not depend on the machine."""
+    return {name: value for name, value in metrics.items() if not name.endswith("_per_second")}
