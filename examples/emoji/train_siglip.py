@@ -56,7 +56,7 @@ from uniwetok_hf.evaluation.choices import cosines, top_k_outcomes
 from uniwetok_hf.files import save_whole
 from uniwetok_hf.losses.teacher import Teacher
 from uniwetok_hf.training.checkpoints import make_output_folder
-from uniwetok_hf.training.config import explain, read_config, setting
+from uniwetok_hf.training.config import APPLY, KEEP, explain, read_config, setting
 from uniwetok_hf.training.run import choose_precision, interrupt_sets, seeded_weights, stopped_after
 
 
@@ -64,37 +64,52 @@ from uniwetok_hf.training.run import choose_precision, interrupt_sets, seeded_we
 class SiglipTrainingConfig:
     """One training."""
 
-    output_dir: str = setting(help="folder of the run: checkpoints, and at the end `model` and zero_shot.json")
-    data: str = setting(help="folder made by emoji_data.py")
-    max_train_steps: int = setting(help="optimizer steps")
-    batch_size: int = setting(help="pairs per step over all processes")
-    splits: list[str] = setting(["train"], "splits of the data to learn from")
-    validation_split: str | None = setting("validation", "split whose labels are told apart at the end; null: none")
-    image_size: int = setting(64, "side in pixels")
-    vision_model: dict = setting({}, "fields of transformers' SiglipVisionConfig")
-    text_model: dict = setting({}, "fields of SiglipTextConfig")
+    output_dir: str = setting(
+        help="folder of the run: checkpoints, and at the end `model` and zero_shot.json", on_resume=APPLY
+    )
+    data: str = setting(help="folder made by emoji_data.py", on_resume=KEEP)
+    max_train_steps: int = setting(help="optimizer steps", on_resume=KEEP)
+    batch_size: int = setting(help="pairs per step over all processes", on_resume=KEEP)
+    splits: list[str] = setting(["train"], "splits of the data to learn from", on_resume=KEEP)
+    validation_split: str | None = setting(
+        "validation", "split whose labels are told apart at the end; null: none", on_resume=APPLY
+    )
+    image_size: int = setting(64, "side in pixels", on_resume=KEEP)
+    vision_model: dict = setting({}, "fields of transformers' SiglipVisionConfig", on_resume=KEEP)
+    text_model: dict = setting({}, "fields of SiglipTextConfig", on_resume=KEEP)
     text_weights: list[float] = setting(
-        [1.0, 1.0, 1.0], "how often a picture's text is its label, its label with the style, some of its keywords"
+        [1.0, 1.0, 1.0],
+        "how often a picture's text is its label, its label with the style, some of its keywords",
+        on_resume=KEEP,
     )
     group_size: int = setting(
         1,
         "pictures of each concept in an epoch, which come together; over 1, the batches hold what is hard to tell "
         "apart: the same thing in other styles and skin tones",
+        on_resume=KEEP,
     )
-    text_length: int = setting(24, "tokens to which every text is padded or cut")
-    vocab_size: int = setting(2048, "entries of the text vocabulary, which is trained on the texts")
-    crop_probability: float = setting(0.75, "how often a crop is shown instead of the whole picture")
-    crop_scale: list[float] = setting([0.6, 1.0], "smallest and largest side of a crop over the picture's")
-    logit_bias: float = setting(-10.0, "where the bias of the logits starts; -ln(batch_size) learns sooner")
-    learning_rate: float = setting(1e-3, "of AdamW, falling to 0 as a cosine")
-    lr_warmup_steps: int = setting(0, "steps until the learning rate is reached")
-    weight_decay: float = setting(0.1, "decoupled weight decay")
-    mixed_precision: str = setting("no", "auto, no, fp16 or bf16; auto chooses what the device does fast")
-    attn_implementation: str = setting("eager", "of transformers; for so short sequences eager is fastest on CPUs")
-    seed: int = setting(0, "of weights, order, crops and texts")
-    logging_steps: int = setting(50, "steps between lines of the log")
-    checkpointing_steps: int = setting(500, "steps between checkpoints, of which the last is kept")
-    report_to: list[str] = setting([], "trackers: tensorboard, wandb, ...")
+    text_length: int = setting(24, "tokens to which every text is padded or cut", on_resume=KEEP)
+    vocab_size: int = setting(2048, "entries of the text vocabulary, which is trained on the texts", on_resume=KEEP)
+    crop_probability: float = setting(0.75, "how often a crop is shown instead of the whole picture", on_resume=KEEP)
+    crop_scale: list[float] = setting(
+        [0.6, 1.0], "smallest and largest side of a crop over the picture's", on_resume=KEEP
+    )
+    logit_bias: float = setting(
+        -10.0, "where the bias of the logits starts; -ln(batch_size) learns sooner", on_resume=KEEP
+    )
+    learning_rate: float = setting(1e-3, "of AdamW, falling to 0 as a cosine", on_resume=KEEP)
+    lr_warmup_steps: int = setting(0, "steps until the learning rate is reached", on_resume=KEEP)
+    weight_decay: float = setting(0.1, "decoupled weight decay", on_resume=KEEP)
+    mixed_precision: str = setting(
+        "no", "auto, no, fp16 or bf16; auto chooses what the device does fast", on_resume=APPLY
+    )
+    attn_implementation: str = setting(
+        "eager", "of transformers; for so short sequences eager is fastest on CPUs", on_resume=APPLY
+    )
+    seed: int = setting(0, "of weights, order, crops and texts", on_resume=KEEP)
+    logging_steps: int = setting(50, "steps between lines of the log", on_resume=APPLY)
+    checkpointing_steps: int = setting(500, "steps between checkpoints, of which the last is kept", on_resume=APPLY)
+    report_to: list[str] = setting([], "trackers: tensorboard, wandb, ...", on_resume=APPLY)
 
     def __post_init__(self):
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:

@@ -9,11 +9,12 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from PIL import Image
 
+from uniwetok_hf.training.config import absolute_paths
 from uniwetok_hf.training.run import (
     CheckpointClock,
     JsonLinesTracker,
     RunningMetrics,
-    absolute_paths,
+    StepGuard,
     averaged_weights,
     choose_parameters,
     choose_precision,
@@ -21,7 +22,6 @@ from uniwetok_hf.training.run import (
     make_average,
     picture_grid,
     seeded_weights,
-    stop_unless_finite,
 )
 
 
@@ -89,13 +89,34 @@ def test_paths_become_absolute_where_they_are_some(tmp_path, monkeypatch):
     assert absolute_paths(absolute) == absolute
 
 
-def test_a_loss_that_is_not_finite_is_named(tmp_path):
-    accelerator = Accelerator(cpu=True)
-    stop_unless_finite(accelerator, {"a": torch.tensor(1.0), "b": torch.zeros(1)}, 4, tmp_path)
-    for bad in (float("nan"), float("inf")):
-        losses = {"a": torch.tensor(1.0), "b": torch.tensor(bad)}
-        with pytest.raises(FloatingPointError, match="Not finite at step 5: b; there is no checkpoint yet"):
-            stop_unless_finite(accelerator, losses, 4, tmp_path)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_steps_that_are_not_finite_are_skipped_up_to_a_limit(bad, tmp_path, capsys):
+    good, norm = {"a": torch.ones(2), "b": torch.zeros(1)}, {"norm": torch.tensor(1.0)}
+    spoilt = good | {"b": torch.tensor([0.0, bad])}
+    guard = StepGuard(Accelerator(cpu=True), tmp_path, max_skipped_steps=2)
+    assert guard.allows(good, norm, 0) and not guard.was_skipped
+    assert not guard.allows(spoilt, {"norm": torch.tensor(bad)}, 1) and guard.was_skipped
+    assert "Step 2 is skipped: not finite: b (1 of at most 2 such steps)" in capsys.readouterr().err
+    assert guard.allows(good, norm, 2) and not guard.was_skipped
+    assert not guard.allows(good, {"norm": torch.tensor(bad)}, 3)
+    assert guard.num_skipped == 2
+    message = r"Not finite at step 5: b, after 2 skipped steps \(`max_skipped_steps`\); there is no checkpoint yet"
+    with pytest.raises(FloatingPointError, match=message):
+        guard.allows(spoilt, norm, 4)
+    guard.resume(2)  # with the whole limit again
+    assert not guard.allows(spoilt, norm, 2) and guard.num_skipped == 3
+
+
+def test_what_a_gradient_scaler_skips_does_not_count(tmp_path):
+    guard = StepGuard(accelerator := Accelerator(cpu=True), tmp_path, max_skipped_steps=0)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    good, overflow = {"loss": torch.ones(1)}, {"norm": torch.tensor(float("inf"))}
+    assert not guard.allows(good, overflow, 0) and guard.was_skipped and guard.num_skipped == 0
+    with pytest.raises(FloatingPointError, match="Not finite at step 2: loss"):  # whatever the scale
+        guard.allows({"loss": torch.tensor(float("nan"))}, overflow, 1)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    with pytest.raises(FloatingPointError, match="Not finite at step 3: norm"):  # not the scale's fault
+        guard.allows(good, overflow, 2)
 
 
 def test_new_weights_follow_the_seed_and_leave_the_global_generator_alone():

@@ -363,7 +363,13 @@ def test_a_bad_row_stops_the_training_and_is_named(fields, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(fields, trained, tmp_path):
-    stage = later(fields, init_from=str(trained), mllm={"text_loss_weight": float("inf")}, validation_data=[])
+    stage = later(
+        fields,
+        init_from=str(trained),
+        mllm={"text_loss_weight": float("inf")},
+        validation_data=[],
+        max_skipped_steps=0,
+    )
     with pytest.raises(FloatingPointError, match="Not finite at step 1: loss; there is no checkpoint yet"):
         run(stage, tmp_path)
     assert not (tmp_path / "run" / "pipeline").exists()
@@ -379,7 +385,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(fields, trained, tmp_path, 
         return output
 
     monkeypatch.setattr(MLLMTrainer, "compute_losses", spoilt)
-    stage = later(fields, init_from=str(trained), max_grad_norm=None, validation_data=[])
+    stage = later(fields, init_from=str(trained), max_grad_norm=None, validation_data=[], max_skipped_steps=0)
     with pytest.raises(FloatingPointError, match="Not finite at step 1: grad_norm"):
         run(stage, tmp_path)
 

@@ -36,28 +36,50 @@ NUM_SHARDS = 64
 
 @dataclass
 class PictureSource:
-    """Pictures from one place, and how often they are sampled relative to other sources."""
+    """Pictures from one place, and how often they are sampled relative to other sources. `on_resume` is explained in
+    `training/config.py`."""
 
     path: str = field(
         metadata={
             "help": "folder of `save_to_disk`, folder of pictures, Parquet or WebDataset .tar (file, folder or glob), "
             f"{EMBEDDED_PICTURES}, the name of a dataset on the Hub, or the place of your own function, FILE.py:NAME, "
-            "that is called with the split and returns a datasets.Dataset or rows"
+            "that is called with the split and returns a datasets.Dataset or rows",
+            "on_resume": "keep",
         }
     )
-    split: str = field(default="train", metadata={"help": "which split of it; plain files are all `train`"})
-    name: str | None = field(default=None, metadata={"help": "configuration of a dataset on the Hub"})
+    split: str = field(
+        default="train", metadata={"help": "which split of it; plain files are all `train`", "on_resume": "keep"}
+    )
+    name: str | None = field(
+        default=None, metadata={"help": "configuration of a dataset on the Hub", "on_resume": "keep"}
+    )
     image_column: str = field(
         default=IMAGE_COLUMN,
-        metadata={"help": "column of the pictures; the only column of pictures is found without it"},
+        metadata={
+            "help": "column of the pictures; the only column of pictures is found without it",
+            "on_resume": "keep",
+        },
     )
-    streaming: bool = field(default=False, metadata={"help": "read in the order of the files, without a local copy"})
-    weight: float = field(default=1.0, metadata={"help": "share of the samples, over the sum of all weights"})
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "read in the order of the files, without a local copy",
+            "on_resume": "keep",
+        },
+    )
+    weight: float = field(
+        default=1.0, metadata={"help": "share of the samples, over the sum of all weights", "on_resume": "keep"}
+    )
     crop_probability: float | None = field(
-        default=None, metadata={"help": "of this source, in a training; null: the training's `crop_probability`"}
+        default=None,
+        metadata={
+            "help": "of this source, in a training; null: the training's `crop_probability`",
+            "on_resume": "apply",
+        },
     )
     crop_scale: list[float] | None = field(
-        default=None, metadata={"help": "of this source, in a training; null: the training's `crop_scale`"}
+        default=None,
+        metadata={"help": "of this source, in a training; null: the training's `crop_scale`", "on_resume": "apply"},
     )
 
 

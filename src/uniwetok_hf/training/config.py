@@ -28,17 +28,28 @@ from ..data.places import find_place, is_place
 
 
 CONFIGS = Path(__file__).parent / "configs"
+# What happens to a change of a field when a run goes on from a checkpoint. APPLY: it is applied. KEEP: it is refused;
+# of a section, whether there is one, or how many there are, while its own fields say it for themselves. KEEP_NULL:
+# null can't become a value, nor a value null, but another value is applied.
+APPLY, KEEP, KEEP_NULL = "apply", "keep", "keep_null"
+# Fields of the configs and their sections that name files and folders.
+PATH_FIELDS = {"output_dir", "path", "init_from", "vision_model", "language_model", "teacher", "model"}
 
 
 class ConfigError(ValueError):
     """A wrong config file; the message names the file and the field."""
 
 
-def setting(default=dataclasses.MISSING, help: str = ""):
-    """A dataclass field with a help text; without a default it is required."""
+def setting(default=dataclasses.MISSING, help: str = "", on_resume: str | tuple[str, ...] | None = None):
+    """A dataclass field with a help text; without a default it is required.
+
+    `on_resume` says what happens to a change between a checkpoint and the run that goes on from it (`resume.py`):
+    APPLY, KEEP, KEEP_NULL, or those keys of a mapping that are applied.
+    """
+    metadata = {"help": help, "on_resume": on_resume}
     if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):
-        return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata={"help": help})
-    return dataclasses.field(default=default, metadata={"help": help})
+        return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def shipped_configs() -> list[str]:
@@ -103,13 +114,41 @@ def flat_values(config) -> dict[str, int | float | str | bool]:
     return flat
 
 
+def absolute_paths(settings: dict) -> dict:
+    """Settings in which the output folder, and every file or folder that a field names and that exists, is absolute.
+    Names on the Hub, of embedded models and of shipped sources stay as they are."""
+
+    def absolute(name: str, value):
+        if isinstance(value, dict):  # in `options` of a user's task any field may be a path
+            names = dict.fromkeys(value, "path") if name == "options" else {key: key for key in value}
+            return {key: absolute(names[key], item) if name != "columns" else item for key, item in value.items()}
+        if isinstance(value, list):
+            return [absolute(name, item) for item in value]
+        if name not in PATH_FIELDS or not isinstance(value, str) or is_place(value):
+            return value
+        found = any(character in value for character in "*?[") or Path(value).exists()
+        return os.path.abspath(value) if found or name == "output_dir" else value
+
+    return absolute("", settings)
+
+
+def check_at_least(config, least: int, *names: str) -> None:
+    """
+    Raises:
+        ValueError: when a field of the config is below `least`.
+    """
+    for name in names:
+        if getattr(config, name) < least:
+            raise ValueError(f"`{name}` must be {least} or more, got {getattr(config, name)}.")
+
+
 def explain(config_class: type, indent: str = "  ") -> list[str]:
     """One line per field: name, type, default, help text; sections follow their field, indented."""
     lines, hints = [], typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         has_default = field.default is not dataclasses.MISSING
         is_required = not has_default and field.default_factory is dataclasses.MISSING
-        section = _section_of(hints[field.name])
+        section = section_of(hints[field.name])
         default = "required" if is_required else f"default {field.default}" if has_default else ""
         kind = "section" if section else _type_name(hints[field.name])
         notes = ", ".join(note for note in (kind, default) if note)
@@ -128,9 +167,9 @@ def _read_file(path: Path, chain: list[Path]) -> tuple[dict, dict[str, Path]]:
         circle = " -> ".join(map(str, [*chain, path]))
         raise ConfigError(f"{chain[-1]}: `base` leads back to {path}: {circle}.")
     try:
-        text = path.read_text(encoding="utf-8")
-        values = (json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)) or {}
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        content = path.read_bytes()  # both formats say by themselves how their text is encoded
+        values = (json.loads(content) if path.suffix == ".json" else yaml.safe_load(content)) or {}
+    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold `field: value` lines, got {type(values).__name__}.")
@@ -235,7 +274,7 @@ def _value(hint, value, origins: _Origins, name: str):
     if value is None and type(None) in options:
         return None
     for option in options:
-        section, origin, arguments = _section_of(option), typing.get_origin(option), typing.get_args(option)
+        section, origin, arguments = section_of(option), typing.get_origin(option), typing.get_args(option)
         if value is None and dict in (option, origin):  # a mapping of the base is left out
             return {}
         if section and origin is not list and isinstance(value, Mapping):
@@ -258,11 +297,11 @@ def _value(hint, value, origins: _Origins, name: str):
     raise ConfigError(f"{origins.where(name)}`{name}` must be {_type_name(hint)}, got {value!r}.")
 
 
-def _section_of(hint) -> type | None:
+def section_of(hint) -> type | None:
     """The dataclass of a field, of a list of it, or of an optional one."""
     if dataclasses.is_dataclass(hint):
         return hint
-    return next((section for part in typing.get_args(hint) if (section := _section_of(part))), None)
+    return next((section for part in typing.get_args(hint) if (section := section_of(part))), None)
 
 
 def _type_name(hint) -> str:

@@ -2,6 +2,7 @@
 """What both trainers share: Accelerate, the optimizer, which parameters train, the log, stopping, averaged weights."""
 
 import contextlib
+import copy
 import dataclasses
 import json
 import os
@@ -18,19 +19,16 @@ import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import GeneralTracker
+from accelerate.utils import GradientAccumulationPlugin
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from ..data.places import is_place
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from .checkpoints import list_checkpoints
-
-
-# Fields of both configs and their sections that name files and folders.
-PATH_FIELDS = {"output_dir", "path", "init_from", "vision_model", "language_model", "teacher", "model"}
+from .config import absolute_paths
 
 
 class JsonLinesTracker(GeneralTracker):
@@ -50,7 +48,8 @@ class JsonLinesTracker(GeneralTracker):
 
     def store_init_configuration(self, values: dict):
         # All settings, with sections: `--config` reads this file, from any folder.
-        (self.folder / "config.json").write_text(json.dumps(absolute_paths(self.settings or values), indent=1))
+        text = json.dumps(absolute_paths(self.settings or values), indent=1)
+        (self.folder / "config.json").write_text(text, encoding="utf-8")
 
     def rewind(self, step: int) -> None:
         """Drops the lines after `step`."""
@@ -58,41 +57,23 @@ class JsonLinesTracker(GeneralTracker):
         if not path.exists():
             return
         kept = []
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(ValueError):  # the last line of a killed run may be incomplete
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
         temporary = path.with_name(".log.jsonl.tmp")
-        temporary.write_text("".join(kept))
+        temporary.write_text("".join(kept), encoding="utf-8")
         os.replace(temporary, path)
 
     def log(self, values: dict, step: int | None = None, **kwargs):
         rounded = {name: value if isinstance(value, int) else float(f"{value:.6g}") for name, value in values.items()}
-        with open(self.folder / "log.jsonl", "a") as log:
+        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as log:
             log.write(json.dumps({"step": step, **rounded}) + "\n")
 
     def log_images(self, values: dict, step: int | None = None, **kwargs):
         (self.folder / "samples").mkdir(exist_ok=True)
         for name, image in values.items():
             image.save(self.folder / "samples" / f"{name}-{step:06d}.png")
-
-
-def absolute_paths(settings: dict) -> dict:
-    """Settings in which the output folder, and every file or folder that a field names and that exists, is absolute.
-    Names on the Hub, of embedded models and of shipped sources stay as they are."""
-
-    def absolute(name: str, value):
-        if isinstance(value, dict):  # in `options` of a user's task any field may be a path
-            names = dict.fromkeys(value, "path") if name == "options" else {key: key for key in value}
-            return {key: absolute(names[key], item) if name != "columns" else item for key, item in value.items()}
-        if isinstance(value, list):
-            return [absolute(name, item) for item in value]
-        if name not in PATH_FIELDS or not isinstance(value, str) or is_place(value):
-            return value
-        found = any(character in value for character in "*?[") or Path(value).exists()
-        return os.path.abspath(value) if found or name == "output_dir" else value
-
-    return absolute("", settings)
 
 
 def choose_precision(mixed_precision: str | None) -> str | None:
@@ -122,15 +103,19 @@ def choose_precision(mixed_precision: str | None) -> str | None:
 
 
 def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTracker]:
-    """The Accelerator of a config, which logs to `folder` and to the trackers in `report_to`.
+    """The Accelerator of a config, which logs to `folder` and to the trackers in `report_to`. What the config says
+    counts, whatever variables of the environment say to Accelerate.
 
     Raises:
-        ValueError: when the processes and micro-batches can't share `batch_size` samples.
+        ValueError: when the processes and micro-batches can't share `batch_size` samples, or Accelerate is configured
+            for a kind of parallelism that the trainers don't know.
     """
     tracker = JsonLinesTracker(folder, dataclasses.asdict(config))
     accelerator = Accelerator(
         mixed_precision=choose_precision(config.mixed_precision),
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        # As an object: a number would give way to ACCELERATE_GRADIENT_ACCUMULATION_STEPS.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
+        dynamo_backend="no",  # `compile` of the config decides, not ACCELERATE_DYNAMO_BACKEND
         log_with=[tracker, *config.report_to],
         project_dir=folder,
         step_scheduler_with_optimizer=False,  # the schedule counts our steps, whatever the number of processes
@@ -141,7 +126,23 @@ def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTrack
             f"`batch_size`={config.batch_size} must be a multiple of processes x `gradient_accumulation_steps` = "
             f"{accelerator.num_processes} x {config.gradient_accumulation_steps}."
         )
+    parallel = accelerator.parallelism_config
+    for name in ("tp_size", "cp_size", "sp_size") if parallel else ():
+        if getattr(parallel, name, 1) > 1:
+            raise ValueError(
+                f"Accelerate is configured with `{name}`={getattr(parallel, name)} (PARALLELISM_CONFIG_* in the "
+                "environment): the trainers divide samples between processes, and weights with FSDP, but no layers."
+            )
+    if (deepspeed := accelerator.state.deepspeed_plugin) is not None:
+        overrule_deepspeed(deepspeed.deepspeed_config, config)
     return accelerator, tracker
+
+
+def overrule_deepspeed(deepspeed_config: dict, config) -> None:
+    """Puts the training's micro-batches and clipping in the place of those of DeepSpeed's configuration, which does
+    both by itself."""
+    deepspeed_config["gradient_accumulation_steps"] = config.gradient_accumulation_steps
+    deepspeed_config["gradient_clipping"] = config.max_grad_norm or 0.0  # 0 is never
 
 
 def choose_parameters(model: nn.Module, trainable: Sequence[str], never: Sequence[str] = ()) -> list[nn.Parameter]:
@@ -210,13 +211,14 @@ def make_average(parameters: list[nn.Parameter], decay: float, num_steps: int) -
 
 class CheckpointClock:
     """Tells when a checkpoint is due: every `steps` steps and, where `minutes` is given, at the first line of the log
-    after so many minutes. (At a line, where processes wait for each other anyway, as they must agree.)"""
+    after so many minutes. (At a line, where processes wait for each other anyway, as they must agree.) After a step
+    that was skipped it waits for the next good one: a run that has diverged must not replace its good checkpoints."""
 
     def __init__(self, accelerator: Accelerator, config):
         self.accelerator, self.config = accelerator, config
-        self.last = time.monotonic()
+        self.last, self.waits = time.monotonic(), False
 
-    def is_due(self, step: int) -> bool:
+    def is_due(self, step: int, was_skipped: bool = False) -> bool:
         """All processes must ask, at each step; a true answer starts the minutes anew."""
         config, due = self.config, step % self.config.checkpointing_steps == 0
         if config.checkpointing_minutes is not None and step % config.logging_steps == 0:
@@ -224,7 +226,11 @@ class CheckpointClock:
             due = due or self.accelerator.reduce(late.float().to(self.accelerator.device), "sum").item() > 0
         if due:
             self.last = time.monotonic()
-        return due
+        self.waits = self.waits or due
+        if was_skipped or not self.waits:
+            return False
+        self.waits = False
+        return True
 
 
 class RunningMetrics:
@@ -253,6 +259,12 @@ class RunningMetrics:
         self.sums, self.counts = {}, {}
         self.clock, self.items, self.steps = time.monotonic(), 0, 0
         return means
+
+    def copy(self) -> "RunningMetrics":
+        """The metrics so far, which adding does not change."""
+        copied = copy.copy(self)
+        copied.sums, copied.counts = dict(self.sums), dict(self.counts)
+        return copied
 
     def state_dict(self) -> dict:
         """The sums, for a checkpoint between two lines of the log."""
@@ -284,19 +296,67 @@ def log_images(accelerator: Accelerator, images: dict[str, Image.Image], step: i
             tracker.log_images(images, step=step)
 
 
-def stop_unless_finite(accelerator: Accelerator, values: dict[str, torch.Tensor], step: int, folder: Path) -> None:
-    """Must be called before the weights change, with the losses of a step and then with the norm of its gradients.
+class StepGuard:
+    """Decides which steps are taken: those whose losses and gradients are finite. The others are skipped, and counted
+    in `num_skipped`. After more than `max_skipped_steps` of them since the run was started or resumed, it ends."""
 
-    Raises:
-        FloatingPointError: on all processes, when a value of any of them is not finite; the last checkpoint is good.
-    """
-    flat = [value.detach().to(accelerator.device, torch.float32).reshape(()) for value in values.values()]
-    is_bad = accelerator.reduce((~torch.isfinite(torch.stack(flat))).float(), "sum") > 0
-    if is_bad.any():
-        names = ", ".join(name for name, bad in zip(values, is_bad.tolist(), strict=True) if bad)
-        found = list_checkpoints(folder)
+    def __init__(self, accelerator: Accelerator, folder: Path, max_skipped_steps: int):
+        self.accelerator, self.folder, self.limit = accelerator, folder, max_skipped_steps
+        self.num_skipped = self.skipped_before = 0
+        self.was_skipped = False  # the last step
+
+    def resume(self, num_skipped: int) -> None:
+        """Counts on from a checkpoint, with the whole limit again."""
+        self.num_skipped = self.skipped_before = num_skipped
+
+    def allows(self, losses: dict[str, torch.Tensor], norms: dict[str, torch.Tensor], step: int) -> bool:
+        """Whether a step is taken. All processes must ask, after the backward pass and before the weights change.
+
+        Args:
+            losses: values of any shape, of all micro-batches.
+            norms: of the gradients. One that is not finite while the losses are does not count as skipped when a
+                gradient scaler looks for its scale: it skips such steps by itself.
+            step: its number, from 0 on.
+
+        Raises:
+            FloatingPointError: on all processes, when too many steps were skipped; the last checkpoint is good.
+        """
+        values, scaler = losses | norms, self.accelerator.scaler
+        device = self.accelerator.device
+        finite = torch.stack([value.detach().isfinite().all().to(device) for value in values.values()])
+        bad_on = self.accelerator.reduce((~finite).float(), "sum").tolist()  # the one wait for the device
+        bad = [name for name, processes in zip(values, bad_on, strict=True) if processes]
+        self.was_skipped = bool(bad)
+        if not bad:
+            return True
+        bad_losses = [name for name in bad if name in losses]
+        if scaler is not None and not bad_losses and scaler.get_scale() > 1:
+            return False
+        self.num_skipped += 1
+        count = self.num_skipped - self.skipped_before
+        names = ", ".join(bad_losses or bad)  # the gradients of a loss that is not finite are not either
+        if count > self.limit:
+            raise FloatingPointError(self._last_words(step, names))
+        if self.accelerator.is_main_process:
+            tqdm.write(
+                f"Step {step + 1} is skipped: not finite: {names} ({count} of at most {self.limit} such steps).",
+                file=sys.stderr,
+            )
+        return False
+
+    def require(self, losses: dict[str, torch.Tensor], step: int) -> None:
+        """[`allows`] where a step can't be skipped any more: a loss that is not finite ends the run."""
+        self.limit = 0
+        self.allows(losses, {}, step)
+
+    def _last_words(self, step: int, names: str) -> str:
+        found = list_checkpoints(self.folder)
         last = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
-        raise FloatingPointError(f"Not finite at step {step + 1}: {names}; {last}. Try a smaller learning rate.")
+        before = f", after {self.limit} skipped steps (`max_skipped_steps`)" if self.limit else ""
+        return (
+            f"Not finite at step {step + 1}: {names}{before}; {last}. Set a smaller `learning_rate`: the same command "
+            "goes on with it."
+        )
 
 
 @contextlib.contextmanager

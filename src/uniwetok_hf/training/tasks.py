@@ -22,7 +22,7 @@ from ..data.encoded import ENCODING_FILE, Encoding, cell_codes, open_encoded, pa
 from ..data.places import is_place, load_place
 from ..data.samples import TASK, EpochOrder, Mixture, sample_generator, stream_seed
 from ..data.sources import EMBEDDED_PICTURES
-from .config import setting
+from .config import KEEP, setting
 
 
 # What the columns of a format hold.
@@ -36,16 +36,17 @@ MARKUP = r"<\|(im_start|im_end|endoftext|vision_start|vision_end|image_pad|res_\
 class TaskSource:
     """One encoded dataset and the task that is trained on it."""
 
-    path: str = setting(help="folder that `uniwetok encode-dataset` made")
+    path: str = setting(help="folder that `uniwetok encode-dataset` made", on_resume=KEEP)
     task: str = setting(
         help="captions, questions, edits, conversations, or the place of your own task class, FILE.py:NAME, looked "
-        "up beside the YAML file"
+        "up beside the YAML file",
+        on_resume=KEEP,
     )
-    weight: float = setting(1.0, "how often it is sampled, relative to the others")
+    weight: float = setting(1.0, "how often it is sampled, relative to the others", on_resume=KEEP)
     columns: dict = setting(
-        {}, "for columns with other names than those of docs/data-formats.md, `name there: name here`"
+        {}, "for columns with other names than those of docs/data-formats.md, `name there: name here`", on_resume=KEEP
     )
-    options: dict = setting({}, "arguments of your own task class, by name")
+    options: dict = setting({}, "arguments of your own task class, by name", on_resume=KEEP)
 
 
 @dataclass

@@ -16,6 +16,7 @@ are divided by the text and image tokens of the whole step. So 2 processes, or 2
 computes, and a resumed run continues exactly.
 """
 
+import copy
 import json
 import math
 import threading
@@ -34,13 +35,15 @@ from ..data.encoded import encoder_fingerprint
 from ..data.samples import NOISE, sample_generators
 from ..files import save_whole
 from ..provenance import RECORD, training_record
-from .checkpoints import load_checkpoint, make_output_folder, save_checkpoint
-from .config import config_values, flat_values, read_config, setting
+from .checkpoints import check_run, load_checkpoint, make_output_folder, save_checkpoint
+from .config import APPLY, KEEP, KEEP_NULL, check_at_least, config_values, flat_values, read_config, setting
 from .conversation_batches import ConversationBatches, MicroBatch, prefetched
 from .lora import LoraSettings, add_lora, checkpoint_adapters_only
+from .resume import saved_settings
 from .run import (
     CheckpointClock,
     RunningMetrics,
+    StepGuard,
     averaged_weights,
     choose_parameters,
     interrupt_sets,
@@ -49,10 +52,9 @@ from .run import (
     make_optimizer,
     picture_grid,
     start_accelerator,
-    stop_unless_finite,
     stopped_after,
 )
-from .start import start_folder, start_pipeline
+from .start import CHANGEABLE, start_folder, start_pipeline
 from .tasks import TaskMixture, TaskSource
 
 
@@ -66,106 +68,153 @@ class MLLMTrainingConfig:
     """One stage."""
 
     output_dir: str = setting(
-        help="folder of the run: checkpoints, log.jsonl, samples, and at the end `pipeline`, or with `lora` `adapter`"
+        help="folder of the run: checkpoints, log.jsonl, samples, and at the end `pipeline`, or with `lora` `adapter`",
+        on_resume=APPLY,
     )
-    data: list[TaskSource] = setting(help="encoded datasets and their tasks, each with a weight")
-    max_train_steps: int = setting(help="optimizer steps")
-    batch_size: int = setting(help="samples per step over all processes")
-    validation_data: list[TaskSource] = setting([], "datasets and tasks for validation; empty: no validation")
-    validation_samples: int = setting(128, "number of rows of each dataset in a validation")
+    data: list[TaskSource] = setting(help="encoded datasets and their tasks, each with a weight", on_resume=KEEP)
+    max_train_steps: int = setting(help="optimizer steps", on_resume=APPLY)
+    batch_size: int = setting(help="samples per step over all processes", on_resume=KEEP)
+    validation_data: list[TaskSource] = setting(
+        [], "datasets and tasks for validation; empty: no validation", on_resume=APPLY
+    )
+    validation_samples: int = setting(128, "number of rows of each dataset in a validation", on_resume=APPLY)
     # the start: `init_from`, or `vision_model` with `language_model` or `text_model`
-    init_from: str | None = setting(None, "the previous stage (its output_dir), or a pipeline to continue from")
+    init_from: str | None = setting(
+        None, "the previous stage (its output_dir), or a pipeline to continue from", on_resume=KEEP
+    )
     vision_model: str | None = setting(
-        None, "the trained image tokenizer: its last stage, a model, a pipeline, or the name of an embedded one"
+        None,
+        "the trained image tokenizer: its last stage, a model, a pipeline, or the name of an embedded one",
+        on_resume=KEEP,
     )
     language_model: str | None = setting(
-        None, "causal language model (folder or Hub name) to start from: Qwen3, Llama, ..."
+        None, "causal language model (folder or Hub name) to start from: Qwen3, Llama, ...", on_resume=KEEP
     )
-    text_model: dict = setting({}, "a new language model instead: model_type and fields of its config")
-    vocab_size: int = setting(2048, "size of the text vocabulary of `text_model`, which is trained on the data")
-    num_size_tokens: int | None = setting(None, "longest side of a picture in tokens; null: 4096 pixels")
-    head: dict = setting({}, "fields of the new diffusion head's config")
+    text_model: dict = setting({}, "a new language model instead: model_type and fields of its config", on_resume=KEEP)
+    vocab_size: int = setting(
+        2048, "size of the text vocabulary of `text_model`, which is trained on the data", on_resume=KEEP
+    )
+    num_size_tokens: int | None = setting(
+        None, "longest side of a picture in tokens; null: 4096 pixels", on_resume=KEEP
+    )
+    head: dict = setting({}, "fields of the new diffusion head's config", on_resume=KEEP)
     mllm: dict = setting(
-        {}, "fields of the whole model's config: patch_size, text_loss_weight, bit_flip_probability, ..."
+        {},
+        "fields of the whole model's config: patch_size, text_loss_weight, bit_flip_probability, ...",
+        on_resume=CHANGEABLE,
     )
     trainable: list[str] = setting(
-        [], "regular expressions, such as image_head: parameters whose names match one are trained; empty: all"
+        [],
+        "regular expressions, such as image_head: parameters whose names match one are trained; empty: all",
+        on_resume=KEEP,
     )
     lora: LoraSettings | None = setting(
-        None, "adapters that are trained instead of the model; null: the model is trained"
+        None, "adapters that are trained instead of the model; null: the model is trained", on_resume=KEEP
     )
     # the pipeline that comes out; null: as in init_from
-    resolution: int | None = setting(None, "default side in pixels of generated pictures")
-    input_size: dict | None = setting(None, "`size` of the image processor, for pictures in a prompt")
-    num_inference_steps: int | None = setting(None, "default number of diffusion steps")
-    guidance_scale: float | None = setting(None, "default guidance scale")
-    image_guidance_scale: float | None = setting(None, "default scale of the guidance by the picture, for edits")
+    resolution: int | None = setting(None, "default side in pixels of generated pictures", on_resume=APPLY)
+    input_size: dict | None = setting(None, "`size` of the image processor, for pictures in a prompt", on_resume=APPLY)
+    num_inference_steps: int | None = setting(None, "default number of diffusion steps", on_resume=APPLY)
+    guidance_scale: float | None = setting(None, "default guidance scale", on_resume=APPLY)
+    image_guidance_scale: float | None = setting(
+        None, "default scale of the guidance by the picture, for edits", on_resume=APPLY
+    )
     negative_prompt: str | None = setting(
-        None, "default negative prompt of edits, an instruction that changes nothing"
+        None, "default negative prompt of edits, an instruction that changes nothing", on_resume=APPLY
     )
     describe_first: bool | None = setting(
-        None, "whether the model describes the result of an edit before it generates it"
+        None, "whether the model describes the result of an edit before it generates it", on_resume=APPLY
     )
-    save_dtype: str = setting("float32", "dtype of the saved weights: float32, bfloat16 or float16")
+    save_dtype: str = setting("float32", "dtype of the saved weights: float32, bfloat16 or float16", on_resume=APPLY)
     prompts: list[str] = setting(
-        [], "prompts from which each validation generates four pictures to look at; not under FSDP and DeepSpeed"
+        [],
+        "prompts from which each validation generates four pictures to look at; not under FSDP and DeepSpeed",
+        on_resume=APPLY,
     )
     # the samples
     text_dropout: float = setting(
-        0.1, "probability of leaving out the user's turn of a generation or an edit, for classifier-free guidance"
+        0.1,
+        "probability of leaving out the user's turn of a generation or an edit, for classifier-free guidance",
+        on_resume=APPLY,
     )
     length_group_steps: int = setting(
-        1, "number of steps whose samples are sorted by length before they are cut into batches"
+        1, "number of steps whose samples are sorted by length before they are cut into batches", on_resume=KEEP
     )
-    max_length: int | None = setting(None, "maximum number of tokens of a sample; a longer one is an error")
+    max_length: int | None = setting(
+        None, "maximum number of tokens of a sample; a longer one is an error", on_resume=APPLY
+    )
     # the optimizer
-    learning_rate: float = setting(1e-5, "learning rate of AdamW (paper: 1e-5)")
-    lr_scheduler: str = setting("constant_with_warmup", "name of a schedule of transformers.get_scheduler")
-    lr_warmup_steps: int = setting(0, "steps until the learning rate is reached")
-    lr_scheduler_kwargs: dict = setting({}, "other arguments of the schedule, such as min_lr_rate")
-    adam_beta1: float = setting(0.9, "Adam's first momentum")
-    adam_beta2: float = setting(0.95, "Adam's second momentum")
-    adam_epsilon: float = setting(1e-15, "Adam's epsilon (paper: 1e-15)")
-    weight_decay: float = setting(0.0, "decoupled weight decay")
-    max_grad_norm: float | None = setting(1.0, "norm that gradients are scaled down to; null: never")
+    learning_rate: float = setting(1e-5, "learning rate of AdamW (paper: 1e-5)", on_resume=APPLY)
+    lr_scheduler: str = setting(
+        "constant_with_warmup", "name of a schedule of transformers.get_scheduler", on_resume=APPLY
+    )
+    lr_warmup_steps: int = setting(0, "steps until the learning rate is reached", on_resume=APPLY)
+    lr_scheduler_kwargs: dict = setting({}, "other arguments of the schedule, such as min_lr_rate", on_resume=APPLY)
+    adam_beta1: float = setting(0.9, "Adam's first momentum", on_resume=APPLY)
+    adam_beta2: float = setting(0.95, "Adam's second momentum", on_resume=APPLY)
+    adam_epsilon: float = setting(1e-15, "Adam's epsilon (paper: 1e-15)", on_resume=APPLY)
+    weight_decay: float = setting(0.0, "decoupled weight decay", on_resume=APPLY)
+    max_grad_norm: float | None = setting(1.0, "norm that gradients are scaled down to; null: never", on_resume=APPLY)
     ema_decay: float | None = setting(
-        None, "decay, the same in all steps, of the weight average that is validated and saved; null: none"
+        None,
+        "decay, the same in all steps, of the weight average that is validated and saved; null: none",
+        on_resume=KEEP_NULL,
+    )
+    max_skipped_steps: int = setting(
+        3,
+        "steps with a loss or gradient that is not finite, which are skipped, before the run ends",
+        on_resume=APPLY,
     )
     # running it
-    gradient_accumulation_steps: int = setting(1, "micro-batches per step on each process")
+    gradient_accumulation_steps: int = setting(1, "micro-batches per step on each process", on_resume=APPLY)
     gradient_checkpointing: bool = setting(
-        False, "whether the backward pass computes activations again: less memory, more time"
+        False, "whether the backward pass computes activations again: less memory, more time", on_resume=APPLY
     )
     mixed_precision: str | None = setting(
         None,
         "precision of the computation: no, fp16, bf16, or auto, which chooses what the device does fast; null: as "
         "accelerate is configured",
+        on_resume=APPLY,
     )
     compile: bool = setting(
-        False, "whether the layers are compiled (torch.compile), which takes a minute and a C++ compiler"
+        False,
+        "whether the layers are compiled (torch.compile), which takes a minute and a C++ compiler",
+        on_resume=APPLY,
     )
     attn_implementation: str | None = setting(
         None,
         "attention: sdpa, eager, flex_attention, ...; null: the model's. On CPUs eager is fastest for short sequences",
+        on_resume=APPLY,
     )
-    seed: int = setting(0, "seed of weights, order, choice of texts, flips and noise; 0 or more")
-    logging_steps: int = setting(50, "steps between lines of the log")
-    validation_steps: int = setting(500, "steps between validations")
-    checkpointing_steps: int = setting(500, "steps between checkpoints")
+    seed: int = setting(0, "seed of weights, order, choice of texts, flips and noise; 0 or more", on_resume=KEEP)
+    logging_steps: int = setting(50, "steps between lines of the log", on_resume=APPLY)
+    validation_steps: int = setting(500, "steps between validations", on_resume=APPLY)
+    checkpointing_steps: int = setting(500, "steps between checkpoints", on_resume=APPLY)
     checkpointing_minutes: float | None = setting(
-        None, "minutes after which the next line of the log comes with a checkpoint, too; null: steps alone count"
+        None,
+        "minutes after which the next line of the log comes with a checkpoint, too; null: steps alone count",
+        on_resume=APPLY,
     )
-    checkpoints_total_limit: int = setting(2, "number of checkpoints that are kept")
-    report_to: list[str] = setting([], "trackers in addition to log.jsonl: tensorboard, wandb, ...")
+    checkpoints_total_limit: int = setting(2, "number of checkpoints that are kept", on_resume=APPLY)
+    report_to: list[str] = setting([], "trackers in addition to log.jsonl: tensorboard, wandb, ...", on_resume=APPLY)
 
     def __post_init__(self):
         if self.save_dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"`save_dtype` must be float32, bfloat16 or float16, got {self.save_dtype!r}.")
-        for name in ("batch_size", "max_train_steps", "length_group_steps", "validation_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
-        if self.seed < 0:
-            raise ValueError(f"`seed` must be 0 or more, got {self.seed}.")
+        check_at_least(
+            self,
+            1,
+            "batch_size",
+            "max_train_steps",
+            "gradient_accumulation_steps",
+            "logging_steps",
+            "validation_steps",
+            "checkpointing_steps",
+            "checkpoints_total_limit",
+            "length_group_steps",
+            "validation_samples",
+        )
+        check_at_least(self, 0, "seed", "max_skipped_steps")
         if not self.data:
             raise ValueError("`data` must name at least one encoded dataset.")
         if not 0 <= self.text_dropout <= 1:
@@ -190,6 +239,8 @@ class MLLMTrainer:
     def __init__(self, config: MLLMTrainingConfig):
         self.config, self.folder = config, Path(config.output_dir)
         self.accelerator, self.tracker = start_accelerator(config, self.folder)
+        self.changes = check_run(config, config.result)
+        self.guard = StepGuard(self.accelerator, self.folder, config.max_skipped_steps)
         self.stop = threading.Event()  # when set, the run ends after the current step, with a checkpoint
         self.is_sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         if self.is_sharded and config.ema_decay is not None:
@@ -257,13 +308,14 @@ class MLLMTrainer:
         """Runs the stage to its end, from its last checkpoint if there is one, and returns the folder of its result.
 
         Raises:
-            FloatingPointError: at a loss that is not finite; the checkpoints are kept.
+            FloatingPointError: after too many steps that are not finite; the checkpoints are kept.
             KeyboardInterrupt: after the step in which `stop` was set; its checkpoint is kept.
             ValueError: when the last checkpoint is broken or of another version, or a row does not fit its task.
         """
         config, accelerator = self.config, self.accelerator
-        start, state = load_checkpoint(accelerator, self.folder)
+        start, state = load_checkpoint(accelerator, self.folder, self.changes)
         if state:
+            self.guard.resume(state.get("skipped_steps", 0))
             self.metrics.load_state_dict(state["metrics"])
             self.task_metrics.load_state_dict(state["task_metrics"])
         if self.ema:  # a checkpoint's weights are read to the CPU
@@ -284,44 +336,64 @@ class MLLMTrainer:
             metrics = {}
             if done % config.logging_steps == 0 or is_last:
                 metrics = self.take_metrics()
-                bar.set_postfix(loss=f"{metrics['loss']:.3f}")
+                bar.set_postfix(loss=f"{metrics.get('loss', math.nan):.3f}")
             if done % config.validation_steps == 0 or is_last:
                 metrics |= self.validate(validation_batches, done)
             if metrics:
                 accelerator.log(metrics, step=done)
             is_stopped = self.stop.is_set()
-            if clock.is_due(done) or is_last or is_stopped:
-                # The position in the data follows from the step.
-                state = {"metrics": self.metrics.state_dict(), "task_metrics": self.task_metrics.state_dict()}
-                save_checkpoint(accelerator, self.folder, done, state, config.checkpoints_total_limit)
+            if clock.is_due(done, self.guard.was_skipped) or is_last or is_stopped:
+                save_checkpoint(
+                    accelerator,
+                    self.folder,
+                    done,
+                    self.state_dict(),
+                    config.checkpoints_total_limit,
+                    saved_settings(config),
+                )
             if is_stopped and not is_last:
                 raise stopped_after(done)
         for tracker in accelerator.trackers:  # `end_training` would also leave the other processes
             tracker.finish()
         return self.save()
 
+    def state_dict(self) -> dict:
+        """The state of a run besides what Accelerate saves. The position in the data follows from the step."""
+        return {
+            "metrics": self.metrics.state_dict(),
+            "task_metrics": self.task_metrics.state_dict(),
+            "skipped_steps": self.guard.num_skipped,
+        }
+
     def train_step(self, micro_batches: list[MicroBatch], step: int) -> None:
-        """One step. Losses are divided by the tokens of all of its micro-batches, those of other processes too."""
+        """One step. Losses are divided by the tokens of all of its micro-batches, those of other processes too. When
+        one is not finite, weights and metrics stay as they were."""
         config, accelerator = self.config, self.accelerator
         counts = torch.tensor([[batch.num_text_tokens, batch.num_image_tokens] for batch in micro_batches]).sum(0)
         counts = accelerator.reduce(counts.to(accelerator.device), "sum").clamp_min(1)
+        losses, before = [], (self.metrics.copy(), copy.copy(self.task_metrics))
         for batch in micro_batches:
             with accelerator.accumulate(self.model):
                 output = self.compute_losses(batch, num_items_in_batch=counts[0], num_image_tokens_in_batch=counts[1])
                 # The losses add up to that of the step; accumulation and DDP would take their mean.
                 loss = output.loss * config.gradient_accumulation_steps * accelerator.num_processes
-                stop_unless_finite(accelerator, {"loss": loss}, step, self.folder)
+                losses.append(loss.detach())
+                if accelerator.distributed_type == DistributedType.DEEPSPEED:  # whose backward pass takes the step
+                    self.guard.require({"loss": loss}, step)
                 accelerator.backward(loss)
                 self.task_metrics.add(batch, output)
                 self.metrics.add({"loss": loss})
-                if accelerator.sync_gradients:
-                    self.clip_gradients(step)
-                self.optimizer.step()
-                if accelerator.sync_gradients:
-                    self.scheduler.step()
-                    if self.ema:
-                        self.ema.step(self.parameters)
-                self.optimizer.zero_grad()
+        norm = self.clip_gradients()
+        if self.guard.allows({"loss": torch.stack(losses)}, norm, step):
+            self.metrics.add(norm)
+        else:
+            self.optimizer.zero_grad()  # a step without gradients changes nothing but the scale of a scaler
+            self.metrics, self.task_metrics = before
+        self.optimizer.step()
+        self.scheduler.step()
+        if self.ema and not self.guard.was_skipped:
+            self.ema.step(self.parameters)
+        self.optimizer.zero_grad()
         self.metrics.add({}, items=config.batch_size)
 
     def compute_losses(self, batch: MicroBatch, **options):
@@ -335,21 +407,21 @@ class MLLMTrainer:
             **options,
         )
 
-    def clip_gradients(self, step: int) -> None:
+    def clip_gradients(self) -> dict[str, torch.Tensor]:
+        """Scales the gradients of a step down to `max_grad_norm`; returns the norm that they had."""
         accelerator = self.accelerator
         norm = accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm or math.inf)
         if norm is None:  # DeepSpeed clips by itself, and may have no norm yet
-            return
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
-        self.metrics.add({"grad_norm": norm})
-        if accelerator.scaler is None:  # a scaler skips a step whose gradients are not finite
-            stop_unless_finite(accelerator, {"grad_norm": norm}, step, self.folder)
+            return {}
+        return {"grad_norm": norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)}
 
     def take_metrics(self) -> dict[str, float]:
         """The line of the log: means since the previous line, over all processes."""
         num_samples = self.metrics.items
         metrics = self.metrics.take(self.accelerator, "samples") | self.task_metrics.take(self.accelerator)
         tokens_per_sample = metrics.pop("tokens") / num_samples
+        if self.guard.num_skipped:
+            metrics["skipped_steps"] = self.guard.num_skipped
         metrics["tokens_per_second"] = metrics["samples_per_second"] * tokens_per_sample
         return metrics | {"learning_rate": self.scheduler.get_last_lr()[0]}
 
@@ -411,7 +483,7 @@ class MLLMTrainer:
                     save_adapter(pipeline.mllm, path, base_model=self.config.init_from)
                 else:
                     pipeline.save_pretrained(path)
-                (path / RECORD).write_text(json.dumps(record, indent=1))
+                (path / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
             save_whole(save_result, folder)
         accelerator.wait_for_everyone()

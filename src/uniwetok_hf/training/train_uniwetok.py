@@ -15,6 +15,7 @@ continues exactly. Only the histogram of the batch entropy depends on memory: it
 micro-batches of `gradient_accumulation_steps`.
 """
 
+import copy
 import json
 import math
 import threading
@@ -44,12 +45,14 @@ from ..modeling.modeling_uniwetok import UniWeTokModel
 from ..modeling.noise_uniwetok import draw_noise
 from ..provenance import RECORD, loss_model, training_record
 from .bit_usage import BitUsage
-from .checkpoints import load_checkpoint, make_output_folder, save_checkpoint
-from .config import config_values, flat_values, read_config, setting
+from .checkpoints import check_run, load_checkpoint, make_output_folder, save_checkpoint
+from .config import APPLY, KEEP, check_at_least, config_values, flat_values, read_config, setting
 from .picture_batches import Bucket, PictureBatch, PictureBatches, validation_pictures
+from .resume import saved_settings
 from .run import (
     CheckpointClock,
     RunningMetrics,
+    StepGuard,
     averaged_weights,
     choose_parameters,
     interrupt_sets,
@@ -59,7 +62,6 @@ from .run import (
     picture_grid,
     seeded_weights,
     start_accelerator,
-    stop_unless_finite,
     stopped_after,
 )
 
@@ -70,124 +72,179 @@ VALIDATION_BATCH = 16
 
 @dataclass
 class EntropySettings:
-    weight: float = setting(0.1, "weight in the loss")
-    sample_weight: float = setting(1.0, "weight of the entropy of single tokens, which is minimised")
-    batch_weight: float = setting(1.0, "weight of the entropy of the batch, which is maximised")
-    temperature: float = setting(0.01, "tau: bits with a latent within about tau of 0 count as undecided")
+    weight: float = setting(0.1, "weight in the loss", on_resume=APPLY)
+    sample_weight: float = setting(1.0, "weight of the entropy of single tokens, which is minimised", on_resume=APPLY)
+    batch_weight: float = setting(1.0, "weight of the entropy of the batch, which is maximised", on_resume=APPLY)
+    temperature: float = setting(
+        0.01, "tau: bits with a latent within about tau of 0 count as undecided", on_resume=APPLY
+    )
 
 
 @dataclass
 class PerceptualSettings:
-    model: str = setting(help="backbone or vision model (folder or Hub name), or an LPIPS .safetensors file")
-    weight: float = setting(1.0, "weight in the loss")
-    layers: list[int] | None = setting(None, "feature maps or hidden states to compare; null: the default of the loss")
+    model: str = setting(
+        help="backbone or vision model (folder or Hub name), or an LPIPS .safetensors file", on_resume=KEEP
+    )
+    weight: float = setting(1.0, "weight in the loss", on_resume=APPLY)
+    layers: list[int] | None = setting(
+        None, "feature maps or hidden states to compare; null: the default of the loss", on_resume=APPLY
+    )
 
 
 @dataclass
 class AdversarialSettings:
-    weight: float = setting(0.1, "weight of the generator loss")
-    start_step: int = setting(0, "first step of the discriminator")
-    learning_rate: float | None = setting(None, "learning rate of the discriminator; null: that of the model")
-    lecam_weight: float = setting(0.05, "weight of LeCam regularisation in the discriminator's loss")
-    base_channels: int = setting(64, "width of the discriminator")
-    num_layers: int = setting(3, "strided layers of the discriminator")
+    weight: float = setting(0.1, "weight of the generator loss", on_resume=APPLY)
+    start_step: int = setting(0, "first step of the discriminator", on_resume=APPLY)
+    learning_rate: float | None = setting(
+        None, "learning rate of the discriminator; null: that of the model", on_resume=APPLY
+    )
+    lecam_weight: float = setting(0.05, "weight of LeCam regularisation in the discriminator's loss", on_resume=APPLY)
+    base_channels: int = setting(64, "width of the discriminator", on_resume=KEEP)
+    num_layers: int = setting(3, "strided layers of the discriminator", on_resume=KEEP)
 
 
 @dataclass
 class DistillationSettings:
     teacher: str = setting(
-        help="vision model or dual encoder (folder or Hub name) whose pooled features are the target"
+        help="vision model or dual encoder (folder or Hub name) whose pooled features are the target", on_resume=KEEP
     )
-    weight: float = setting(1.0, "theta: weight in the loss")
-    post_weight: float = setting(1.0, "eta: weight of the codes after the sign, relative to the latents before it")
-    hidden_size: int = setting(256, "width of the two attention pools")
-    num_attention_heads: int = setting(4, "heads of the two attention pools")
+    weight: float = setting(1.0, "theta: weight in the loss", on_resume=APPLY)
+    post_weight: float = setting(
+        1.0, "eta: weight of the codes after the sign, relative to the latents before it", on_resume=APPLY
+    )
+    hidden_size: int = setting(256, "width of the two attention pools", on_resume=KEEP)
+    num_attention_heads: int = setting(4, "heads of the two attention pools", on_resume=KEEP)
 
 
 @dataclass
 class PriorSettings:
-    weight: float = setting(1.0, "mu: weight in the loss")
-    hidden_size: int = setting(256, "width of the small autoregressive model; the defaults are the 8.6 M of the paper")
-    num_hidden_layers: int = setting(8, "number of its blocks")
-    num_attention_heads: int = setting(4, "attention heads of each of its blocks")
+    weight: float = setting(1.0, "mu: weight in the loss", on_resume=APPLY)
+    hidden_size: int = setting(
+        256, "width of the small autoregressive model; the defaults are the 8.6 M of the paper", on_resume=KEEP
+    )
+    num_hidden_layers: int = setting(8, "number of its blocks", on_resume=KEEP)
+    num_attention_heads: int = setting(4, "attention heads of each of its blocks", on_resume=KEEP)
 
 
 @dataclass
 class UniWeTokTrainingConfig:
     """One stage."""
 
-    output_dir: str = setting(help="folder of the run: checkpoints, log.jsonl, samples, and at the end `model`")
-    data: list[PictureSource] = setting(help="sources of pictures, each with a weight")
-    buckets: list[Bucket] = setting(help="sizes in pixels; each step has one of them, in proportion to the weights")
-    max_train_steps: int = setting(help="optimizer steps")
-    batch_size: int = setting(help="pictures per step over all processes, of the first bucket; others: as many tokens")
+    output_dir: str = setting(
+        help="folder of the run: checkpoints, log.jsonl, samples, and at the end `model`", on_resume=APPLY
+    )
+    data: list[PictureSource] = setting(help="sources of pictures, each with a weight", on_resume=KEEP)
+    buckets: list[Bucket] = setting(
+        help="sizes in pixels; each step has one of them, in proportion to the weights", on_resume=APPLY
+    )
+    max_train_steps: int = setting(help="optimizer steps", on_resume=APPLY)
+    batch_size: int = setting(
+        help="pictures per step over all processes, of the first bucket; others: as many tokens", on_resume=APPLY
+    )
     batch_multiple: int | None = setting(
         None,
         "a number that the pictures per step are a multiple of; null: of processes x micro-batches, so that several "
         "buckets give other batches on other numbers of processes",
+        on_resume=APPLY,
     )
-    validation_data: PictureSource | None = setting(None, "pictures for validation; null: no validation")
-    validation_pictures: int = setting(128, "number of pictures in a validation")
+    validation_data: PictureSource | None = setting(
+        None, "pictures for validation; null: no validation", on_resume=APPLY
+    )
+    validation_pictures: int = setting(128, "number of pictures in a validation", on_resume=APPLY)
     # the model
-    init_from: str | None = setting(None, "the previous stage (its output_dir), or a model to start from")
-    model: dict = setting({}, "without init_from: fields of a new UniWeTokConfig")
+    init_from: str | None = setting(
+        None, "the previous stage (its output_dir), or a model to start from", on_resume=KEEP
+    )
+    model: dict = setting({}, "without init_from: fields of a new UniWeTokConfig", on_resume=KEEP)
     trainable: list[str] = setting(
-        [], "regular expressions, such as decoder: parameters whose names match one are trained; empty: all"
+        [],
+        "regular expressions, such as decoder: parameters whose names match one are trained; empty: all",
+        on_resume=KEEP,
     )
     # the loss
-    l1_weight: float = setting(1.0, "weight of the absolute error")
-    l2_weight: float = setting(1.0, "weight of the squared error")
+    l1_weight: float = setting(1.0, "weight of the absolute error", on_resume=APPLY)
+    l2_weight: float = setting(1.0, "weight of the squared error", on_resume=APPLY)
     commitment_weight: float = setting(
-        0.0, "alpha; 0 in UniWeTok, where SigLu bounds the latents (docs/method.md 1.2)"
+        0.0, "alpha; 0 in UniWeTok, where SigLu bounds the latents (docs/method.md 1.2)", on_resume=APPLY
     )
-    entropy: EntropySettings | None = setting(EntropySettings(), "group-wise entropy; null: off")
-    perceptual: PerceptualSettings | None = setting(None, "distance between features of a frozen network; null: off")
-    adversarial: AdversarialSettings | None = setting(None, "patch discriminator; null: off")
-    distillation: DistillationSettings | None = setting(None, "Pre-Post Distillation; null: off")
-    prior: PriorSettings | None = setting(None, "Generative-Aware Prior; null: off")
+    entropy: EntropySettings | None = setting(EntropySettings(), "group-wise entropy; null: off", on_resume=APPLY)
+    perceptual: PerceptualSettings | None = setting(
+        None, "distance between features of a frozen network; null: off", on_resume=KEEP
+    )
+    adversarial: AdversarialSettings | None = setting(None, "patch discriminator; null: off", on_resume=KEEP)
+    distillation: DistillationSettings | None = setting(None, "Pre-Post Distillation; null: off", on_resume=KEEP)
+    prior: PriorSettings | None = setting(None, "Generative-Aware Prior; null: off", on_resume=KEEP)
     # pictures
-    flip: bool = setting(True, "whether half of the pictures are mirrored; false for pictures of text")
-    crop_probability: float = setting(1.0, "probability of a crop of random size instead of the largest one")
-    crop_scale: list[float] = setting(
-        [0.8, 1.0], "smallest and largest side of a random crop, relative to the largest one"
+    flip: bool = setting(
+        True, "whether half of the pictures are mirrored; false for pictures of text", on_resume=APPLY
     )
-    num_threads: int = setting(2, "threads per process that read and crop pictures")
+    crop_probability: float = setting(
+        1.0, "probability of a crop of random size instead of the largest one", on_resume=APPLY
+    )
+    crop_scale: list[float] = setting(
+        [0.8, 1.0], "smallest and largest side of a random crop, relative to the largest one", on_resume=APPLY
+    )
+    num_threads: int = setting(2, "threads per process that read and crop pictures", on_resume=APPLY)
     # the optimizers
-    learning_rate: float = setting(1e-4, "learning rate of both optimizers")
-    lr_scheduler: str = setting("constant_with_warmup", "name of a schedule of transformers.get_scheduler")
-    lr_warmup_steps: int = setting(0, "steps until the learning rate is reached")
-    lr_scheduler_kwargs: dict = setting({}, "other arguments of the schedule, such as min_lr_rate")
-    adam_beta1: float = setting(0.5, "Adam's first momentum (paper: 0.5)")
-    adam_beta2: float = setting(0.9, "Adam's second momentum (paper: 0.9)")
-    weight_decay: float = setting(0.0, "decoupled weight decay")
-    max_grad_norm: float | None = setting(1.0, "norm that gradients are scaled down to; null: never")
+    learning_rate: float = setting(1e-4, "learning rate of both optimizers", on_resume=APPLY)
+    lr_scheduler: str = setting(
+        "constant_with_warmup", "name of a schedule of transformers.get_scheduler", on_resume=APPLY
+    )
+    lr_warmup_steps: int = setting(0, "steps until the learning rate is reached", on_resume=APPLY)
+    lr_scheduler_kwargs: dict = setting({}, "other arguments of the schedule, such as min_lr_rate", on_resume=APPLY)
+    adam_beta1: float = setting(0.5, "Adam's first momentum (paper: 0.5)", on_resume=APPLY)
+    adam_beta2: float = setting(0.9, "Adam's second momentum (paper: 0.9)", on_resume=APPLY)
+    weight_decay: float = setting(0.0, "decoupled weight decay", on_resume=APPLY)
+    max_grad_norm: float | None = setting(1.0, "norm that gradients are scaled down to; null: never", on_resume=APPLY)
     ema_decay: float = setting(
-        0.999, "decay, the same in all steps, of the weight average that is validated and saved"
+        0.999, "decay, the same in all steps, of the weight average that is validated and saved", on_resume=APPLY
+    )
+    max_skipped_steps: int = setting(
+        3,
+        "steps with a loss or gradient that is not finite, which are skipped, before the run ends",
+        on_resume=APPLY,
     )
     # running it
-    gradient_accumulation_steps: int = setting(1, "micro-batches per step on each process")
+    gradient_accumulation_steps: int = setting(1, "micro-batches per step on each process", on_resume=APPLY)
     gradient_checkpointing: bool = setting(
-        False, "whether the backward pass computes activations again: less memory, more time"
+        False, "whether the backward pass computes activations again: less memory, more time", on_resume=APPLY
     )
     mixed_precision: str | None = setting(
         None,
         "precision of the computation: no, fp16, bf16, or auto, which chooses what the device does fast; null: as "
         "accelerate is configured",
+        on_resume=APPLY,
     )
-    compile: bool = setting(False, "whether the model is compiled (torch.compile), which takes minutes per bucket")
-    seed: int = setting(0, "seed of weights, order, crops and noise; 0 or more")
-    logging_steps: int = setting(50, "steps between lines of the log")
-    validation_steps: int = setting(500, "steps between validations")
-    checkpointing_steps: int = setting(500, "steps between checkpoints")
+    compile: bool = setting(
+        False, "whether the model is compiled (torch.compile), which takes minutes per bucket", on_resume=KEEP
+    )
+    seed: int = setting(0, "seed of weights, order, crops and noise; 0 or more", on_resume=KEEP)
+    logging_steps: int = setting(50, "steps between lines of the log", on_resume=APPLY)
+    validation_steps: int = setting(500, "steps between validations", on_resume=APPLY)
+    checkpointing_steps: int = setting(500, "steps between checkpoints", on_resume=APPLY)
     checkpointing_minutes: float | None = setting(
-        None, "minutes after which the next line of the log comes with a checkpoint, too; null: steps alone count"
+        None,
+        "minutes after which the next line of the log comes with a checkpoint, too; null: steps alone count",
+        on_resume=APPLY,
     )
-    checkpoints_total_limit: int = setting(2, "number of checkpoints that are kept")
-    report_to: list[str] = setting([], "trackers in addition to log.jsonl: tensorboard, wandb, ...")
+    checkpoints_total_limit: int = setting(2, "number of checkpoints that are kept", on_resume=APPLY)
+    report_to: list[str] = setting([], "trackers in addition to log.jsonl: tensorboard, wandb, ...", on_resume=APPLY)
 
     def __post_init__(self):
-        if self.seed < 0:
-            raise ValueError(f"`seed` must be 0 or more, got {self.seed}.")
+        check_at_least(
+            self,
+            1,
+            "batch_size",
+            "max_train_steps",
+            "gradient_accumulation_steps",
+            "logging_steps",
+            "validation_steps",
+            "checkpointing_steps",
+            "checkpoints_total_limit",
+            "validation_pictures",
+            "num_threads",
+        )
+        check_at_least(self, 0, "seed", "max_skipped_steps")
 
 
 class UniWeTokTrainer:
@@ -196,6 +253,10 @@ class UniWeTokTrainer:
     def __init__(self, config: UniWeTokTrainingConfig):
         self.config, self.folder = config, Path(config.output_dir)
         self.accelerator, self.tracker = start_accelerator(config, self.folder)
+        # Streams are read on from where they are; the position in other sources follows from the weights.
+        are_streams = all(source.streaming for source in config.data)
+        self.changes = check_run(config, "model", also_applied=["data.weight"] if are_streams else [])
+        self.guard = StepGuard(self.accelerator, self.folder, config.max_skipped_steps)
         self.stop = threading.Event()  # when set, the run ends after the current step, with a checkpoint
         accelerator = self.accelerator
         self.batches = open_batches(config, accelerator.process_index, accelerator.num_processes)
@@ -259,12 +320,12 @@ class UniWeTokTrainer:
         model.
 
         Raises:
-            FloatingPointError: at a loss that is not finite; the checkpoints are kept.
+            FloatingPointError: after too many steps that are not finite; the checkpoints are kept.
             KeyboardInterrupt: after the step in which `stop` was set; its checkpoint is kept.
             ValueError: when the last checkpoint is broken or of another version.
         """
         config, accelerator = self.config, self.accelerator
-        start, state = load_checkpoint(accelerator, self.folder)
+        start, state = load_checkpoint(accelerator, self.folder, self.changes)
         if state:
             self.load_state_dict(state)
             self.ema.to(accelerator.device)  # its weights were read to the CPU
@@ -282,14 +343,21 @@ class UniWeTokTrainer:
             metrics = {}
             if done % config.logging_steps == 0 or is_last:
                 metrics = self.take_metrics()
-                bar.set_postfix(psnr=f"{metrics['psnr']:.2f}", stuck_bits=metrics["stuck_bits"])
+                bar.set_postfix({name: f"{metrics[name]:.4g}" for name in ("psnr", "stuck_bits") if name in metrics})
             if self.validation and (done % config.validation_steps == 0 or is_last):
                 metrics |= self.validate(done)
             if metrics:
                 accelerator.log(metrics, step=done)
             is_stopped = self.stop.is_set()
-            if clock.is_due(done) or is_last or is_stopped:
-                save_checkpoint(accelerator, self.folder, done, self.state_dict(), config.checkpoints_total_limit)
+            if clock.is_due(done, self.guard.was_skipped) or is_last or is_stopped:
+                save_checkpoint(
+                    accelerator,
+                    self.folder,
+                    done,
+                    self.state_dict(),
+                    config.checkpoints_total_limit,
+                    saved_settings(config),
+                )
             if is_stopped and not is_last:
                 raise stopped_after(done)
         for tracker in accelerator.trackers:  # `end_training` would also leave the other processes
@@ -297,24 +365,25 @@ class UniWeTokTrainer:
         return self.save()
 
     def train_step(self, batch: PictureBatch, step: int) -> None:
-        """In each micro-batch the model learns, then the discriminator, from the same reconstruction."""
+        """In each micro-batch the model learns, and the discriminator from the same reconstruction. When a loss or a
+        gradient of either is not finite, both and the metrics stay as they were."""
         config, accelerator = self.config, self.accelerator
+        before, step_losses = (self.metrics.copy(), copy.copy(self.bits)), {}
         learners = [net for net in (self.model, self.distillation, self.prior, self.discriminator) if net is not None]
         size = len(batch.numbers) // config.gradient_accumulation_steps
         for index, pixel_values in enumerate(batch.pixel_values.split(size)):
             pixel_values = pixel_values.to(accelerator.device, memory_format=torch.channels_last)
             with accelerator.accumulate(*learners):
                 output, losses = self.compute_losses(pixel_values, batch.numbers[index * size :][:size], step)
-                metrics = {name: value for name, (_, value) in losses.items()}
-                stop_unless_finite(accelerator, metrics, step, self.folder)
+                metrics = {name: value.detach() for name, (_, value) in losses.items()}
                 accelerator.backward(sum(weight * value for weight, value in losses.values()))
-                self.optimize(self.parameters, self.optimizer, self.scheduler, "grad_norm", step)
-                if accelerator.sync_gradients:
-                    self.ema.step(self.averaged)
                 if "adversarial" in losses:
-                    metrics |= self.train_discriminator(pixel_values, output.sample.detach(), step)
+                    metrics |= self.train_discriminator(pixel_values, output.sample.detach())
             self.bits.update(output.codes)
             self.metrics.add(metrics)
+            for name, value in metrics.items():
+                step_losses.setdefault(name, []).append(value.reshape(()))
+        self.take_step({name: torch.stack(values) for name, values in step_losses.items()}, before, step)
         self.note_skipped(batch.skipped)
         enlarged = batch.num_enlarged / len(batch.numbers)
         self.metrics.add({"enlarged_pictures": enlarged}, items=len(batch.numbers) * accelerator.num_processes)
@@ -363,47 +432,61 @@ class UniWeTokTrainer:
             losses["prior"] = (settings.weight, self.prior(output.codes, generators))
         return output, losses
 
-    def train_discriminator(
-        self, pixel_values: torch.Tensor, sample: torch.Tensor, step: int
-    ) -> dict[str, torch.Tensor]:
+    def train_discriminator(self, pixel_values: torch.Tensor, sample: torch.Tensor) -> dict[str, torch.Tensor]:
         """The part of the discriminator in a micro-batch; returns its losses."""
         accelerator = self.accelerator
         real, fake = self.discriminator(torch.cat([pixel_values, sample.to(pixel_values.dtype)])).chunk(2)
         losses = {"discriminator": discriminator_loss(real, fake), "lecam": self.lecam(real, fake)}
-        stop_unless_finite(accelerator, losses, step, self.folder)
         accelerator.backward(losses["discriminator"] + self.config.adversarial.lecam_weight * losses["lecam"])
-        parameters = list(self.discriminator.parameters())
-        optimizer, scheduler = self.discriminator_optimizer, self.discriminator_scheduler
-        self.optimize(parameters, optimizer, scheduler, "discriminator_grad_norm", step)
         self.logits.append((real.detach(), fake.detach()))
-        if accelerator.sync_gradients:
-            self.lecam.update(*(torch.cat(logits) for logits in zip(*self.logits, strict=True)))
-            self.logits.clear()
-        return losses
+        return {name: value.detach() for name, value in losses.items()}
 
-    def optimize(self, parameters, optimizer, scheduler, name: str, step: int) -> None:
-        """Follows each backward pass; after the last micro-batch it clips the gradients and changes the weights."""
-        accelerator = self.accelerator
-        if accelerator.sync_gradients:
-            accelerator.unscale_gradients(optimizer)  # accelerate's `clip_grad_norm_` would unscale both optimizers
-            norm = nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm or math.inf)
-            self.metrics.add({name: norm})
-            if accelerator.scaler is None:  # a scaler skips a step whose gradients are not finite
-                stop_unless_finite(accelerator, {name: norm}, step, self.folder)
-        optimizer.step()
-        if accelerator.sync_gradients:
+    def take_step(self, losses: dict[str, torch.Tensor], before: tuple[RunningMetrics, BitUsage], step: int) -> None:
+        """Clips the gradients of all micro-batches and changes the weights, or takes the step back."""
+        accelerator, trained = self.accelerator, [(self.optimizer, self.scheduler)]
+        norms = {"grad_norm": self.clip_gradients(self.parameters, self.optimizer)}
+        if self.logits:
+            trained.append((self.discriminator_optimizer, self.discriminator_scheduler))
+            parameters = list(self.discriminator.parameters())
+            norms["discriminator_grad_norm"] = self.clip_gradients(parameters, self.discriminator_optimizer)
+        is_taken = self.guard.allows(losses, norms, step)
+        for optimizer, scheduler in trained:
+            if not is_taken:
+                optimizer.zero_grad()  # a step without gradients changes nothing but the scale of a scaler
+            if accelerator.scaler is None:
+                optimizer.step()
+            else:  # the step of accelerate's optimizer would change the scale before the other one's
+                accelerator.scaler.step(optimizer.optimizer)
             scheduler.step()
-        optimizer.zero_grad()
+            optimizer.zero_grad()
+        if accelerator.scaler is not None:
+            accelerator.scaler.update()
+        if is_taken:
+            self.ema.step(self.averaged)
+            if self.logits:
+                self.lecam.update(*(torch.cat(logits) for logits in zip(*self.logits, strict=True)))
+            self.metrics.add(norms)
+        else:
+            self.metrics, self.bits = before
+        self.logits.clear()
+
+    def clip_gradients(self, parameters: list[nn.Parameter], optimizer) -> torch.Tensor:
+        """Scales gradients down to `max_grad_norm`; returns the norm that they had."""
+        self.accelerator.unscale_gradients(optimizer)  # accelerate's `clip_grad_norm_` would unscale both optimizers
+        return nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm or math.inf)
 
     def take_metrics(self) -> dict[str, float]:
         """The line of the log: means since the previous line, over all processes."""
-        accelerator, bits = self.accelerator, self.bits.over_processes()
+        accelerator, metrics = self.accelerator, self.metrics.take(self.accelerator, "pictures")
+        if "l2" in metrics:  # a step at least was not skipped
+            bits = self.bits.over_processes()
+            metrics |= {"bit_entropy": bits.mean_entropy, "stuck_bits": bits.stuck, "dead_bits": bits.dead}
+            metrics |= {"min_bit_usage": bits.usage.min().item(), "max_bit_usage": bits.usage.max().item()}
+            metrics["psnr"] = 10 * math.log10(4 / max(metrics["l2"], 1e-10))  # of the mean error
         self.bits.reset()
-        metrics = self.metrics.take(accelerator, "pictures")
-        metrics |= {"bit_entropy": bits.mean_entropy, "stuck_bits": bits.stuck, "dead_bits": bits.dead}
-        metrics |= {"min_bit_usage": bits.usage.min().item(), "max_bit_usage": bits.usage.max().item()}
-        metrics["psnr"] = 10 * math.log10(4 / max(metrics["l2"], 1e-10))  # of the mean error
         metrics["learning_rate"] = self.scheduler.get_last_lr()[0]
+        if self.guard.num_skipped:
+            metrics["skipped_steps"] = self.guard.num_skipped
         skipped = accelerator.reduce(torch.tensor(self.num_skipped, device=accelerator.device), "sum")
         return metrics | {"skipped_pictures": int(skipped)}
 
@@ -440,14 +523,16 @@ class UniWeTokTrainer:
     def state_dict(self) -> dict:
         """The state of this process, besides what Accelerate saves."""
         parts = {"batches": self.batches, "metrics": self.metrics, "bits": self.bits}
-        return {"skipped": self.num_skipped} | {name: part.state_dict() for name, part in parts.items()}
+        counts = {"skipped": self.num_skipped, "skipped_steps": self.guard.num_skipped}
+        return counts | {name: part.state_dict() for name, part in parts.items()}
 
     def load_state_dict(self, state: dict) -> None:
         self.num_skipped = state["skipped"]
+        self.guard.resume(state.get("skipped_steps", 0))
         if self.skipped_file.exists():  # pictures that were skipped after the checkpoint will be skipped again
-            lines = self.skipped_file.read_text().splitlines(keepends=True)
+            lines = self.skipped_file.read_text(encoding="utf-8").splitlines(keepends=True)
             temporary = self.skipped_file.with_suffix(".tmp")
-            temporary.write_text("".join(lines[: self.num_skipped]))
+            temporary.write_text("".join(lines[: self.num_skipped]), encoding="utf-8")
             temporary.replace(self.skipped_file)
         for name, part in {"batches": self.batches, "metrics": self.metrics, "bits": self.bits}.items():
             part.load_state_dict(state[name])
@@ -456,7 +541,7 @@ class UniWeTokTrainer:
         """Counts and lists the pictures that could not be read."""
         self.num_skipped += len(lines)
         if lines:
-            with open(self.skipped_file, "a") as file:
+            with open(self.skipped_file, "a", encoding="utf-8") as file:
                 file.writelines(f"{line}\n" for line in lines)
 
     @property
@@ -481,7 +566,7 @@ class UniWeTokTrainer:
                 with averaged_weights(self.ema, self.averaged):
                     model.save_pretrained(path)
                 UniWeTokImageProcessor(stride=model.config.stride).save_pretrained(path)
-                (path / RECORD).write_text(json.dumps(record, indent=1))
+                (path / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
             save_whole(save_model, folder / "model")
         accelerator.wait_for_everyone()
