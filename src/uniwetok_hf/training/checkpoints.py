@@ -5,47 +5,102 @@ A checkpoint is a folder `checkpoints/step-000500`: what Accelerate saves (model
 random states), `data-<process>.json` (the position of each process in its data) and `manifest.json` (the step, the
 version of the sample streams, and the size of every file). It is written under a temporary name and renamed when it is
 complete. The last few checkpoints are kept. A checkpoint whose files differ in size from its manifest is refused.
+
+Where each node has a disk of its own, each keeps a checkpoint with a manifest of its own, with the weights and the
+files of its own processes; a run goes on from the last step that all nodes have.
 """
 
 import json
 import os
 import shutil
+import uuid
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 
 from ..data.samples import STREAMS
 from ..quiet import without_warning
+from .agreement import any_process, written_together
 
 
 FOLDER, MANIFEST = "checkpoints", "manifest.json"
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, data_state: dict, keep: int) -> Path:
-    """Writes the checkpoint of `step` and removes all but the last `keep`. All processes must call it."""
+    """Writes the checkpoint of `step` and removes all but the last `keep`. All processes must call it.
+
+    Raises:
+        OSError: on all processes, when one can't write (a full disk, a folder that is gone); nothing of the checkpoint
+            is left, and those before stay.
+    """
     final = folder / FOLDER / f"step-{step:06d}"
     temporary = final.with_name(f".{final.name}.tmp")
-    if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    with without_warning("accelerate.utils.other", "Removed shared tensor"):  # tied weights, which load as they are
-        accelerator.save_state(str(temporary))
-    (temporary / f"data-{accelerator.process_index}.json").write_text(json.dumps(data_state))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        sizes = {str(file.relative_to(temporary)): file.stat().st_size for file in _files(temporary)}
-        manifest = {"step": step, "streams": STREAMS, "files": sizes}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        for file in _files(temporary):
-            _flush(file)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        for old in list_checkpoints(folder)[:-keep]:
-            # Renamed first, so that a kill in the middle leaves nothing that looks like a checkpoint.
-            shutil.rmtree(old.rename(old.with_name(f".{old.name}.old")))
+    leads = leads_folder(accelerator)
+    try:
+        with written_together(accelerator, final):
+            if leads:
+                if not folder.is_dir():  # a mount that is gone must not be written beside
+                    raise OSError(f"the folder {folder} does not exist any more")
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+        with written_together(accelerator, final):
+            # Of tied weights, which load as they are.
+            with without_warning("accelerate.utils.other", "Removed shared tensor"):
+                accelerator.save_state(str(temporary))
+            (temporary / f"data-{accelerator.process_index}.json").write_text(json.dumps(data_state))
+        with written_together(accelerator, final):
+            if leads:
+                sizes = {str(file.relative_to(temporary)): file.stat().st_size for file in _files(temporary)}
+                manifest = {"step": step, "streams": STREAMS, "files": sizes}
+                (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+                for file in _files(temporary):
+                    _flush(file)
+        with written_together(accelerator, final):
+            if leads:
+                shutil.rmtree(final, ignore_errors=True)
+                temporary.rename(final)
+    except OSError:
+        if leads:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in list_checkpoints(folder)[:-keep] if leads else []:
+        # Renamed first, so that a kill in the middle leaves nothing that looks like a checkpoint.
+        shutil.rmtree(old.rename(old.with_name(f".{old.name}.old")))
     accelerator.wait_for_everyone()
     return final
+
+
+def leads_folder(accelerator: Accelerator) -> bool:
+    """Whether this process makes and renames the folders of a run: the first one, or where each node has a disk of its
+    own, the first one of each node."""
+    each_node = accelerator.project_configuration.save_on_each_node
+    return accelerator.is_local_main_process if each_node else accelerator.is_main_process
+
+
+def find_own_disks(accelerator: Accelerator, folder: Path) -> None:
+    """Finds out whether all processes see the same `folder`. Where they don't, each node keeps checkpoints of its own
+    from now on: the files of its processes, and the weights. All processes must call it.
+
+    Raises:
+        ValueError: under FSDP and DeepSpeed, where a checkpoint needs the shards of all nodes.
+    """
+    if accelerator.num_processes == 1:
+        return
+    token = broadcast_object_list([uuid.uuid4().hex])[0]
+    mark = folder / f".{token}"
+    with written_together(accelerator, mark):
+        if accelerator.is_main_process:
+            mark.touch()
+    is_own = any_process(not mark.exists(), accelerator)
+    accelerator.wait_for_everyone()
+    mark.unlink(missing_ok=True)
+    if is_own and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            f"`output_dir` {folder} is another folder on other nodes. Under FSDP and DeepSpeed it must be on a disk "
+            "that all nodes share, since each of them writes a part of the weights."
+        )
+    accelerator.project_configuration.save_on_each_node = is_own
 
 
 def load_checkpoint(accelerator: Accelerator, folder: Path) -> tuple[int, dict | None]:
@@ -56,12 +111,11 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> tuple[int, dict |
         ValueError: when it is broken, or of another version of the sample streams.
     """
     for rest in (folder / FOLDER).glob(".step-*"):
-        if accelerator.is_main_process:
+        if leads_folder(accelerator):
             shutil.rmtree(rest, ignore_errors=True)
-    found = list_checkpoints(folder)
-    if not found:
+    last = last_checkpoint(accelerator, folder)
+    if last is None:
         return 0, None
-    last = found[-1]
     manifest = check_checkpoint(last)
     if manifest.get("streams") != STREAMS:
         raise ValueError(
@@ -76,8 +130,29 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> tuple[int, dict |
     # With more processes than before, those without a state of their own take the first's; the data decides whether
     # it can continue from that.
     own = last / f"data-{accelerator.process_index}.json"
-    state = json.loads((own if own.exists() else last / "data-0.json").read_text())
+    state = json.loads((own if own.exists() else min(last.glob("data-*.json"))).read_text())
     return manifest["step"], state
+
+
+def last_checkpoint(accelerator: Accelerator, folder: Path) -> Path | None:
+    """The last checkpoint that every process finds. A run killed while nodes with disks of their own wrote a
+    checkpoint may have left it on some of them only.
+
+    Raises:
+        ValueError: when there are checkpoints, but none that all have.
+    """
+    names = [path.name for path in list_checkpoints(folder)]
+    if accelerator.num_processes == 1:
+        return folder / FOLDER / names[-1] if names else None
+    found = gather_object([names])  # of each process
+    common = [name for name in names if all(name in other for other in found)]
+    if not common and any(found):
+        listed = "; ".join(f"process {index}: {', '.join(other) or 'none'}" for index, other in enumerate(found))
+        raise ValueError(
+            f"`output_dir` {folder}: the processes don't see the same checkpoints ({listed}). Copy the folder of one "
+            "of them to all nodes, or use a disk that they share."
+        )
+    return folder / FOLDER / common[-1] if common else None
 
 
 def check_checkpoint(path: Path) -> dict:
