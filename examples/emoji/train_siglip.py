@@ -55,9 +55,11 @@ from uniwetok_hf.data.samples import AUGMENTATION, EpochOrder, sample_generator
 from uniwetok_hf.evaluation.choices import cosines, top_k_outcomes
 from uniwetok_hf.files import save_whole
 from uniwetok_hf.losses.teacher import Teacher
+from uniwetok_hf.signals import EXIT_CODE, Stopped
+from uniwetok_hf.training.agreement import any_process
 from uniwetok_hf.training.checkpoints import make_output_folder
 from uniwetok_hf.training.config import APPLY, KEEP, explain, read_config, setting
-from uniwetok_hf.training.run import choose_precision, interrupt_sets, seeded_weights, stopped_after
+from uniwetok_hf.training.run import choose_precision, seeded_weights, stopped_after, stops_after_step
 
 
 @dataclass
@@ -367,13 +369,14 @@ def make_arguments(config: SiglipTrainingConfig, folder: Path) -> TrainingArgume
 
 
 class StopAfterStep(TrainerCallback):
-    """Ends the training after the step in which `stop` was set, with a checkpoint."""
+    """Ends the training after the step in which `stop` was set on any process, with a checkpoint."""
 
     def __init__(self, stop: threading.Event):
         self.stop = stop
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.stop.is_set():
+        if any_process(self.stop.is_set(), PartialState()):
+            self.stop.set()
             control.should_save = control.should_training_stop = True
         return control
 
@@ -417,12 +420,15 @@ def train(config: SiglipTrainingConfig) -> Path:
     processor.
 
     Raises:
-        KeyboardInterrupt: after the step in which Ctrl-C was pressed; its checkpoint is kept.
+        Stopped: after the step in which SIGTERM or Ctrl-C came; its checkpoint is kept.
         ValueError: for data that are not there, or a training that is finished.
     """
     stop = threading.Event()
-    with interrupt_sets(stop, PartialState()):
-        return train_until(stop, config)
+    with stops_after_step(stop):
+        folder = train_until(stop, config)
+    if stop.is_set():
+        raise Stopped("the training had reached its end, and is finished")
+    return folder
 
 
 def train_until(stop: threading.Event, config: SiglipTrainingConfig) -> Path:
@@ -482,8 +488,11 @@ def main(arguments: list[str] | None = None) -> None:
             print(finished(config) or train(config))
     except (ValueError, OSError) as error:
         sys.exit(f"{parser.prog}: {error}")
-    except KeyboardInterrupt as error:
-        sys.exit(f"{parser.prog}: {error or 'interrupted'}")
+    except Stopped as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        sys.exit(EXIT_CODE)
+    except KeyboardInterrupt:
+        sys.exit(f"{parser.prog}: interrupted")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from uniwetok_hf.cli.main import build_parser, main
 
 
 COMMANDS = ("demo", "app", "reconstruct", "encode", "decode", "generate", "edit", "describe", "convert")
-COMMANDS += ("encode-dataset", "train", "evaluate", "push")
+COMMANDS += ("encode-dataset", "train", "export", "evaluate", "push")
 
 
 def help_of(capsys, *argv):

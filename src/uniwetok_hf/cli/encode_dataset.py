@@ -5,8 +5,11 @@ import json
 import os
 import re
 import sys
+import threading
 from importlib.util import find_spec
 from pathlib import Path
+
+from uniwetok_hf.signals import signals_set
 
 from .common import (
     ANY_CHECKPOINT,
@@ -170,9 +173,11 @@ def run_encode_dataset(args: argparse.Namespace) -> None:
         settings.check_stride(model.config.stride)  # before a dataset is downloaded
         dataset = open_rows(PictureSource(args.source, args.split, args.name, streaming=args.streaming))
         ended_before = _time_of(Path(args.out) / ENCODING_FILE)
-        encoding = encode_dataset(
-            dataset, args.out, model, settings, args.device, args.num_processes, rank, world_size
-        )
+        stop = threading.Event()
+        with signals_set(stop, "Stopping after the parts that are being made. Press Ctrl-C again to stop at once."):
+            encoding = encode_dataset(
+                dataset, args.out, model, settings, args.device, args.num_processes, rank, world_size, stop
+            )
     if encoding is None:
         print(f"{args.out}: the parts of machine {rank} are done; the last of {world_size} machines finishes")
         return

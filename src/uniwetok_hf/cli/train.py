@@ -7,6 +7,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+from uniwetok_hf.signals import Stopped
+
 from .common import CommandError, add_group, load_package, user_errors
 
 
@@ -158,4 +160,9 @@ def run_train(args: argparse.Namespace) -> None:
             if result is not None and len(configs) > 1:
                 print(f"{result} is finished")
                 continue
-            print(module.train(config))
+            try:
+                print(module.train(config))
+            except Stopped:
+                if config is not configs[-1] or (result := module.finished(config)) is None:
+                    raise
+                print(result)  # the signal came when nothing was left to stop

@@ -5,6 +5,7 @@ What a part holds is a function of its rows and the settings alone, and its coun
 can be made in any order and by any process, and a folder of them can be finished by whoever comes last.
 """
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..files import writing
 from ..modeling.codes_uniwetok import pack_codes
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from .samples import AUGMENTATION, sample_generator
@@ -270,9 +272,14 @@ def _write_parquet(table, path: Path) -> None:
     import pyarrow.parquet
 
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        # No dictionaries: codes hardly ever repeat, and zstd finds what repeats in the other columns.
-        pyarrow.parquet.write_table(table, file, compression="zstd", use_dictionary=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with writing(path):
+        try:
+            with open(temporary, "wb") as file:
+                # No dictionaries: codes hardly ever repeat, and zstd finds what repeats in the other columns.
+                pyarrow.parquet.write_table(table, file, compression="zstd", use_dictionary=False)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)

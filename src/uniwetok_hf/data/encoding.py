@@ -26,6 +26,8 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from ..files import writing
+from ..signals import Stopped
 from .encoded import ENCODING_FILE, Encoding, encoder_fingerprint, part_path, read_encoding
 from .encoded_parts import EncodingSettings, PartEncoder, PartSummary, read_summary
 from .samples import STREAMS
@@ -45,6 +47,7 @@ def encode_dataset(
     num_processes: int = 1,
     rank: int = 0,
     world_size: int = 1,
+    stop: threading.Event | None = None,
 ) -> Encoding | None:
     """Encodes the pictures of a dataset, or goes on with it.
 
@@ -56,12 +59,15 @@ def encode_dataset(
         device: where the model runs. Of `cuda` without a number, each process takes one in turn.
         num_processes: processes on this machine; threads are divided between them.
         rank, world_size: which machine this is, and of how many, when several encode into one shared folder.
+        stop: when it is set, the parts that are being made are the last.
 
     Returns:
         What `encoding.json` says, or None when other machines still have parts to make.
 
     Raises:
         ValueError: for settings or columns that don't fit, or when the folder was begun with other settings.
+        OSError: when a file can't be written.
+        Stopped: after the parts that were being made when `stop` was set.
     """
     folder = Path(folder)
     settings.check_stride(model.config.stride)
@@ -75,15 +81,19 @@ def encode_dataset(
     # bits whose latents are next to zero: 5 of a million with the embedded model.
     model = model.eval().to(memory_format=torch.channels_last)
     encoder = PartEncoder(model, settings, encoded_features(dataset.features, columns))
-    num_parts = 0
+    num_parts, is_stopped = 0, False
     with (
         _Progress(dataset, settings) as progress,
         _workers(encoder, device, num_processes, rank, progress.update) as write_part,
     ):
         for index, table in _tables(dataset, folder, settings.rows_per_part, rank, world_size):
             num_parts = index + 1
+            if is_stopped := table is not None and stop is not None and stop.is_set():
+                break
             if table is not None:
                 write_part(table, index * settings.rows_per_part, part_path(folder, index))
+    if is_stopped:
+        raise Stopped(f"stopped; the parts in {folder} are whole, and the same command continues from there")
     if num_parts == 0:
         raise ValueError("`dataset` has no rows.")
     return _finish(folder, state, num_parts, progress.speed())
@@ -289,10 +299,15 @@ def _workers(encoder: PartEncoder, device: str, num_processes: int, rank: int, r
         encoder.on_pictures = report
         yield encoder.write_part
         return
+    others = set(multiprocessing.active_children())
     pool = _Pool(encoder, device, num_processes, rank * num_processes, report)
     try:
         yield pool.submit
         pool.wait(0)
+    except KeyboardInterrupt:
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.kill()
+        raise
     finally:
         pool.executor.shutdown(cancel_futures=True)
 
@@ -336,7 +351,8 @@ _worker: PartEncoder | None = None  # of this process, when a pool started it
 
 def _start_worker(encoder: PartEncoder, device: str, threads: int, started, counter) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all processes; one traceback is enough
+    for number in (signal.SIGINT, signal.SIGTERM):  # which reach all processes of a group; the main process decides
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     with started.get_lock():
@@ -416,5 +432,10 @@ def _mean_bytes(parts: Sequence[PartSummary]) -> dict:
 
 def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with writing(path):
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)

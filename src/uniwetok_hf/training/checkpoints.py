@@ -8,21 +8,26 @@ name and renamed when it is complete. The last few checkpoints are kept. A check
 its manifest is refused.
 
 Only folders called `step-` and digits are checkpoints. Whatever else lies beside them is neither read nor removed.
+
+Where each node has a disk of its own, each keeps a checkpoint with a manifest of its own, with the weights and the
+files of its own processes; a run goes on from the last step that all nodes have.
 """
 
 import json
 import os
 import re
 import shutil
+import uuid
 import warnings
 from collections.abc import Collection
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import SCALER_NAME
+from accelerate.utils import SCALER_NAME, DistributedType, broadcast_object_list, gather_object
 
 from ..data.samples import STREAMS
 from ..quiet import without_warning
+from .agreement import any_process, written_together
 from .resume import Changes, check_resume, keep_hyperparameters
 
 
@@ -33,28 +38,45 @@ def save_checkpoint(
     accelerator: Accelerator, folder: Path, step: int, data_state: dict, keep: int, settings: dict | None = None
 ) -> Path:
     """Writes the checkpoint of `step` and removes all but the last `keep`. All processes must call it. `settings` of
-    the run, which [`check_resume`] compares with those of the run that goes on from here."""
+    the run, which [`check_resume`] compares with those of the run that goes on from here.
+
+    Raises:
+        OSError: on all processes, when one can't write (a full disk, a folder that is gone); nothing of the checkpoint
+            is left, and those before stay.
+    """
     final = folder / FOLDER / _name(step)
     temporary = final.with_name(f".{final.name}.tmp")
-    if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    with without_warning("accelerate.utils.other", "Removed shared tensor"):  # tied weights, which load as they are
-        accelerator.save_state(str(temporary))
-    (temporary / f"data-{accelerator.process_index}.json").write_text(json.dumps(data_state), encoding="utf-8")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        sizes = {str(file.relative_to(temporary)): file.stat().st_size for file in _files(temporary)}
-        manifest = {"step": step, "streams": STREAMS, "settings": settings, "files": sizes}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        for file in _files(temporary):
-            _flush(file)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        for old in list_checkpoints(folder)[:-keep]:
-            # Renamed first, so that a kill in the middle leaves nothing that looks like a checkpoint.
-            shutil.rmtree(old.rename(old.with_name(f".{old.name}.old")))
+    leads = leads_folder(accelerator)
+    try:
+        with written_together(accelerator, final):
+            if leads:
+                if not folder.is_dir():  # a mount that is gone must not be written beside
+                    raise OSError(f"the folder {folder} does not exist any more")
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+        with written_together(accelerator, final):
+            # Of tied weights, which load as they are.
+            with without_warning("accelerate.utils.other", "Removed shared tensor"):
+                accelerator.save_state(str(temporary))
+            (temporary / f"data-{accelerator.process_index}.json").write_text(json.dumps(data_state), encoding="utf-8")
+        with written_together(accelerator, final):
+            if leads:
+                sizes = {str(file.relative_to(temporary)): file.stat().st_size for file in _files(temporary)}
+                manifest = {"step": step, "streams": STREAMS, "settings": settings, "files": sizes}
+                (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+                for file in _files(temporary):
+                    _flush(file)
+        with written_together(accelerator, final):
+            if leads:
+                shutil.rmtree(final, ignore_errors=True)
+                temporary.rename(final)
+    except OSError:
+        if leads:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in list_checkpoints(folder)[:-keep] if leads else []:
+        # Renamed first, so that a kill in the middle leaves nothing that looks like a checkpoint.
+        shutil.rmtree(old.rename(old.with_name(f".{old.name}.old")))
     accelerator.wait_for_everyone()
     return final
 
@@ -87,6 +109,38 @@ def check_run(config, result: str, also_applied: Collection[str] = ()) -> Change
     return check_resume(manifest["settings"], config, found[-1], also_applied)
 
 
+def leads_folder(accelerator: Accelerator) -> bool:
+    """Whether this process makes and renames the folders of a run: the first one, or where each node has a disk of its
+    own, the first one of each node."""
+    each_node = accelerator.project_configuration.save_on_each_node
+    return accelerator.is_local_main_process if each_node else accelerator.is_main_process
+
+
+def find_own_disks(accelerator: Accelerator, folder: Path) -> None:
+    """Finds out whether all processes see the same `folder`. Where they don't, each node keeps checkpoints of its own
+    from now on: the files of its processes, and the weights. All processes must call it.
+
+    Raises:
+        ValueError: under FSDP and DeepSpeed, where a checkpoint needs the shards of all nodes.
+    """
+    if accelerator.num_processes == 1:
+        return
+    token = broadcast_object_list([uuid.uuid4().hex])[0]
+    mark = folder / f".{token}"
+    with written_together(accelerator, mark):
+        if accelerator.is_main_process:
+            mark.touch()
+    is_own = any_process(not mark.exists(), accelerator)
+    accelerator.wait_for_everyone()
+    mark.unlink(missing_ok=True)
+    if is_own and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            f"`output_dir` {folder} is another folder on other nodes. Under FSDP and DeepSpeed it must be on a disk "
+            "that all nodes share, since each of them writes a part of the weights."
+        )
+    accelerator.project_configuration.save_on_each_node = is_own
+
+
 def load_checkpoint(accelerator: Accelerator, folder: Path, changes: Changes | None = None) -> tuple[int, dict | None]:
     """Loads the last checkpoint under `folder`; returns its step and the data state of this process, or 0 and None
     when there is no checkpoint. Optimizers, schedules and averages keep their hyperparameters; `changes` of the
@@ -96,12 +150,11 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, changes: Changes | N
         ValueError: when it is broken, or of another version of the sample streams.
     """
     for rest in (folder / FOLDER).glob(".step-*"):  # of a run that was killed while it wrote or removed one
-        if accelerator.is_main_process and re.fullmatch(r"\.step-[0-9]+\.(tmp|old)", rest.name):
+        if leads_folder(accelerator) and re.fullmatch(r"\.step-[0-9]+\.(tmp|old)", rest.name):
             shutil.rmtree(rest, ignore_errors=True)
-    found = list_checkpoints(folder)
-    if not found:
+    last = last_checkpoint(accelerator, folder)
+    if last is None:
         return 0, None
-    last = found[-1]
     manifest = check_checkpoint(last)
     if manifest.get("streams") != STREAMS:
         raise ValueError(
@@ -123,8 +176,30 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, changes: Changes | N
     # With more processes than before, those without a state of their own take the first's; the data decides whether
     # it can continue from that.
     own = last / f"data-{accelerator.process_index}.json"
-    state = json.loads((own if own.exists() else last / "data-0.json").read_text(encoding="utf-8"))
+    path = own if own.exists() else min(last.glob("data-*.json"))
+    state = json.loads(path.read_text(encoding="utf-8"))
     return manifest["step"], state
+
+
+def last_checkpoint(accelerator: Accelerator, folder: Path) -> Path | None:
+    """The last checkpoint that every process finds. A run killed while nodes with disks of their own wrote a
+    checkpoint may have left it on some of them only.
+
+    Raises:
+        ValueError: when there are checkpoints, but none that all have.
+    """
+    names = [path.name for path in list_checkpoints(folder)]
+    if accelerator.num_processes == 1:
+        return folder / FOLDER / names[-1] if names else None
+    found = gather_object([names])  # of each process
+    common = [name for name in names if all(name in other for other in found)]
+    if not common and any(found):
+        listed = "; ".join(f"process {index}: {', '.join(other) or 'none'}" for index, other in enumerate(found))
+        raise ValueError(
+            f"`output_dir` {folder}: the processes don't see the same checkpoints ({listed}). Copy the folder of one "
+            "of them to all nodes, or use a disk that they share."
+        )
+    return folder / FOLDER / common[-1] if common else None
 
 
 def check_checkpoint(path: Path) -> dict:

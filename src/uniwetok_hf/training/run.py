@@ -7,26 +7,26 @@ import dataclasses
 import json
 import os
 import re
-import signal
-import sys
 import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import GradientAccumulationPlugin
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import get_scheduler
 
+from ..files import writing
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
+from ..signals import Stopped, signals_set
 from .checkpoints import list_checkpoints
 from .config import absolute_paths
 
@@ -67,13 +67,15 @@ class JsonLinesTracker(GeneralTracker):
 
     def log(self, values: dict, step: int | None = None, **kwargs):
         rounded = {name: value if isinstance(value, int) else float(f"{value:.6g}") for name, value in values.items()}
-        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as log:
+        with writing(self.folder / "log.jsonl"), open(self.folder / "log.jsonl", "a", encoding="utf-8") as log:
             log.write(json.dumps({"step": step, **rounded}) + "\n")
 
     def log_images(self, values: dict, step: int | None = None, **kwargs):
         (self.folder / "samples").mkdir(exist_ok=True)
         for name, image in values.items():
-            image.save(self.folder / "samples" / f"{name}-{step:06d}.png")
+            path = self.folder / "samples" / f"{name}-{step:06d}.png"
+            with writing(path):
+                image.save(path)
 
 
 def choose_precision(mixed_precision: str | None) -> str | None:
@@ -111,6 +113,7 @@ def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTrack
             for a kind of parallelism that the trainers don't know.
     """
     tracker = JsonLinesTracker(folder, dataclasses.asdict(config))
+    minutes = config.process_timeout_minutes
     accelerator = Accelerator(
         mixed_precision=choose_precision(config.mixed_precision),
         # As an object: a number would give way to ACCELERATE_GRADIENT_ACCUMULATION_STEPS.
@@ -120,6 +123,7 @@ def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTrack
         project_dir=folder,
         step_scheduler_with_optimizer=False,  # the schedule counts our steps, whatever the number of processes
         cpu=not torch.accelerator.is_available(),  # without it, processes of `torchrun` on CPUs would not communicate
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=minutes))] if minutes else [],
     )
     if config.batch_size % (accelerator.num_processes * config.gradient_accumulation_steps):
         raise ValueError(
@@ -359,37 +363,15 @@ class StepGuard:
         )
 
 
-@contextlib.contextmanager
-def interrupt_sets(stop: threading.Event, accelerator: Accelerator | PartialState) -> Iterator[None]:
-    """Inside the block the first Ctrl-C sets `stop`, so that the current step can end and be saved, and the second one
-    ends the block at once. With several processes the first one does, since they could not agree on the step.
-
-    Raises:
-        KeyboardInterrupt: after the block, when `stop` came too late to stop it.
-    """
-    is_main = accelerator.num_processes == 1 and threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script
-        yield
-        return
-
-    def note(number, frame):
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        tqdm.write("Stopping after this step, with a checkpoint. Press again to stop at once.", file=sys.stderr)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if stop.is_set():
-        raise KeyboardInterrupt("the training had reached its end, and is finished")
+def stops_after_step(stop: threading.Event) -> contextlib.AbstractContextManager:
+    """Inside the block SIGTERM and the first Ctrl-C set `stop`, so that the current step can end and be saved; a second
+    Ctrl-C ends the block at once."""
+    return signals_set(stop, "Stopping after this step, with a checkpoint. Press Ctrl-C again to stop at once.")
 
 
-def stopped_after(step: int) -> KeyboardInterrupt:
+def stopped_after(step: int) -> Stopped:
     """The exception of a training that was stopped after saving this step."""
-    return KeyboardInterrupt(f"stopped after step {step}; the same command continues from there")
+    return Stopped(f"stopped after step {step}; the same command continues from there")
 
 
 @contextlib.contextmanager

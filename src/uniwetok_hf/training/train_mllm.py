@@ -35,9 +35,12 @@ from ..data.encoded import encoder_fingerprint
 from ..data.samples import NOISE, sample_generators
 from ..files import save_whole
 from ..provenance import RECORD, training_record
-from .checkpoints import check_run, load_checkpoint, make_output_folder, save_checkpoint
+from ..signals import Stopped
+from .agreement import any_process, lost_processes_named, written_together
+from .checkpoints import check_run, find_own_disks, load_checkpoint, make_output_folder, save_checkpoint
 from .config import APPLY, KEEP, KEEP_NULL, check_at_least, config_values, flat_values, read_config, setting
 from .conversation_batches import ConversationBatches, MicroBatch, prefetched
+from .export import ARCHITECTURE, ExportFields, names_of, pipeline_parts, write_architecture
 from .lora import LoraSettings, add_lora, checkpoint_adapters_only
 from .resume import saved_settings
 from .run import (
@@ -46,15 +49,16 @@ from .run import (
     StepGuard,
     averaged_weights,
     choose_parameters,
-    interrupt_sets,
     log_images,
     make_average,
     make_optimizer,
     picture_grid,
     start_accelerator,
     stopped_after,
+    stops_after_step,
 )
 from .start import CHANGEABLE, start_folder, start_pipeline
+from .status import RunStatus
 from .tasks import TaskMixture, TaskSource
 
 
@@ -196,6 +200,11 @@ class MLLMTrainingConfig:
         on_resume=APPLY,
     )
     checkpoints_total_limit: int = setting(2, "number of checkpoints that are kept", on_resume=APPLY)
+    process_timeout_minutes: float | None = setting(
+        None,
+        "minutes after which a process that others wait for counts as lost; null: as torch has it, 10 to 30",
+        on_resume=APPLY,
+    )
     report_to: list[str] = setting([], "trackers in addition to log.jsonl: tensorboard, wandb, ...", on_resume=APPLY)
 
     def __post_init__(self):
@@ -236,12 +245,13 @@ class MLLMTrainingConfig:
 class MLLMTrainer:
     """One stage of training."""
 
-    def __init__(self, config: MLLMTrainingConfig):
-        self.config, self.folder = config, Path(config.output_dir)
+    def __init__(self, config: MLLMTrainingConfig, stop: threading.Event | None = None):
+        """When `stop` is set on any process, the run ends after the current step, with a checkpoint."""
+        self.config, self.folder, self.stop = config, Path(config.output_dir), stop or threading.Event()
         self.accelerator, self.tracker = start_accelerator(config, self.folder)
         self.changes = check_run(config, config.result)
         self.guard = StepGuard(self.accelerator, self.folder, config.max_skipped_steps)
-        self.stop = threading.Event()  # when set, the run ends after the current step, with a checkpoint
+        self.status = RunStatus(self.accelerator, self.folder, config.max_train_steps)
         self.is_sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         if self.is_sharded and config.ema_decay is not None:
             raise ValueError("`ema_decay` must be null under FSDP and DeepSpeed, where no process has all weights.")
@@ -309,11 +319,26 @@ class MLLMTrainer:
 
         Raises:
             FloatingPointError: after too many steps that are not finite; the checkpoints are kept.
-            KeyboardInterrupt: after the step in which `stop` was set; its checkpoint is kept.
+            Stopped: after the step in which `stop` was set on a process; its checkpoint is kept.
+            ConnectionError: when another process has ended or does not answer.
+            OSError: when the log, a checkpoint or the result can't be written; the checkpoints before are kept.
             ValueError: when the last checkpoint is broken or of another version, or a row does not fit its task.
         """
+        with self.status.of_block(), lost_processes_named(self.accelerator):
+            result = self.train_steps()
+        if any_process(self.stop.is_set(), self.accelerator):  # too late for this stage, but there may be another
+            raise Stopped("the training had reached its end, and is finished")
+        return result
+
+    def train_steps(self) -> Path:
+        """The steps that are left, and the result."""
         config, accelerator = self.config, self.accelerator
+        find_own_disks(accelerator, self.folder)
+        self.write_architecture()
         start, state = load_checkpoint(accelerator, self.folder, self.changes)
+        self.status.saved(start)
+        if any_process(self.stop.is_set(), accelerator):
+            raise stopped_after(start)
         if state:
             self.guard.resume(state.get("skipped_steps", 0))
             self.metrics.load_state_dict(state["metrics"])
@@ -341,7 +366,7 @@ class MLLMTrainer:
                 metrics |= self.validate(validation_batches, done)
             if metrics:
                 accelerator.log(metrics, step=done)
-            is_stopped = self.stop.is_set()
+            is_stopped = any_process(self.stop.is_set(), accelerator)
             if clock.is_due(done, self.guard.was_skipped) or is_last or is_stopped:
                 save_checkpoint(
                     accelerator,
@@ -351,6 +376,7 @@ class MLLMTrainer:
                     config.checkpoints_total_limit,
                     saved_settings(config),
                 )
+                self.status.saved(done)
             if is_stopped and not is_last:
                 raise stopped_after(done)
         for tracker in accelerator.trackers:  # `end_training` would also leave the other processes
@@ -470,24 +496,37 @@ class MLLMTrainer:
         if self.ema:
             self.ema.copy_to(self.parameters)
         weights = accelerator.get_state_dict(self.model) if self.is_sharded else None
-        if accelerator.is_main_process:
-            if self.is_sharded:
-                self.pipeline.mllm = whole_model(self.mllm, weights)
-            pipeline = self.pipeline.to(getattr(torch, self.config.save_dtype))
-            # No loss here looks through a network, but those of the image tokenizer or of earlier stages may have.
-            record = training_record(started_from=[start_folder(self.config)])
-            record["training"] = config_values(self.config)
+        with written_together(accelerator, folder):
+            if accelerator.is_main_process:
+                if self.is_sharded:
+                    self.pipeline.mllm = whole_model(self.mllm, weights)
+                pipeline = self.pipeline.to(getattr(torch, self.config.save_dtype))
 
-            def save_result(path: Path):
-                if self.config.lora:
-                    save_adapter(pipeline.mllm, path, base_model=self.config.init_from)
-                else:
-                    pipeline.save_pretrained(path)
-                (path / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+                def save_result(path: Path):
+                    if self.config.lora:
+                        save_adapter(pipeline.mllm, path, base_model=self.config.init_from)
+                    else:
+                        pipeline.save_pretrained(path)
+                    (path / RECORD).write_text(json.dumps(self.record(), indent=1), encoding="utf-8")
 
-            save_whole(save_result, folder)
-        accelerator.wait_for_everyone()
+                save_whole(save_result, folder)
         return folder
+
+    def record(self) -> dict:
+        """`training.json` of the result. No loss here looks through a network, but those of the image tokenizer or of
+        earlier stages may have."""
+        return training_record(started_from=[start_folder(self.config)]) | {"training": config_values(self.config)}
+
+    def write_architecture(self) -> None:
+        """Writes what `uniwetok export` needs besides a checkpoint."""
+        config, parts = self.config, pipeline_parts(self.pipeline)
+        names = self.ema and names_of(self.parameters, self.mllm)
+        if config.lora:
+            parts = [(self.mllm.config, "mllm"), (self.mllm.peft_config["default"], "")]
+        fields = ExportFields(config.result, names, config.save_dtype, config.lora and config.init_from)
+        with written_together(self.accelerator, self.folder / ARCHITECTURE):
+            if self.accelerator.is_main_process:
+                write_architecture(self.folder, fields, self.record(), *parts)
 
 
 class TaskMetrics:
@@ -570,10 +609,10 @@ def finished(config: MLLMTrainingConfig) -> Path | None:
 
 
 def train(config: MLLMTrainingConfig) -> Path:
-    """Runs one stage; see [`MLLMTrainer.train`]."""
-    trainer = MLLMTrainer(config)
-    with interrupt_sets(trainer.stop, trainer.accelerator):
-        return trainer.train()
+    """Runs one stage, which SIGTERM and Ctrl-C stop; see [`MLLMTrainer.train`]."""
+    stop = threading.Event()
+    with stops_after_step(stop):
+        return MLLMTrainer(config, stop).train()
 
 
 def main(config_path: str, **overrides) -> Path:

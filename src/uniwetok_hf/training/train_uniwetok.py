@@ -45,8 +45,11 @@ from ..modeling.modeling_uniwetok import UniWeTokModel
 from ..modeling.noise_uniwetok import draw_noise
 from ..provenance import RECORD, loss_model, training_record
 from .bit_usage import BitUsage
-from .checkpoints import check_run, load_checkpoint, make_output_folder, save_checkpoint
+from ..signals import Stopped
+from .agreement import any_process, lost_processes_named, written_together
+from .checkpoints import check_run, find_own_disks, load_checkpoint, make_output_folder, save_checkpoint
 from .config import APPLY, KEEP, check_at_least, config_values, flat_values, read_config, setting
+from .export import ARCHITECTURE, ExportFields, names_of, write_architecture
 from .picture_batches import Bucket, PictureBatch, PictureBatches, validation_pictures
 from .resume import saved_settings
 from .run import (
@@ -55,7 +58,6 @@ from .run import (
     StepGuard,
     averaged_weights,
     choose_parameters,
-    interrupt_sets,
     log_images,
     make_average,
     make_optimizer,
@@ -63,7 +65,9 @@ from .run import (
     seeded_weights,
     start_accelerator,
     stopped_after,
+    stops_after_step,
 )
+from .status import RunStatus
 
 
 # Pictures that the model sees at once in a validation.
@@ -228,6 +232,11 @@ class UniWeTokTrainingConfig:
         on_resume=APPLY,
     )
     checkpoints_total_limit: int = setting(2, "number of checkpoints that are kept", on_resume=APPLY)
+    process_timeout_minutes: float | None = setting(
+        None,
+        "minutes after which a process that others wait for counts as lost; null: as torch has it, 10 to 30",
+        on_resume=APPLY,
+    )
     report_to: list[str] = setting([], "trackers in addition to log.jsonl: tensorboard, wandb, ...", on_resume=APPLY)
 
     def __post_init__(self):
@@ -250,14 +259,15 @@ class UniWeTokTrainingConfig:
 class UniWeTokTrainer:
     """One stage of training."""
 
-    def __init__(self, config: UniWeTokTrainingConfig):
-        self.config, self.folder = config, Path(config.output_dir)
+    def __init__(self, config: UniWeTokTrainingConfig, stop: threading.Event | None = None):
+        """When `stop` is set on any process, the run ends after the current step, with a checkpoint."""
+        self.config, self.folder, self.stop = config, Path(config.output_dir), stop or threading.Event()
         self.accelerator, self.tracker = start_accelerator(config, self.folder)
         # Streams are read on from where they are; the position in other sources follows from the weights.
         are_streams = all(source.streaming for source in config.data)
         self.changes = check_run(config, "model", also_applied=["data.weight"] if are_streams else [])
         self.guard = StepGuard(self.accelerator, self.folder, config.max_skipped_steps)
-        self.stop = threading.Event()  # when set, the run ends after the current step, with a checkpoint
+        self.status = RunStatus(self.accelerator, self.folder, config.max_train_steps)
         accelerator = self.accelerator
         self.batches = open_batches(config, accelerator.process_index, accelerator.num_processes)
         self.validation = {  # this process' share, uint8 [N, 3, H, W] of each size
@@ -321,11 +331,26 @@ class UniWeTokTrainer:
 
         Raises:
             FloatingPointError: after too many steps that are not finite; the checkpoints are kept.
-            KeyboardInterrupt: after the step in which `stop` was set; its checkpoint is kept.
+            Stopped: after the step in which `stop` was set on a process; its checkpoint is kept.
+            ConnectionError: when another process has ended or does not answer.
+            OSError: when the log, a checkpoint or the result can't be written; the checkpoints before are kept.
             ValueError: when the last checkpoint is broken or of another version.
         """
+        with self.status.of_block(), lost_processes_named(self.accelerator):
+            result = self.train_steps()
+        if any_process(self.stop.is_set(), self.accelerator):  # too late for this stage, but there may be another
+            raise Stopped("the training had reached its end, and is finished")
+        return result
+
+    def train_steps(self) -> Path:
+        """The steps that are left, and the result."""
         config, accelerator = self.config, self.accelerator
+        find_own_disks(accelerator, self.folder)
+        self.write_architecture()
         start, state = load_checkpoint(accelerator, self.folder, self.changes)
+        self.status.saved(start)
+        if any_process(self.stop.is_set(), accelerator):
+            raise stopped_after(start)
         if state:
             self.load_state_dict(state)
             self.ema.to(accelerator.device)  # its weights were read to the CPU
@@ -348,7 +373,7 @@ class UniWeTokTrainer:
                 metrics |= self.validate(done)
             if metrics:
                 accelerator.log(metrics, step=done)
-            is_stopped = self.stop.is_set()
+            is_stopped = any_process(self.stop.is_set(), accelerator)
             if clock.is_due(done, self.guard.was_skipped) or is_last or is_stopped:
                 save_checkpoint(
                     accelerator,
@@ -358,6 +383,7 @@ class UniWeTokTrainer:
                     config.checkpoints_total_limit,
                     saved_settings(config),
                 )
+                self.status.saved(done)
             if is_stopped and not is_last:
                 raise stopped_after(done)
         for tracker in accelerator.trackers:  # `end_training` would also leave the other processes
@@ -550,27 +576,39 @@ class UniWeTokTrainer:
 
     def save(self) -> Path:
         """Writes `losses`, then `model`, which marks the stage as finished."""
-        config, accelerator, folder = self.config, self.accelerator, self.folder
-        if accelerator.is_main_process:
-            save_whole(lambda path: save_loss_networks(path, self.loss_networks()), folder / "losses")
-            seen = []  # networks of the losses must not judge this model
-            if config.distillation:
-                seen.append(loss_model("teacher", self.teacher, config.distillation.teacher))
-            if config.perceptual:
-                seen.append(loss_model("perceptual", self.perceptual, config.perceptual.model))
-            started_from = [find_stage(config.init_from) or config.init_from] if config.init_from else []
-            record = training_record(seen, started_from) | {"training": config_values(config)}
+        accelerator, folder = self.accelerator, self.folder
+        with written_together(accelerator, folder / "model"):
+            if accelerator.is_main_process:
+                save_whole(lambda path: save_loss_networks(path, self.loss_networks()), folder / "losses")
 
-            def save_model(path: Path):
-                model = self.unwrap(self.model)
-                with averaged_weights(self.ema, self.averaged):
-                    model.save_pretrained(path)
-                UniWeTokImageProcessor(stride=model.config.stride).save_pretrained(path)
-                (path / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+                def save_model(path: Path):
+                    model = self.unwrap(self.model)
+                    with averaged_weights(self.ema, self.averaged):
+                        model.save_pretrained(path)
+                    UniWeTokImageProcessor(stride=model.config.stride).save_pretrained(path)
+                    (path / RECORD).write_text(json.dumps(self.record(), indent=1), encoding="utf-8")
 
-            save_whole(save_model, folder / "model")
-        accelerator.wait_for_everyone()
+                save_whole(save_model, folder / "model")
         return folder / "model"
+
+    def record(self) -> dict:
+        """`training.json` of the model: the networks of its losses must not judge it."""
+        config, seen = self.config, []
+        if config.distillation:
+            seen.append(loss_model("teacher", self.teacher, config.distillation.teacher))
+        if config.perceptual:
+            seen.append(loss_model("perceptual", self.perceptual, config.perceptual.model))
+        started_from = [find_stage(config.init_from) or config.init_from] if config.init_from else []
+        return training_record(seen, started_from) | {"training": config_values(config)}
+
+    def write_architecture(self) -> None:
+        """Writes what `uniwetok export` needs besides a checkpoint."""
+        model, path = self.unwrap(self.model), self.folder / ARCHITECTURE
+        with written_together(self.accelerator, path):
+            if self.accelerator.is_main_process:
+                fields = ExportFields("model", names_of(self.averaged, model))
+                processor = UniWeTokImageProcessor(stride=model.config.stride)
+                write_architecture(self.folder, fields, self.record(), (model.config, ""), (processor, ""))
 
 
 def open_batches(config: UniWeTokTrainingConfig, process_index: int, num_processes: int) -> PictureBatches:
@@ -691,10 +729,10 @@ def finished(config: UniWeTokTrainingConfig) -> Path | None:
 
 
 def train(config: UniWeTokTrainingConfig) -> Path:
-    """Runs one stage; see [`UniWeTokTrainer.train`]."""
-    trainer = UniWeTokTrainer(config)
-    with interrupt_sets(trainer.stop, trainer.accelerator):
-        return trainer.train()
+    """Runs one stage, which SIGTERM and Ctrl-C stop; see [`UniWeTokTrainer.train`]."""
+    stop = threading.Event()
+    with stops_after_step(stop):
+        return UniWeTokTrainer(config, stop).train()
 
 
 def main(config_path: str, **overrides) -> Path:
