@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import re
+import sys
 import threading
 import time
 import warnings
@@ -22,6 +23,7 @@ from accelerate.utils import GradientAccumulationPlugin
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from ..files import writing

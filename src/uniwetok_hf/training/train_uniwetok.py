@@ -44,9 +44,9 @@ from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..modeling.modeling_uniwetok import UniWeTokModel
 from ..modeling.noise_uniwetok import draw_noise
 from ..provenance import RECORD, loss_model, training_record
-from .bit_usage import BitUsage
 from ..signals import Stopped
 from .agreement import any_process, lost_processes_named, written_together
+from .bit_usage import BitUsage
 from .checkpoints import check_run, find_own_disks, load_checkpoint, make_output_folder, save_checkpoint
 from .config import APPLY, KEEP, check_at_least, config_values, flat_values, read_config, setting
 from .export import ARCHITECTURE, ExportFields, names_of, write_architecture
