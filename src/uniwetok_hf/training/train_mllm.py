@@ -39,7 +39,7 @@ from .checkpoints import check_run, load_checkpoint, make_output_folder, save_ch
 from .config import APPLY, KEEP, KEEP_NULL, check_at_least, config_values, flat_values, read_config, setting
 from .conversation_batches import ConversationBatches, MicroBatch, prefetched
 from .lora import LoraSettings, add_lora, checkpoint_adapters_only
-from .resume import saved_settings
+from .resume import check_rows, saved_settings
 from .run import (
     CheckpointClock,
     RunningMetrics,
@@ -259,6 +259,7 @@ class MLLMTrainer:
         if config.attn_implementation is not None:
             self.mllm.set_attn_implementation(config.attn_implementation)
         self.batches = self.make_batches(mixture)
+        self.num_rows = [len(task) for task in mixture.tasks]
         self.validation = validation and self.make_batches(validation)
         make_output_folder(self.folder, config.result)
         self.prepare_model()
@@ -315,6 +316,7 @@ class MLLMTrainer:
         config, accelerator = self.config, self.accelerator
         start, state = load_checkpoint(accelerator, self.folder, self.changes)
         if state:
+            check_rows(state.get("rows"), self.num_rows, config.data)
             self.guard.resume(state.get("skipped_steps", 0))
             self.metrics.load_state_dict(state["metrics"])
             self.task_metrics.load_state_dict(state["task_metrics"])
@@ -363,6 +365,7 @@ class MLLMTrainer:
             "metrics": self.metrics.state_dict(),
             "task_metrics": self.task_metrics.state_dict(),
             "skipped_steps": self.guard.num_skipped,
+            "rows": self.num_rows,
         }
 
     def train_step(self, micro_batches: list[MicroBatch], step: int) -> None:
