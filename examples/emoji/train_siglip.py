@@ -57,9 +57,13 @@ from uniwetok_hf.files import save_whole
 from uniwetok_hf.losses.teacher import Teacher
 from uniwetok_hf.signals import EXIT_CODE, Stopped
 from uniwetok_hf.training.agreement import any_process
-from uniwetok_hf.training.checkpoints import make_output_folder
+from uniwetok_hf.training.checkpoints import check_unfinished, make_output_folder
 from uniwetok_hf.training.config import APPLY, KEEP, explain, read_config, setting
+from uniwetok_hf.training.resume import check_resume, saved_settings
 from uniwetok_hf.training.run import choose_precision, seeded_weights, stopped_after, stops_after_step
+
+
+SETTINGS = "settings.json"  # in each checkpoint
 
 
 @dataclass
@@ -103,7 +107,7 @@ class SiglipTrainingConfig:
     lr_warmup_steps: int = setting(0, "steps until the learning rate is reached", on_resume=KEEP)
     weight_decay: float = setting(0.1, "decoupled weight decay", on_resume=KEEP)
     mixed_precision: str = setting(
-        "no", "auto, no, fp16 or bf16; auto chooses what the device does fast", on_resume=APPLY
+        "no", "auto, no, fp16 or bf16; auto chooses what the device does fast", on_resume=KEEP
     )
     attn_implementation: str = setting(
         "eager", "of transformers; for so short sequences eager is fastest on CPUs", on_resume=APPLY
@@ -344,7 +348,7 @@ def make_arguments(config: SiglipTrainingConfig, folder: Path) -> TrainingArgume
     if config.batch_size % num_processes:
         raise ValueError(f"`batch_size`={config.batch_size} must be a multiple of the {num_processes} processes.")
     precision = choose_precision(config.mixed_precision)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=config.max_train_steps,
         per_device_train_batch_size=config.batch_size // num_processes,
@@ -366,13 +370,33 @@ def make_arguments(config: SiglipTrainingConfig, folder: Path) -> TrainingArgume
         save_total_limit=1,
         report_to=config.report_to,
     )
+    arguments.mixed_precision = precision  # it would give way to ACCELERATE_MIXED_PRECISION
+    return arguments
 
 
-class StopAfterStep(TrainerCallback):
-    """Ends the training after the step in which `stop` was set on any process, with a checkpoint."""
+def check_settings(config: SiglipTrainingConfig, checkpoint: str | None) -> None:
+    """
+    Raises:
+        ValueError: naming the fields that have changed since the checkpoint and can't.
+    """
+    if checkpoint is not None and (file := Path(checkpoint) / SETTINGS).exists():
+        check_resume(json.loads(file.read_text(encoding="utf-8")), config, Path(checkpoint))
 
-    def __init__(self, stop: threading.Event):
-        self.stop = stop
+
+class RunCallback(TrainerCallback):
+    """Ends the training after the step in which `stop` was set on any process, with a checkpoint; keeps the settings
+    beside each checkpoint; and logs and saves as often as the config says, where Trainer goes on as the checkpoint says."""
+
+    def __init__(self, stop: threading.Event, config: SiglipTrainingConfig):
+        self.stop, self.config = stop, config
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        state.compute_steps(args, args.max_steps)
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            file = Path(args.output_dir) / f"checkpoint-{state.global_step}" / SETTINGS
+            file.write_text(json.dumps(saved_settings(self.config)), encoding="utf-8")
 
     def on_step_end(self, args, state, control, **kwargs):
         if any_process(self.stop.is_set(), PartialState()):
@@ -433,8 +457,11 @@ def train(config: SiglipTrainingConfig) -> Path:
 
 def train_until(stop: threading.Event, config: SiglipTrainingConfig) -> Path:
     """[`train`], until `stop` is set."""
+    check_unfinished(folder := Path(config.output_dir), "model")
+    checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
+    check_settings(config, checkpoint)
     rows = read_rows(config.data, config.splits)
-    folder = make_output_folder(config.output_dir, "model")
+    make_output_folder(folder, "model")
     pairs = EmojiPairs(
         rows,
         config.max_train_steps * config.batch_size,
@@ -454,16 +481,16 @@ def train_until(stop: threading.Event, config: SiglipTrainingConfig) -> Path:
             data_collator=PairCollator(text_tokenizer),
             train_dataset=pairs,
             compute_loss_func=sigmoid_loss,
-            callbacks=[StopAfterStep(stop)],
+            callbacks=[RunCallback(stop, config)],
         )
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(folder))
+        trainer.train(resume_from_checkpoint=checkpoint)
     if stop.is_set() and (done := trainer.state.global_step) < config.max_train_steps:
         raise stopped_after(done)
     if trainer.is_world_process_zero():
         save_whole(lambda path: save(path, model, text_tokenizer), folder / "model")
         if config.validation_split:
             result = zero_shot(Teacher.from_pretrained(folder / "model"), config.data, config.validation_split)
-            (folder / "zero_shot.json").write_text(json.dumps(result, indent=1) + "\n")
+            (folder / "zero_shot.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     trainer.accelerator.wait_for_everyone()
     return folder / "model"
 

@@ -155,6 +155,17 @@ def test_machines_of_a_cluster(captions, vision_folder, succeeds, monkeypatch):
     assert succeeds(*command)[0] == "3 rows with 3 pictures"
 
 
+@pytest.mark.parametrize("rank, world_size", [("3", None), ("2", "2"), ("-1", "2"), ("", "2"), ("one", "2")])
+def test_machines_that_the_environment_has_wrong(captions, vision_folder, fails, monkeypatch, rank, world_size):
+    """Left over in a shell, RANK=3 alone would be a machine that has no part to make."""
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if world_size is not None:
+        monkeypatch.setenv("WORLD_SIZE", world_size)
+    error = fails("encode-dataset", captions, "codes", "--size", 32, "--model", vision_folder)
+    assert f"RANK={rank} and WORLD_SIZE={world_size or 1} in the environment must be" in error
+
+
 def test_patches_of_the_pipeline(captions, tmp_path, succeeds, fails):
     build_tiny_pipeline(patch_size=2).save_pretrained(tmp_path / "pipeline")
     command = ("encode-dataset", captions, "codes", "--model", tmp_path / "pipeline")

@@ -334,6 +334,15 @@ def test_another_task_is_refused(language, copied, tmp_path):
         run(language, tmp_path, data=[one | {"weight": 3.0}, *others])
 
 
+def test_rows_that_came_or_went_are_refused(language, copied, tmp_path):
+    """The same path, but another order of all rows."""
+    (state,) = copied.glob("checkpoints/step-000002/data-0.json")
+    assert json.loads(state.read_text())["rows"] == [24, 24, 24, 24]
+    state.write_text(state.read_text().replace("[24, 24,", "[24, 25,"))
+    with pytest.raises(ValueError, match=r"^`data\[1\].path` .* has 24 rows and had 25 when the checkpoint was"):
+        run(language, tmp_path)
+
+
 def test_a_finished_run_says_so_before_anything_is_loaded(language, copied, tmp_path, monkeypatch):
     (copied / "pipeline").mkdir()
     monkeypatch.setattr("uniwetok_hf.training.train_mllm.start_pipeline", lambda *_: pytest.fail("it was loaded"))
@@ -411,6 +420,20 @@ def test_the_tokenizer_applies_what_it_can(pictures, stopped_tokenizer, tmp_path
     first = json.loads((stopped_tokenizer / "checkpoints" / "step-000002" / "data-0.json").read_text())
     numbers = [number for batch in seen for number in batch]
     assert numbers == list(range(first["batches"]["number"], first["batches"]["number"] + 8))
+
+
+def test_the_tokenizer_refuses_pictures_that_came_or_went(pictures, stopped_tokenizer, tmp_path):
+    folder = shutil.copytree(stopped_tokenizer, tmp_path / "run")
+    (state,) = folder.glob("checkpoints/step-000002/data-0.json")
+    values = json.loads(state.read_text())
+    assert len(values["rows"]) == 1 and values["rows"][0] > 9
+    state.write_text(json.dumps(values | {"rows": [10**6]}))
+    manifest = state.with_name("manifest.json")
+    told = json.loads(manifest.read_text())
+    told["files"]["data-0.json"] = state.stat().st_size
+    manifest.write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=r"^`data\[0\].path` .* rows and had 1000000 when"):
+        train_uniwetok.main(write(tmp_path, pictures, output_dir=str(folder)))
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -292,6 +293,31 @@ def test_interrupted_training_goes_on_exactly(run, make_config, monkeypatch):
     assert finished(config) == path
     with pytest.raises(ValueError, match="`output_dir`"):
         train(config)
+
+
+def test_settings_that_change_are_applied_or_refused(make_config, monkeypatch):
+    """Trainer itself would learn at the rate of the checkpoint and log as often as before, without a word."""
+    config, order = make_config(), EpochOrder.__getitem__
+
+    def die(self, position):
+        if position == 14:
+            raise RuntimeError("killed")
+        return order(self, position)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(EpochOrder, "__getitem__", die)
+        train(config)
+    for change in ({"learning_rate": 0.5}, {"seed": 7}, {"crop_scale": [0.9, 1.0]}, {"max_train_steps": 5}):
+        with pytest.raises(ValueError, match=f"^`{next(iter(change))}` is .* and was .*checkpoint-2"):
+            train(dataclasses.replace(config, **change))
+    path = train(dataclasses.replace(config, logging_steps=4))
+    history = json.loads((path.parent / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
+    assert [line["step"] for line in history if "loss" in line] == [1, 2, 4]
+
+
+def test_the_environment_does_not_change_the_precision(make_config, monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert make_arguments(make_config(), tmp_path).mixed_precision == "no"
 
 
 @pytest.mark.usefixtures("ctrl_c")

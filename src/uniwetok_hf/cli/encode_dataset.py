@@ -148,7 +148,7 @@ def run_encode_dataset(args: argparse.Namespace) -> None:
     from uniwetok_hf.data.sources import PictureSource, open_rows
 
     resolve_device(args.device)
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world_size = _machine()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     model = load_vision_model(args.model, "cpu").to(getattr(torch, args.dtype))
@@ -192,6 +192,17 @@ def run_encode_dataset(args: argparse.Namespace) -> None:
     if ended_before is not None and ended_before == _time_of(Path(args.out) / ENCODING_FILE):
         print("it was complete already, nothing to do")
     print(args.out)
+
+
+def _machine() -> tuple[int, int]:
+    """Which machine this is, and of how many, as the environment says."""
+    rank, world_size = (os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if not (rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size)):
+        raise CommandError(
+            f"RANK={rank} and WORLD_SIZE={world_size} in the environment must be a machine's number, from 0 on, and "
+            "the number of machines"
+        )
+    return int(rank), int(world_size)
 
 
 def _time_of(path: Path) -> int | None:

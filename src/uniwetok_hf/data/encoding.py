@@ -69,6 +69,8 @@ def encode_dataset(
         OSError: when a file can't be written.
         Stopped: after the parts that were being made when `stop` was set.
     """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"`rank` must be from 0 to `world_size` - 1, got {rank} of {world_size}.")
     folder = Path(folder)
     settings.check_stride(model.config.stride)
     columns = find_picture_columns(dataset.features, settings.columns)
@@ -195,9 +197,14 @@ def _begin(folder: Path, state: dict) -> Encoding | None:
             )
         before = saved.get(name, False if name == "same_crops" else None)  # older folders don't say it
         if name not in ("model", "source_words", "streams") and before != value:  # a model: by its fingerprint
+            hint = ""
+            if name == "fingerprint":
+                hint = f" These are of image tokenizers: {saved.get('model')} and {state['model']}."
+            elif name == "source_rows" and None in (before, value):
+                hint = " The number of rows is not known when they are streamed."
             raise ValueError(
                 f"`{name}`: {folder} was begun with {before!r}, and can't go on with {value!r}; name another "
-                "folder, or remove this one."
+                f"folder, or remove this one.{hint}"
             )
     if (folder / ENCODING_FILE).exists():
         encoding = read_encoding(folder)

@@ -162,6 +162,11 @@ class PictureBatches:
             self.readers.append(reader)
         self._state = {"step": 0, "number": 0, "streams": [reader.state_dict() for reader in self.readers]}
 
+    @property
+    def num_rows(self) -> list[int | None]:
+        """Rows of each source; None for a stream."""
+        return [reader.order.length if isinstance(reader, _Rows) else None for reader in self.readers]
+
     def state_dict(self) -> dict:
         """The position after the last batch that was returned, as values for JSON."""
         return {**self._state, "process_index": self.process_index, "num_processes": self.num_processes}

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import typing
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -59,6 +59,21 @@ def check_resume(saved: dict, config, checkpoint: Path, also_applied: Collection
             "name another `output_dir` for a run of its own."
         )
     return {name: change for name, change in applied[0].items() if name in applied[1]}
+
+
+def check_rows(before: Sequence[int | None] | None, now: Sequence[int | None], sources: Sequence) -> None:
+    """Compares how many rows the sources had and have, None where that is not known. With other ones the order of all
+    rows would be another.
+
+    Raises:
+        ValueError: naming the source that has changed.
+    """
+    for index, (old, new) in enumerate(zip(before or [], now, strict=False)):
+        if None not in (old, new) and old != new:
+            raise ValueError(
+                f"`data[{index}].path` {sources[index].path} has {new} rows and had {old} when the checkpoint was "
+                "written: the run can't go on with them. Put the old ones back, or name another `output_dir`."
+            )
 
 
 def _compare(config_class, saved: dict, now: dict, prefix: str, also_applied, applied: Changes, refused: Changes):

@@ -139,6 +139,11 @@ def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTrack
                 f"Accelerate is configured with `{name}`={getattr(parallel, name)} (PARALLELISM_CONFIG_* in the "
                 "environment): the trainers divide samples between processes, and weights with FSDP, but no layers."
             )
+    if getattr(accelerator.state, "fsdp_plugin", None) and accelerator.state.fsdp_plugin.activation_checkpointing:
+        raise ValueError(
+            "Accelerate is configured with activation checkpointing (FSDP_ACTIVATION_CHECKPOINTING in the "
+            "environment): set `gradient_checkpointing` of the training instead."
+        )
     if (deepspeed := accelerator.state.deepspeed_plugin) is not None:
         overrule_deepspeed(deepspeed.deepspeed_config, config)
     return accelerator, tracker

@@ -42,7 +42,7 @@ from .config import APPLY, KEEP, KEEP_NULL, check_at_least, config_values, flat_
 from .conversation_batches import ConversationBatches, MicroBatch, prefetched
 from .export import ARCHITECTURE, ExportFields, names_of, pipeline_parts, write_architecture
 from .lora import LoraSettings, add_lora, checkpoint_adapters_only
-from .resume import saved_settings
+from .resume import check_rows, saved_settings
 from .run import (
     CheckpointClock,
     RunningMetrics,
@@ -269,6 +269,7 @@ class MLLMTrainer:
         if config.attn_implementation is not None:
             self.mllm.set_attn_implementation(config.attn_implementation)
         self.batches = self.make_batches(mixture)
+        self.num_rows = [len(task) for task in mixture.tasks]
         self.validation = validation and self.make_batches(validation)
         make_output_folder(self.folder, config.result)
         self.prepare_model()
@@ -340,6 +341,7 @@ class MLLMTrainer:
         if any_process(self.stop.is_set(), accelerator):
             raise stopped_after(start)
         if state:
+            check_rows(state.get("rows"), self.num_rows, config.data)
             self.guard.resume(state.get("skipped_steps", 0))
             self.metrics.load_state_dict(state["metrics"])
             self.task_metrics.load_state_dict(state["task_metrics"])
@@ -389,6 +391,7 @@ class MLLMTrainer:
             "metrics": self.metrics.state_dict(),
             "task_metrics": self.task_metrics.state_dict(),
             "skipped_steps": self.guard.num_skipped,
+            "rows": self.num_rows,
         }
 
     def train_step(self, micro_batches: list[MicroBatch], step: int) -> None:

@@ -51,7 +51,7 @@ from .checkpoints import check_run, find_own_disks, load_checkpoint, make_output
 from .config import APPLY, KEEP, check_at_least, config_values, flat_values, read_config, setting
 from .export import ARCHITECTURE, ExportFields, names_of, write_architecture
 from .picture_batches import Bucket, PictureBatch, PictureBatches, validation_pictures
-from .resume import saved_settings
+from .resume import check_rows, saved_settings
 from .run import (
     CheckpointClock,
     RunningMetrics,
@@ -549,10 +549,11 @@ class UniWeTokTrainer:
     def state_dict(self) -> dict:
         """The state of this process, besides what Accelerate saves."""
         parts = {"batches": self.batches, "metrics": self.metrics, "bits": self.bits}
-        counts = {"skipped": self.num_skipped, "skipped_steps": self.guard.num_skipped}
+        counts = {"skipped": self.num_skipped, "skipped_steps": self.guard.num_skipped, "rows": self.batches.num_rows}
         return counts | {name: part.state_dict() for name, part in parts.items()}
 
     def load_state_dict(self, state: dict) -> None:
+        check_rows(state.get("rows"), self.batches.num_rows, self.config.data)
         self.num_skipped = state["skipped"]
         self.guard.resume(state.get("skipped_steps", 0))
         if self.skipped_file.exists():  # pictures that were skipped after the checkpoint will be skipped again
