@@ -10,12 +10,11 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from diffusers.training_utils import EMAModel
 from PIL import Image
@@ -26,6 +25,7 @@ from ..data.places import is_place
 from ..files import writing
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..signals import Stopped, signals_set
+from .agreement import lost_processes_named, process_group_options
 from .checkpoints import list_checkpoints
 
 
@@ -130,16 +130,16 @@ def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTrack
         ValueError: when the processes and micro-batches can't share `batch_size` samples.
     """
     tracker = JsonLinesTracker(folder, dataclasses.asdict(config))
-    minutes = config.process_timeout_minutes
-    accelerator = Accelerator(
-        mixed_precision=choose_precision(config.mixed_precision),
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=[tracker, *config.report_to],
-        project_dir=folder,
-        step_scheduler_with_optimizer=False,  # the schedule counts our steps, whatever the number of processes
-        cpu=not torch.accelerator.is_available(),  # without it, processes of `torchrun` on CPUs would not communicate
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=minutes))] if minutes else [],
-    )
+    with lost_processes_named():
+        accelerator = Accelerator(
+            mixed_precision=choose_precision(config.mixed_precision),
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            log_with=[tracker, *config.report_to],
+            project_dir=folder,
+            step_scheduler_with_optimizer=False,  # the schedule counts our steps, whatever the number of processes
+            cpu=not torch.accelerator.is_available(),  # else processes of `torchrun` on CPUs would not communicate
+            kwargs_handlers=process_group_options(config.process_timeout_minutes),
+        )
     if config.batch_size % (accelerator.num_processes * config.gradient_accumulation_steps):
         raise ValueError(
             f"`batch_size`={config.batch_size} must be a multiple of processes x `gradient_accumulation_steps` = "

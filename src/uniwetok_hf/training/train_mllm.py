@@ -271,7 +271,7 @@ class MLLMTrainer:
             OSError: when the log, a checkpoint or the result can't be written; the checkpoints before are kept.
             ValueError: when the last checkpoint is broken or of another version, or a row does not fit its task.
         """
-        with self.status.of_block(), lost_processes_named(self.accelerator):
+        with self.status.of_block(), lost_processes_named():
             result = self.train_steps()
         if any_process(self.stop.is_set(), self.accelerator):  # too late for this stage, but there may be another
             raise Stopped("the training had reached its end, and is finished")
@@ -319,6 +319,7 @@ class MLLMTrainer:
                 save_checkpoint(accelerator, self.folder, done, state, config.checkpoints_total_limit)
                 self.status.saved(done)
             if is_stopped and not is_last:
+                bar.close()
                 raise stopped_after(done)
         for tracker in accelerator.trackers:  # `end_training` would also leave the other processes
             tracker.finish()
