@@ -42,7 +42,9 @@ def test_the_last_checkpoint_is_the_result(succeeds, tokenizer):
     assert succeeds("export", tokenizer, "mine") == ["mine"]
     assert sorted(path.name for path in Path("mine").iterdir()) == sorted(os.listdir(tokenizer / "model"))
     assert_same(Path("mine/model.safetensors"), tokenizer / "model" / "model.safetensors")
-    assert Path("mine/preprocessor_config.json").read_text() == (tokenizer / "model/preprocessor_config.json").read_text()
+    assert (
+        Path("mine/preprocessor_config.json").read_text() == (tokenizer / "model/preprocessor_config.json").read_text()
+    )
     record = json.loads(Path("mine/training.json").read_text())
     assert (record["training"]["exported_step"], record["training"]["exported_weights"]) == (6, "averaged")
     assert read_training_record("mine") == read_training_record(tokenizer / "model")
@@ -68,8 +70,13 @@ def test_a_pipeline_generates(succeeds, language):
     fields, run = language
     succeeds("export", run, "mine")
     assert_same(Path("mine/mllm/model.safetensors"), run / "pipeline" / "mllm" / "model.safetensors")
-    for name in ("model_index.json", "processor/tokenizer.json", "mllm/config.json", "mllm/generation_config.json"):
+    for name in ("model_index.json", "mllm/config.json", "mllm/generation_config.json"):
         assert json.loads(Path("mine", name).read_text()) == json.loads((run / "pipeline" / name).read_text()), name
+    vocabularies = [
+        json.loads((folder / "processor/tokenizer.json").read_text()) for folder in (Path("mine"), run / "pipeline")
+    ]
+    assert vocabularies[0]["model"] == vocabularies[1]["model"]
+    assert vocabularies[0]["added_tokens"] == vocabularies[1]["added_tokens"]
     succeeds("generate", "a red square", "--model", "mine", "--output", "square.png")
     succeeds("export", run / "checkpoints" / "step-000002", "raw", "--raw")
     assert_same(Path("raw/mllm/model.safetensors"), Path("mine/mllm/model.safetensors"), equal=False)

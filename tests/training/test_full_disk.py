@@ -119,6 +119,4 @@ def test_checkpoints_that_cannot_be_made(configs, tmp_path, monkeypatch, capsys)
 
     at_step(monkeypatch, "tokenizer", 2, block)
     code, lines = train(capsys, "tokenizer", path)
-    assert code == 1 and lines == [
-        f"uniwetok: error: {run}/checkpoints/step-000004 can't be written: Not a directory"
-    ]
+    assert code == 1 and lines == [f"uniwetok: error: {run}/checkpoints/step-000004 can't be written: Not a directory"]
