@@ -1,4 +1,4 @@
-"""`uniwetok export`: models, pipelines and adapters of checkpoints, which load like those that a training ends with."""
+"""`uniwetok export`: models, pipelines and adapters of checkpoints, which load like the results of trainings."""
 
 import json
 import os

@@ -304,8 +304,8 @@ def stop_unless_finite(accelerator: Accelerator, values: dict[str, torch.Tensor]
 
 
 def stops_after_step(stop: threading.Event) -> contextlib.AbstractContextManager:
-    """Inside the block SIGTERM and the first Ctrl-C set `stop`, so that the current step can end and be saved; a second
-    Ctrl-C ends the block at once."""
+    """Inside the block SIGTERM and the first Ctrl-C set `stop`, so that the current step can end and be saved; a
+    second Ctrl-C ends the block at once."""
     return signals_set(stop, "Stopping after this step, with a checkpoint. Press Ctrl-C again to stop at once.")
 
 

@@ -279,7 +279,7 @@ class MLLMTrainer:
         return result
 
     def train_steps(self, stack: contextlib.ExitStack) -> Path:
-        """The steps that are left, and the result. The progress bar is closed by `stack`, so that an error has a line of
+        """The steps that are left, and the result. `stack` closes the progress bar, so that an error has a line of
         its own."""
         config, accelerator = self.config, self.accelerator
         find_own_disks(accelerator, self.folder)

@@ -44,9 +44,9 @@ from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..modeling.modeling_uniwetok import UniWeTokModel
 from ..modeling.noise_uniwetok import draw_noise
 from ..provenance import RECORD, loss_model, training_record
-from .bit_usage import BitUsage
 from ..signals import Stopped
 from .agreement import any_process, lost_processes_named, written_together
+from .bit_usage import BitUsage
 from .checkpoints import find_own_disks, load_checkpoint, make_output_folder, save_checkpoint
 from .config import config_values, flat_values, read_config, setting
 from .export import ARCHITECTURE, ExportFields, names_of, write_architecture
@@ -281,7 +281,7 @@ class UniWeTokTrainer:
         return result
 
     def train_steps(self, stack: contextlib.ExitStack) -> Path:
-        """The steps that are left, and the result. The progress bar is closed by `stack`, so that an error has a line of
+        """The steps that are left, and the result. `stack` closes the progress bar, so that an error has a line of
         its own."""
         config, accelerator = self.config, self.accelerator
         find_own_disks(accelerator, self.folder)
