@@ -153,3 +153,29 @@ def test_process_exit_codes():
     assert missing.returncode == 1
     assert missing.stderr == "uniwetok: error: missing.png: no such file\n"
     assert missing.stdout == ""
+
+
+def run_shell(command: str) -> subprocess.CompletedProcess:
+    program = f"{sys.executable} -m uniwetok_hf"
+    script = f"set -o pipefail; {command.replace('uniwetok', program)}"
+    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("command", ["uniwetok --help | true", "uniwetok train mllm --help | head -n 1 > /dev/null"])
+def test_a_closed_pipe_is_silent(command):
+    assert run_shell(command).stderr == ""
+
+
+@pytest.mark.parametrize("command", ["--help", "generate apple --output apple.png"])
+def test_a_full_disk_under_stdout_is_one_line(command):
+    result = run_shell(f"uniwetok {command} > /dev/full")
+    assert result.returncode == 1
+    assert result.stderr == "uniwetok: error: the output can't be written: No space left on device\n"
+
+
+def test_a_full_disk_without_a_name_is_no_bug(fails, monkeypatch):
+    def fill(args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(describe, "run_describe", fill)
+    assert fails("describe", "a.png") == "No space left on device"

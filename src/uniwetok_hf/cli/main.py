@@ -1,7 +1,7 @@
 """The parser of the `uniwetok` command, and the run of one command.
 
-Exit codes: 0, 1 for bad input, a full disk and the like (one line on stderr) and for bugs (a traceback), 2 for a command
-line that can't be parsed, 75 when a signal stopped work that the same command goes on with, 130 when interrupted. When
+Exit codes: 0, 1 for bad input, a full disk and the like (one line on stderr) and for bugs (a traceback), 2 for a
+command line that can't be parsed, 75 when a signal stopped work that the same command goes on with, 130 when interrupted. When
 the reader of the output closes it, as `| head` does, the command ends with 1 and without a word.
 
 The modules of the commands import torch, transformers, Pillow and the rest of the package when a command runs, not
@@ -185,7 +185,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _is_of_output(error: BaseException | None) -> bool:
-    """Whether an error is that of our own stdout or stderr: a pipe that is closed, or what stdout still can't write."""
+    """Whether an error is that of our own stdout or stderr: a closed pipe, or what stdout still can't write."""
     if isinstance(error, OSError) and error.filename is None and not isinstance(error, BrokenPipeError):
         try:
             sys.stdout.flush()

@@ -1,5 +1,5 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""A model, a pipeline or an adapter of any checkpoint of a training, without its data and without what it started from.
+"""A model, a pipeline or an adapter of any checkpoint of a training, without its data and what it started from.
 
 When a run starts it writes the folder `architecture`: all of its result but the weights (configs, processor, text
 vocabulary, record), and `export.json`, which says what the result is and which parameters have averages. An export
@@ -39,7 +39,7 @@ WRAPPERS = ("module.", "_orig_mod.")  # what DDP and torch.compile put before na
 
 @dataclass
 class ExportFields:
-    """`export.json`: what the result is (`model`, `pipeline` or `adapter`), the names of the parameters in the order of
+    """`export.json`: what the result is (`model`, `pipeline` or `adapter`), the parameters' names in the order of
     their averages, the dtype in which the result is saved, and the name of an adapter's base model."""
 
     result: str
@@ -150,8 +150,8 @@ def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
         weights = torch.load(checkpoint / FSDP_WHOLE, map_location="cpu", weights_only=True)
     elif (checkpoint / DEEPSPEED).is_dir():
         raise ValueError(
-            f"{checkpoint} holds shards of DeepSpeed, which only DeepSpeed reads: its script zero_to_fp32.py, which is "
-            "in the same folder, makes one file of weights of them."
+            f"{checkpoint} holds shards of DeepSpeed, which only DeepSpeed reads: its script zero_to_fp32.py, in the "
+            "same folder, makes one file of weights of them."
         )
     else:
         raise ValueError(f"{checkpoint} holds no weights.")

@@ -12,12 +12,11 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import GradientAccumulationPlugin
 from diffusers.training_utils import EMAModel
@@ -29,6 +28,7 @@ from transformers import get_scheduler
 from ..files import writing
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..signals import Stopped, signals_set
+from .agreement import lost_processes_named, process_group_options
 from .checkpoints import list_checkpoints
 from .config import absolute_paths
 
@@ -115,18 +115,18 @@ def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTrack
             for a kind of parallelism that the trainers don't know.
     """
     tracker = JsonLinesTracker(folder, dataclasses.asdict(config))
-    minutes = config.process_timeout_minutes
-    accelerator = Accelerator(
-        mixed_precision=choose_precision(config.mixed_precision),
-        # As an object: a number would give way to ACCELERATE_GRADIENT_ACCUMULATION_STEPS.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
-        dynamo_backend="no",  # `compile` of the config decides, not ACCELERATE_DYNAMO_BACKEND
-        log_with=[tracker, *config.report_to],
-        project_dir=folder,
-        step_scheduler_with_optimizer=False,  # the schedule counts our steps, whatever the number of processes
-        cpu=not torch.accelerator.is_available(),  # without it, processes of `torchrun` on CPUs would not communicate
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=minutes))] if minutes else [],
-    )
+    with lost_processes_named():
+        accelerator = Accelerator(
+            mixed_precision=choose_precision(config.mixed_precision),
+            # As an object: a number would give way to ACCELERATE_GRADIENT_ACCUMULATION_STEPS.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
+            dynamo_backend="no",  # `compile` of the config decides, not ACCELERATE_DYNAMO_BACKEND
+            log_with=[tracker, *config.report_to],
+            project_dir=folder,
+            step_scheduler_with_optimizer=False,  # the schedule counts our steps, whatever the number of processes
+            cpu=not torch.accelerator.is_available(),  # else processes of `torchrun` on CPUs would not communicate
+            kwargs_handlers=process_group_options(config.process_timeout_minutes),
+        )
     if config.batch_size % (accelerator.num_processes * config.gradient_accumulation_steps):
         raise ValueError(
             f"`batch_size`={config.batch_size} must be a multiple of processes x `gradient_accumulation_steps` = "
@@ -371,8 +371,8 @@ class StepGuard:
 
 
 def stops_after_step(stop: threading.Event) -> contextlib.AbstractContextManager:
-    """Inside the block SIGTERM and the first Ctrl-C set `stop`, so that the current step can end and be saved; a second
-    Ctrl-C ends the block at once."""
+    """Inside the block SIGTERM and the first Ctrl-C set `stop`, so that the current step can end and be saved; a
+    second Ctrl-C ends the block at once."""
     return signals_set(stop, "Stopping after this step, with a checkpoint. Press Ctrl-C again to stop at once.")
 
 

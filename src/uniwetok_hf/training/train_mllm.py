@@ -16,6 +16,7 @@ are divided by the text and image tokens of the whole step. So 2 processes, or 2
 computes, and a resumed run continues exactly.
 """
 
+import contextlib
 import copy
 import json
 import math
@@ -325,14 +326,15 @@ class MLLMTrainer:
             OSError: when the log, a checkpoint or the result can't be written; the checkpoints before are kept.
             ValueError: when the last checkpoint is broken or of another version, or a row does not fit its task.
         """
-        with self.status.of_block(), lost_processes_named(self.accelerator):
-            result = self.train_steps()
+        with self.status.of_block(), lost_processes_named(), contextlib.ExitStack() as stack:
+            result = self.train_steps(stack)
         if any_process(self.stop.is_set(), self.accelerator):  # too late for this stage, but there may be another
             raise Stopped("the training had reached its end, and is finished")
         return result
 
-    def train_steps(self) -> Path:
-        """The steps that are left, and the result."""
+    def train_steps(self, stack: contextlib.ExitStack) -> Path:
+        """The steps that are left, and the result. `stack` closes the progress bar, so that an error has a line of
+        its own."""
         config, accelerator = self.config, self.accelerator
         find_own_disks(accelerator, self.folder)
         self.write_architecture()
@@ -355,6 +357,7 @@ class MLLMTrainer:
         self.model.train()
         clock = CheckpointClock(accelerator, config)
         bar = tqdm(total=config.max_train_steps, initial=start, desc=self.folder.name, mininterval=10)
+        stack.enter_context(bar)
         steps = range(start, config.max_train_steps)
         for done, micro_batches in enumerate(prefetched(lambda step: self.batches[step], steps), start + 1):
             self.train_step(micro_batches, done - 1)

@@ -15,6 +15,7 @@ continues exactly. Only the histogram of the batch entropy depends on memory: it
 micro-batches of `gradient_accumulation_steps`.
 """
 
+import contextlib
 import copy
 import json
 import math
@@ -336,14 +337,15 @@ class UniWeTokTrainer:
             OSError: when the log, a checkpoint or the result can't be written; the checkpoints before are kept.
             ValueError: when the last checkpoint is broken or of another version.
         """
-        with self.status.of_block(), lost_processes_named(self.accelerator):
-            result = self.train_steps()
+        with self.status.of_block(), lost_processes_named(), contextlib.ExitStack() as stack:
+            result = self.train_steps(stack)
         if any_process(self.stop.is_set(), self.accelerator):  # too late for this stage, but there may be another
             raise Stopped("the training had reached its end, and is finished")
         return result
 
-    def train_steps(self) -> Path:
-        """The steps that are left, and the result."""
+    def train_steps(self, stack: contextlib.ExitStack) -> Path:
+        """The steps that are left, and the result. `stack` closes the progress bar, so that an error has a line of
+        its own."""
         config, accelerator = self.config, self.accelerator
         find_own_disks(accelerator, self.folder)
         self.write_architecture()
@@ -360,6 +362,7 @@ class UniWeTokTrainer:
 
         clock = CheckpointClock(accelerator, config)
         bar = tqdm(total=config.max_train_steps, initial=start, desc=self.folder.name, mininterval=10)
+        stack.enter_context(bar)
         batches = iter(self.batches)
         for done in range(start + 1, config.max_train_steps + 1):
             self.train_step(next(batches), done - 1)
