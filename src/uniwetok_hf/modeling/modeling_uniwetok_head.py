@@ -224,7 +224,7 @@ class UniWeTokBinaryHead(PreTrainedModel):
         if timesteps is None:
             times = self.draw_timesteps(len(codes), generator, codes.device)
         else:
-            times = torch.tensor(timesteps, device=codes.device).repeat_interleave(len(codes) // num_draws)
+            times = torch.tensor(timesteps, device=codes.device, dtype=torch.float32).repeat_interleave(len(codes) // num_draws)
         noise = draw_noise(codes.shape, generator, codes.device)
         time = times[:, None, None]
         prediction = self(torch.lerp(noise, codes, time), times, condition)
@@ -267,7 +267,7 @@ class UniWeTokBinaryHead(PreTrainedModel):
         for timestep in scheduler.timesteps:
             inputs = torch.cat([sample] * repeats)
             # Written as a constant, not copied from the CPU: a copy would wait for the device in each step.
-            times = torch.full((len(inputs),), float(timestep), device=condition.device)
+            times = torch.full((len(inputs),), float(timestep), device=condition.device, dtype=torch.float32)
             prediction = self(inputs, times, condition)
             if repeats == 2:
                 conditional, unconditional = prediction.chunk(2)

@@ -194,7 +194,8 @@ class UniWeTokConversation:
         """Codes [bits, h, w] of the picture that the last token begins; the cache then has it whole."""
         pipe, processor = self.pipe, self.pipe.processor
         tokenizer, device = processor.tokenizer, pipe._execution_device
-        self._ids += tokenizer(processor.picture_tokens(*size), add_special_tokens=False)["input_ids"]
+        begin = processor(text=[processor.picture_tokens(*size)], add_special_tokens=False)
+        self._ids += begin["input_ids"][0].tolist()
         _, negative = processor.generation_inputs(["picture"], *size)
         input_ids = torch.tensor([self._ids], device=device)
         pipe.check_length("text", input_ids, *size)
