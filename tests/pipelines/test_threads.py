@@ -179,3 +179,26 @@ def test_a_pipeline_is_copied_without_its_calls(pipe):
     assert not other.interrupt and pipe.num_timesteps == 4
     with pytest.raises(AttributeError, match="num_timesteps"):
         _ = other.num_timesteps
+
+
+def test_threads_take_turns_in_one_conversation(pipe, tmp_path):
+    talk = UniWeTokConversation(pipe)
+
+    def say(number):
+        return lambda: talk.say(f"picture {number}", generator=seeded(number), num_inference_steps=1).codes[0]
+
+    answers = in_threads([say(number) for number in range(4)])
+    order = [int(turn["content"][0]["text"].split()[1]) for turn in talk.messages[::2]]
+    assert sorted(order) == [0, 1, 2, 3] and len(talk.messages) == 8
+    again = UniWeTokConversation(pipe)
+    for number, codes in zip(order, talk.codes, strict=True):
+        assert torch.equal(codes, answers[number])
+        same = again.say(f"picture {number}", generator=seeded(number), num_inference_steps=1)
+        assert torch.equal(same.codes[0], codes)
+
+
+def test_a_callback_cannot_take_a_turn(pipe):
+    talk = UniWeTokConversation(pipe)
+    with pytest.raises(RuntimeError, match="A callback of `say`"):
+        talk.say("draw", callback_on_step_end=lambda *_: talk.say("more"))
+    assert talk.messages == [] and len(talk.say("draw").codes) == 1

@@ -224,7 +224,9 @@ class UniWeTokBinaryHead(PreTrainedModel):
         if timesteps is None:
             times = self.draw_timesteps(len(codes), generator, codes.device)
         else:
-            times = torch.tensor(timesteps, device=codes.device, dtype=torch.float32).repeat_interleave(len(codes) // num_draws)
+            times = torch.tensor(timesteps, device=codes.device, dtype=torch.float32).repeat_interleave(
+                len(codes) // num_draws
+            )
         noise = draw_noise(codes.shape, generator, codes.device)
         time = times[:, None, None]
         prediction = self(torch.lerp(noise, codes, time), times, condition)
