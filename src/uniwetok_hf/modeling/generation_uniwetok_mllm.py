@@ -76,8 +76,8 @@ class UniWeTokGenerationMixin:
                 they hold no pictures. Needed for a `guidance_scale` over 1.
             guidance_scale: weight w of classifier-free guidance; 1 or less is none.
             num_inference_steps: diffusion steps of a patch; the head runs once more than that.
-            scheduler: sampler; by default a [`BinaryFlow`] with the head's shift. A copy of it is used, so that several
-                generations may share one.
+            scheduler: sampler; by default a [`BinaryFlow`] with the head's shift. A copy of it is used, so that
+                several generations may share one.
             generator: one for the batch, or a list with one per row, which makes a row independent of its batch.
             callback: called after each patch with its index and the codes so far (0 where not generated yet); a true
                 result stops.

@@ -23,6 +23,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
+from .adapters_uniwetok import UniWeTokAdapterMixin
 from .configuration_uniwetok_mllm import UniWeTokHeadConfig
 from .flow_uniwetok import MIN_REMAINING_TIME, BinaryFlow, shift_timesteps
 from .modeling_uniwetok import UniWeTokConstantLinear, eager_attention_forward
@@ -116,7 +117,7 @@ class UniWeTokHeadLayer(GradientCheckpointingLayer):
         return hidden_states + gate2 * self.mlp(modulated)
 
 
-class UniWeTokBinaryHead(PreTrainedModel):
+class UniWeTokBinaryHead(UniWeTokAdapterMixin, PreTrainedModel):
     """Predicts the bits of the tokens of a patch from a noisy version of them and the language model's hidden
     states."""
 

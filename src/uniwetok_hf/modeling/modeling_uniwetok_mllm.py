@@ -28,6 +28,7 @@ from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.utils import ModelOutput, torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
+from .adapters_uniwetok import UniWeTokAdapterMixin
 from .codes_uniwetok import Pictures, codes_to_tokens
 from .configuration_uniwetok_mllm import UniWeTokMLLMConfig
 from .generation_uniwetok_mllm import UniWeTokGenerationMixin
@@ -93,7 +94,7 @@ class UniWeTokProjector(nn.Module):
         return self.fc2(self.act(self.fc1(tokens)))
 
 
-class UniWeTokMLLMPreTrainedModel(PreTrainedModel):
+class UniWeTokMLLMPreTrainedModel(UniWeTokAdapterMixin, PreTrainedModel):
     config: UniWeTokMLLMConfig
     base_model_prefix = "model"
     input_modalities = ("image", "text")  # ty: ignore[invalid-assignment]  (as in transformers)

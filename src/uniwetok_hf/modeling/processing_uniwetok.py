@@ -24,8 +24,9 @@ from .configuration_uniwetok import UniWeTokConfig
 from .image_processing_uniwetok import UniWeTokImageProcessor, UniWeTokImageProcessorKwargs, plan_sizes
 
 
-# transformers' fast tokenizers keep padding and truncation as state, which a call sets first and then goes by: two calls
-# at once fail, or pad as the other one wants. One lock for all, since processors may share a tokenizer, and are pickled.
+# transformers' fast tokenizers keep padding and truncation as state, which a call sets first and then goes by: two
+# calls at once fail, or pad as the other one wants. One lock for all, since processors may share a tokenizer, and are
+# pickled.
 _tokenizer_lock = threading.Lock()
 
 

@@ -2,8 +2,8 @@
 """Whether a model still computes what it computed: a digest of what can change under a key-value cache.
 
 Reading all weights would take as long as generating. Every in-place operation of torch counts up the version of its
-tensor (training steps, `load_state_dict`); what writes past that (`tensor.data`, as `peft` does when it merges) is seen
-in a sample of each tensor's values.
+tensor (training steps, `load_state_dict`); what writes past that (`tensor.data`, as `peft` does when it merges) is
+seen in a sample of each tensor's values.
 """
 
 import hashlib
