@@ -467,7 +467,13 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
         """0, by way of the projector and the head on one patch of zeros. A process whose share of a batch has no
         target picture must use all weights too: the other processes wait for its gradients (DDP) or its part of the
         weights (FSDP)."""
-        patch = torch.zeros(1, self.config.tokens_per_patch, self.config.vision_config.num_bits, device=self.device)
+        patch = torch.zeros(
+            1,
+            self.config.tokens_per_patch,
+            self.config.vision_config.num_bits,
+            device=self.device,
+            dtype=torch.float32,
+        )
         condition = self.model.embed_image_tokens(patch, patch.new_zeros(self.config.text_config.hidden_size))
         return 0 * self.image_head(patch, patch.new_zeros(1), condition).sum()
 
