@@ -6,7 +6,7 @@ without weights.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 
 
 @contextmanager
-def unchanged_on_error(model: nn.Module) -> Iterator[None]:
+def unchanged_on_error(model: nn.Module) -> Generator[None]:
     """Takes back what the body did to the structure of `model` when it raises: layers, parameters, buffers, hooks,
     attributes, and what is trained. Values that were written into a parameter in place stay."""
     modules = [(module, type(module), dict(module.__dict__), _containers(module)) for module in model.modules()]
@@ -46,7 +46,7 @@ class UniWeTokAdapterMixin:
     def add_adapter(self, *args, **kwargs) -> None:
         """transformers' `add_adapter`; one that the model has no layers for leaves the model as it was."""
         with unchanged_on_error(self):  # ty: ignore[invalid-argument-type]
-            super().add_adapter(*args, **kwargs)  # ty: ignore[unresolved-attribute]
+            super().add_adapter(*args, **kwargs)  # ty: ignore[missing-attribute]
 
     def load_adapter(self, peft_model_id=None, adapter_name: str | None = None, *args, **kwargs):
         """transformers' `load_adapter`. Unlike there, an adapter whose tensors are not those of its layers in this
@@ -56,7 +56,7 @@ class UniWeTokAdapterMixin:
             ImportError: when `peft` is not installed.
             ValueError: when there is no such adapter, it is damaged, or it fits another model; the message names it.
         """
-        load: Any = super().load_adapter  # ty: ignore[unresolved-attribute]
+        load: Any = super().load_adapter  # ty: ignore[missing-attribute]
         name = adapter_name or "default"
         try:
             with unchanged_on_error(self):  # ty: ignore[invalid-argument-type]

@@ -16,7 +16,7 @@ callback returns is not used.
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -128,7 +128,7 @@ class UniWeTokPipelineMixin:
         return self._state_of_thread.last
 
     @contextmanager
-    def _new_state(self, guidance_scale: float, num_timesteps: int) -> Iterator[GenerationState]:
+    def _new_state(self, guidance_scale: float, num_timesteps: int) -> Generator[GenerationState]:
         """The state of a generation that runs meanwhile; a callback may run another one in it."""
         outer = self._state_of_thread.last
         self._state_of_thread.last = state = GenerationState(guidance_scale, num_timesteps)
