@@ -385,7 +385,8 @@ def check_settings(config: SiglipTrainingConfig, checkpoint: str | None) -> None
 
 class RunCallback(TrainerCallback):
     """Ends the training after the step in which `stop` was set on any process, with a checkpoint; keeps the settings
-    beside each checkpoint; and logs and saves as often as the config says, where Trainer goes on as the checkpoint says."""
+    beside each checkpoint; and logs and saves as often as the config says, where Trainer goes on as the checkpoint
+    says."""
 
     def __init__(self, stop: threading.Event, config: SiglipTrainingConfig):
         self.stop, self.config = stop, config

@@ -6,6 +6,8 @@ import contextlib
 import os
 import re
 import shutil
+import threading
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,28 +15,39 @@ from pathlib import Path
 LOCAL_FOLDERS = ("data/", "runs/")  # where commands, configs and docs put data sets and trainings
 
 
+# Weight files of an older save that a newer one may not have, as transformers names them.
+WEIGHT_FILES = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+_saving = threading.RLock()
+
+
 def save_whole(save: Callable[[Path], object], final: Path) -> Path:
-    """Calls `save(folder)` with a temporary folder beside `final`, which is renamed to `final` when `save` returns. An
-    older `final` is deleted after that.
+    """Calls `save(folder)` with a temporary folder beside `final`, which replaces `final` when `save` returns. If that
+    is a symbolic link, the folder that it points to is replaced. Of an older folder only what `save` wrote too is
+    replaced, and weight files; other files in it stay.
 
     Raises:
+        FileExistsError: when `final` is a file.
         OSError: naming `final`, which is as before, when it can't be written.
     """
-    temporary, old = (final.with_name(f".{final.name}.{suffix}") for suffix in ("tmp", "old"))
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    with writing(final):
+    target = Path(os.path.realpath(final))
+    if target.exists() and not target.is_dir():
+        raise FileExistsError(f"{final} is a file; a folder of that name is to be written.")
+    with _saving, writing(final):  # threads that save to one place come one after the other
+        _clear_leftovers(target)
+        name = f".{target.name}.{uuid.uuid4().hex[:8]}"
+        temporary, old = target.with_name(f"{name}.tmp"), target.with_name(f"{name}.old")
         try:
             save(temporary)
-            if final.exists():
-                final.rename(old)
-            temporary.rename(final)
+            if target.is_dir():
+                _keep_other_files(target, temporary)
+                target.rename(old)
+            temporary.rename(target)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
-            if old.exists() and not final.exists():
-                old.rename(final)
+            if old.exists() and not target.exists():
+                old.rename(target)
             raise
-    shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
     return final
 
 
@@ -76,6 +89,41 @@ def write_failure(error: BaseException) -> str | None:
         if re.search(r"inline_container|PytorchStreamWriter|iostream error", text):
             return "not all of it could be written; is the disk full?"
     return None
+
+
+def _clear_leftovers(target: Path) -> None:
+    """Deletes what a killed process left of a save; where it was killed between the two renames, the older folder is
+    put back first."""
+    if not target.parent.is_dir():
+        return
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.(tmp|old)")
+    for leftover in sorted(path for path in target.parent.iterdir() if pattern.fullmatch(path.name)):
+        if leftover.suffix == ".old" and not target.exists():
+            leftover.rename(target)
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _keep_other_files(old: Path, new: Path) -> None:
+    """Copies what is in the folder `old`, but not in `new`, to `new`, unless it is a weight file."""
+    for path in old.iterdir():
+        kept = new / path.name
+        if path.is_dir() and not path.is_symlink() and kept.is_dir():
+            _keep_other_files(path, kept)
+        elif kept.exists() or kept.is_symlink() or WEIGHT_FILES.fullmatch(path.name):
+            continue
+        elif path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, kept, symlinks=True, copy_function=_link_or_copy)
+        else:
+            _link_or_copy(path, kept)
+
+
+def _link_or_copy(source: str | Path, target: str | Path) -> None:
+    """A second name of the file if the file system can, or a copy."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def is_local_name(name: str | os.PathLike) -> bool:

@@ -206,7 +206,7 @@ class PartEncoder:
         generator = sample_generator(self.settings.seed, 0 if self.settings.same_crops else row, AUGMENTATION)
         pictures = [picture]
         for _ in range(self.settings.num_variants - 1):
-            numbers = torch.rand(4, generator=generator).tolist()
+            numbers = torch.rand(4, dtype=torch.float32, generator=generator).tolist()
             pictures.append(random_crop(picture, self.settings.crop_scale, self.settings.flip, numbers))
         return [self._fit(picture) for picture in pictures], stored_size(cell)
 

@@ -30,7 +30,7 @@ class CodesFileError(ValueError):
 
 def binarize(latents: torch.Tensor) -> torch.Tensor:
     """+1 where `latents` > 0 and -1 elsewhere (exact zero is -1); same shape and dtype, no gradient."""
-    return torch.where(latents > 0, 1.0, -1.0).to(latents.dtype)
+    return torch.where(latents > 0, 1, -1).to(latents.dtype)
 
 
 def pack_codes(codes: torch.Tensor) -> torch.Tensor:

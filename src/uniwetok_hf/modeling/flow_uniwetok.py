@@ -26,7 +26,9 @@ def flow_timesteps(num_inference_steps: int, shift: float = 1.0) -> torch.Tensor
     With a shift the grid bends between the same two ends: the published code shifts the last time too, but keeps a
     fixed last step of 0.05, which then no longer ends at t = 1.
     """
-    return FINAL_TIMESTEP * shift_timesteps(torch.linspace(0, 1, num_inference_steps + 1), shift)
+    return FINAL_TIMESTEP * shift_timesteps(
+        torch.linspace(0, 1, num_inference_steps + 1, dtype=torch.float32, device="cpu"), shift
+    )
 
 
 def flow_velocity(prediction: torch.Tensor, sample: torch.Tensor, timestep: torch.Tensor | float) -> torch.Tensor:

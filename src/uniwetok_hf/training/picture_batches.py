@@ -260,7 +260,7 @@ class PictureBatches:
         reader, size = self.readers[source], self.buckets[bucket]
         row, cell = reader.read(place)
         image = read_cell(cell, cell_name(cell, reader.source, row))
-        random = torch.rand(5, generator=sample_generator(self.seed, sample, AUGMENTATION))
+        random = torch.rand(5, dtype=torch.float32, generator=sample_generator(self.seed, sample, AUGMENTATION))
         flip, crop, scale, left, top = random.tolist()
         probability, (smallest, largest) = self.crops[source]
         scale = smallest + (largest - smallest) * scale if crop < probability else 1.0

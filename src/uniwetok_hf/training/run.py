@@ -255,7 +255,9 @@ class RunningMetrics:
     def add(self, values: dict[str, torch.Tensor | float], items: int = 0) -> None:
         """Adds one value of each metric. At the end of a step, `items` is the number of samples of all processes."""
         for name, value in values.items():
-            value = value.detach().float() if torch.is_tensor(value) else torch.tensor(float(value))
+            value = (
+                value.detach().float() if torch.is_tensor(value) else torch.tensor(float(value), dtype=torch.float32)
+            )
             self.sums[name] = self.sums[name].to(value.device) + value if name in self.sums else value
             self.counts[name] = self.counts.get(name, 0) + 1
         self.items += items
@@ -282,7 +284,7 @@ class RunningMetrics:
         return {"sums": {name: value.item() for name, value in self.sums.items()}, "counts": self.counts}
 
     def load_state_dict(self, state: dict) -> None:
-        self.sums = {name: torch.tensor(value) for name, value in state["sums"].items()}
+        self.sums = {name: torch.tensor(value, dtype=torch.float32) for name, value in state["sums"].items()}
         self.counts = dict(state["counts"])
 
 

@@ -447,7 +447,7 @@ class TaskMixture:
     def __getitem__(self, number: int) -> Sample:
         source, position = self.mixture[number]
         generator = sample_generator(self.seed, number, TASK)
-        without_text = torch.rand((), generator=generator).item() < self.text_dropout
+        without_text = torch.rand((), dtype=torch.float32, generator=generator).item() < self.text_dropout
         return self.tasks[source].sample(self.orders[source][position], generator, without_text)
 
     def held_out(self, count: int) -> list[tuple[int, Sample]]:

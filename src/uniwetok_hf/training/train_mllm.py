@@ -475,7 +475,7 @@ class MLLMTrainer:
     def measure(self, batches: list[MicroBatch]) -> dict[str, float]:
         """Losses of each task, and the share of right bits at each of `ACCURACY_TIMES`."""
         tasks = TaskMetrics(self.validation.names)
-        right, num_tokens = torch.zeros(len(ACCURACY_TIMES)), 0
+        right, num_tokens = torch.zeros(len(ACCURACY_TIMES), dtype=torch.float32), 0
         for batch in batches:
             tasks.add(batch, self.compute_losses(batch))
             if batch.num_image_tokens:
@@ -541,14 +541,18 @@ class TaskMetrics:
 
     def __init__(self, names: list[str]):
         self.names = names
-        self.by_task = torch.zeros(len(names), 4)  # text loss, text tokens, image loss, image tokens
-        self.overall = torch.zeros(3)  # image tokens x share of right bits, image tokens, all tokens
+        self.by_task = torch.zeros(
+            len(names), 4, dtype=torch.float32
+        )  # text loss, text tokens, image loss, image tokens
+        self.overall = torch.zeros(
+            3, dtype=torch.float32
+        )  # image tokens x share of right bits, image tokens, all tokens
 
     def add(self, batch: MicroBatch, output) -> None:
         """Adds a micro-batch and its output. The sums stay on their device, so this does not wait for it."""
         device = output.loss.device
-        image_losses = torch.zeros(len(batch.numbers))
-        right = torch.zeros((), device=device)  # image tokens x share of right bits
+        image_losses = torch.zeros(len(batch.numbers), dtype=torch.float32)
+        right = torch.zeros((), device=device, dtype=torch.float32)  # image tokens x share of right bits
         if output.image_loss is not None:
             image_losses = output.row_image_losses
             right = batch.num_image_tokens * output.bit_accuracy.mean().float()
@@ -579,7 +583,9 @@ class TaskMetrics:
         return {"by_task": self.by_task.tolist(), "overall": self.overall.tolist()}
 
     def load_state_dict(self, state: dict) -> None:
-        self.by_task, self.overall = torch.tensor(state["by_task"]), torch.tensor(state["overall"])
+        self.by_task, self.overall = (
+            torch.tensor(state[name], dtype=torch.float32) for name in ("by_task", "overall")
+        )
 
 
 def frozen_patterns(model: nn.Module) -> list[str]:

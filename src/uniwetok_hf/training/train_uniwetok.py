@@ -528,7 +528,7 @@ class UniWeTokTrainer:
         metrics, grids = {}, {}
         with averaged_weights(self.ema, self.averaged):
             for size, pictures in self.validation.items():
-                sums, shown = torch.zeros(3), []  # sums of PSNR, of SSIM, number of pictures
+                sums, shown = torch.zeros(3, dtype=torch.float32), []  # sums of PSNR, of SSIM, number of pictures
                 for start in range(0, len(pictures), VALIDATION_BATCH):
                     originals = pictures[start : start + VALIDATION_BATCH]
                     pixel_values = originals.float() / 127.5 - 1
@@ -538,7 +538,7 @@ class UniWeTokTrainer:
                         generator=sample_generators(self.config.seed, numbers, NOISE),
                     ).sample.float()
                     pair = processor.postprocess(samples), originals.permute(0, 2, 3, 1).numpy()
-                    sums += torch.tensor([psnr(*pair).sum(), ssim(*pair).sum(), len(originals)])
+                    sums += torch.tensor([psnr(*pair).sum(), ssim(*pair).sum(), len(originals)], dtype=torch.float32)
                     shown = shown or [one for pair in zip(pixel_values, samples, strict=True) for one in pair]
                 if shown:
                     grids[f"validation-{size}"] = picture_grid(shown, columns=8)
