@@ -58,8 +58,7 @@ class UniWeTokProcessorKwargs(ProcessingKwargs, total=False):
 
 class UniWeTokProcessor(ProcessorMixin):
     r"""
-    Texts with pictures to the inputs of [`UniWeTokForCausalLM`]. The orientation that a camera noted in a file's EXIF
-    is not applied here: `uniwetok_hf.data.images.read_image` applies it.
+    Texts with pictures to the inputs of [`UniWeTokForCausalLM`].
 
     Args:
         image_processor ([`UniWeTokImageProcessor`]): its stride is a multiple of `stride` x `patch_size`.
