@@ -204,6 +204,7 @@ class MLLMTrainer:
         if config.validation_data:
             validation = TaskMixture(config.validation_data, config.seed, encode_options=options)
         self.pipeline = start_pipeline(config, mixture.texts())
+        self.pipeline.processor.check_words(config.prompts, "prompts")
         self.mllm = self.pipeline.mllm
         if config.attn_implementation is not None:
             self.mllm.set_attn_implementation(config.attn_implementation)
