@@ -1,4 +1,4 @@
-"""Bad text gets one clear error through every door: half characters, tokens of the prompt format, nothing, too much."""
+"""Bad text gets one clear error at every door: half characters, tokens of the prompt format, nothing, too much."""
 
 import json
 import os

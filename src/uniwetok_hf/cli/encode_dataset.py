@@ -12,6 +12,7 @@ from .common import (
     ANY_CHECKPOINT,
     CommandError,
     add_command,
+    add_max_skipped_share,
     add_model_options,
     add_seed_option,
     finite_float,
@@ -70,6 +71,7 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--columns", nargs="+", metavar="COLUMN", help="columns of pictures (default: all; the others are dropped)"
     )
+    add_max_skipped_share(parser)
     parser.add_argument(
         "--rows-per-part", type=positive_int, default=1000, metavar="N", help="rows per file of OUT (default: 1000)"
     )
@@ -171,7 +173,15 @@ def run_encode_dataset(args: argparse.Namespace) -> None:
         dataset = open_rows(PictureSource(args.source, args.split, args.name, streaming=args.streaming))
         ended_before = _time_of(Path(args.out) / ENCODING_FILE)
         encoding = encode_dataset(
-            dataset, args.out, model, settings, args.device, args.num_processes, rank, world_size
+            dataset,
+            args.out,
+            model,
+            settings,
+            args.device,
+            args.num_processes,
+            rank,
+            world_size,
+            args.max_skipped_share,
         )
     if encoding is None:
         print(f"{args.out}: the parts of machine {rank} are done; the last of {world_size} machines finishes")

@@ -122,7 +122,7 @@ class UniWeTokProcessor(ProcessorMixin):
             and `pixel_values` were padded to the largest; with `return_labels` also `labels` [B, L].
 
         Raises:
-            ValueError: without text, for one with half of a surrogate pair, or when pictures and placeholders don't match.
+            ValueError: without text, for half of a surrogate pair, or when pictures and placeholders don't match.
         """
         if text is None:
             raise ValueError("`text` is required: it says where the pictures go.")

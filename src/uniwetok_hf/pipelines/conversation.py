@@ -96,8 +96,9 @@ class UniWeTokConversation:
             max_new_tokens: longest answer in text tokens.
 
         Raises:
-            ValueError: when nothing is said, the text holds special tokens or half of a surrogate pair, a picture can't be read, the conversation
-                grows longer than the model's positions reach, or another argument is out of range.
+            ValueError: when nothing is said, the text holds special tokens or half of a surrogate pair, a picture
+                can't be read, the conversation grows longer than the model's positions reach, or another argument is
+                out of range.
             InterruptedError: when a callback interrupted the turn.
         """
         pipe = self.pipe

@@ -73,8 +73,8 @@ def answer_question(
         max_new_tokens: longest answer in text tokens.
 
     Raises:
-        ValueError: when the question is empty, holds special tokens or is no text, it and its answer are longer than the model's positions reach, or a picture is of a
-            size that the model can't read.
+        ValueError: when the question is empty, holds special tokens or is no text, it and its answer are longer than
+            the model's positions reach, or a picture is of a size that the model can't read.
     """
     texts = question_texts(processor, [question]) * len(images)
     return generate_text(mllm, processor, texts, images, max_new_tokens, argument="question")

@@ -32,6 +32,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..adapters import save_adapter
 from ..data.encoded import encoder_fingerprint
 from ..data.samples import NOISE, sample_generators
+from ..data.skipped import MAX_SHARE
 from ..files import save_whole
 from ..provenance import RECORD, training_record
 from .checkpoints import load_checkpoint, make_output_folder, save_checkpoint
@@ -41,6 +42,7 @@ from .lora import LoraSettings, add_lora, checkpoint_adapters_only
 from .run import (
     CheckpointClock,
     RunningMetrics,
+    SkippedSamples,
     averaged_weights,
     choose_parameters,
     interrupt_sets,
@@ -117,7 +119,12 @@ class MLLMTrainingConfig:
     length_group_steps: int = setting(
         1, "number of steps whose samples are sorted by length before they are cut into batches"
     )
-    max_length: int | None = setting(None, "maximum number of tokens of a sample; a longer one is an error")
+    max_length: int | None = setting(None, "maximum number of tokens of a sample; longer ones are left out")
+    max_skipped_share: float = setting(
+        MAX_SHARE,
+        "share of the samples that may be left out, since they are damaged or too long; more, and more than ten, end "
+        "the run",
+    )
     # the optimizer
     learning_rate: float = setting(1e-5, "learning rate of AdamW (paper: 1e-5)")
     lr_scheduler: str = setting("constant_with_warmup", "name of a schedule of transformers.get_scheduler")
@@ -210,7 +217,10 @@ class MLLMTrainer:
             self.mllm.set_attn_implementation(config.attn_implementation)
         self.batches = self.make_batches(mixture)
         self.validation = validation and self.make_batches(validation)
+        for batches in filter(None, (self.batches, self.validation)):
+            batches.mixture.check_rows(config.max_skipped_share, config.max_length)
         make_output_folder(self.folder, config.result)
+        self.skipped = SkippedSamples(self.folder, self.accelerator.process_index, config.max_skipped_share)
         self.prepare_model()
         self.metrics, self.task_metrics = RunningMetrics(), TaskMetrics(self.batches.names)
 
@@ -267,6 +277,7 @@ class MLLMTrainer:
         if state:
             self.metrics.load_state_dict(state["metrics"])
             self.task_metrics.load_state_dict(state["task_metrics"])
+            self.skipped.load_state_dict(state.get("skipped"))
         if self.ema:  # a checkpoint's weights are read to the CPU
             self.ema.to(accelerator.device)
         if accelerator.is_main_process:
@@ -279,6 +290,7 @@ class MLLMTrainer:
         bar = tqdm(total=config.max_train_steps, initial=start, desc=self.folder.name, mininterval=10)
         steps = range(start, config.max_train_steps)
         for done, micro_batches in enumerate(prefetched(lambda step: self.batches[step], steps), start + 1):
+            self.skipped.note(*self.batches.skipped(done - 1))
             self.train_step(micro_batches, done - 1)
             bar.update()
             is_last = done == config.max_train_steps
@@ -293,7 +305,8 @@ class MLLMTrainer:
             is_stopped = self.stop.is_set()
             if clock.is_due(done) or is_last or is_stopped:
                 # The position in the data follows from the step.
-                state = {"metrics": self.metrics.state_dict(), "task_metrics": self.task_metrics.state_dict()}
+                parts = {"metrics": self.metrics, "task_metrics": self.task_metrics, "skipped": self.skipped}
+                state = {name: part.state_dict() for name, part in parts.items()}
                 save_checkpoint(accelerator, self.folder, done, state, config.checkpoints_total_limit)
             if is_stopped and not is_last:
                 raise stopped_after(done)
@@ -352,7 +365,7 @@ class MLLMTrainer:
         metrics = self.metrics.take(self.accelerator, "samples") | self.task_metrics.take(self.accelerator)
         tokens_per_sample = metrics.pop("tokens") / num_samples
         metrics["tokens_per_second"] = metrics["samples_per_second"] * tokens_per_sample
-        return metrics | {"learning_rate": self.scheduler.get_last_lr()[0]}
+        return metrics | {"learning_rate": self.scheduler.get_last_lr()[0], "skipped_samples": self.skipped.count}
 
     @torch.no_grad()
     def validate(self, batches: list[MicroBatch], step: int) -> dict[str, float]:

@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..data.samples import NOISE, PRIOR, sample_generators
+from ..data.skipped import MAX_SHARE
 from ..data.sources import PictureSource
 from ..evaluation.metrics import psnr, ssim
 from ..files import save_whole
@@ -50,6 +51,7 @@ from .picture_batches import Bucket, PictureBatch, PictureBatches, validation_pi
 from .run import (
     CheckpointClock,
     RunningMetrics,
+    SkippedSamples,
     averaged_weights,
     choose_parameters,
     interrupt_sets,
@@ -152,6 +154,10 @@ class UniWeTokTrainingConfig:
         [0.8, 1.0], "smallest and largest side of a random crop, relative to the largest one"
     )
     num_threads: int = setting(2, "threads per process that read and crop pictures")
+    max_skipped_share: float = setting(
+        MAX_SHARE,
+        "share of the pictures that may be left out, since they can't be read; more, and more than ten, end the run",
+    )
     # the optimizers
     learning_rate: float = setting(1e-4, "learning rate of both optimizers")
     lr_scheduler: str = setting("constant_with_warmup", "name of a schedule of transformers.get_scheduler")
@@ -240,7 +246,8 @@ class UniWeTokTrainer:
         self.ema.to(accelerator.device)
         accelerator.register_for_checkpointing(self.ema, self.lecam.to(accelerator.device))
 
-        self.metrics, self.bits, self.num_skipped = RunningMetrics(), BitUsage(), 0
+        self.metrics, self.bits = RunningMetrics(), BitUsage()
+        self.skipped = SkippedSamples(self.folder, accelerator.process_index, config.max_skipped_share)
         self.logits = []  # of the discriminator in the micro-batches of this step, for LeCam's averages
 
     def loss_networks(self) -> dict[str, nn.Module]:
@@ -315,7 +322,7 @@ class UniWeTokTrainer:
                     metrics |= self.train_discriminator(pixel_values, output.sample.detach(), step)
             self.bits.update(output.codes)
             self.metrics.add(metrics)
-        self.note_skipped(batch.skipped)
+        self.skipped.note(batch.skipped, len(batch.numbers))
         enlarged = batch.num_enlarged / len(batch.numbers)
         self.metrics.add({"enlarged_pictures": enlarged}, items=len(batch.numbers) * accelerator.num_processes)
 
@@ -404,7 +411,7 @@ class UniWeTokTrainer:
         metrics |= {"min_bit_usage": bits.usage.min().item(), "max_bit_usage": bits.usage.max().item()}
         metrics["psnr"] = 10 * math.log10(4 / max(metrics["l2"], 1e-10))  # of the mean error
         metrics["learning_rate"] = self.scheduler.get_last_lr()[0]
-        skipped = accelerator.reduce(torch.tensor(self.num_skipped, device=accelerator.device), "sum")
+        skipped = accelerator.reduce(torch.tensor(self.skipped.count, device=accelerator.device), "sum")
         return metrics | {"skipped_pictures": int(skipped)}
 
     @torch.no_grad()
@@ -439,29 +446,16 @@ class UniWeTokTrainer:
 
     def state_dict(self) -> dict:
         """The state of this process, besides what Accelerate saves."""
-        parts = {"batches": self.batches, "metrics": self.metrics, "bits": self.bits}
-        return {"skipped": self.num_skipped} | {name: part.state_dict() for name, part in parts.items()}
+        return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state: dict) -> None:
-        self.num_skipped = state["skipped"]
-        if self.skipped_file.exists():  # pictures that were skipped after the checkpoint will be skipped again
-            lines = self.skipped_file.read_text().splitlines(keepends=True)
-            temporary = self.skipped_file.with_suffix(".tmp")
-            temporary.write_text("".join(lines[: self.num_skipped]))
-            temporary.replace(self.skipped_file)
-        for name, part in {"batches": self.batches, "metrics": self.metrics, "bits": self.bits}.items():
+        for name, part in self.parts.items():
             part.load_state_dict(state[name])
 
-    def note_skipped(self, lines: list[str]) -> None:
-        """Counts and lists the pictures that could not be read."""
-        self.num_skipped += len(lines)
-        if lines:
-            with open(self.skipped_file, "a") as file:
-                file.writelines(f"{line}\n" for line in lines)
-
     @property
-    def skipped_file(self) -> Path:
-        return self.folder / f"skipped-{self.accelerator.process_index}.txt"
+    def parts(self) -> dict:
+        """What has a state."""
+        return {"batches": self.batches, "metrics": self.metrics, "bits": self.bits, "skipped": self.skipped}
 
     def save(self) -> Path:
         """Writes `losses`, then `model`, which marks the stage as finished."""
