@@ -86,14 +86,15 @@ def _rows(path: str) -> Iterator[dict]:
     """The members of each name, decoded, under their endings; `__key__`, the name, `__url__` and `ERROR_COLUMN`."""
     from datasets.packaged_modules.webdataset.webdataset import WebDataset, base_plus_ext
 
-    row = {}
+    row, columns = {}, set()
     for name, content, problem in _members(path):
         key, ending = base_plus_ext(name) if name else (None, None)
         if key is None and problem is None:
             continue
-        if row and key not in (None, row["__key__"]):
+        # Where an archive ends too early, the last row is whole if it has what the row before has.
+        if row and (key != row["__key__"] if key else columns <= set(row)):
             yield row
-            row = {}
+            row, columns = {}, set(row)
         row = row or {"__key__": key, "__url__": path, ERROR_COLUMN: None}
         decode = WebDataset.DECODERS.get((ending or "").split(".")[-1].lower(), bytes)
         try:
@@ -115,10 +116,10 @@ def _members(path: str) -> Iterator[tuple[str | None, bytes | None, str | None]]
                 archive.members = []
                 if member.isreg() and not os.path.basename(member.name).startswith((".", "__")):
                     yield member.name, archive.extractfile(member).read(), None
-            archive.fileobj.seek(archive.offset - 512)
-            end = archive.fileobj.read(1024)
+            archive.fileobj.seek(archive.offset)
+            end = archive.fileobj.read(512)  # of zeros, in a whole archive
     except DAMAGE as error:
         yield member and member.name, None, f"{member.name + ' in ' if member else ''}{name} is damaged: {error}"
         return
-    if any(end[-512:]) or len(end) < 512:
+    if any(end) or len(end) < 512:
         yield None, None, f"{name} ends too early, after {archive.offset} bytes"

@@ -249,6 +249,8 @@ def _tables(dataset, folder: Path, rows_per_part: int, rank: int, world_size: in
             yield index, dataset[rows] if is_missing(index) else None
         return
 
+    import pyarrow
+
     # Row by row: a stream in Arrow's format fails where files have their fields in another order, or lack one.
     rows, schema = iter(dataset.decode(False)), dataset.features.arrow_schema
     for index in itertools.count():
@@ -261,27 +263,7 @@ def _tables(dataset, folder: Path, rows_per_part: int, rank: int, world_size: in
             ) from error
         if not part:
             return
-        yield index, _as_table(part, schema) if is_missing(index) else None
-
-
-def _as_table(rows: list[dict], schema):
-    """Rows as an Arrow table. One whose cells are not of their columns' types comes without them, and says so."""
-    import pyarrow
-
-    try:
-        return pyarrow.Table.from_pylist(rows, schema)
-    except (pyarrow.ArrowException, TypeError, ValueError):
-        pass
-    tables, schema = (
-        [],
-        schema.append(pyarrow.field(ERROR_COLUMN, pyarrow.string())) if ERROR_COLUMN not in (schema.names) else schema,
-    )
-    for row in rows:
-        try:
-            tables.append(pyarrow.Table.from_pylist([row], schema))
-        except (pyarrow.ArrowException, TypeError, ValueError) as error:
-            tables.append(pyarrow.Table.from_pylist([{ERROR_COLUMN: f"a cell of a wrong type: {error}"}], schema))
-    return pyarrow.concat_tables(tables)
+        yield index, pyarrow.Table.from_pylist(part, schema) if is_missing(index) else None
 
 
 def _has_length(dataset) -> bool:
