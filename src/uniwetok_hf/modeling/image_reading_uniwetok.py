@@ -221,7 +221,9 @@ def _to_rgb(image: Image.Image, source: Image.Image) -> Image.Image:
     elif image.mode == "F":
         image = Image.fromarray(_floats_to_uint8(image))
     elif image.has_transparency_data:
-        if image.mode == "RGB" and max(key) > 255:  # of 16 bits, in an image that was loaded before
+        if (
+            image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255
+        ):  # of 16 bits, in an image that was loaded before
             image = image.copy()
             image.info["transparency"] = tuple(value >> 8 for value in key)
         image = image.convert("LA" if image.mode in ("1", "L", "LA", "La") else "RGBA")
@@ -247,7 +249,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         elif profile:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if source and not (source.profile.profile_description or "").startswith("sRGB"):
-            image = ImageCms.profileToProfile(
+            converted = ImageCms.profileToProfile(
                 image,
                 source,
                 ImageCms.createProfile("sRGB"),
@@ -255,6 +257,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
                 outputMode="RGB",
                 flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
             )
+            image = image if converted is None else converted
     except (
         ImageCms.PyCMSError,
         ImportError,
@@ -270,7 +273,7 @@ def _integers_to_uint8(image: Image.Image, source: Image.Image) -> np.ndarray:
     """Grey values of more than 8 bits -> uint8 [H, W]: the high byte, as Pillow itself keeps of 16-bit RGB."""
     values = np.asarray(image).astype(np.int64)
     bits, white_is_zero = 16, False
-    if source.format == "TIFF":
+    if isinstance(source, TiffImagePlugin.TiffImageFile):
         # Pillow unpacks 12-bit samples without scaling, and does not invert deep "white is zero" pictures.
         bits = min(source.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0], 16)
         white_is_zero = source.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
