@@ -76,7 +76,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         report.data, report.split = " ".join(filter(None, [data, args.name])), args.split
     written = report.save(output)
     if skipped:
-        warn(f"{len(skipped)} pictures or rows could not be read and are left out; the first: {skipped[0]}")
+        warn(f"{len(skipped)} pictures could not be read and are left out; the first: {skipped[0]}")
     print(report.to_markdown())
     for path in written:
         print(path)
