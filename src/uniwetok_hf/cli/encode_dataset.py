@@ -15,6 +15,7 @@ from .common import (
     ANY_CHECKPOINT,
     CommandError,
     add_command,
+    add_max_skipped_share,
     add_model_options,
     add_seed_option,
     finite_float,
@@ -73,6 +74,7 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--columns", nargs="+", metavar="COLUMN", help="columns of pictures (default: all; the others are dropped)"
     )
+    add_max_skipped_share(parser)
     parser.add_argument(
         "--rows-per-part", type=positive_int, default=1000, metavar="N", help="rows per file of OUT (default: 1000)"
     )
@@ -176,7 +178,16 @@ def run_encode_dataset(args: argparse.Namespace) -> None:
         stop = threading.Event()
         with signals_set(stop, "Stopping after the parts that are being made. Press Ctrl-C again to stop at once."):
             encoding = encode_dataset(
-                dataset, args.out, model, settings, args.device, args.num_processes, rank, world_size, stop
+                dataset,
+                args.out,
+                model,
+                settings,
+                args.device,
+                args.num_processes,
+                rank,
+                world_size,
+                args.max_skipped_share,
+                stop,
             )
     if encoding is None:
         print(f"{args.out}: the parts of machine {rank} are done; the last of {world_size} machines finishes")

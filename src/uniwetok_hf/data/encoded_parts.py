@@ -22,6 +22,7 @@ from PIL import Image
 from ..files import writing
 from ..modeling.codes_uniwetok import pack_codes
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
+from .archives import ERROR_COLUMN
 from .samples import AUGMENTATION, sample_generator
 from .sources import read_cell
 
@@ -159,7 +160,12 @@ class PartEncoder:
 
         summary = PartSummary(first_row, table.num_rows)
         kept, cells = [], {column: [] for column in self.settings.columns}
+        errors = table.column(ERROR_COLUMN).to_pylist() if ERROR_COLUMN in table.column_names else {}
         for index in range(table.num_rows):
+            if errors and errors[index]:
+                error = " ".join(errors[index].split())
+                summary.skipped.append({"row": first_row + index, "column": ERROR_COLUMN, "error": error})
+                continue
             pictures = {column: table.column(column)[index].as_py() for column in self.settings.columns}
             if self._add_row(first_row + index, pictures, cells, summary):
                 kept.append(index)

@@ -28,9 +28,11 @@ from tqdm.auto import tqdm
 
 from ..files import writing
 from ..signals import Stopped
+from .archives import ERROR_COLUMN
 from .encoded import ENCODING_FILE, Encoding, encoder_fingerprint, part_path, read_encoding
 from .encoded_parts import EncodingSettings, PartEncoder, PartSummary, read_summary
 from .samples import STREAMS
+from .skipped import MAX_SHARE, SkippedItems
 from .sources import IMAGE_COLUMN
 
 
@@ -47,6 +49,7 @@ def encode_dataset(
     num_processes: int = 1,
     rank: int = 0,
     world_size: int = 1,
+    max_skipped_share: float = MAX_SHARE,
     stop: threading.Event | None = None,
 ) -> Encoding | None:
     """Encodes the pictures of a dataset, or goes on with it.
@@ -58,6 +61,7 @@ def encode_dataset(
         settings: sizes, variants and so on.
         device: where the model runs. Of `cuda` without a number, each process takes one in turn.
         num_processes: processes on this machine; threads are divided between them.
+        max_skipped_share: largest share of the rows that may be left out, since they are damaged; ten always may.
         rank, world_size: which machine this is, and of how many, when several encode into one shared folder.
         stop: when it is set, the parts that are being made are the last.
 
@@ -65,7 +69,8 @@ def encode_dataset(
         What `encoding.json` says, or None when other machines still have parts to make.
 
     Raises:
-        ValueError: for settings or columns that don't fit, or when the folder was begun with other settings.
+        ValueError: for settings or columns that don't fit, when the folder was begun with other settings, or when too
+            many rows are left out; the parts that are made stay.
         OSError: when a file can't be written.
         Stopped: after the parts that were being made when `stop` was set.
     """
@@ -84,6 +89,7 @@ def encode_dataset(
     model = model.eval().to(memory_format=torch.channels_last)
     encoder = PartEncoder(model, settings, encoded_features(dataset.features, columns))
     num_parts, is_stopped = 0, False
+    unchecked, skipped = [], SkippedItems(max_skipped_share)
     with (
         _Progress(dataset, settings) as progress,
         _workers(encoder, device, num_processes, rank, progress.update) as write_part,
@@ -94,11 +100,29 @@ def encode_dataset(
                 break
             if table is not None:
                 write_part(table, index * settings.rows_per_part, part_path(folder, index))
+            unchecked = _check_parts([*unchecked, part_path(folder, index)], skipped)
     if is_stopped:
         raise Stopped(f"stopped; the parts in {folder} are whole, and the same command continues from there")
+    _check_parts(unchecked, skipped)
     if num_parts == 0:
         raise ValueError("`dataset` has no rows.")
     return _finish(folder, state, num_parts, progress.speed())
+
+
+def _check_parts(paths: list[Path], skipped: SkippedItems) -> list[Path]:
+    """Counts what was left out of the parts that are made; returns the others.
+
+    Raises:
+        ValueError: when it is too much.
+    """
+    waiting = []
+    for path in paths:
+        if (summary := read_summary(path)) is None:
+            waiting.append(path)
+        else:
+            reasons = [f"row {one['row']}, {one['column']}: {one['error']}" for one in summary.skipped]
+            skipped.add(reasons, summary.num_rows)
+    return waiting
 
 
 def find_picture_columns(features, wanted: Sequence[str] | None) -> tuple[str, ...]:
@@ -152,7 +176,7 @@ def encoded_features(features, columns: Sequence[str]):
         is_list = isinstance(feature, List | LargeList)
         if name in columns:
             encoded[name] = List(codes) if is_list else codes
-        elif not isinstance(feature.feature if is_list else feature, Image):
+        elif name != ERROR_COLUMN and not isinstance(feature.feature if is_list else feature, Image):
             encoded[name] = feature
     return Features(encoded)
 
@@ -242,6 +266,7 @@ def _tables(dataset, folder: Path, rows_per_part: int, rank: int, world_size: in
             rows = slice(index * rows_per_part, (index + 1) * rows_per_part)
             yield index, dataset[rows] if is_missing(index) else None
         return
+
     import pyarrow
 
     # Row by row: a stream in Arrow's format fails where files have their fields in another order, or lack one.

@@ -20,6 +20,7 @@ from PIL import Image
 
 from ..embedded import FOLDER
 from ..files import is_local_name
+from .archives import open_archives
 from .images import ImageReadError, read_image
 from .places import is_place, load_place
 
@@ -184,8 +185,11 @@ def _load_splits(source: PictureSource) -> dict:
     files = source.path
     if "://" not in files:
         files = glob.escape(str(path)) if path.is_file() else str(path)
-        if not glob.glob(files, recursive=True):
+        found = sorted(glob.glob(files, recursive=True))
+        if not found:
             raise ValueError(f"`path` {source.path}: there is no such file.")
+        if builder == "webdataset":
+            return {"train": _load_archives(source, found)}
     return _load(source, builder, data_files={"train": files})
 
 
@@ -257,6 +261,13 @@ def _load_folder(path: Path, source: PictureSource) -> dict:
         raise ValueError(
             f"`path` {source.path}: no saved dataset, pictures, Parquet files or WebDataset tars in this folder."
         )
+    if builder == "webdataset":
+        from datasets.data_files import DataFilesDict, get_data_patterns
+
+        files = DataFilesDict.from_patterns(get_data_patterns(str(path)), base_path=str(path), allowed_extensions=None)
+        archives = {str(split): [file for file in found if _builder_of(file)] for split, found in files.items()}
+        chosen = archives.get(source.split)
+        return dict.fromkeys(archives) | ({source.split: _load_archives(source, chosen)} if chosen else {})
     if builder != "imagefolder":
         return _load(source, str(path), name=source.name)
     # `datasets` would also take "crash test.png" for a picture of the test split, and then drop all others.
@@ -266,6 +277,13 @@ def _load_folder(path: Path, source: PictureSource) -> dict:
     elif source.split != "train" or folders & SPLIT_FOLDERS:
         return dict.fromkeys(sorted(folders & SPLIT_FOLDERS) or ["train"])
     return _load(source, builder, data_files={source.split: f"{glob.escape(str(path))}/**"})
+
+
+def _load_archives(source: PictureSource, files: list[str]):
+    try:
+        return open_archives(files, source.streaming)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`path` {source.path} can't be opened: {error}") from error
 
 
 def _load(source: PictureSource, *arguments, **options) -> dict:

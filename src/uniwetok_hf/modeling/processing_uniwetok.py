@@ -12,6 +12,7 @@ A picture is `<|vision_start|><|res_h|><|res_w|><|query_1|>...<|query_{P-1}|>`, 
 
 import os
 import threading
+from collections.abc import Iterator
 
 import torch
 from torch.nn import functional as F
@@ -75,8 +76,7 @@ class UniWeTokProcessorKwargs(ProcessingKwargs, total=False):
 
 class UniWeTokProcessor(ProcessorMixin):
     r"""
-    Texts with pictures to the inputs of [`UniWeTokForCausalLM`]. The orientation that a camera noted in a file's EXIF
-    is not applied here: `uniwetok_hf.data.images.read_image` applies it.
+    Texts with pictures to the inputs of [`UniWeTokForCausalLM`].
 
     Args:
         image_processor ([`UniWeTokImageProcessor`]): its stride is a multiple of `stride` x `patch_size`.
@@ -138,10 +138,11 @@ class UniWeTokProcessor(ProcessorMixin):
             and `pixel_values` were padded to the largest; with `return_labels` also `labels` [B, L].
 
         Raises:
-            ValueError: without text, or when pictures and placeholders don't match.
+            ValueError: without text, for half of a surrogate pair, or when pictures and placeholders don't match.
         """
         if text is None:
             raise ValueError("`text` is required: it says where the pictures go.")
+        check_characters([text] if isinstance(text, str) else list(text), "text")
         if images is not None and picture_sizes is not None:
             raise ValueError("Give either `images` or `picture_sizes`, not both.")
         if images is not None and self.image_token not in "".join([text] if isinstance(text, str) else text):
@@ -204,11 +205,27 @@ class UniWeTokProcessor(ProcessorMixin):
     def check_words(self, texts: list[str], argument: str = "prompt") -> None:
         """
         Raises:
-            ValueError: when a text that a person wrote holds special tokens; they would be taken for the format's.
+            ValueError: when what a person wrote is no text, holds half of a surrogate pair, which no text tokenizer
+                reads, or special tokens, which would be taken for the format's; the message names `argument`.
         """
+        check_characters(texts, argument)
         tokens = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         if special := [token for token in tokens if any(token in words for words in texts)]:
             raise ValueError(f"`{argument}` must not hold the special tokens {', '.join(special)}.")
+
+    def apply_chat_template(self, conversation, *args, sanitize_control_tokens: bool = False, **kwargs):
+        """
+        As in transformers, for texts that hold none of the format's tokens: whatever comes from a person comes through
+        here. `sanitize_control_tokens=True` reads such tokens as plain text instead.
+
+        Raises:
+            ValueError: when a text or a role is not what [`check_words`] accepts.
+        """
+        texts = list(_texts_of(conversation))
+        (check_characters if sanitize_control_tokens else self.check_words)(texts, "conversation")
+        return super().apply_chat_template(
+            conversation, *args, sanitize_control_tokens=sanitize_control_tokens, **kwargs
+        )
 
     def generation_inputs(
         self,
@@ -345,6 +362,37 @@ class UniWeTokProcessor(ProcessorMixin):
             elif token == self.turn_end_token_id:
                 role, header = None, []
         return spoken
+
+
+def check_characters(texts: list[str], argument: str) -> None:
+    """
+    Raises:
+        ValueError: when one of `texts` is no text, or holds half of a surrogate pair; the message names `argument`.
+    """
+    for words in texts:
+        if not isinstance(words, str):
+            raise ValueError(f"`{argument}` must be text, got {words!r:.200}.")
+        try:
+            words.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"`{argument}` holds half of a surrogate pair, U+{ord(words[error.start]):04X}, at position "
+                f"{error.start}: it was cut off, or is not encoded in UTF-8."
+            ) from None
+
+
+def _texts_of(conversation) -> Iterator[str]:
+    """All roles and texts of a conversation, or of a list of them."""
+    for message in conversation:
+        if not isinstance(message, dict):
+            yield from _texts_of(message)
+            continue
+        yield message["role"]
+        content = message["content"]
+        if isinstance(content, str):
+            yield content
+        else:
+            yield from (item["text"] for item in content if item.get("type") == "text")
 
 
 # A saved processor names the class of its image processor, and AutoImageProcessor looks the name up. This stands here

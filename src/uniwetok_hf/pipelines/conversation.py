@@ -120,19 +120,20 @@ class UniWeTokConversation:
             max_new_tokens: longest answer in text tokens.
 
         Raises:
-            ValueError: when nothing is said, the text holds special tokens, a picture can't be read, the conversation
-                grows longer than the model's positions reach, or another argument is out of range.
+            ValueError: when nothing is said, the text holds special tokens or half of a surrogate pair, a picture
+                can't be read, the conversation grows longer than the model's positions reach, or another argument is
+                out of range.
             InterruptedError: when a callback interrupted the turn.
             RuntimeError: when a callback of a turn calls it.
         """
         pipe = self.pipe
+        pipe.processor.check_words([text], "text")
         pipe.maybe_load_model()
         images = [images] if isinstance(images, Image.Image | str | os.PathLike) else list(images)
         shown = [image.codes for image in pipe.encode_image([read_image(image) for image in images])]
-        content = [{"type": "image"}] * len(shown) + ([{"type": "text", "text": text}] if text else [])
+        content = [{"type": "image"}] * len(shown) + ([{"type": "text", "text": text}] if text.strip() else [])
         if not content:
             raise ValueError("`text` is empty and there are no `images`: say or show something.")
-        pipe.processor.check_words([text], "text")
         size = self._next_size(height, width, [*self.codes, *shown])
         num_inference_steps = pipe.value_or_default("num_inference_steps", num_inference_steps)
         guidance_scale = pipe.value_or_default("guidance_scale", guidance_scale)

@@ -156,6 +156,13 @@ class PictureBatches:
         for index, source in enumerate(sources):
             dataset, order_seed = open_source(source), stream_seed(seed, 2, index)
             if source.streaming:
+                count = dataset.num_shards
+                if count % num_processes:
+                    raise ValueError(
+                        f"`path` {source.path}: {count} files can't be divided among {num_processes} processes; "
+                        f"streaming needs {num_processes}, {2 * num_processes}, ... files (or read it without "
+                        "streaming)."
+                    )
                 reader = _Stream(dataset, source, order_seed, block_size, process_index, num_processes)
             else:
                 reader = _Rows(dataset, source, order_seed)

@@ -25,6 +25,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
+from ..data.skipped import SkippedItems
 from ..files import writing
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..signals import Stopped, signals_set
@@ -286,6 +287,36 @@ class RunningMetrics:
     def load_state_dict(self, state: dict) -> None:
         self.sums = {name: torch.tensor(value, dtype=torch.float32) for name, value in state["sums"].items()}
         self.counts = dict(state["counts"])
+
+
+class SkippedSamples(SkippedItems):
+    """The samples that one process left out, listed in `skipped-<process>.txt` of the run's folder."""
+
+    def __init__(self, folder: Path, process_index: int, max_share: float):
+        self.file = folder / f"skipped-{process_index}.txt"
+        super().__init__(max_share, where=str(self.file))
+
+    def note(self, reasons: Sequence[str], num_read: int) -> None:
+        """Lists and counts those of a step, which has `num_read` samples.
+
+        Raises:
+            ValueError: when it is too many in all.
+        """
+        if reasons:
+            with open(self.file, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.writelines(" ".join(reason.split()) + "\n" for reason in reasons)
+        self.add(reasons, num_read + len(reasons))
+
+    def load_state_dict(self, state: dict | int | None) -> None:
+        """Goes on from a checkpoint: what was left out after it will be again. (Earlier versions have the count, or
+        nothing.)"""
+        state = state if isinstance(state, dict) else {"count": state or 0, "num_read": 0, "shown": []}
+        super().load_state_dict(state)
+        if self.file.exists():
+            lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True)
+            temporary = self.file.with_suffix(".tmp")
+            temporary.write_text("".join(lines[: self.count]), encoding="utf-8")
+            temporary.replace(self.file)
 
 
 def picture_grid(pictures: Sequence[torch.Tensor], columns: int) -> Image.Image:

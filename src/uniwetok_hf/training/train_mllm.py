@@ -34,6 +34,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..adapters import save_adapter
 from ..data.encoded import encoder_fingerprint
 from ..data.samples import NOISE, sample_generators
+from ..data.skipped import MAX_SHARE
 from ..files import save_whole
 from ..provenance import RECORD, training_record
 from ..signals import Stopped
@@ -47,6 +48,7 @@ from .resume import check_rows, saved_settings
 from .run import (
     CheckpointClock,
     RunningMetrics,
+    SkippedSamples,
     StepGuard,
     averaged_weights,
     choose_parameters,
@@ -146,7 +148,13 @@ class MLLMTrainingConfig:
         1, "number of steps whose samples are sorted by length before they are cut into batches", on_resume=KEEP
     )
     max_length: int | None = setting(
-        None, "maximum number of tokens of a sample; a longer one is an error", on_resume=APPLY
+        None, "maximum number of tokens of a sample; longer ones are left out", on_resume=APPLY
+    )
+    max_skipped_share: float = setting(
+        MAX_SHARE,
+        "share of the samples that may be left out, since they are damaged or too long; more, and more than ten, end "
+        "the run",
+        on_resume=APPLY,
     )
     # the optimizer
     learning_rate: float = setting(1e-5, "learning rate of AdamW (paper: 1e-5)", on_resume=APPLY)
@@ -266,13 +274,17 @@ class MLLMTrainer:
         if config.validation_data:
             validation = TaskMixture(config.validation_data, config.seed, encode_options=options)
         self.pipeline = start_pipeline(config, mixture.texts())
+        self.pipeline.processor.check_words(config.prompts, "prompts")
         self.mllm = self.pipeline.mllm
         if config.attn_implementation is not None:
             self.mllm.set_attn_implementation(config.attn_implementation)
         self.batches = self.make_batches(mixture)
         self.num_rows = [len(task) for task in mixture.tasks]
         self.validation = validation and self.make_batches(validation)
+        for batches in filter(None, (self.batches, self.validation)):
+            batches.mixture.check_rows(config.max_skipped_share, config.max_length)
         make_output_folder(self.folder, config.result)
+        self.skipped = SkippedSamples(self.folder, self.accelerator.process_index, config.max_skipped_share)
         self.prepare_model()
         self.metrics, self.task_metrics = RunningMetrics(), TaskMetrics(self.batches.names)
 
@@ -347,6 +359,7 @@ class MLLMTrainer:
             self.guard.resume(state.get("skipped_steps", 0))
             self.metrics.load_state_dict(state["metrics"])
             self.task_metrics.load_state_dict(state["task_metrics"])
+            self.skipped.load_state_dict(state.get("skipped"))
         if self.ema:  # a checkpoint's weights are read to the CPU
             self.ema.to(accelerator.device)
         if accelerator.is_main_process:
@@ -360,6 +373,7 @@ class MLLMTrainer:
         stack.enter_context(bar)
         steps = range(start, config.max_train_steps)
         for done, micro_batches in enumerate(prefetched(lambda step: self.batches[step], steps), start + 1):
+            self.skipped.note(*self.batches.skipped(done - 1))
             self.train_step(micro_batches, done - 1)
             bar.update()
             is_last = done == config.max_train_steps
@@ -393,6 +407,7 @@ class MLLMTrainer:
         return {
             "metrics": self.metrics.state_dict(),
             "task_metrics": self.task_metrics.state_dict(),
+            "skipped": self.skipped.state_dict(),
             "skipped_steps": self.guard.num_skipped,
             "rows": self.num_rows,
         }
@@ -455,7 +470,7 @@ class MLLMTrainer:
         if self.guard.num_skipped:
             metrics["skipped_steps"] = self.guard.num_skipped
         metrics["tokens_per_second"] = metrics["samples_per_second"] * tokens_per_sample
-        return metrics | {"learning_rate": self.scheduler.get_last_lr()[0]}
+        return metrics | {"learning_rate": self.scheduler.get_last_lr()[0], "skipped_samples": self.skipped.count}
 
     @torch.no_grad()
     def validate(self, batches: list[MicroBatch], step: int) -> dict[str, float]:

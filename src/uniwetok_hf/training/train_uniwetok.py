@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..data.samples import NOISE, PRIOR, sample_generators
+from ..data.skipped import MAX_SHARE
 from ..data.sources import PictureSource
 from ..evaluation.metrics import psnr, ssim
 from ..files import save_whole
@@ -56,6 +57,7 @@ from .resume import check_rows, saved_settings
 from .run import (
     CheckpointClock,
     RunningMetrics,
+    SkippedSamples,
     StepGuard,
     averaged_weights,
     choose_parameters,
@@ -190,6 +192,11 @@ class UniWeTokTrainingConfig:
         [0.8, 1.0], "smallest and largest side of a random crop, relative to the largest one", on_resume=APPLY
     )
     num_threads: int = setting(2, "threads per process that read and crop pictures", on_resume=APPLY)
+    max_skipped_share: float = setting(
+        MAX_SHARE,
+        "share of the pictures that may be left out, since they can't be read; more, and more than ten, end the run",
+        on_resume=APPLY,
+    )
     # the optimizers
     learning_rate: float = setting(1e-4, "learning rate of both optimizers", on_resume=APPLY)
     lr_scheduler: str = setting(
@@ -312,7 +319,8 @@ class UniWeTokTrainer:
         self.ema.to(accelerator.device)
         accelerator.register_for_checkpointing(self.ema, self.lecam.to(accelerator.device))
 
-        self.metrics, self.bits, self.num_skipped = RunningMetrics(), BitUsage(), 0
+        self.metrics, self.bits = RunningMetrics(), BitUsage()
+        self.skipped = SkippedSamples(self.folder, accelerator.process_index, config.max_skipped_share)
         self.logits = []  # of the discriminator in the micro-batches of this step, for LeCam's averages
 
     def loss_networks(self) -> dict[str, nn.Module]:
@@ -413,7 +421,7 @@ class UniWeTokTrainer:
             for name, value in metrics.items():
                 step_losses.setdefault(name, []).append(value.reshape(()))
         self.take_step({name: torch.stack(values) for name, values in step_losses.items()}, before, step)
-        self.note_skipped(batch.skipped)
+        self.skipped.note(batch.skipped, len(batch.numbers))
         enlarged = batch.num_enlarged / len(batch.numbers)
         self.metrics.add({"enlarged_pictures": enlarged}, items=len(batch.numbers) * accelerator.num_processes)
 
@@ -516,7 +524,7 @@ class UniWeTokTrainer:
         metrics["learning_rate"] = self.scheduler.get_last_lr()[0]
         if self.guard.num_skipped:
             metrics["skipped_steps"] = self.guard.num_skipped
-        skipped = accelerator.reduce(torch.tensor(self.num_skipped, device=accelerator.device), "sum")
+        skipped = accelerator.reduce(torch.tensor(self.skipped.count, device=accelerator.device), "sum")
         return metrics | {"skipped_pictures": int(skipped)}
 
     @torch.no_grad()
@@ -551,32 +559,19 @@ class UniWeTokTrainer:
 
     def state_dict(self) -> dict:
         """The state of this process, besides what Accelerate saves."""
-        parts = {"batches": self.batches, "metrics": self.metrics, "bits": self.bits}
-        counts = {"skipped": self.num_skipped, "skipped_steps": self.guard.num_skipped, "rows": self.batches.num_rows}
-        return counts | {name: part.state_dict() for name, part in parts.items()}
+        counts = {"skipped_steps": self.guard.num_skipped, "rows": self.batches.num_rows}
+        return counts | {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state: dict) -> None:
         check_rows(state.get("rows"), self.batches.num_rows, self.config.data)
-        self.num_skipped = state["skipped"]
         self.guard.resume(state.get("skipped_steps", 0))
-        if self.skipped_file.exists():  # pictures that were skipped after the checkpoint will be skipped again
-            lines = self.skipped_file.read_text(encoding="utf-8").splitlines(keepends=True)
-            temporary = self.skipped_file.with_suffix(".tmp")
-            temporary.write_text("".join(lines[: self.num_skipped]), encoding="utf-8")
-            temporary.replace(self.skipped_file)
-        for name, part in {"batches": self.batches, "metrics": self.metrics, "bits": self.bits}.items():
+        for name, part in self.parts.items():
             part.load_state_dict(state[name])
 
-    def note_skipped(self, lines: list[str]) -> None:
-        """Counts and lists the pictures that could not be read."""
-        self.num_skipped += len(lines)
-        if lines:
-            with open(self.skipped_file, "a", encoding="utf-8") as file:
-                file.writelines(f"{line}\n" for line in lines)
-
     @property
-    def skipped_file(self) -> Path:
-        return self.folder / f"skipped-{self.accelerator.process_index}.txt"
+    def parts(self) -> dict:
+        """What has a state."""
+        return {"batches": self.batches, "metrics": self.metrics, "bits": self.bits, "skipped": self.skipped}
 
     def save(self) -> Path:
         """Writes `losses`, then `model`, which marks the stage as finished."""
