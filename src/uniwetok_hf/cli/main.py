@@ -1,8 +1,8 @@
 """The parser of the `uniwetok` command, and the run of one command.
 
 Exit codes: 0, 1 for bad input, a full disk and the like (one line on stderr) and for bugs (a traceback), 2 for a
-command line that can't be parsed, 75 when a signal stopped work that the same command goes on with, 130 when interrupted. When
-the reader of the output closes it, as `| head` does, the command ends with 1 and without a word.
+command line that can't be parsed, 75 when a signal stopped work that the same command goes on with, 130 when
+interrupted. When the reader of the output closes it, as `| head` does, the command ends with 1 and without a word.
 
 The modules of the commands import torch, transformers, Pillow and the rest of the package when a command runs, not
 when they are imported themselves: help and usage errors answer at once (see `uniwetok_entry`).
