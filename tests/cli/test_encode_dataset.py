@@ -1,5 +1,7 @@
 import io
 import json
+import os
+import signal
 import tarfile
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from PIL import Image
 from tiny_models import build_tiny_pipeline
 
 from uniwetok_hf.data.encoded import open_encoded, read_encoding
+from uniwetok_hf.data.encoded_parts import PartEncoder
 
 
 @pytest.fixture(autouse=True)
@@ -224,3 +227,23 @@ def test_help_shows_examples(uniwetok, capsys):
     with pytest.raises(SystemExit):
         uniwetok("encode-dataset", "--help")
     assert "uniwetok encode-dataset photos photo-codes --size 256" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.usefixtures("ctrl_c")
+def test_a_signal_ends_after_the_part(number, captions, vision_folder, uniwetok, succeeds, monkeypatch):
+    command = ("encode-dataset", captions, "codes", "--size", 64, "--model", vision_folder, "--rows-per-part", 1)
+    with monkeypatch.context() as patch:
+        write_part = PartEncoder.write_part
+
+        def stopped(*arguments):
+            os.kill(os.getpid(), number)
+            return write_part(*arguments)
+
+        patch.setattr(PartEncoder, "write_part", stopped)
+        result = uniwetok(*command)
+    assert (result.code, len(list(Path("codes").glob("part-*.parquet")))) == (75, 1)
+    assert (
+        result.err[-1] == "uniwetok: stopped; the parts in codes are whole, and the same command continues from there"
+    )
+    assert succeeds(*command)[0] == "3 rows with 3 pictures"

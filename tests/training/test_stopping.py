@@ -17,20 +17,25 @@ from uniwetok_hf.training import train_uniwetok
 from uniwetok_hf.training.checkpoints import list_checkpoints
 
 
-def start(config: Path, *arguments: str, **environment) -> subprocess.Popen:
+def start(config: Path, *arguments: str, cwd: Path | None = None, **environment) -> subprocess.Popen:
     """`uniwetok train tokenizer` as a process."""
     command = [sys.executable, *arguments, "-m", "uniwetok_hf", "train", "tokenizer", "--config", str(config)]
     default = {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | default | environment
-    )
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": cwd}
+    return subprocess.Popen(command, env=os.environ | default | environment, **options)
 
 
-def start_two(config: Path) -> list[subprocess.Popen]:
-    """Two processes that train together, started by hand."""
+def start_two(config: Path, own_disks: bool = False) -> list[subprocess.Popen]:
+    """Two processes that train together, started by hand; each in a folder of its own, 0 and 1, as if on two nodes."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     environment = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if own_disks:
+        environment |= {"LOCAL_WORLD_SIZE": "1"}
+        folders = [config.parent / str(rank) for rank in range(2)]
+        for folder in folders:
+            folder.mkdir(exist_ok=True)
+        return [start(config, **environment, RANK=str(n), LOCAL_RANK="0", cwd=folders[n]) for n in range(2)]
     return [start(config, **environment, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
 
 
@@ -182,3 +187,27 @@ def test_torchrun_restarts_from_the_checkpoint(fields, tmp_path):
     output, error = launcher.communicate(timeout=240)
     assert launcher.returncode == 0, error[-3000:]
     assert "Resuming from step" in output and status(tmp_path / "run")["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_nodes_with_disks_of_their_own(fields, tmp_path):
+    """Each keeps its part; a checkpoint that only one of them has is passed over."""
+    config = write(tmp_path, fields, output_dir="run")
+    runs = [tmp_path / str(rank) / "run" for rank in range(2)]
+    two = start_two(config, own_disks=True)
+    wait_for_steps(runs[0], two[0])
+    two[0].terminate()
+    assert [end(process)[0] for process in two] == [75, 75]
+    [first], [second] = (list_checkpoints(run) for run in runs)
+    assert first.name == second.name
+    for rank, path in enumerate((first, second)):
+        names = json.loads((path / "manifest.json").read_text())["files"]
+        assert {"model.safetensors", "optimizer.bin", f"data-{rank}.json", f"random_states_{rank}.pkl"} <= set(names)
+        assert f"data-{1 - rank}.json" not in names
+    (first.parent / "step-900000").mkdir()  # the other node was killed before its own
+    two = start_two(config, own_disks=True)
+    wait_for_steps(runs[0], two[0], after=int(first.name.split("-")[1]))
+    (first.parent / "step-900000").rmdir()
+    two[0].terminate()
+    assert [end(process)[0] for process in two] == [75, 75]
+    assert len({list_checkpoints(run)[-1].name for run in runs}) == 1
