@@ -54,7 +54,8 @@ def client(served, tmp_path_factory):
 
 
 def connect(served, folder):
-    return gradio_client.Client(served[0], verbose=False, download_files=str(folder))
+    patient = {"timeout": 120}  # server and clients share this process, and its lock
+    return gradio_client.Client(served[0], verbose=False, download_files=str(folder), httpx_kwargs=patient)
 
 
 def picture_file(path: Path, width: int = 64, height: int = 64, seed: int = 0) -> Path:
