@@ -62,8 +62,8 @@ def write_architecture(folder: Path, fields: ExportFields, record: dict, *parts)
         path.mkdir()
         for part, subfolder in parts:
             part.save_pretrained(path / subfolder)
-        (path / RECORD).write_text(json.dumps(record, indent=1))
-        (path / FIELDS).write_text(json.dumps(asdict(fields)))
+        (path / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        (path / FIELDS).write_text(json.dumps(asdict(fields)), encoding="utf-8")
 
     save_whole(save, folder / ARCHITECTURE)
 
@@ -107,19 +107,19 @@ def export_checkpoint(checkpoint: str | os.PathLike, out: str | os.PathLike, ave
             f"{path.parent.parent} has no folder `{ARCHITECTURE}`: the run was started by an earlier version. Resume "
             "it with this one, which writes the folder at the start."
         )
-    fields = ExportFields(**json.loads((source / FIELDS).read_text()))
+    fields = ExportFields(**json.loads((source / FIELDS).read_text(encoding="utf-8")))
     weights = read_weights(path)
     is_averaged = averaged and fields.averaged is not None
     if is_averaged:
         average = torch.load(path / AVERAGE, map_location="cpu", weights_only=True)["shadow_params"]
         weights |= dict(zip(fields.averaged, average, strict=True))
-    record = json.loads((source / RECORD).read_text())
+    record = json.loads((source / RECORD).read_text(encoding="utf-8"))
     record.setdefault("training", {}).update(exported_step=step, exported_weights="averaged" if is_averaged else "raw")
     write = {"model": _write_model, "pipeline": _write_pipeline, "adapter": _write_adapter}[fields.result]
 
     def save(folder: Path) -> None:
         write(folder, source, weights, fields)
-        (folder / RECORD).write_text(json.dumps(record, indent=1))
+        (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
     out.parent.mkdir(parents=True, exist_ok=True)
     return save_whole(save, out)

@@ -35,7 +35,7 @@ class RunStatus:
         values = {"status": status, "step": self.step, "max_train_steps": self.max_train_steps, **place, **more}
         temporary = self.path.with_name(f".{self.path.name}.tmp")
         try:
-            temporary.write_text(json.dumps(values) + "\n")
+            temporary.write_text(json.dumps(values) + "\n", encoding="utf-8")
             temporary.replace(self.path)
         finally:
             with contextlib.suppress(OSError):
