@@ -22,7 +22,7 @@ BAD = {
     "a picture": ("what does <|image_pad|> mean?", r"special tokens <\|image_pad\|>"),
     "empty": ("", "empty|Write|Say"),
     "spaces": (" \n", "empty|Write|Say"),
-    "very long": ("a heart " * 20_000, "are more than the 1024"),
+    "very long": ("a heart " * 3_000, r"are more than the 1024|at most 2,000 are read"),
 }
 PICTURE = Image.new("RGB", (64, 64), "red")
 

@@ -66,7 +66,7 @@ def test_pictures_are_logged(tmp_path):
     accelerator = Accelerator(cpu=True, log_with=[JsonLinesTracker(tmp_path)])
     accelerator.init_trackers("test", {"batch_size": 3})
     log_images(accelerator, {"grid": Image.new("RGB", (4, 4))}, step=12)
-    assert Image.open(tmp_path / "samples" / "grid-000012.png").size == (4, 4)
+    assert Image.open(tmp_path / "samples" / "grid-000012.png").copy().size == (4, 4)
     assert json.loads((tmp_path / "config.json").read_text()) == {"batch_size": 3}
 
 

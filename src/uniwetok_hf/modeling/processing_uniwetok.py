@@ -349,16 +349,15 @@ class UniWeTokProcessor(ProcessorMixin):
 
     def _assistant_positions(self, ids: list[int]) -> list[bool]:
         """Whether each position is said by the assistant: from the line after its header to the end of its turn."""
-        spoken, role, header = [], None, []
+        spoken, role, header = [], None, None  # padding and text before the first header are nobody's
         for token in ids:
             spoken.append(role == "assistant" and header is None)
             if token == self.turn_token_id:
                 role, header = None, []
             elif header is not None:
                 header.append(token)
-                words = self.tokenizer.decode(header)
-                if "\n" in words:
-                    role, header = words.split("\n")[0], None
+                if "\n" in self.tokenizer.decode([token]):
+                    role, header = self.tokenizer.decode(header).split("\n")[0], None
             elif token == self.turn_end_token_id:
                 role, header = None, []
         return spoken

@@ -12,6 +12,7 @@ import shutil
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
@@ -24,11 +25,14 @@ from ..modeling.configuration_uniwetok_mllm import UniWeTokMLLMConfig
 from ..modeling.modeling_uniwetok import UniWeTokModel
 from ..modeling.modeling_uniwetok_mllm import UniWeTokForCausalLM
 from ..modeling.processing_uniwetok import UniWeTokProcessor
-from ..pipelines import UniWeTokPipeline
 from ..provenance import RECORD
 from ..schedulers import BinaryFlowScheduler
 from .checkpoints import check_checkpoint, list_checkpoints
 from .run import seeded_weights
+
+
+if TYPE_CHECKING:
+    from ..pipelines import UniWeTokPipeline  # slow to import, and no training of the image tokenizer needs it
 
 
 ARCHITECTURE, FIELDS = "architecture", "export.json"
@@ -68,7 +72,7 @@ def write_architecture(folder: Path, fields: ExportFields, record: dict, *parts)
     save_whole(save, folder / ARCHITECTURE)
 
 
-def pipeline_parts(pipeline: UniWeTokPipeline) -> list[tuple]:
+def pipeline_parts(pipeline: "UniWeTokPipeline") -> list[tuple]:
     """The parts of a pipeline without weights, for [`write_architecture`]."""
     mllm = pipeline.mllm
     parts = [(pipeline.processor, "processor"), (pipeline.scheduler, "scheduler"), (mllm.config, "mllm")]
@@ -79,7 +83,7 @@ def pipeline_parts(pipeline: UniWeTokPipeline) -> list[tuple]:
 class _PipelineConfig:
     """`model_index.json`."""
 
-    pipeline: UniWeTokPipeline
+    pipeline: "UniWeTokPipeline"
 
     def save_pretrained(self, folder: Path) -> None:
         self.pipeline.save_config(folder)
@@ -205,6 +209,8 @@ def _write_model(folder: Path, source: Path, weights: dict[str, torch.Tensor], f
 
 
 def _write_pipeline(folder: Path, source: Path, weights: dict[str, torch.Tensor], fields: ExportFields) -> None:
+    from ..pipelines import UniWeTokPipeline
+
     with seeded_weights(0):
         model = UniWeTokForCausalLM(UniWeTokMLLMConfig.from_pretrained(source / "mllm"))
     _with_weights(model, weights).to(getattr(torch, fields.dtype))
