@@ -366,7 +366,9 @@ def _is_plain(value) -> bool:
         return all(map(_is_plain, value))
     if isinstance(value, str):
         return "\0" not in value and value.encode(errors="ignore").decode() == value
-    return value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 2**63)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def section_of(hint) -> type | None:
