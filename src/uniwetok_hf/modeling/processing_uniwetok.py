@@ -108,6 +108,8 @@ class UniWeTokProcessor(ProcessorMixin):
                 f"`image_processor.stride`={image_processor.stride} must be a multiple of `stride` x `patch_size` = "
                 f"{stride * patch_size}: patches of {patch_size} x {patch_size} tokens tile the picture."
             )
+        if not isinstance(longest := getattr(tokenizer, "model_max_length", 0), int | float):
+            raise ValueError(f"`tokenizer` has `model_max_length` {longest!r:.100}, which is no number.")
         self.image_token = "<|image_pad|>"
         names = ["<|image_pad|>", "<|vision_start|>", "<|im_start|>", "<|im_end|>", "<|res_1|>"]
         names += [f"<|query_{i + 1}|>" for i in range(patch_size**2 - 1)]
