@@ -13,6 +13,7 @@ A picture is `<|vision_start|><|res_h|><|res_w|><|query_1|>...<|query_{P-1}|>`, 
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -393,7 +394,7 @@ def check_characters(texts: list[str], argument: str) -> None:
             ) from None
 
 
-def _texts_of(conversation) -> Iterator[str]:
+def _texts_of(conversation) -> Iterator[Any]:
     """All roles and texts of a conversation, or of a list of them.
 
     Raises:
