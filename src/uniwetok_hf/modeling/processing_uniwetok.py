@@ -12,7 +12,8 @@ A picture is `<|vision_start|><|res_h|><|res_w|><|query_1|>...<|query_{P-1}|>`, 
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -39,6 +40,7 @@ def _renew_tokenizer_lock() -> None:
 if hasattr(os, "register_at_fork"):  # a worker process must not wait for a thread that it doesn't have
     os.register_at_fork(after_in_child=_renew_tokenizer_lock)
 
+PICTURE_KEYS = ("image", "url", "path", "base64")  # where a chat template's item of the type image has its picture
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
     {{- '<|im_start|>' + message['role'] + '\\n' -}}
@@ -97,6 +99,9 @@ class UniWeTokProcessor(ProcessorMixin):
     def __init__(
         self, image_processor, tokenizer, chat_template=None, patch_size: int = 1, stride: int = 32, **kwargs
     ):
+        for name, value in (("patch_size", patch_size), ("stride", stride)):
+            if type(value) is not int or value < 1:
+                raise ValueError(f"`{name}` must be a whole number of 1 or more, got {value!r}.")
         self.patch_size = patch_size
         self.stride = stride
         if image_processor.stride % (stride * patch_size):
@@ -104,6 +109,8 @@ class UniWeTokProcessor(ProcessorMixin):
                 f"`image_processor.stride`={image_processor.stride} must be a multiple of `stride` x `patch_size` = "
                 f"{stride * patch_size}: patches of {patch_size} x {patch_size} tokens tile the picture."
             )
+        if not isinstance(longest := getattr(tokenizer, "model_max_length", 0), int | float):
+            raise ValueError(f"`tokenizer` has `model_max_length` {longest!r:.100}, which is no number.")
         self.image_token = "<|image_pad|>"
         names = ["<|image_pad|>", "<|vision_start|>", "<|im_start|>", "<|im_end|>", "<|res_1|>"]
         names += [f"<|query_{i + 1}|>" for i in range(patch_size**2 - 1)]
@@ -142,6 +149,8 @@ class UniWeTokProcessor(ProcessorMixin):
         """
         if text is None:
             raise ValueError("`text` is required: it says where the pictures go.")
+        if not isinstance(text, Sequence) or not text and text != "":
+            raise ValueError(f"`text` must be text or a list of texts, got {text!r:.200}.")
         check_characters([text] if isinstance(text, str) else list(text), "text")
         if images is not None and picture_sizes is not None:
             raise ValueError("Give either `images` or `picture_sizes`, not both.")
@@ -189,7 +198,7 @@ class UniWeTokProcessor(ProcessorMixin):
         """
         unit, largest = self.stride * self.patch_size, self.num_size_tokens * self.stride
         for name, side in (("height", height), ("width", width)):
-            if side is not None and (side % unit or not unit <= side <= largest):
+            if side is not None and (not hasattr(side, "__index__") or side % unit or not unit <= side <= largest):
                 raise ValueError(f"`{name}` must be a multiple of {unit} from {unit} to {largest} pixels, got {side}.")
 
     def picture_tokens(self, height: int, width: int) -> str:
@@ -288,11 +297,15 @@ class UniWeTokProcessor(ProcessorMixin):
         return self._placeholders(height, width)
 
     def _placeholders(self, height: int, width: int) -> str:
-        num_tokens = (height // self.stride) * (width // self.stride)
-        return self.picture_tokens(height, width) + self.image_token * num_tokens
+        tokens = self.picture_tokens(height, width)  # checks the sides
+        return tokens + self.image_token * ((height // self.stride) * (width // self.stride))
 
     def _text_around_codes(self, text, picture_sizes: list[tuple[int, int]], **kwargs) -> BatchFeature:
         texts = [text] if isinstance(text, str) else list(text)
+        if not isinstance(picture_sizes, list | tuple) or not all(
+            isinstance(size, list | tuple) and len(size) == 2 for size in picture_sizes
+        ):
+            raise ValueError(f"`picture_sizes` must hold (height, width) pairs, got {picture_sizes!r:.200}.")
         if (count := sum(t.count(self.image_token) for t in texts)) != len(picture_sizes):
             raise ValueError(f"`picture_sizes` has {len(picture_sizes)} sizes, `text` {count} {self.image_token}.")
         texts, _ = self.get_text_with_replacements(texts, [self._placeholders(*size) for size in picture_sizes])
@@ -380,18 +393,36 @@ def check_characters(texts: list[str], argument: str) -> None:
             ) from None
 
 
-def _texts_of(conversation) -> Iterator[str]:
-    """All roles and texts of a conversation, or of a list of them."""
-    for message in conversation:
-        if not isinstance(message, dict):
-            yield from _texts_of(message)
-            continue
-        yield message["role"]
-        content = message["content"]
-        if isinstance(content, str):
-            yield content
-        else:
-            yield from (item["text"] for item in content if item.get("type") == "text")
+def _texts_of(conversation) -> Iterator[Any]:
+    """All roles and texts of a conversation, or of a list of them.
+
+    Raises:
+        ValueError: when it is neither.
+    """
+    several = (
+        isinstance(conversation, list | tuple) and bool(conversation) and isinstance(conversation[0], list | tuple)
+    )
+    for messages in conversation if several else [conversation]:
+        if not isinstance(messages, list | tuple) or not messages:
+            raise ValueError(f"`conversation` must be a list of messages, or several of them, got {messages!r:.200}.")
+        for message in messages:
+            if not isinstance(message, dict) or not isinstance(message.get("content"), str | list | tuple):
+                raise ValueError(
+                    "`conversation`: a message must have a `role`, and text or a list as `content`, got "
+                    f"{message!r:.200}."
+                )
+            role, items = message.get("role"), message["content"]
+            if not isinstance(role, str) or not role.strip() or "\n" in role:  # the format ends a role with it
+                raise ValueError(f"`conversation`: a `role` must be one line of text, got {role!r:.200}.")
+            yield role
+            for item in [{"type": "text", "text": items}] if isinstance(items, str) else items:
+                kind = item.get("type") if isinstance(item, dict) else None
+                if kind == "text":
+                    yield item.get("text")
+                elif kind not in ("image", "image_url") or sum(name in item for name in PICTURE_KEYS) > 1:
+                    raise ValueError(f"`conversation`: an item must be text or one image, got {item!r:.200}.")
+                elif kind == "image_url" and "image_url" not in item:  # the library would leave it out
+                    raise ValueError("`conversation`: an item of the type image_url has no `image_url`.")
 
 
 # A saved processor names the class of its image processor, and AutoImageProcessor looks the name up. This stands here

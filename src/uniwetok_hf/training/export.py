@@ -8,7 +8,6 @@ adds the weights of a checkpoint: whole ones, those of adapters, or the shards o
 
 import json
 import os
-import shutil
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,15 +18,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..adapters import CONFIG_FILE, load_peft, save_adapter
-from ..files import save_whole
+from ..files import WriteError, read_json, save_whole, write_failure
 from ..modeling.configuration_uniwetok import UniWeTokConfig
 from ..modeling.configuration_uniwetok_mllm import UniWeTokMLLMConfig
+from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..modeling.modeling_uniwetok import UniWeTokModel
 from ..modeling.modeling_uniwetok_mllm import UniWeTokForCausalLM
 from ..modeling.processing_uniwetok import UniWeTokProcessor
 from ..provenance import RECORD
 from ..schedulers import BinaryFlowScheduler
-from .checkpoints import check_checkpoint, list_checkpoints
+from .checkpoints import check_checkpoint, list_checkpoints, readable
 from .run import seeded_weights
 
 
@@ -39,6 +39,7 @@ ARCHITECTURE, FIELDS = "architecture", "export.json"
 # Accelerate's names for the first model of a checkpoint, and for the average, which both trainers register first.
 WHOLE, AVERAGE = "model.safetensors", "custom_checkpoint_0.pkl"
 FSDP_SHARDS, FSDP_WHOLE, DEEPSPEED = "pytorch_model_fsdp_0", "pytorch_model_fsdp.bin", "pytorch_model"
+SAVE_DTYPES = ("float32", "bfloat16", "float16")
 WRAPPERS = ("module.", "_orig_mod.")  # what DDP and torch.compile put before names
 
 
@@ -111,22 +112,52 @@ def export_checkpoint(checkpoint: str | os.PathLike, out: str | os.PathLike, ave
             f"{path.parent.parent} has no folder `{ARCHITECTURE}`: the run was started by an earlier version. Resume "
             "it with this one, which writes the folder at the start."
         )
-    fields = ExportFields(**json.loads((source / FIELDS).read_text(encoding="utf-8")))
-    weights = read_weights(path)
+    fields, record = _read_architecture(source)
     is_averaged = averaged and fields.averaged is not None
-    if is_averaged:
-        average = torch.load(path / AVERAGE, map_location="cpu", weights_only=True)["shadow_params"]
-        weights |= dict(zip(fields.averaged, average, strict=True))
-    record = json.loads((source / RECORD).read_text(encoding="utf-8"))
-    record.setdefault("training", {}).update(exported_step=step, exported_weights="averaged" if is_averaged else "raw")
-    write = {"model": _write_model, "pipeline": _write_pipeline, "adapter": _write_adapter}[fields.result]
+    with readable(path):
+        weights = read_weights(path)
+        if is_averaged:
+            average = torch.load(path / AVERAGE, map_location="cpu", weights_only=True)["shadow_params"]
+            weights |= {name: average[index] for index, name in enumerate(fields.averaged)}
+    record["training"].update(exported_step=step, exported_weights="averaged" if is_averaged else "raw")
 
     def save(folder: Path) -> None:
-        write(folder, source, weights, fields)
+        try:
+            WRITERS[fields.result](folder, source, weights, fields)
+        except (MemoryError, WriteError):
+            raise
+        except Exception as error:  # of a damaged config the libraries raise nearly anything
+            is_of_disk = write_failure(error) is not None and getattr(error, "errno", 0) is not None
+            if is_of_disk and not str(getattr(error, "filename", "")).startswith(str(source)):
+                raise
+            if isinstance(error, ValueError) and str(error).startswith("The checkpoint"):
+                raise
+            why = " ".join(str(error).split())
+            raise ValueError(f"{source} does not load: {type(error).__name__}: {why}") from error
         (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
     out.parent.mkdir(parents=True, exist_ok=True)
     return save_whole(save, out)
+
+
+def _read_architecture(source: Path) -> tuple[ExportFields, dict]:
+    """`export.json` and `training.json` of a folder `architecture`.
+
+    Raises:
+        ValueError: naming the file that is damaged.
+    """
+    try:
+        fields = ExportFields(**read_json(source / FIELDS))
+    except TypeError as error:
+        raise ValueError(f"{source / FIELDS} is damaged ({error}).") from None
+    averaged = fields.averaged if isinstance(fields.averaged, list) else [fields.averaged]
+    is_text = all(isinstance(value, str | None) for value in (*averaged, fields.base_model))
+    if fields.result not in list(WRITERS) or fields.dtype not in SAVE_DTYPES or not is_text:
+        raise ValueError(f"{source / FIELDS} is damaged: {str(asdict(fields))[:200]}.")
+    record = read_json(source / RECORD)
+    if not isinstance(record.setdefault("training", {}), dict):
+        raise ValueError(f"{source / RECORD} is damaged: `training` is {record['training']!r:.100}.")
+    return fields, record
 
 
 def _find(path: Path) -> Path:
@@ -205,7 +236,7 @@ def _write_model(folder: Path, source: Path, weights: dict[str, torch.Tensor], f
     with seeded_weights(0):
         model = UniWeTokModel(UniWeTokConfig.from_pretrained(source))
     _with_weights(model, weights).to(getattr(torch, fields.dtype)).save_pretrained(folder)
-    shutil.copy(source / "preprocessor_config.json", folder)
+    UniWeTokImageProcessor.from_pretrained(source).save_pretrained(folder)
 
 
 def _write_pipeline(folder: Path, source: Path, weights: dict[str, torch.Tensor], fields: ExportFields) -> None:
@@ -234,3 +265,6 @@ def _write_adapter(folder: Path, source: Path, weights: dict[str, torch.Tensor],
     if unexpected or any(p.is_meta for name, p in model.named_parameters() if p.requires_grad):
         raise ValueError(f"The checkpoint does not have the weights of the adapter in {source / CONFIG_FILE}.")
     save_adapter(model, folder, base_model=fields.base_model)
+
+
+WRITERS = {"model": _write_model, "pipeline": _write_pipeline, "adapter": _write_adapter}
