@@ -60,7 +60,7 @@ def find_kinds(parts: list[str], materials, minutes: float) -> list[Kind]:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), help="default: all of them")
-    parser.add_argument("--share", type=float, default=1.0, help="of the trials of each kind (default: 1, at least one)")
+    parser.add_argument("--share", type=float, default=1.0, help="of the trials of each kind (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the random trials (default: 0)")
     parser.add_argument("--only", metavar="KIND", help="one kind, by its name in the table")
     parser.add_argument("--number", type=int, help="with --only: this trial alone")
@@ -72,8 +72,9 @@ def main(argv: list[str] | None = None) -> int:
     from faults_materials import Materials
 
     start = time.monotonic()
-    preload()
     with tempfile.TemporaryDirectory(prefix="faults-") as place:
+        os.environ["HF_HOME"] = f"{place}/hf"  # read when the libraries are imported
+        preload()
         materials = Materials(Path(place) / "materials")
         materials.folder.mkdir()
         parts = [args.only.split(", ")[0]] if args.only else args.part

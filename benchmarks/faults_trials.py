@@ -10,13 +10,13 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 
 CRASHED = 70  # the exit code of a child whose job raised
-MOST_MEMORY = 12 * 2**30  # bytes of address space of a child: what asks for more is told so, and not the machine
+MOST_MEMORY = 6 * 2**30  # bytes of address space of a child: what asks for more is told so, and not the machine
 
 
 class Wrong(Exception):
@@ -77,15 +77,24 @@ def in_child(
     exit code is what the job returns, 0 for other things than numbers. `watch(pid, seconds so far)` is called again
     and again while it runs, and may send signals."""
     folder.mkdir(parents=True, exist_ok=True)
-    outputs = [folder / ".stdout", folder / ".stderr"]
+    pipes = [os.pipe(), os.pipe()]  # not files, which could not be written on a full disk
     start = time.monotonic()
     sys.stdout.flush()
     sys.stderr.flush()
     if not (pid := os.fork()):
-        _run_and_exit(job, outputs)
-    timed_out = False
-    while True:
-        done, status = os.waitpid(pid, os.WNOHANG)
+        _run_and_exit(job, [end for _, end in pipes])
+    texts = [bytearray(), bytearray()]
+    for reader, writer in pipes:
+        os.close(writer)
+        os.set_blocking(reader, False)
+    status, timed_out = None, False
+    while status is None:
+        done, found = os.waitpid(pid, os.WNOHANG)
+        status = found if done else None
+        for (reader, _), text in zip(pipes, texts, strict=True):
+            with contextlib.suppress(BlockingIOError):
+                while part := os.read(reader, 2**16):
+                    text += part
         if done:
             break
         passed = time.monotonic() - start
@@ -95,21 +104,20 @@ def in_child(
         if watch:
             watch(pid, passed)
         time.sleep(0.0005 if watch else 0.004)
-    texts = [path.read_text(errors="backslashreplace") for path in outputs]
-    for path in outputs:
-        path.unlink()
-    return Ended(os.waitstatus_to_exitcode(status), *texts, time.monotonic() - start, timed_out)
+    for reader, _ in pipes:
+        os.close(reader)
+    out, err = (text.decode(errors="backslashreplace") for text in texts)
+    return Ended(os.waitstatus_to_exitcode(status), out, err, time.monotonic() - start, timed_out)
 
 
-def _run_and_exit(job: Callable[[], object], outputs: list[Path]) -> None:
+def _run_and_exit(job: Callable[[], object], outputs: list[int]) -> None:
     """The life of a child: never returns."""
     code = CRASHED
     try:
-        for number, path in enumerate(outputs, start=1):
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(file, number)
-            os.close(file)
-        sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
+        for number, output in enumerate(outputs, start=1):
+            os.dup2(output, number)
+        sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115, stays open
+        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
         result = job()
         code = result if type(result) is int else 0
     except BaseException:
@@ -138,17 +146,6 @@ def command(*argv: object) -> Callable[[], int]:
 def limit_memory() -> None:
     """In a child: at most `MOST_MEMORY`."""
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, resource.RLIM_INFINITY))
-
-
-@contextlib.contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """In the block no file can grow beyond `size` bytes, as on a full disk: the system itself refuses to write."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def error_lines(ended: Ended) -> list[str]:

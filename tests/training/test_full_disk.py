@@ -3,12 +3,11 @@ says what happened."""
 
 import contextlib
 import os
-import resource
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from full_disk import files_limited
 from tiny_encoded import language_training
 from tiny_training import VISION, assert_same_weights, write
 
@@ -19,17 +18,6 @@ from uniwetok_hf.training.train_uniwetok import UniWeTokTrainer
 
 
 TRAINERS = {"tokenizer": UniWeTokTrainer, "mllm": MLLMTrainer}
-
-
-@contextlib.contextmanager
-def files_limited(size: int) -> Iterator[None]:
-    """No file can be longer than `size` bytes: writing fails in the middle, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +108,14 @@ def test_checkpoints_that_cannot_be_made(configs, tmp_path, monkeypatch, capsys)
     at_step(monkeypatch, "tokenizer", 2, block)
     code, lines = train(capsys, "tokenizer", path)
     assert code == 1 and lines == [f"uniwetok: error: {run}/checkpoints/step-000004 can't be written: Not a directory"]
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_a_disk_that_is_full_from_the_start(kind, configs, tmp_path, capsys):
+    run = tmp_path / "run"
+    path = write(tmp_path, configs[kind], output_dir=str(run))
+    with files_limited(0):
+        code, lines = train(capsys, kind, path)
+    assert code == 1 and len(lines) == 1 and not rests(run)
+    assert lines[0].startswith(f"uniwetok: error: {run}/") and "can't be written: " in lines[0]
+    assert not list(run.rglob("*.json"))
