@@ -62,8 +62,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), help="default: all of them")
     parser.add_argument("--share", type=float, default=1.0, help="of the trials of each kind (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the random trials (default: 0)")
-    parser.add_argument("--only", metavar="KIND", help="one kind, by its name in the table")
-    parser.add_argument("--number", type=int, help="with --only: this trial alone")
+    parser.add_argument("--only", metavar="KIND", nargs="+", help="these kinds, by their names in the table")
+    parser.add_argument("--number", type=int, help="with --only KIND: this trial alone")
     return parser.parse_args(argv)
 
 
@@ -77,10 +77,11 @@ def main(argv: list[str] | None = None) -> int:
         preload()
         materials = Materials(Path(place) / "materials")
         materials.folder.mkdir()
-        parts = [args.only.split(", ")[0]] if args.only else args.part
+        parts = [name.split(", ")[0] for name in args.only] if args.only else args.part
         kinds = find_kinds(parts, materials, args.share)
-        if args.only and not (kinds := [kind for kind in kinds if title(kind) == args.only]):
-            raise SystemExit(f"there is no kind {args.only!r}")
+        if unknown := set(args.only or ()) - set(map(title, kinds)):
+            raise SystemExit(f"there is no kind {min(unknown)!r}; there are {', '.join(map(repr, map(title, kinds)))}")
+        kinds = [kind for kind in kinds if not args.only or title(kind) in args.only]
         wrong = try_all(kinds, args, Path(place))
     print(f"\n{sum(map(len, wrong.values()))} wrong, {time.monotonic() - start:.0f} s in all")
     for name, found in wrong.items():

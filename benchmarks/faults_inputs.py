@@ -1,6 +1,7 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """Malformed inputs of `faults.py`: what is damaged, through which door it comes, and whether the answer is right."""
 
+import contextlib
 import json
 import os
 import random
@@ -294,9 +295,10 @@ def stop_training(work: Path) -> Callable[[int, float], None]:
     sent = []
 
     def watch(pid: int, seconds: float) -> None:
-        if not sent and any((step_of(path.parent) or 0) > 3 for path in work.glob("**/log.jsonl")):
-            os.kill(pid, signal.SIGTERM)
-            sent.append(pid)
+        with contextlib.suppress(OSError):  # of folders that vanish meanwhile
+            if not sent and any((step_of(path.parent) or 0) > 3 for path in work.glob("**/log.jsonl")):
+                os.kill(pid, signal.SIGTERM)
+                sent.append(pid)
 
     return watch
 

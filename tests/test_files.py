@@ -169,3 +169,14 @@ def test_a_save_inside_of_a_save_that_was_killed_is_removed(tmp_path):
     (tmp_path / "..result.0123abcd.tmp.4567cdef.tmp").mkdir()
     save_whole(write(a="first"), tmp_path / "result")
     assert files(tmp_path) == {"result/a": "first"} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_that_could_not_be_read_meanwhile_is_named(tmp_path):
+    missing = tmp_path / "template.json"
+    for path in (tmp_path / "result", tmp_path / "new" / "result"):
+        with pytest.raises(WriteError) as raised:
+            save_whole(lambda folder: missing.read_text(), path)
+        assert str(raised.value) == f"{path} can't be written: No such file or directory ({missing})"
+    with pytest.raises(WriteError) as raised:
+        save_whole(lambda folder: (folder / "sub" / "a").write_text("a"), tmp_path / "result")
+    assert str(raised.value) == f"{tmp_path / 'result'} can't be written: No such file or directory"

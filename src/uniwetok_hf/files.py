@@ -69,7 +69,7 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
     except BaseException as error:  # that of torch.distributed.checkpoint is no `Exception`
         if (reason := write_failure(error)) is None:
             raise
-        raise WriteError(f"{path} can't be written: {reason}") from error
+        raise WriteError(f"{path} can't be written: {reason}{_other_file(error, Path(path))}") from error
 
 
 @contextlib.contextmanager
@@ -110,6 +110,14 @@ def write_failure(error: BaseException) -> str | None:
         if re.search(r"inline_container|PytorchStreamWriter|iostream error", text):
             return "not all of it could be written; is the disk full?"
     return None
+
+
+def _other_file(error: BaseException, path: Path) -> str:
+    """The file of an error in brackets, where it is not a part of `path`: one that was to be read meanwhile."""
+    name = getattr(error, "filename", None)
+    if not isinstance(name, str | os.PathLike) or path.name in str(name):
+        return ""
+    return f" ({name})"
 
 
 def _clear_leftovers(target: Path) -> None:

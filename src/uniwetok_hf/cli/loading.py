@@ -27,7 +27,6 @@ KINDS = {
 PUBLISHED_FILES = ("ae_config.json", "ae.safetensors", "vision_head_config.json", "projector.safetensors")
 SMALL_FILES = ["*.json", "*.jinja", "*.txt"]
 LARGE_CHECKPOINT = 2e9  # bytes
-LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError)
 
 
 @dataclass(frozen=True)
@@ -195,12 +194,13 @@ def quiet_transformers(with_bar: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _loading(checkpoint: Checkpoint) -> Iterator[None]:
-    """Turns errors into one line and silences the libraries; on terminals, large checkpoints show a progress bar."""
+    """Turns errors into one line and silences the libraries; on terminals, large checkpoints show a progress bar.
+    Wrong values in a checkpoint make the libraries raise nearly anything, such as OverflowError."""
     size = sum(path.stat().st_size for path in checkpoint.model_folder.glob("*.safetensors"))
     try:
         with quiet_transformers(with_bar=size >= LARGE_CHECKPOINT and sys.stderr.isatty()):
             yield
-    except LOADING_ERRORS as error:
+    except Exception as error:
         raise CommandError(f"{checkpoint.folder} can't be loaded: {one_line(error)}") from error
 
 
