@@ -1,8 +1,9 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Files and folders that are there as a whole or not at all, what is said when a disk is full, and names that can only
-be those of files."""
+"""Files and folders that are there as a whole or not at all, what is said when a disk is full or a JSON file is
+damaged, and names that can only be those of files."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -153,6 +154,22 @@ def _link_or_copy(source: str | Path, target: str | Path) -> None:
         os.link(source, target, follow_symlinks=False)
     except OSError:
         shutil.copy2(source, target, follow_symlinks=False)
+
+
+def read_json(path: str | os.PathLike) -> dict:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: naming the file, when it holds none.
+        OSError: when it can't be read.
+    """
+    try:
+        values = json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged or cut off ({error}).") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object, found {type(values).__name__}.")
+    return values
 
 
 def is_local_name(name: str | os.PathLike) -> bool:

@@ -5,7 +5,6 @@ errors of many lines.
 """
 
 import contextlib
-import json
 import re
 import sys
 from collections.abc import Collection, Iterator
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uniwetok_hf.embedded import DEFAULT as EMBEDDED
+from uniwetok_hf.files import read_json
 
 from .common import CommandError, hub_bars, one_line, resolve_device, user_errors
 
@@ -102,13 +102,8 @@ def _explain_no_checkpoint(folder: Path, name: str, model_type: str | None) -> s
 
 
 def _read_json(path: Path) -> dict:
-    try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CommandError(f"{path} is damaged or cut off ({one_line(error)})") from error
-    if not isinstance(contents, dict):
-        raise CommandError(f"{path} must hold a JSON object, found {type(contents).__name__}")
-    return contents
+    with user_errors():
+        return read_json(path)
 
 
 def _fetch(name: str, kinds: Collection[str]) -> Checkpoint:
@@ -213,12 +208,22 @@ def _load_model(model_class: type, checkpoint: Checkpoint, device: str):
     dtype = torch.float32 if target.type == "cpu" else "auto"
     with _loading(checkpoint):
         model, report = model_class.from_pretrained(
-            checkpoint.model_folder, dtype=dtype, output_loading_info=True, local_files_only=True
+            checkpoint.model_folder,
+            dtype=dtype,
+            output_loading_info=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # refused below: the library's own error says nothing of them
         )
     if lacking := sorted(report["missing_keys"]):
         raise CommandError(
             f"{checkpoint.model_folder} is an incomplete checkpoint: {len(lacking)} tensors are missing, the first is "
             f"{lacking[0]}"
+        )
+    if wrong := sorted(report["mismatched_keys"]):
+        name, found, wanted = wrong[0]
+        raise CommandError(
+            f"{checkpoint.model_folder} holds {name} of the shape {list(found)}; by its config.json it must be "
+            f"{list(wanted)}"
         )
     model.config._name_or_path = checkpoint.name  # goes into saved codes, where a local path would be private
     return model.to(target).eval()

@@ -136,14 +136,12 @@ def _read(kind: str, path: Path, overrides: dict):
 def run_train(args: argparse.Namespace) -> None:
     """`uniwetok train`."""
     module, _ = _import_trainer(args.kind)
-    import yaml
-
-    from uniwetok_hf.training.config import find_config
+    from uniwetok_hf.training.config import find_config, parse_yaml
 
     overrides = {}
     for field, value in args.set:
-        with user_errors(yaml.YAMLError, prefix=f"--set {field}={value}: "):
-            overrides[field] = yaml.safe_load(value)
+        with user_errors():
+            overrides[field] = parse_yaml(value, f"--set {field}={value}")
     with user_errors(ValueError, OSError, prefix="--config: "):
         for name in args.config:
             if name.startswith("emoji_") and not Path(name).exists():

@@ -11,14 +11,15 @@ mirrored alike; with `same_crops`, that of all rows. A column of lists of pictur
 
 import dataclasses
 import hashlib
-import json
 import os
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from ..files import read_json
 from ..modeling.codes_uniwetok import unpack_codes
 
 
@@ -77,10 +78,10 @@ def read_encoding(folder: str | os.PathLike) -> Encoding:
             why = "no encoded dataset (no encoding.json); `uniwetok encode-dataset` makes one"
         raise ValueError(f"`folder` {folder} holds {why}.")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         version = values["format"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"`folder`: {path} is damaged ({type(error).__name__}: {error}).") from None
+    except KeyError as error:
+        raise ValueError(f"`folder`: {path} is damaged (KeyError: {error}).") from None
     if version != ENCODING_FORMAT:
         raise ValueError(
             f"`folder`: {path} is of format {version}, this version of uniwetok-hf reads {ENCODING_FORMAT}."
@@ -88,6 +89,9 @@ def read_encoding(folder: str | os.PathLike) -> Encoding:
     names = {field.name for field in dataclasses.fields(Encoding)}
     if missing := sorted(names - set(values)):
         raise ValueError(f"`folder`: {path} lacks {', '.join(missing)}.")
+    for name, hint in typing.get_type_hints(Encoding).items():
+        if not isinstance(values[name], list if typing.get_origin(hint) is list else hint):
+            raise ValueError(f"`folder`: {path} is damaged (`{name}` is {values[name]!r:.100}).")
     return Encoding(**{name: values[name] for name in names})
 
 

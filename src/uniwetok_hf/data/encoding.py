@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from ..files import whole_file
+from ..files import read_json, whole_file
 from ..signals import Stopped
 from .archives import ERROR_COLUMN
 from .encoded import ENCODING_FILE, Encoding, encoder_fingerprint, part_path, read_encoding
@@ -250,7 +250,7 @@ def _read_state(folder: Path) -> dict | None:
     if (folder / ENCODING_FILE).exists():
         return read_encoding(folder).settings
     if (folder / PARTIAL_FILE).exists():
-        return json.loads((folder / PARTIAL_FILE).read_text(encoding="utf-8"))
+        return read_json(folder / PARTIAL_FILE)
     return None
 
 

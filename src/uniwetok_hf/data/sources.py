@@ -172,6 +172,8 @@ def _read_file(path: str, name: str) -> bytes:
 
 def _load_splits(source: PictureSource) -> dict:
     """Split -> dataset. Of a folder of pictures only the split that is asked for is looked at."""
+    if not source.path:
+        raise ValueError("`path` is empty; `.` is the current folder.")
     path = Path(source.path).expanduser()
     if source.path == EMBEDDED_PICTURES:
         return {"train": _embedded_pictures()}

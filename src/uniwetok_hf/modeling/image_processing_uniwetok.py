@@ -248,7 +248,10 @@ class UniWeTokImageProcessor(PilBackend):  # trf-ignore: TRF057
             return read_image_address(image_url_or_urls)
         if isinstance(image_url_or_urls, os.PathLike | bytes | bytearray):
             return read_image(image_url_or_urls)
-        return super().fetch_images(image_url_or_urls)
+        try:
+            return super().fetch_images(image_url_or_urls)
+        except TypeError as error:
+            raise ValueError(f"images: {error}") from error
 
     def process_image(
         self,

@@ -12,7 +12,7 @@ A picture is `<|vision_start|><|res_h|><|res_w|><|query_1|>...<|query_{P-1}|>`, 
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch.nn import functional as F
@@ -39,6 +39,7 @@ def _renew_tokenizer_lock() -> None:
 if hasattr(os, "register_at_fork"):  # a worker process must not wait for a thread that it doesn't have
     os.register_at_fork(after_in_child=_renew_tokenizer_lock)
 
+PICTURE_KEYS = ("image", "url", "path", "base64")  # where a chat template's item of the type image has its picture
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
     {{- '<|im_start|>' + message['role'] + '\\n' -}}
@@ -142,6 +143,8 @@ class UniWeTokProcessor(ProcessorMixin):
         """
         if text is None:
             raise ValueError("`text` is required: it says where the pictures go.")
+        if not isinstance(text, Sequence) or not text and text != "":
+            raise ValueError(f"`text` must be text or a list of texts, got {text!r:.200}.")
         check_characters([text] if isinstance(text, str) else list(text), "text")
         if images is not None and picture_sizes is not None:
             raise ValueError("Give either `images` or `picture_sizes`, not both.")
@@ -189,7 +192,7 @@ class UniWeTokProcessor(ProcessorMixin):
         """
         unit, largest = self.stride * self.patch_size, self.num_size_tokens * self.stride
         for name, side in (("height", height), ("width", width)):
-            if side is not None and (side % unit or not unit <= side <= largest):
+            if side is not None and (not hasattr(side, "__index__") or side % unit or not unit <= side <= largest):
                 raise ValueError(f"`{name}` must be a multiple of {unit} from {unit} to {largest} pixels, got {side}.")
 
     def picture_tokens(self, height: int, width: int) -> str:
@@ -288,11 +291,15 @@ class UniWeTokProcessor(ProcessorMixin):
         return self._placeholders(height, width)
 
     def _placeholders(self, height: int, width: int) -> str:
-        num_tokens = (height // self.stride) * (width // self.stride)
-        return self.picture_tokens(height, width) + self.image_token * num_tokens
+        tokens = self.picture_tokens(height, width)  # checks the sides
+        return tokens + self.image_token * ((height // self.stride) * (width // self.stride))
 
     def _text_around_codes(self, text, picture_sizes: list[tuple[int, int]], **kwargs) -> BatchFeature:
         texts = [text] if isinstance(text, str) else list(text)
+        if not isinstance(picture_sizes, list | tuple) or not all(
+            isinstance(size, list | tuple) and len(size) == 2 for size in picture_sizes
+        ):
+            raise ValueError(f"`picture_sizes` must hold (height, width) pairs, got {picture_sizes!r:.200}.")
         if (count := sum(t.count(self.image_token) for t in texts)) != len(picture_sizes):
             raise ValueError(f"`picture_sizes` has {len(picture_sizes)} sizes, `text` {count} {self.image_token}.")
         texts, _ = self.get_text_with_replacements(texts, [self._placeholders(*size) for size in picture_sizes])
@@ -382,17 +389,35 @@ def check_characters(texts: list[str], argument: str) -> None:
 
 
 def _texts_of(conversation) -> Iterator[str]:
-    """All roles and texts of a conversation, or of a list of them."""
-    for message in conversation:
-        if not isinstance(message, dict):
-            yield from _texts_of(message)
-            continue
-        yield message["role"]
-        content = message["content"]
-        if isinstance(content, str):
-            yield content
-        else:
-            yield from (item["text"] for item in content if item.get("type") == "text")
+    """All roles and texts of a conversation, or of a list of them.
+
+    Raises:
+        ValueError: when it is neither.
+    """
+    several = (
+        isinstance(conversation, list | tuple) and bool(conversation) and isinstance(conversation[0], list | tuple)
+    )
+    for messages in conversation if several else [conversation]:
+        if not isinstance(messages, list | tuple) or not messages:
+            raise ValueError(f"`conversation` must be a list of messages, or several of them, got {messages!r:.200}.")
+        for message in messages:
+            if not isinstance(message, dict) or not isinstance(message.get("content"), str | list | tuple):
+                raise ValueError(
+                    "`conversation`: a message must have a `role`, and text or a list as `content`, got "
+                    f"{message!r:.200}."
+                )
+            role, items = message.get("role"), message["content"]
+            if not isinstance(role, str) or not role.strip() or "\n" in role:  # the format ends a role with it
+                raise ValueError(f"`conversation`: a `role` must be one line of text, got {role!r:.200}.")
+            yield role
+            for item in [{"type": "text", "text": items}] if isinstance(items, str) else items:
+                kind = item.get("type") if isinstance(item, dict) else None
+                if kind == "text":
+                    yield item.get("text")
+                elif kind not in ("image", "image_url") or sum(name in item for name in PICTURE_KEYS) > 1:
+                    raise ValueError(f"`conversation`: an item must be text or one image, got {item!r:.200}.")
+                elif kind == "image_url" and "image_url" not in item:  # the library would leave it out
+                    raise ValueError("`conversation`: an item of the type image_url has no `image_url`.")
 
 
 # A saved processor names the class of its image processor, and AutoImageProcessor looks the name up. This stands here

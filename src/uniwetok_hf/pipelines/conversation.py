@@ -20,7 +20,7 @@ from PIL import Image
 from transformers import DynamicCache
 
 from ..data.images import read_image
-from ..files import save_whole
+from ..files import read_json, save_whole
 from ..modeling.codes_uniwetok import load_codes, save_codes
 from ..modeling.noise_uniwetok import Generators
 from .pipeline_mixin import UniWeTokPipelineMixin
@@ -129,7 +129,12 @@ class UniWeTokConversation:
         pipe = self.pipe
         pipe.processor.check_words([text], "text")
         pipe.maybe_load_model()
-        images = [images] if isinstance(images, Image.Image | str | os.PathLike) else list(images)
+        if isinstance(images, Image.Image | str | os.PathLike | bytes):
+            images = [images]
+        elif not isinstance(images, Sequence):
+            raise ValueError(f"`images` must be a picture, a path, or a list of them, got {type(images).__name__}.")
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise ValueError(f"`max_new_tokens` must be a whole number of 1 or more, got {max_new_tokens!r}.")
         shown = [image.codes for image in pipe.encode_image([read_image(image) for image in images])]
         content = [{"type": "image"}] * len(shown) + ([{"type": "text", "text": text}] if text.strip() else [])
         if not content:
@@ -304,13 +309,15 @@ class UniWeTokConversation:
         """
         folder = Path(folder)
         try:
-            record = json.loads((folder / MESSAGES_FILE).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
+            record = read_json(folder / MESSAGES_FILE)
+        except (OSError, ValueError) as error:
             raise ValueError(f"`folder` {folder} holds no conversation ({error}).") from None
-        if not isinstance(record, dict) or record.get("format") != FORMAT:
+        if record.get("format") != FORMAT or not isinstance(record.get("version"), int):
             raise ValueError(f"`folder` {folder}: {MESSAGES_FILE} holds no conversation.")
         if record["version"] > VERSION:
             raise ValueError(f"`folder` {folder} is of version {record['version']}: update uniwetok-hf.")
+        if (problem := _problem_of(record.get("messages"))) is not None:
+            raise ValueError(f"`folder` {folder}: {MESSAGES_FILE} is damaged: {problem}.")
         saved = load_codes(folder / PICTURES_FILE)
         saved.check_fits(pipe.mllm.vision_model.config)
         conversation = cls(pipe)
@@ -321,6 +328,22 @@ class UniWeTokConversation:
                 f"`folder` {folder}: its turns have {pictures} pictures, its file {len(conversation.codes)}."
             )
         return conversation
+
+
+def _problem_of(messages) -> str | None:
+    """What is wrong with saved turns, None when nothing is."""
+    if not isinstance(messages, list):
+        return "`messages` is no list"
+    for index, turn in enumerate(messages):
+        if not isinstance(turn, dict) or turn.get("role") not in ("user", "assistant"):
+            return f"`messages[{index}]` has no role"
+        if not isinstance(turn.get("content"), list):
+            return f"`messages[{index}]` has no list as `content`"
+        for item in turn["content"]:
+            is_text = isinstance(item, dict) and item.get("type") == "text" and isinstance(item.get("text"), str)
+            if item != {"type": "image"} and not is_text:
+                return f"`messages[{index}]` holds what is neither text nor an image"
+    return None
 
 
 __all__ = ["UniWeTokConversation", "UniWeTokReply"]

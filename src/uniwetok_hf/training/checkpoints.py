@@ -13,25 +13,30 @@ Where each node has a disk of its own, each keeps a checkpoint with a manifest o
 files of its own processes; a run goes on from the last step that all nodes have.
 """
 
+import contextlib
 import json
 import os
+import pickle
 import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import SCALER_NAME, DistributedType, broadcast_object_list, gather_object
+from safetensors import SafetensorError
 
 from ..data.samples import STREAMS
+from ..files import read_json
 from ..quiet import without_warning
 from .agreement import any_process, written_together
 from .resume import Changes, check_resume, keep_hyperparameters
 
 
 FOLDER, MANIFEST = "checkpoints", "manifest.json"
+HINT = "Remove that folder to resume from the previous checkpoint."
 
 
 def save_checkpoint(
@@ -168,7 +173,7 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, changes: Changes | N
     scaler = accelerator.scaler
     if not (last / SCALER_NAME).exists():  # of a run in another precision: the scale is found again
         accelerator.scaler = None
-    with keep_hyperparameters(accelerator):
+    with readable(last), keep_hyperparameters(accelerator):
         accelerator.load_state(str(last))
     accelerator.scaler = scaler
     # Accelerate counts micro-batches, and a step may have another number of them now. Checkpoints are between steps.
@@ -177,8 +182,22 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, changes: Changes | N
     # it can continue from that.
     own = last / f"data-{accelerator.process_index}.json"
     path = own if own.exists() else min(last.glob("data-*.json"))
-    state = json.loads(path.read_text(encoding="utf-8"))
+    with readable(last):
+        state = read_json(path)
     return manifest["step"], state
+
+
+@contextlib.contextmanager
+def readable(checkpoint: Path) -> Iterator[None]:
+    """Names the checkpoint in what the libraries raise of a file whose size is right and whose content is not."""
+    try:
+        yield
+    except (SafetensorError, pickle.UnpicklingError, LookupError, EOFError, AttributeError, TypeError) as error:
+        raise ValueError(f"The checkpoint {checkpoint} is broken: {type(error).__name__}: {error}. {HINT}") from error
+    except RuntimeError as error:
+        if not re.search("PytorchStreamReader|Error.* in loading state_dict", str(error)):
+            raise
+        raise ValueError(f"The checkpoint {checkpoint} is broken: {error}. {HINT}") from error
 
 
 def last_checkpoint(accelerator: Accelerator, folder: Path) -> Path | None:
@@ -208,16 +227,20 @@ def check_checkpoint(path: Path) -> dict:
     Raises:
         ValueError: naming the checkpoint and the first file that is missing or of another size.
     """
-    hint = "Remove that folder to resume from the previous checkpoint."
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(path / MANIFEST)
     except (OSError, ValueError):
-        raise ValueError(f"The checkpoint {path} has no readable {MANIFEST}. {hint}") from None
+        manifest = {}
+    settings = manifest.get("settings")
+    forms = [settings.get(form) for form in ("written", "absolute")] if isinstance(settings, dict) else []
+    is_known = settings is None or (forms and all(isinstance(form, dict) for form in forms))
+    if type(manifest.get("step")) is not int or not isinstance(manifest.get("files"), dict) or not is_known:
+        raise ValueError(f"The checkpoint {path} has no readable {MANIFEST}. {HINT}")
     for name, size in manifest["files"].items():
         found = (path / name).stat().st_size if (path / name).exists() else None
         if found != size:
             state = "is missing" if found is None else f"has {found} of {size} bytes"
-            raise ValueError(f"The checkpoint {path} is broken: {name} {state}. {hint}")
+            raise ValueError(f"The checkpoint {path} is broken: {name} {state}. {HINT}")
     return manifest
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..adapters import CONFIG_FILE, load_peft, save_adapter
-from ..files import save_whole
+from ..files import read_json, save_whole
 from ..modeling.configuration_uniwetok import UniWeTokConfig
 from ..modeling.configuration_uniwetok_mllm import UniWeTokMLLMConfig
 from ..modeling.modeling_uniwetok import UniWeTokModel
@@ -27,7 +27,7 @@ from ..modeling.processing_uniwetok import UniWeTokProcessor
 from ..pipelines import UniWeTokPipeline
 from ..provenance import RECORD
 from ..schedulers import BinaryFlowScheduler
-from .checkpoints import check_checkpoint, list_checkpoints
+from .checkpoints import check_checkpoint, list_checkpoints, readable
 from .run import seeded_weights
 
 
@@ -35,6 +35,7 @@ ARCHITECTURE, FIELDS = "architecture", "export.json"
 # Accelerate's names for the first model of a checkpoint, and for the average, which both trainers register first.
 WHOLE, AVERAGE = "model.safetensors", "custom_checkpoint_0.pkl"
 FSDP_SHARDS, FSDP_WHOLE, DEEPSPEED = "pytorch_model_fsdp_0", "pytorch_model_fsdp.bin", "pytorch_model"
+SAVE_DTYPES = ("float32", "bfloat16", "float16")
 WRAPPERS = ("module.", "_orig_mod.")  # what DDP and torch.compile put before names
 
 
@@ -107,22 +108,44 @@ def export_checkpoint(checkpoint: str | os.PathLike, out: str | os.PathLike, ave
             f"{path.parent.parent} has no folder `{ARCHITECTURE}`: the run was started by an earlier version. Resume "
             "it with this one, which writes the folder at the start."
         )
-    fields = ExportFields(**json.loads((source / FIELDS).read_text()))
-    weights = read_weights(path)
+    fields, record = _read_architecture(source)
     is_averaged = averaged and fields.averaged is not None
-    if is_averaged:
-        average = torch.load(path / AVERAGE, map_location="cpu", weights_only=True)["shadow_params"]
-        weights |= dict(zip(fields.averaged, average, strict=True))
-    record = json.loads((source / RECORD).read_text())
-    record.setdefault("training", {}).update(exported_step=step, exported_weights="averaged" if is_averaged else "raw")
-    write = {"model": _write_model, "pipeline": _write_pipeline, "adapter": _write_adapter}[fields.result]
+    with readable(path):
+        weights = read_weights(path)
+        if is_averaged:
+            average = torch.load(path / AVERAGE, map_location="cpu", weights_only=True)["shadow_params"]
+            weights |= {name: average[index] for index, name in enumerate(fields.averaged)}
+    record["training"].update(exported_step=step, exported_weights="averaged" if is_averaged else "raw")
 
     def save(folder: Path) -> None:
-        write(folder, source, weights, fields)
+        try:
+            WRITERS[fields.result](folder, source, weights, fields)
+        except (LookupError, TypeError, AttributeError) as error:  # of configs in which something else stands
+            raise ValueError(f"{source} is damaged ({type(error).__name__}: {error}).") from error
         (folder / RECORD).write_text(json.dumps(record, indent=1))
 
     out.parent.mkdir(parents=True, exist_ok=True)
     return save_whole(save, out)
+
+
+def _read_architecture(source: Path) -> tuple[ExportFields, dict]:
+    """`export.json` and `training.json` of a folder `architecture`.
+
+    Raises:
+        ValueError: naming the file that is damaged.
+    """
+    try:
+        fields = ExportFields(**read_json(source / FIELDS))
+    except TypeError as error:
+        raise ValueError(f"{source / FIELDS} is damaged ({error}).") from None
+    averaged = fields.averaged if isinstance(fields.averaged, list) else [fields.averaged]
+    is_text = all(isinstance(value, str | None) for value in (*averaged, fields.base_model))
+    if fields.result not in list(WRITERS) or fields.dtype not in SAVE_DTYPES or not is_text:
+        raise ValueError(f"{source / FIELDS} is damaged: {str(asdict(fields))[:200]}.")
+    record = read_json(source / RECORD)
+    if not isinstance(record.setdefault("training", {}), dict):
+        raise ValueError(f"{source / RECORD} is damaged: `training` is {record['training']!r:.100}.")
+    return fields, record
 
 
 def _find(path: Path) -> Path:
@@ -228,3 +251,6 @@ def _write_adapter(folder: Path, source: Path, weights: dict[str, torch.Tensor],
     if unexpected or any(p.is_meta for name, p in model.named_parameters() if p.requires_grad):
         raise ValueError(f"The checkpoint does not have the weights of the adapter in {source / CONFIG_FILE}.")
     save_adapter(model, folder, base_model=fields.base_model)
+
+
+WRITERS = {"model": _write_model, "pipeline": _write_pipeline, "adapter": _write_adapter}

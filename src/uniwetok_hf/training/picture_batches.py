@@ -30,6 +30,7 @@ from ..data.sources import PictureSource, cell_name, open_source, read_cell
 LOOKAHEAD = 2
 # More unreadable pictures in a row are an error.
 MAX_FAILURES = 1000
+LARGEST_SIDE = 2**16  # pixels; beyond it, a number was mistyped
 
 
 @dataclass
@@ -65,11 +66,16 @@ def bucket_batch_sizes(buckets: Sequence[Bucket], batch_size: int, multiple: int
     Raises:
         ValueError: when there is no bucket, a side is below 1, or `batch_size` is not a multiple of `multiple`.
     """
-    if not buckets or min(min(bucket.height, bucket.width) for bucket in buckets) < 1:
-        raise ValueError(f"`buckets` must be one or more sizes of at least 1 x 1 pixels, got {list(buckets)}.")
+    sides = [side for bucket in buckets for side in (bucket.height, bucket.width)]
+    if not sides or not 1 <= min(sides) <= max(sides) <= LARGEST_SIDE:
+        raise ValueError(
+            "`buckets` must be one or more sizes of at least 1 x 1 pixels and at most "
+            f"{LARGEST_SIDE} x {LARGEST_SIDE}, got {list(buckets)}."
+        )
     if batch_size < 1 or batch_size % multiple:
         raise ValueError(
-            f"`batch_size` must be a multiple of {multiple} (processes x micro-batches), got {batch_size}."
+            f"`batch_size` must be a multiple of {multiple} (`batch_multiple`, or processes x micro-batches), got "
+            f"{batch_size}."
         )
     pixels = batch_size * buckets[0].height * buckets[0].width
     return [max(pixels // (bucket.height * bucket.width * multiple), 1) * multiple for bucket in buckets]

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin, LoggerType
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
@@ -30,7 +31,7 @@ from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..signals import Stopped, signals_set
 from .agreement import lost_processes_named, process_group_options
 from .checkpoints import list_checkpoints
-from .config import absolute_paths
+from .config import absolute_paths, field_named
 
 
 class JsonLinesTracker(GeneralTracker):
@@ -114,6 +115,8 @@ def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTrack
         ValueError: when the processes and micro-batches can't share `batch_size` samples, or Accelerate is configured
             for a kind of parallelism that the trainers don't know.
     """
+    if unknown := sorted(set(config.report_to) - set(LoggerType.list())):
+        raise ValueError(f"`report_to` must be of {', '.join(LoggerType.list())}, got {unknown[0]!r}.")
     tracker = JsonLinesTracker(folder, dataclasses.asdict(config))
     with lost_processes_named():
         accelerator = Accelerator(
@@ -183,7 +186,11 @@ def choose_parameters(model: nn.Module, trainable: Sequence[str], never: Sequenc
 def make_optimizer(
     config, parameters: list[nn.Parameter], learning_rate: float, num_steps: int, epsilon: float = 1e-8
 ):
-    """AdamW and the learning rate schedule over `num_steps` steps."""
+    """AdamW and the learning rate schedule over `num_steps` steps.
+
+    Raises:
+        ValueError: for a schedule that is unknown, does not take its arguments, or does not follow the steps alone.
+    """
     optimizer = torch.optim.AdamW(
         parameters,
         lr=learning_rate,
@@ -191,13 +198,21 @@ def make_optimizer(
         eps=epsilon,
         weight_decay=config.weight_decay,
     )
-    scheduler = get_scheduler(
-        config.lr_scheduler,
-        optimizer,
-        num_warmup_steps=config.lr_warmup_steps,
-        num_training_steps=num_steps,
-        scheduler_specific_kwargs=config.lr_scheduler_kwargs,
-    )
+    fields = "lr_scheduler`, `lr_warmup_steps`, `lr_scheduler_kwargs"
+    with field_named(fields):
+        scheduler = get_scheduler(
+            config.lr_scheduler,
+            optimizer,
+            num_warmup_steps=config.lr_warmup_steps,
+            num_training_steps=num_steps,
+            scheduler_specific_kwargs=config.lr_scheduler_kwargs,
+        )
+        if not isinstance(scheduler, LambdaLR):
+            raise ValueError(f"{config.lr_scheduler} follows a metric; schedules of the steps alone are accepted.")
+        # Now, not at the step that first needs a wrong argument.
+        rates = [float(scheduler.lr_lambdas[0](step)) for step in range(0, num_steps + 1, max(num_steps // 100, 1))]
+        if not np.isfinite(rates).all():
+            raise ValueError(f"the learning rate would be {rates}.")
     return optimizer, scheduler
 
 

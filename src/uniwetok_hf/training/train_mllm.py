@@ -40,9 +40,20 @@ from ..provenance import RECORD, training_record
 from ..signals import Stopped
 from .agreement import any_process, lost_processes_named, written_together
 from .checkpoints import check_run, find_own_disks, load_checkpoint, make_output_folder, save_checkpoint
-from .config import APPLY, KEEP, KEEP_NULL, check_at_least, config_values, flat_values, read_config, setting
+from .config import (
+    APPLY,
+    KEEP,
+    KEEP_NULL,
+    check_at_least,
+    check_share,
+    check_training,
+    config_values,
+    flat_values,
+    read_config,
+    setting,
+)
 from .conversation_batches import ConversationBatches, MicroBatch, prefetched
-from .export import ARCHITECTURE, ExportFields, names_of, pipeline_parts, write_architecture
+from .export import ARCHITECTURE, SAVE_DTYPES, ExportFields, names_of, pipeline_parts, write_architecture
 from .lora import LoraSettings, add_lora, checkpoint_adapters_only
 from .resume import check_rows, saved_settings
 from .run import (
@@ -60,7 +71,7 @@ from .run import (
     stopped_after,
     stops_after_step,
 )
-from .start import CHANGEABLE, start_folder, start_pipeline
+from .start import CHANGEABLE, check_mllm, start_folder, start_pipeline
 from .status import RunStatus
 from .tasks import TaskMixture, TaskSource
 
@@ -217,26 +228,14 @@ class MLLMTrainingConfig:
     report_to: list[str] = setting([], "trackers in addition to log.jsonl: tensorboard, wandb, ...", on_resume=APPLY)
 
     def __post_init__(self):
-        if self.save_dtype not in ("float32", "bfloat16", "float16"):
+        if self.save_dtype not in SAVE_DTYPES:
             raise ValueError(f"`save_dtype` must be float32, bfloat16 or float16, got {self.save_dtype!r}.")
-        check_at_least(
-            self,
-            1,
-            "batch_size",
-            "max_train_steps",
-            "gradient_accumulation_steps",
-            "logging_steps",
-            "validation_steps",
-            "checkpointing_steps",
-            "checkpoints_total_limit",
-            "length_group_steps",
-            "validation_samples",
-        )
-        check_at_least(self, 0, "seed", "max_skipped_steps")
-        if not self.data:
-            raise ValueError("`data` must name at least one encoded dataset.")
-        if not 0 <= self.text_dropout <= 1:
-            raise ValueError(f"`text_dropout` must be from 0 to 1, got {self.text_dropout}.")
+        check_training(self)
+        check_at_least(self, 1, "length_group_steps", "validation_samples", "num_size_tokens", "max_length")
+        check_at_least(self, 1, "resolution", "num_inference_steps")
+        check_at_least(self, 0, "adam_epsilon")
+        check_share(self, "text_dropout")
+        check_mllm(self.mllm)
         if self.lora:
             if self.init_from is None or "patch_size" in self.mllm:
                 raise ValueError(

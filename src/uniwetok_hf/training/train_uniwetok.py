@@ -50,7 +50,17 @@ from ..signals import Stopped
 from .agreement import any_process, lost_processes_named, written_together
 from .bit_usage import BitUsage
 from .checkpoints import check_run, find_own_disks, load_checkpoint, make_output_folder, save_checkpoint
-from .config import APPLY, KEEP, check_at_least, config_values, flat_values, read_config, setting
+from .config import (
+    APPLY,
+    KEEP,
+    check_at_least,
+    check_training,
+    config_values,
+    field_named,
+    flat_values,
+    read_config,
+    setting,
+)
 from .export import ARCHITECTURE, ExportFields, names_of, write_architecture
 from .picture_batches import Bucket, PictureBatch, PictureBatches, validation_pictures
 from .resume import check_rows, saved_settings
@@ -248,20 +258,8 @@ class UniWeTokTrainingConfig:
     report_to: list[str] = setting([], "trackers in addition to log.jsonl: tensorboard, wandb, ...", on_resume=APPLY)
 
     def __post_init__(self):
-        check_at_least(
-            self,
-            1,
-            "batch_size",
-            "max_train_steps",
-            "gradient_accumulation_steps",
-            "logging_steps",
-            "validation_steps",
-            "checkpointing_steps",
-            "checkpoints_total_limit",
-            "validation_pictures",
-            "num_threads",
-        )
-        check_at_least(self, 0, "seed", "max_skipped_steps")
+        check_training(self)
+        check_at_least(self, 1, "validation_pictures", "num_threads", "batch_multiple")
 
 
 class UniWeTokTrainer:
@@ -638,12 +636,19 @@ def open_batches(config: UniWeTokTrainingConfig, process_index: int, num_process
 
 def build_model(config: UniWeTokTrainingConfig) -> UniWeTokModel:
     """The model that a stage starts from, with only its trainable parameters requiring gradients."""
-    if config.init_from:
+    if config.init_from is not None:
         start = find_stage(config.init_from) or config.init_from
-        model = UniWeTokModel.from_pretrained(start, dtype=torch.float32)
+        with field_named("init_from"):
+            model = UniWeTokModel.from_pretrained(start, dtype=torch.float32)
     else:
-        with seeded_weights(config.seed):
+        with seeded_weights(config.seed), field_named("model"):
             model = UniWeTokModel(UniWeTokConfig(**config.model))
+    for index, bucket in enumerate(config.buckets):
+        if bucket.height % model.config.stride or bucket.width % model.config.stride:
+            raise ValueError(
+                f"`buckets[{index}]`: sides must be multiples of the model's {model.config.stride} pixels, got "
+                f"{bucket.height} x {bucket.width}."
+            )
     # Without Transformer layers nothing reads the register tokens.
     never = [r"transformer\.register_tokens$"] if model.config.num_hidden_layers == 0 else []
     choose_parameters(model, config.trainable, never)
