@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from uniwetok_hf.files import is_local_name, save_whole
+from uniwetok_hf.files import WriteError, is_local_name, save_whole, whole_file
 
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path):
@@ -146,3 +146,37 @@ def test_threads_may_save_to_one_place(tmp_path):
 )
 def test_names_that_are_never_looked_up_on_the_hub(name, is_local):
     assert is_local_name(name) is is_local
+
+
+def test_a_file_is_whole_or_as_before(tmp_path):
+    path = tmp_path / "a.txt"
+    for text in ("first", "second"):
+        with whole_file(path) as temporary:
+            temporary.write_text(text)
+    with pytest.raises(ValueError), whole_file(path) as temporary:
+        temporary.write_text("third")
+        raise ValueError
+    with (
+        pytest.raises(WriteError, match=r"a\.txt can't be written: No space left"),
+        whole_file(path, True) as temporary,
+    ):
+        temporary.write_text("third")
+        raise OSError(28, "No space left on device")
+    assert files(tmp_path) == {"a.txt": "second"}
+
+
+def test_a_save_inside_of_a_save_that_was_killed_is_removed(tmp_path):
+    (tmp_path / "..result.0123abcd.tmp.4567cdef.tmp").mkdir()
+    save_whole(write(a="first"), tmp_path / "result")
+    assert files(tmp_path) == {"result/a": "first"} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_that_could_not_be_read_meanwhile_is_named(tmp_path):
+    missing = tmp_path / "template.json"
+    for path in (tmp_path / "result", tmp_path / "new" / "result"):
+        with pytest.raises(WriteError) as raised:
+            save_whole(lambda folder: missing.read_text(), path)
+        assert str(raised.value) == f"{path} can't be written: No such file or directory ({missing})"
+    with pytest.raises(WriteError) as raised:
+        save_whole(lambda folder: (folder / "sub" / "a").write_text("a"), tmp_path / "result")
+    assert str(raised.value) == f"{tmp_path / 'result'} can't be written: No such file or directory"

@@ -1,6 +1,6 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Folders that are there as a whole or not at all, what is said when a disk is full or a JSON file is damaged, and
-names that can only be those of files."""
+"""Files and folders that are there as a whole or not at all, what is said when a disk is full or a JSON file is
+damaged, and names that can only be those of files."""
 
 import contextlib
 import json
@@ -70,7 +70,27 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
     except BaseException as error:  # that of torch.distributed.checkpoint is no `Exception`
         if (reason := write_failure(error)) is None:
             raise
-        raise WriteError(f"{path} can't be written: {reason}") from error
+        raise WriteError(f"{path} can't be written: {reason}{_other_file(error, Path(path))}") from error
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike, is_shared: bool = False) -> Iterator[Path]:
+    """A block that writes a temporary file beside `path`, whose name it gets. The file replaces `path` when the block
+    ends well, and vanishes when it does not. What a killed process leaves of it is overwritten the next time, unless
+    `is_shared`: other processes may write the same path, and each has a name of its own.
+
+    Raises:
+        WriteError: naming `path` and the reason, when it can't be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp" if is_shared else f".{path.name}.tmp")
+    with writing(path):
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def write_failure(error: BaseException) -> str | None:
@@ -80,7 +100,8 @@ def write_failure(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         return os.strerror(error.errno) if error.errno else text
     kind = type(error).__name__
-    if kind in ("SafetensorError", "CheckpointException") and (
+    # `tokenizers` raises bare exceptions.
+    if kind in ("SafetensorError", "CheckpointException", "Exception") and (
         found := re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", text)
     ):
         return os.strerror(int(found[1] or found[2]))
@@ -92,12 +113,20 @@ def write_failure(error: BaseException) -> str | None:
     return None
 
 
+def _other_file(error: BaseException, path: Path) -> str:
+    """The file of an error in brackets, where it is not a part of `path`: one that was to be read meanwhile."""
+    name = getattr(error, "filename", None)
+    if not isinstance(name, str | os.PathLike) or path.name in str(name):
+        return ""
+    return f" ({name})"
+
+
 def _clear_leftovers(target: Path) -> None:
     """Deletes what a killed process left of a save; where it was killed between the two renames, the older folder is
-    put back first."""
+    put back first. (A save inside of a save, as of a pipeline at the end of a training, leaves a name of both.)"""
     if not target.parent.is_dir():
         return
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.(tmp|old)")
+    pattern = re.compile(rf"\.+{re.escape(target.name)}(\.[0-9a-f]{{8}}\.(tmp|old))+")
     for leftover in sorted(path for path in target.parent.iterdir() if pattern.fullmatch(path.name)):
         if leftover.suffix == ".old" and not target.exists():
             leftover.rename(target)

@@ -31,7 +31,9 @@ def test_edit_with_less_weight_of_the_picture(succeeds, photo, pipeline_folder, 
     edit.set_progress_bar_config(disable=True)
     plain = {"guidance_scale": 4.0}
     scales = plain | {"image_guidance_scale": 1.5}
-    edited = [edit(Image.open(photo).copy(), "blue", generator=[seeded(0)], **call).images[0] for call in (scales, plain)]
+    edited = [
+        edit(Image.open(photo).copy(), "blue", generator=[seeded(0)], **call).images[0] for call in (scales, plain)
+    ]
     expected, other = (np.asarray(picture) for picture in edited)
     assert (pixels(path) == expected).all() and (pixels(path) != other).any()
 

@@ -228,3 +228,12 @@ def test_hub_id_of_the_wrong_kind_or_without_weights(fails, fetched, vision_fold
     drop_weights(pipeline_copy)
     fetched(pipeline_copy, "org/half")
     assert "model.safetensors is missing" in fails("generate", "a", "--model", "org/half")
+
+
+@pytest.mark.parametrize("name, value", [("num_res_blocks", "x"), ("rope_theta", 10**400), ("base_channels", [None])])
+def test_wrong_values_of_a_config(name, value, fails, vision_folder, workplace, photo):
+    """Of which the libraries raise errors of their own kinds."""
+    shutil.copytree(vision_folder, workplace / "broken")
+    config = workplace / "broken" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {name: value}))
+    assert fails("reconstruct", photo, "--model", "broken").startswith("broken can't be loaded: ")

@@ -3,33 +3,24 @@ says what happened."""
 
 import contextlib
 import os
-import resource
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from full_disk import files_limited
 from tiny_encoded import language_training
 from tiny_training import VISION, assert_same_weights, write
 
 from uniwetok_hf.cli.main import main
 from uniwetok_hf.training.checkpoints import list_checkpoints
+from uniwetok_hf.training.run import JsonLinesTracker, SkippedSamples
+from uniwetok_hf.training.status import RunStatus
 from uniwetok_hf.training.train_mllm import MLLMTrainer
 from uniwetok_hf.training.train_uniwetok import UniWeTokTrainer
 
 
 TRAINERS = {"tokenizer": UniWeTokTrainer, "mllm": MLLMTrainer}
-
-
-@contextlib.contextmanager
-def files_limited(size: int) -> Iterator[None]:
-    """No file can be longer than `size` bytes: writing fails in the middle, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +111,18 @@ def test_checkpoints_that_cannot_be_made(configs, tmp_path, monkeypatch, capsys)
     at_step(monkeypatch, "tokenizer", 2, block)
     code, lines = train(capsys, "tokenizer", path)
     assert code == 1 and lines == [f"uniwetok: error: {run}/checkpoints/step-000004 can't be written: Not a directory"]
+
+
+@pytest.mark.parametrize("name", ["status.json", "config.json", "log.jsonl", "skipped-0.txt"])
+def test_small_files_of_a_run(name, tmp_path):
+    tracker, skipped = JsonLinesTracker(tmp_path, {"seed": 1}), SkippedSamples(tmp_path, 0, 1.0)
+    writes = {
+        "status.json": RunStatus(SimpleNamespace(is_main_process=True), tmp_path, 3).write,
+        "config.json": tracker.store_init_configuration,
+        "log.jsonl": lambda _: tracker.rewind(1),
+        "skipped-0.txt": lambda _: skipped.note(["row 3"], 4),
+    }
+    (tmp_path / name).write_text(before := '{"step": 1}\n{"step": 2}\n')
+    with files_limited(0), pytest.raises(OSError, match=f"{tmp_path}/{name} can't be written: File too large"):
+        writes[name]("running")
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == before

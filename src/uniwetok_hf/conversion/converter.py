@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoTokenizer, PreTrainedModel
 
+from ..files import writing
 from ..modeling.configuration_uniwetok import UniWeTokConfig
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..modeling.modeling_uniwetok import UniWeTokModel
@@ -126,14 +127,14 @@ def _new_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` that becomes `out` if all goes well and vanishes if not."""
     out = out.resolve()
     new_parents = [parent for parent in out.parents if not parent.exists()]
-    out.parent.mkdir(parents=True, exist_ok=True)
     folder = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}.part")
-    folder.mkdir()
     try:
-        yield folder
-        if out.exists():
-            out.rmdir()  # empty, or this fails
-        folder.rename(out)
+        with writing(out):
+            folder.mkdir(parents=True)
+            yield folder
+            if out.exists():
+                out.rmdir()  # empty, or this fails
+            folder.rename(out)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # another process may use them by now

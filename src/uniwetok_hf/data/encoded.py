@@ -102,7 +102,7 @@ def open_encoded(folder: str | os.PathLike):
     and finds it again for as long as the parts don't change.
 
     Raises:
-        ValueError: as [`read_encoding`] does, or when a part is missing.
+        ValueError: as [`read_encoding`] does, or when a part is missing or damaged.
     """
     from datasets import Dataset
 
@@ -114,10 +114,30 @@ def open_encoded(folder: str | os.PathLike):
             "its `uniwetok encode-dataset` again to make them."
         )
     # By default it reads as many rows at once as the first row group has, and fails when a part lost all of its rows.
-    dataset = Dataset.from_parquet([str(part) for part in parts], batch_size=1000)
+    try:
+        dataset = Dataset.from_parquet([str(part) for part in parts], batch_size=1000)
+    except Exception as error:  # of `datasets`, which name neither the file nor, often, the cause
+        if (damaged := _first_damaged(parts)) is None:
+            raise
+        raise ValueError(
+            f"`folder`: {damaged[0]} is damaged ({damaged[1]}). Remove it and encoding.json, and run its `uniwetok "
+            "encode-dataset` again."
+        ) from error
     if len(dataset) != encoding.num_rows:
         raise ValueError(f"`folder` {folder} holds {len(dataset)} rows, its encoding.json says {encoding.num_rows}.")
     return dataset
+
+
+def _first_damaged(parts: list[Path]) -> tuple[Path, str] | None:
+    """The first part that can't be read, and why."""
+    import pyarrow.parquet
+
+    for part in parts:
+        try:
+            pyarrow.parquet.ParquetFile(part).read()
+        except (ValueError, OSError) as error:  # of Arrow, too
+            return part, " ".join(str(error).split())
+    return None
 
 
 def cell_codes(cell: list[dict], variant: int, num_bits: int) -> torch.Tensor:

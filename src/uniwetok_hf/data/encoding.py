@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from ..files import read_json, writing
+from ..files import read_json, whole_file
 from ..signals import Stopped
 from .archives import ERROR_COLUMN
 from .encoded import ENCODING_FILE, Encoding, encoder_fingerprint, part_path, read_encoding
@@ -463,11 +463,5 @@ def _mean_bytes(parts: Sequence[PartSummary]) -> dict:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path):
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+    with whole_file(path, is_shared=True) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..files import whole_file, writing
 from ..modeling.image_reading_uniwetok import ImageReadError, image_error_line, read_image
 
 
@@ -19,6 +20,7 @@ def save_image(image: Image.Image, path: str | os.PathLike) -> Path:
     Raises:
         ValueError: The suffix is not one of a format that Pillow can write, `path` is a folder, or the format cannot
             hold the image's mode (JPEG and transparency).
+        OSError: naming `path`, when it can't be written.
     """
     path = Path(path)
     image_format = Image.registered_extensions().get(path.suffix.lower())
@@ -29,10 +31,10 @@ def save_image(image: Image.Image, path: str | os.PathLike) -> Path:
     if path.is_dir():
         raise ValueError(f"path: {path} is a folder")
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        options = {"quality": 95} if image_format in ("JPEG", "WEBP") else {}
+    options = {"quality": 95} if image_format in ("JPEG", "WEBP") else {}
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path, is_shared=True) as temporary:
         try:
             image.save(temporary, format=image_format, **options)
         except OSError as error:
@@ -41,9 +43,6 @@ def save_image(image: Image.Image, path: str | os.PathLike) -> Path:
             raise ValueError(
                 f"image: mode {image.mode} cannot be saved as {image_format} ({image_error_line(error)})"
             ) from error
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -6,6 +6,7 @@ All reading is done by the `datasets` library. Nothing is decoded while rows are
 `{"bytes", "path"}`, and [`read_cell`] turns it into a picture, so that a broken file is one bad row, not a crash.
 """
 
+import errno
 import glob
 import inspect
 import io
@@ -19,7 +20,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..embedded import FOLDER
-from ..files import is_local_name
+from ..files import WriteError, is_local_name
 from .archives import open_archives
 from .images import ImageReadError, read_image
 from .places import is_place, load_place
@@ -33,6 +34,7 @@ SPLIT_FOLDERS = {"train", "validation", "val", "valid", "dev", "test", "eval"}
 EMBEDDED_PICTURES = "embedded-pictures"
 # Shards of a saved dataset when it is streamed; they come in another order each epoch.
 NUM_SHARDS = 64
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @dataclass
@@ -290,7 +292,7 @@ def _load_archives(source: PictureSource, files: list[str]):
 
 def _load(source: PictureSource, *arguments, **options) -> dict:
     """`load_dataset`, with one kind of error."""
-    from datasets import load_dataset
+    from datasets import config, load_dataset
     from datasets.exceptions import DatasetsError
 
     try:
@@ -300,7 +302,10 @@ def _load(source: PictureSource, *arguments, **options) -> dict:
             f"`path` {source.path}: there is no such file or folder, and the Hub can't be asked: {error}"
         ) from error
     except (OSError, ValueError, DatasetsError, tarfile.TarError) as error:
-        raise ValueError(f"`path` {source.path} can't be opened: {error}") from error
+        cause = error.__cause__ or error  # "An error occurred while generating the dataset" says nothing
+        if isinstance(cause, OSError) and cause.errno in NO_ROOM:
+            raise WriteError(f"{config.HF_DATASETS_CACHE} can't be written: {os.strerror(cause.errno)}") from error
+        raise ValueError(f"`path` {source.path} can't be opened: {cause}") from error
 
 
 def _streamed(dataset):

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
+from ..files import whole_file
 from ..modeling.modeling_uniwetok_mllm import sinusoidal_positions
 
 
@@ -126,9 +127,8 @@ class PrePostDistillation(nn.Module):
             ("model.safetensors", lambda path: save_file(weights, path, metadata={"format": "pt"})),
             ("config.json", lambda path: path.write_text(json.dumps(self.config, indent=1) + "\n", encoding="utf-8")),
         ):
-            temporary = folder / f".{name}.tmp"
-            write(temporary)
-            temporary.replace(folder / name)
+            with whole_file(folder / name) as temporary:
+                write(temporary)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike) -> "PrePostDistillation":

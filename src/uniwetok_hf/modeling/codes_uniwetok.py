@@ -145,6 +145,8 @@ def save_codes(
     try:
         save_file(tensors, temporary, metadata={"uniwetok": json.dumps(metadata)})
         temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"`path` {path} can't be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
     return path

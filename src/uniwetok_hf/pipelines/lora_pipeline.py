@@ -33,6 +33,7 @@ from ..adapters import (
     save_adapter,
     save_adapter_card,
 )
+from ..files import save_whole
 from ..modeling.adapters_uniwetok import unchanged_on_error
 
 
@@ -241,9 +242,10 @@ class UniWeTokLoraMixin(LoraBaseMixin):
                 layer.unscale_layer(self.mllm._fused_lora_scale)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """Saves the pipeline.
+        """Saves the pipeline: an older one in `save_directory` is replaced when the new one is written.
 
         Raises:
+            OSError: naming `save_directory`, which is as before, when it can't be written.
             ValueError: when adapters are loaded: transformers would save one of them instead of the model.
         """
         if self._adapters():
@@ -251,7 +253,10 @@ class UniWeTokLoraMixin(LoraBaseMixin):
                 "The pipeline has adapters. `save_lora_weights` saves one; to save the pipeline, call "
                 "`unload_lora_weights` first, after `fuse_lora` if it is to keep what they learnt."
             )
-        super().save_pretrained(save_directory, *args, **kwargs)  # ty: ignore[missing-attribute]
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", Path(save_directory).name)
+        save = super().save_pretrained  # ty: ignore[missing-attribute]
+        save_whole(lambda folder: save(folder, *args, **kwargs), Path(save_directory))
 
     def _adapters(self) -> list[str]:
         return list(getattr(self.mllm, "peft_config", None) or {})

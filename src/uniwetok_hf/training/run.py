@@ -5,7 +5,6 @@ import contextlib
 import copy
 import dataclasses
 import json
-import os
 import re
 import sys
 import threading
@@ -27,7 +26,7 @@ from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from ..data.skipped import SkippedItems
-from ..files import writing
+from ..files import whole_file, writing
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..signals import Stopped, signals_set
 from .agreement import lost_processes_named, process_group_options
@@ -53,7 +52,8 @@ class JsonLinesTracker(GeneralTracker):
     def store_init_configuration(self, values: dict):
         # All settings, with sections: `--config` reads this file, from any folder.
         text = json.dumps(absolute_paths(self.settings or values), indent=1)
-        (self.folder / "config.json").write_text(text, encoding="utf-8")
+        with whole_file(self.folder / "config.json") as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
     def rewind(self, step: int) -> None:
         """Drops the lines after `step`."""
@@ -65,9 +65,8 @@ class JsonLinesTracker(GeneralTracker):
             with contextlib.suppress(ValueError, LookupError, TypeError):  # the last line of a killed run may be cut
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
-        temporary = path.with_name(".log.jsonl.tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
 
     def log(self, values: dict, step: int | None = None, **kwargs):
         rounded = {name: value if isinstance(value, int) else float(f"{value:.6g}") for name, value in values.items()}
@@ -318,7 +317,7 @@ class SkippedSamples(SkippedItems):
             ValueError: when it is too many in all.
         """
         if reasons:
-            with open(self.file, "a", encoding="utf-8", errors="backslashreplace") as file:
+            with writing(self.file), open(self.file, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(" ".join(reason.split()) + "\n" for reason in reasons)
         self.add(reasons, num_read + len(reasons))
 
@@ -329,9 +328,8 @@ class SkippedSamples(SkippedItems):
         super().load_state_dict(state)
         if self.file.exists():
             lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True)
-            temporary = self.file.with_suffix(".tmp")
-            temporary.write_text("".join(lines[: self.count]), encoding="utf-8")
-            temporary.replace(self.file)
+            with whole_file(self.file) as temporary:
+                temporary.write_text("".join(lines[: self.count]), encoding="utf-8")
 
 
 def picture_grid(pictures: Sequence[torch.Tensor], columns: int) -> Image.Image:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from ..files import whole_file
 from ..signals import Stopped
 
 
@@ -33,13 +34,8 @@ class RunStatus:
             return
         place = {"host": socket.gethostname(), "pid": os.getpid()}
         values = {"status": status, "step": self.step, "max_train_steps": self.max_train_steps, **place, **more}
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        try:
+        with whole_file(self.path) as temporary:
             temporary.write_text(json.dumps(values) + "\n", encoding="utf-8")
-            temporary.replace(self.path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
     def saved(self, step: int) -> None:
         """There is a checkpoint of `step`."""
