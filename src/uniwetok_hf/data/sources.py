@@ -23,6 +23,7 @@ from ..embedded import FOLDER
 from ..files import WriteError, is_local_name
 from .archives import open_archives
 from .images import ImageReadError, read_image
+from .parquet_files import find_damage, readable_files
 from .places import is_place, load_place
 
 
@@ -194,6 +195,8 @@ def _load_splits(source: PictureSource) -> dict:
             raise ValueError(f"`path` {source.path}: there is no such file.")
         if builder == "webdataset":
             return {"train": _load_archives(source, found)}
+        if builder == "parquet":
+            return {"train": _load_parquet(source, found)}
     return _load(source, builder, data_files={"train": files})
 
 
@@ -265,13 +268,16 @@ def _load_folder(path: Path, source: PictureSource) -> dict:
         raise ValueError(
             f"`path` {source.path}: no saved dataset, pictures, Parquet files or WebDataset tars in this folder."
         )
-    if builder == "webdataset":
+    if builder in ("webdataset", "parquet") and not (path / "README.md").is_file():  # which may say what is where
         from datasets.data_files import DataFilesDict, get_data_patterns
 
         files = DataFilesDict.from_patterns(get_data_patterns(str(path)), base_path=str(path), allowed_extensions=None)
-        archives = {str(split): [file for file in found if _builder_of(file)] for split, found in files.items()}
-        chosen = archives.get(source.split)
-        return dict.fromkeys(archives) | ({source.split: _load_archives(source, chosen)} if chosen else {})
+        named = {
+            str(split): [file for file in found if _builder_of(file) == builder] for split, found in files.items()
+        }
+        load = _load_archives if builder == "webdataset" else _load_parquet
+        chosen = named.get(source.split)
+        return dict.fromkeys(named) | ({source.split: load(source, chosen)} if chosen else {})
     if builder != "imagefolder":
         return _load(source, str(path), name=source.name)
     # `datasets` would also take "crash test.png" for a picture of the test split, and then drop all others.
@@ -288,6 +294,19 @@ def _load_archives(source: PictureSource, files: list[str]):
         return open_archives(files, source.streaming)
     except (OSError, ValueError) as error:
         raise ValueError(f"`path` {source.path} can't be opened: {error}") from error
+
+
+def _load_parquet(source: PictureSource, files: list[str]):
+    try:
+        files = readable_files(files)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`path` {source.path} can't be opened: {error}") from error
+    try:
+        return _load(source, "parquet", data_files={"train": [glob.escape(file) for file in files]})["train"]
+    except ValueError as error:  # of pyarrow, which names no file
+        if (damage := find_damage(files)) is not None:
+            raise ValueError(f"`path` {source.path} can't be opened: {damage}") from error
+        raise
 
 
 def _load(source: PictureSource, *arguments, **options) -> dict:
