@@ -98,6 +98,9 @@ class UniWeTokProcessor(ProcessorMixin):
     def __init__(
         self, image_processor, tokenizer, chat_template=None, patch_size: int = 1, stride: int = 32, **kwargs
     ):
+        for name, value in (("patch_size", patch_size), ("stride", stride)):
+            if type(value) is not int or value < 1:
+                raise ValueError(f"`{name}` must be a whole number of 1 or more, got {value!r:.100}.")
         self.patch_size = patch_size
         self.stride = stride
         if image_processor.stride % (stride * patch_size):
