@@ -168,7 +168,7 @@ def read_json(path: str | os.PathLike) -> dict:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged or cut off ({error}).") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object, found {type(values).__name__}.")
+        raise ValueError(f"{path} is damaged: it must hold a JSON object, found {type(values).__name__}.")
     return values
 
 

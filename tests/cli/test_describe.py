@@ -68,4 +68,4 @@ def test_bad_input(fails, photo, make_picture, pipeline_folder, workplace):
     assert fails("describe", "huge.png", *model).startswith("huge.png: `width` must be a multiple of 32")
     shutil.copytree(pipeline_folder, workplace / "broken")
     (workplace / "broken" / "processor" / "tokenizer.json").write_text("{")
-    assert fails("describe", photo, "--model", "broken").startswith("broken can't be loaded: ")
+    assert fails("describe", photo, "--model", "broken").startswith("broken/processor can't be loaded: ")

@@ -188,15 +188,18 @@ def quiet_transformers(with_bar: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _loading(checkpoint: Checkpoint) -> Iterator[None]:
-    """Turns errors into one line and silences the libraries; on terminals, large checkpoints show a progress bar.
-    Wrong values in a checkpoint make the libraries raise nearly anything, such as OverflowError."""
+def _loading(checkpoint: Checkpoint, part: str = "") -> Iterator[None]:
+    """Turns errors into one line that names the part, a folder or file of the checkpoint, and silences the libraries;
+    on terminals, large checkpoints show a progress bar."""
     size = sum(path.stat().st_size for path in checkpoint.model_folder.glob("*.safetensors"))
     try:
         with quiet_transformers(with_bar=size >= LARGE_CHECKPOINT and sys.stderr.isatty()):
             yield
-    except Exception as error:
-        raise CommandError(f"{checkpoint.folder} can't be loaded: {one_line(error)}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # of a damaged file the libraries raise nearly anything
+        kind = "" if isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: "
+        raise CommandError(f"{checkpoint.folder / part} can't be loaded: {kind}{one_line(error)}") from error
 
 
 def _load_model(model_class: type, checkpoint: Checkpoint, device: str):
@@ -206,7 +209,7 @@ def _load_model(model_class: type, checkpoint: Checkpoint, device: str):
     target = resolve_device(device)
     check_weights(checkpoint.model_folder)
     dtype = torch.float32 if target.type == "cpu" else "auto"
-    with _loading(checkpoint):
+    with _loading(checkpoint, "mllm" if checkpoint.kind == "pipeline" else ""):
         model, report = model_class.from_pretrained(
             checkpoint.model_folder,
             dtype=dtype,
@@ -246,7 +249,7 @@ def _load_parts(checkpoint: Checkpoint, device: str):
 
     _require(checkpoint.folder, "processor/processor_config.json")
     mllm = _load_model(UniWeTokForCausalLM, checkpoint, device)
-    with _loading(checkpoint):
+    with _loading(checkpoint, "processor"):
         processor = UniWeTokProcessor.from_pretrained(checkpoint.folder / "processor", local_files_only=True)
     return mllm, processor
 
@@ -291,9 +294,10 @@ def load_pipeline(name: str | Checkpoint | None, device: str):
     _require(checkpoint.folder, "scheduler/scheduler_config.json")
     mllm, processor = _load_parts(checkpoint, device)
     # By hand: `UniWeTokPipeline.from_pretrained` gives missing weights random values, and `_load_model` refuses them.
-    with _loading(checkpoint):
-        settings = UniWeTokPipeline.load_config(checkpoint.folder)
+    with _loading(checkpoint, "scheduler"):
         scheduler = BinaryFlowScheduler.from_pretrained(checkpoint.folder / "scheduler", local_files_only=True)
+    with _loading(checkpoint, "model_index.json"):
+        settings = UniWeTokPipeline.load_config(checkpoint.folder)
         defaults = {key: value for key, value in settings.items() if key.startswith("default_")}
         pipeline = UniWeTokPipeline(processor, mllm, scheduler, **defaults)
     pipeline.set_progress_bar_config(disable=True)

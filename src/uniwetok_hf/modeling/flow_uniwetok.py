@@ -57,7 +57,9 @@ class BinaryFlow:
     have `BinaryFlowScheduler`, which is this with a config."""
 
     def __init__(self, shift: float = 1.0):
-        self.shift = shift
+        if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0 < shift < math.inf:
+            raise ValueError(f"`shift` must be a number above 0, got {shift!r}.")
+        self.shift = float(shift)
         self.timesteps = flow_timesteps(1, shift)
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:

@@ -13,6 +13,7 @@ A picture is `<|vision_start|><|res_h|><|res_w|><|query_1|>...<|query_{P-1}|>`, 
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -100,7 +101,7 @@ class UniWeTokProcessor(ProcessorMixin):
     ):
         for name, value in (("patch_size", patch_size), ("stride", stride)):
             if type(value) is not int or value < 1:
-                raise ValueError(f"`{name}` must be a whole number of 1 or more, got {value!r:.100}.")
+                raise ValueError(f"`{name}` must be a whole number of 1 or more, got {value!r}.")
         self.patch_size = patch_size
         self.stride = stride
         if image_processor.stride % (stride * patch_size):
@@ -108,6 +109,8 @@ class UniWeTokProcessor(ProcessorMixin):
                 f"`image_processor.stride`={image_processor.stride} must be a multiple of `stride` x `patch_size` = "
                 f"{stride * patch_size}: patches of {patch_size} x {patch_size} tokens tile the picture."
             )
+        if not isinstance(longest := getattr(tokenizer, "model_max_length", 0), int | float):
+            raise ValueError(f"`tokenizer` has `model_max_length` {longest!r:.100}, which is no number.")
         self.image_token = "<|image_pad|>"
         names = ["<|image_pad|>", "<|vision_start|>", "<|im_start|>", "<|im_end|>", "<|res_1|>"]
         names += [f"<|query_{i + 1}|>" for i in range(patch_size**2 - 1)]
@@ -391,7 +394,7 @@ def check_characters(texts: list[str], argument: str) -> None:
             ) from None
 
 
-def _texts_of(conversation) -> Iterator[str]:
+def _texts_of(conversation) -> Iterator[Any]:
     """All roles and texts of a conversation, or of a list of them.
 
     Raises:

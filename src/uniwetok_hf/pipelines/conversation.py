@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.utils import BaseOutput
@@ -129,13 +130,12 @@ class UniWeTokConversation:
         pipe = self.pipe
         pipe.processor.check_words([text], "text")
         pipe.maybe_load_model()
-        if isinstance(images, Image.Image | str | os.PathLike | bytes):
-            images = [images]
-        elif not isinstance(images, Sequence):
+        given: Any = [images] if isinstance(images, Image.Image | str | os.PathLike | bytes) else images
+        if not isinstance(given, Sequence):
             raise ValueError(f"`images` must be a picture, a path, or a list of them, got {type(images).__name__}.")
         if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise ValueError(f"`max_new_tokens` must be a whole number of 1 or more, got {max_new_tokens!r}.")
-        shown = [image.codes for image in pipe.encode_image([read_image(image) for image in images])]
+        shown = [image.codes for image in pipe.encode_image([read_image(image) for image in given])]
         content = [{"type": "image"}] * len(shown) + ([{"type": "text", "text": text}] if text.strip() else [])
         if not content:
             raise ValueError("`text` is empty and there are no `images`: say or show something.")

@@ -78,6 +78,15 @@ class UniWeTokPipelineMixin:
         default_describe_first: bool = False,
     ):
         super().__init__()
+        check_count("default_size", default_size)
+        check_count("default_num_inference_steps", default_num_inference_steps)
+        check_number("default_guidance_scale", default_guidance_scale)
+        if default_image_guidance_scale is not None:
+            check_number("default_image_guidance_scale", default_image_guidance_scale)
+        if not isinstance(default_negative_prompt, str):
+            raise ValueError(f"`default_negative_prompt` must be text, got {default_negative_prompt!r:.100}.")
+        if not isinstance(default_describe_first, bool):
+            raise ValueError(f"`default_describe_first` must be true or false, got {default_describe_first!r:.100}.")
         self._state_of_thread = _StateOfThread()
         self._running: list[GenerationState] = []
         self.register_modules(processor=processor, mllm=mllm, scheduler=scheduler)

@@ -16,7 +16,6 @@ files of its own processes; a run goes on from the last step that all nodes have
 import contextlib
 import json
 import os
-import pickle
 import re
 import shutil
 import uuid
@@ -24,14 +23,14 @@ import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import SCALER_NAME, DistributedType, broadcast_object_list, gather_object
-from safetensors import SafetensorError
 
 from ..data.samples import STREAMS
 from ..files import read_json
 from ..quiet import without_warning
-from .agreement import any_process, written_together
+from .agreement import LOST, any_process, written_together
 from .resume import Changes, check_resume, keep_hyperparameters
 
 
@@ -192,12 +191,14 @@ def readable(checkpoint: Path) -> Iterator[None]:
     """Names the checkpoint in what the libraries raise of a file whose size is right and whose content is not."""
     try:
         yield
-    except (SafetensorError, pickle.UnpicklingError, LookupError, EOFError, AttributeError, TypeError) as error:
-        raise ValueError(f"The checkpoint {checkpoint} is broken: {type(error).__name__}: {error}. {HINT}") from error
-    except RuntimeError as error:
-        if not re.search("PytorchStreamReader|Error.* in loading state_dict", str(error)):
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        is_told = isinstance(error, ValueError) and str(error).startswith(("The checkpoint", "`"))
+        if is_told or LOST.search(str(error)):
             raise
-        raise ValueError(f"The checkpoint {checkpoint} is broken: {error}. {HINT}") from error
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        raise ValueError(f"The checkpoint {checkpoint} is broken: {why}. {HINT}") from error
 
 
 def last_checkpoint(accelerator: Accelerator, folder: Path) -> Path | None:

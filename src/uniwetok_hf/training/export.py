@@ -8,7 +8,6 @@ adds the weights of a checkpoint: whole ones, those of adapters, or the shards o
 
 import json
 import os
-import shutil
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,9 +17,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..adapters import CONFIG_FILE, load_peft, save_adapter
-from ..files import read_json, save_whole
+from ..files import WriteError, read_json, save_whole, write_failure
 from ..modeling.configuration_uniwetok import UniWeTokConfig
 from ..modeling.configuration_uniwetok_mllm import UniWeTokMLLMConfig
+from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..modeling.modeling_uniwetok import UniWeTokModel
 from ..modeling.modeling_uniwetok_mllm import UniWeTokForCausalLM
 from ..modeling.processing_uniwetok import UniWeTokProcessor
@@ -120,8 +120,16 @@ def export_checkpoint(checkpoint: str | os.PathLike, out: str | os.PathLike, ave
     def save(folder: Path) -> None:
         try:
             WRITERS[fields.result](folder, source, weights, fields)
-        except (LookupError, TypeError, AttributeError) as error:  # of configs in which something else stands
-            raise ValueError(f"{source} is damaged ({type(error).__name__}: {error}).") from error
+        except (MemoryError, WriteError):
+            raise
+        except Exception as error:  # of a damaged config the libraries raise nearly anything
+            is_of_disk = write_failure(error) is not None and getattr(error, "errno", 0) is not None
+            if is_of_disk and not str(getattr(error, "filename", "")).startswith(str(source)):
+                raise
+            if isinstance(error, ValueError) and str(error).startswith("The checkpoint"):
+                raise
+            why = " ".join(str(error).split())
+            raise ValueError(f"{source} does not load: {type(error).__name__}: {why}") from error
         (folder / RECORD).write_text(json.dumps(record, indent=1))
 
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -224,7 +232,7 @@ def _write_model(folder: Path, source: Path, weights: dict[str, torch.Tensor], f
     with seeded_weights(0):
         model = UniWeTokModel(UniWeTokConfig.from_pretrained(source))
     _with_weights(model, weights).to(getattr(torch, fields.dtype)).save_pretrained(folder)
-    shutil.copy(source / "preprocessor_config.json", folder)
+    UniWeTokImageProcessor.from_pretrained(source).save_pretrained(folder)
 
 
 def _write_pipeline(folder: Path, source: Path, weights: dict[str, torch.Tensor], fields: ExportFields) -> None:

@@ -61,8 +61,8 @@ class JsonLinesTracker(GeneralTracker):
         if not path.exists():
             return
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):  # the last line of a killed run may be incomplete
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, LookupError, TypeError):  # the last line of a killed run may be cut
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
         with whole_file(path) as temporary:

@@ -39,7 +39,15 @@ from ..files import save_whole
 from ..provenance import RECORD, training_record
 from ..signals import Stopped
 from .agreement import any_process, lost_processes_named, written_together
-from .checkpoints import check_run, find_own_disks, load_checkpoint, make_output_folder, save_checkpoint
+from .checkpoints import (
+    check_run,
+    find_own_disks,
+    list_checkpoints,
+    load_checkpoint,
+    make_output_folder,
+    readable,
+    save_checkpoint,
+)
 from .config import (
     APPLY,
     KEEP,
@@ -353,12 +361,13 @@ class MLLMTrainer:
         self.status.saved(start)
         if any_process(self.stop.is_set(), accelerator):
             raise stopped_after(start)
-        if state:
-            check_rows(state.get("rows"), self.num_rows, config.data)
-            self.guard.resume(state.get("skipped_steps", 0))
-            self.metrics.load_state_dict(state["metrics"])
-            self.task_metrics.load_state_dict(state["task_metrics"])
-            self.skipped.load_state_dict(state.get("skipped"))
+        if state is not None:
+            with readable(list_checkpoints(self.folder)[-1]):
+                check_rows(state.get("rows"), self.num_rows, config.data)
+                self.guard.resume(state.get("skipped_steps", 0))
+                self.metrics.load_state_dict(state["metrics"])
+                self.task_metrics.load_state_dict(state["task_metrics"])
+                self.skipped.load_state_dict(state.get("skipped"))
         if self.ema:  # a checkpoint's weights are read to the CPU
             self.ema.to(accelerator.device)
         if accelerator.is_main_process:

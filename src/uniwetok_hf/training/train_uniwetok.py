@@ -49,7 +49,15 @@ from ..provenance import RECORD, loss_model, training_record
 from ..signals import Stopped
 from .agreement import any_process, lost_processes_named, written_together
 from .bit_usage import BitUsage
-from .checkpoints import check_run, find_own_disks, load_checkpoint, make_output_folder, save_checkpoint
+from .checkpoints import (
+    check_run,
+    find_own_disks,
+    list_checkpoints,
+    load_checkpoint,
+    make_output_folder,
+    readable,
+    save_checkpoint,
+)
 from .config import (
     APPLY,
     KEEP,
@@ -359,8 +367,9 @@ class UniWeTokTrainer:
         self.status.saved(start)
         if any_process(self.stop.is_set(), accelerator):
             raise stopped_after(start)
-        if state:
-            self.load_state_dict(state)
+        if state is not None:
+            with readable(list_checkpoints(self.folder)[-1]):
+                self.load_state_dict(state)
             self.ema.to(accelerator.device)  # its weights were read to the CPU
         if accelerator.is_main_process:
             self.tracker.rewind(start)
