@@ -2,7 +2,7 @@
 """Tries faults on the package: kills, malformed inputs, full disks, many users. Prints a table of kinds with how many
 trials were right and wrong, and below it each wrong one with the command that repeats it. Exit code 1 if there is one.
 
-    python benchmarks/faults.py                              # all of it, about an hour on one core
+    python benchmarks/faults.py                              # all of it, one to two hours on one core
     python benchmarks/faults.py --part kills disk --share 0.1 --seed 7
     python benchmarks/faults.py --only "disk, encode" --number 4     # one trial again, with all that it says
 
@@ -19,6 +19,7 @@ tiny, and made when the script starts. Linux and macOS; needs the extra `dev`. T
   (of Python) says what is wrong with what, and nothing half-written stays.
 - disk (`faults_disk.py`): of each command that writes, for each n, all from its n-th write on fails. Right is: exit
   code 1, one line names the file and the reason, each older file is whole, and with room again the command ends well.
+  Of `save_pretrained` that of pipelines is tried; that of a model alone is transformers', which writes in place.
 - users (`faults_users.py`): ten threads for a minute on one pipeline, and ten visitors on the web page. Right is: each
   gets what it gets alone.
 """
@@ -97,7 +98,7 @@ def title(kind: Kind) -> str:
 def try_all(kinds: list[Kind], args: argparse.Namespace, place: Path) -> dict[str, list]:
     """Prints a row for each kind; returns the wrong trials of each."""
     print("| kind | tried | right | wrong | seconds |")
-    print("| --- | ---: | ---: | ---: | ---: |")
+    print("| --- | ---: | ---: | ---: | ---: |", flush=True)
     wrong = {}
     for kind in kinds:
         (tried, found), seconds = run_kind(kind, args.seed, args.share, place, args.number)

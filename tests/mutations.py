@@ -67,7 +67,7 @@ def damaged_json(content: bytes) -> dict[str, bytes]:
         "an empty object": b"{}",
         "UTF-16": text.encode("utf-16"),
         "with a byte order mark": text.encode("utf-8-sig"),
-        "Latin-1": text.replace("{", '{"caf\xe9": 1, ', 1).encode("latin-1"),
+        "Latin-1": text.replace("{", '{"caf\xe9": 1, ', 1).encode("latin-1", "replace"),
         "nested too deeply": b"[" * 100_000,
         "a Git LFS pointer": LFS_POINTER,
     }

@@ -114,9 +114,9 @@ def write_failure(error: BaseException) -> str | None:
 
 
 def _other_file(error: BaseException, path: Path) -> str:
-    """The file of an error in brackets, where it is not a part of `path`: one that was to be read meanwhile."""
+    """The file of an error in brackets, where it has nothing to do with `path`: one that was to be read meanwhile."""
     name = getattr(error, "filename", None)
-    if not isinstance(name, str | os.PathLike) or path.name in str(name):
+    if not isinstance(name, str | os.PathLike) or path.name in str(name) or str(path).startswith(str(name)):
         return ""
     return f" ({name})"
 

@@ -164,7 +164,7 @@ def lose_shard(folder):
         (drop_config, "broken/mllm is an incomplete checkpoint: config.json is missing"),
         (cut_config, "broken/mllm/config.json is damaged or cut off"),
         (cut_index, "broken/model_index.json is damaged or cut off"),
-        (change_config, "broken/mllm holds model.vision_model."),
+        (change_config, "broken/mllm holds decoder.conv_in.bias of the shape"),
         (lose_shard, "broken/mllm is an incomplete checkpoint: model-00002-of-00002.safetensors is missing"),
     ],
 )

@@ -132,7 +132,7 @@ def test_an_interruption_says_what_was_kept(uniwetok, monkeypatch):
 
 def test_output_that_cannot_be_written(fails, photo, vision_folder):
     assert fails("reconstruct", photo, "--model", vision_folder, "--output", photo / "inside") == (
-        "photo.png/inside: Not a directory"
+        "photo.png/inside/photo-reconstruction.png can't be written: Not a directory"
     )
 
 

@@ -49,7 +49,7 @@ def test_trainings_that_cannot_be(fails, photo, stage, workplace):
     assert "missing field adversarial" not in failing(config, "--set", "entropy.size=3")
     assert "unknown field entropy.size" in failing(config, "--set", "entropy.size=3")
     assert "nowhere" in failing(config)
-    assert "--set seed=[: " in failing(config, "--set", "seed=[")
+    assert "--set seed=[ is no YAML: " in failing(config, "--set", "seed=[")
     assert "output_dir" in failing(config, stage("other"), "--set", "output_dir=here")
     (workplace / "broken.yaml").write_text("seed: [1")
     assert "broken.yaml" in failing("broken.yaml")
