@@ -131,7 +131,7 @@ def export_checkpoint(checkpoint: str | os.PathLike, out: str | os.PathLike, ave
             if is_of_disk and not str(getattr(error, "filename", "")).startswith(str(source)):
                 raise
             if isinstance(error, ValueError) and str(error).startswith("The checkpoint"):
-                raise
+                raise ValueError(f"{error} The checkpoint is {path}, its model that of {source}.") from error
             why = " ".join(str(error).split())
             raise ValueError(f"{source} does not load: {type(error).__name__}: {why}") from error
         (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
