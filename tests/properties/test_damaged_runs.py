@@ -172,7 +172,7 @@ EXPORTS = {
     "architecture/config.json": damaged_json,
     "architecture/preprocessor_config.json": damaged_json,
 }
-# Not the empty object: as `config.json` it is a model of the published size, which takes minutes to build.
+# Not the empty object, nor a `config.json` without a field: models of the published size take minutes to build.
 FEW = ["empty", "cut off", "a list", "nested too deeply", "Latin-1"]
 
 
@@ -184,7 +184,7 @@ def test_exports_of_a_damaged_architecture(copied, capsys, tmp_path, name):
     cases = {
         case: content for case, content in EXPORTS[name](whole).items() if not case.endswith(("huge", "empty object"))
     }
-    others = [case for case in cases if case not in FEW]
+    others = [case for case in cases if case not in FEW and not (name.endswith("/config.json") and "without" in case)]
     for case in [*(case for case in FEW if case in cases), *others[:: max(len(others) // 5, 1)]]:
         path.write_bytes(cases[case])
         capsys.readouterr()
