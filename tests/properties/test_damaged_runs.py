@@ -176,7 +176,9 @@ EXPORTS = {
 FEW = ["empty", "cut off", "a list", "nested too deeply", "Latin-1"]
 
 
-@pytest.mark.parametrize("name", EXPORTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name.endswith("/config.json") else []) for name in EXPORTS]
+)
 def test_exports_of_a_damaged_architecture(copied, capsys, tmp_path, name):
     """A folder that loads, or one line, and nothing is left of what was begun."""
     path, out = copied.parent / "run" / name, tmp_path / "out"
