@@ -172,16 +172,21 @@ EXPORTS = {
     "architecture/config.json": damaged_json,
     "architecture/preprocessor_config.json": damaged_json,
 }
-FEW = ["empty", "cut off", "a list", "nested too deeply", "an empty object", "Latin-1"]
+# Not the empty object, nor a `config.json` without a field: models of the published size take minutes to build.
+FEW = ["empty", "cut off", "a list", "nested too deeply", "Latin-1"]
 
 
-@pytest.mark.parametrize("name", EXPORTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name.endswith("/config.json") else []) for name in EXPORTS]
+)
 def test_exports_of_a_damaged_architecture(copied, capsys, tmp_path, name):
     """A folder that loads, or one line, and nothing is left of what was begun."""
     path, out = copied.parent / "run" / name, tmp_path / "out"
     whole = path.read_bytes()
-    cases = {case: content for case, content in EXPORTS[name](whole).items() if not case.endswith("huge")}
-    others = [case for case in cases if case not in FEW]
+    cases = {
+        case: content for case, content in EXPORTS[name](whole).items() if not case.endswith(("huge", "empty object"))
+    }
+    others = [case for case in cases if case not in FEW and not (name.endswith("/config.json") and "without" in case)]
     for case in [*(case for case in FEW if case in cases), *others[:: max(len(others) // 5, 1)]]:
         path.write_bytes(cases[case])
         capsys.readouterr()
