@@ -152,7 +152,9 @@ def run_train(args: argparse.Namespace) -> None:
     with user_errors(ValueError, OSError, ImportError, FloatingPointError):
         configs = [_read(args.kind, path, overrides) for path in paths]  # all of them, before hours of work
         if args.lora:
-            configs = [dataclasses.replace(config, lora=config.lora or module.LoraSettings()) for config in configs]
+            from uniwetok_hf.training.lora import LoraSettings
+
+            configs = [dataclasses.replace(config, lora=config.lora or LoraSettings()) for config in configs]
         for config in configs:
             result = module.finished(config)
             if result is not None and len(configs) > 1:
