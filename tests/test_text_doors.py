@@ -104,10 +104,10 @@ def test_the_chat_template_itself(pipe, name, where):
     if where == "item":
         talk[0]["content"] = [{"type": "text", "text": words}]
     elif where == "role":
-        talk = [{"role": words, "content": "x"}]
+        talk, message = [{"role": words, "content": "x"}], f"({message}|one line of text)"
     elif where == "batch":
         talk = [[{"role": "user", "content": "x"}], talk]
-    with pytest.raises(ValueError, match=f"`conversation` .*{message}"):
+    with pytest.raises(ValueError, match=f"`conversation`.*{message}"):
         pipe.processor.apply_chat_template(talk, add_generation_prompt=True)
 
 

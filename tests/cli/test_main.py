@@ -158,7 +158,8 @@ def test_process_exit_codes():
 def run_shell(command: str) -> subprocess.CompletedProcess:
     program = f"{sys.executable} -m uniwetok_hf"
     script = f"set -o pipefail; {command.replace('uniwetok', program)}"
-    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # as in a shell
+    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, env=environment)
 
 
 @pytest.mark.parametrize("command", ["uniwetok --help | true", "uniwetok train mllm --help | head -n 1 > /dev/null"])

@@ -144,7 +144,7 @@ def test_an_unfinished_stage_is_no_start(fields, tmp_path):
 def test_training_learns(fields, tmp_path):
     plain = {**fields, "perceptual": None, "adversarial": None, "distillation": None, "prior": None}
     more = {"buckets": [{"height": 16, "width": 16}], "max_train_steps": 60, "learning_rate": 3e-3}
-    more |= {"checkpointing_steps": 60, "validation_data": None, "commitment_weight": 0.0}
+    more |= {"checkpointing_steps": 60, "validation_data": None, "commitment_weight": 0.0, "ema_decay": 0.8}
     run = train_uniwetok.main(write(tmp_path, {**plain, **more}, output_dir=str(tmp_path / "run"))).parent
     errors = [line["l1"] for line in log_lines(run)]
     assert sum(errors[-5:]) < 0.8 * sum(errors[:5])
@@ -300,6 +300,7 @@ def interrupt(trainer, train_step, batch, step):
     train_step(trainer, batch, step)
 
 
+@pytest.mark.filterwarnings("ignore:`mixed_precision. bf16` is many times slower")
 def test_frozen_networks_run_in_the_precision_of_the_training(fields, tmp_path, request):
     AcceleratorState._reset_state()  # it remembers the precision of the tests before
     request.addfinalizer(AcceleratorState._reset_state)
