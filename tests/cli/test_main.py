@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import os
 import subprocess
 import sys
 

@@ -43,7 +43,7 @@ def fields(tmp_path_factory):
         "validation_data": [],
         "ema_decay": 0.5,
     }
-    base = run(fields, folder, **more)
+    base = run(fields, folder, validation_data=[], **more)
     return later(fields, init_from=str(base), lora={"r": 2, "alpha": 4})
 
 
