@@ -1,8 +1,8 @@
 """The command as a whole: help, exit codes, and errors that nobody foresaw."""
 
+import os
 import re
 import shlex
-import os
 import subprocess
 import sys
 
