@@ -38,6 +38,7 @@ def test_converted_text_to_image_folder_draws(uniwetok, succeeds, golden):
     assert Image.open("apple-0.png").copy().size == (128, 64)
 
 
+@pytest.mark.filterwarnings("default:No JSON tells the attention heads")
 def test_number_of_heads_is_asked_for_in_one_line(uniwetok, succeeds, golden, workplace):
     weights = golden / "tokenizer_uniwetok" / "ae.safetensors"
     heads = json.loads((golden / "tokenizer_uniwetok" / "ae_config.json").read_text())["ddconfig"]["n_heads"]
