@@ -89,7 +89,8 @@ def test_deepspeed_takes_micro_batches_and_clipping_from_the_config(monkeypatch)
 
 PRINT = """
 import ascii_config, sys
-print(ascii(ascii_config.read(sys.argv[1])))
+for path in sys.argv[1:]:
+    print(ascii(ascii_config.read(path)))
 """
 READ = """
 from dataclasses import dataclass
@@ -104,17 +105,18 @@ def read(path):
 """
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-@pytest.mark.parametrize("suffix", ["yaml", "json"])
-def test_a_config_is_read_in_the_encoding_that_it_is_written_in(tmp_path, suffix, encoding):
+def test_configs_are_read_in_the_encoding_that_they_are_written_in(tmp_path):
     """In the locale C, where text would be ASCII."""
     (tmp_path / "ascii_config.py").write_text(READ, encoding="utf-8")
-    path = tmp_path / f"config.{suffix}"
-    path.write_bytes('{"prompts": ["caf\u00e9 \u00fc \u4e2d"]}\n'.encode(encoding))
+    paths = []
+    for suffix in ("yaml", "json"):
+        for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+            paths.append(tmp_path / f"{encoding}.{suffix}")
+            paths[-1].write_bytes('{"prompts": ["caf\u00e9 \u00fc \u4e2d"]}\n'.encode(encoding))
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "utf-8"}
     environment = os.environ | locale | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    done = subprocess.run([sys.executable, "-c", PRINT, path], env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == ascii(["caf\u00e9 \u00fc \u4e2d"]), done.stderr
+    done = subprocess.run([sys.executable, "-c", PRINT, *paths], env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [ascii(["caf\u00e9 \u00fc \u4e2d"])] * 6, done.stderr
 
 
 @pytest.mark.parametrize("suffix", ["yaml", "json"])

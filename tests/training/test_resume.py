@@ -21,17 +21,17 @@ from uniwetok_hf.training.config import APPLY, KEEP, KEEP_NULL, read_config, sec
 from uniwetok_hf.training.lora import LoraSettings
 from uniwetok_hf.training.picture_batches import Bucket
 from uniwetok_hf.training.resume import check_resume, saved_settings
-from uniwetok_hf.training.tasks import TaskSource
-from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig
-from uniwetok_hf.training.train_uniwetok import (
+from uniwetok_hf.training.settings_uniwetok import (
     AdversarialSettings,
     DistillationSettings,
     EntropySettings,
     PerceptualSettings,
     PriorSettings,
-    UniWeTokTrainer,
     UniWeTokTrainingConfig,
 )
+from uniwetok_hf.training.tasks import TaskSource
+from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig
+from uniwetok_hf.training.train_uniwetok import UniWeTokTrainer
 
 
 # Configs in which every section is there.
