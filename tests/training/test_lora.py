@@ -36,13 +36,7 @@ def fields(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     fields = language_training(folder)
     # Long enough for the head to say something: a new one gives 0, whatever an adapter does before.
-    more = {
-        "max_train_steps": 20,
-        "checkpointing_steps": 20,
-        "learning_rate": 3e-3,
-        "validation_data": [],
-        "ema_decay": 0.5,
-    }
+    more = {"max_train_steps": 20, "checkpointing_steps": 20, "learning_rate": 3e-3, "ema_decay": 0.5}
     base = run(fields, folder, validation_data=[], **more)
     return later(fields, init_from=str(base), lora={"r": 2, "alpha": 4})
 
