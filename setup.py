@@ -52,6 +52,7 @@ EXTRAS = {
 }
 TEST_TOOLS = [
     "build>=1.6.1",
+    "hypothesis>=6.170.17",
     "import-linter>=2.17",
     "matplotlib>=3.11.2",  # figures of the benchmarks
     "parameterized>=0.9.0",

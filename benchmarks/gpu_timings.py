@@ -245,7 +245,7 @@ def language_step(bench: Bench, folder: str, batch: int, is_compiled: bool) -> t
     Weights and optimizer in float32, computation in bfloat16, with gradient checkpointing."""
     from uniwetok_hf.training.config import find_config, read_config
     from uniwetok_hf.training.conversation_batches import MicroBatch
-    from uniwetok_hf.training.run import RunningMetrics, start_accelerator
+    from uniwetok_hf.training.run import RunningMetrics, StepGuard, start_accelerator
     from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig, TaskMetrics
 
     class SyntheticTrainer(MLLMTrainer):
@@ -254,6 +254,7 @@ def language_step(bench: Bench, folder: str, batch: int, is_compiled: bool) -> t
         def __init__(self, config, mllm):
             self.config, self.folder, self.mllm, self.is_sharded = config, Path(folder), mllm, False
             self.accelerator, self.tracker = start_accelerator(config, self.folder)
+            self.guard = StepGuard(self.accelerator, self.folder, config.max_skipped_steps)
             self.batches = SimpleNamespace(names=["captions"], micro_batch_size=config.batch_size)
             self.prepare_model()
             self.model.train()

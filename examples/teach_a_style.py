@@ -69,7 +69,7 @@ def write_captioned_pictures(folder: Path, pictures: list[Image.Image], captions
     for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         picture.save(folder / f"{index:02}.png")
         lines.append(json.dumps({"file_name": f"{index:02}.png", "text": caption}) + "\n")
-    (folder / "metadata.jsonl").write_text("".join(lines))
+    (folder / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def prompts(style: str, rows: list[dict]) -> list[str]:
@@ -178,12 +178,12 @@ def main(argv: list[str] | None = None) -> None:
     plain = {
         name: {s: {n: x.to_dict() for n, x in of.items()} for s, of in part.items()} for name, part in scores.items()
     }
-    (folder / "scores.json").write_text(json.dumps(plain, indent=1))
-    (folder / "scores.md").write_text(table(scores["before"], scores["after"]))
+    (folder / "scores.json").write_text(json.dumps(plain, indent=1), encoding="utf-8")
+    (folder / "scores.md").write_text(table(scores["before"], scores["after"]), encoding="utf-8")
     sheet = figure(rows, real, before, after)
     for path in [folder / "before_and_after.jpg", *([args.figure] if args.figure else [])]:
         sheet.save(path, quality=88)
-    print((folder / "scores.md").read_text())
+    print((folder / "scores.md").read_text(encoding="utf-8"))
     print(f"taught in {taught - start:.0f} s, generated and scored in {time.monotonic() - taught:.0f} s")
 
 

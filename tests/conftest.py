@@ -4,6 +4,7 @@ import os
 import signal
 
 from hub_server import HOME, HUB, HubServer
+from leaks import left_since, running
 
 
 # Read when the Hugging Face libraries are imported: no test may reach the real Hub, or use a person's token and cache.
@@ -54,6 +55,15 @@ def accelerate_forgets() -> Iterator[None]:
     of tests begins without."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left(accelerate_forgets, request) -> Iterator[None]:
+    """A file of tests leaves no thread, no process and no open file behind."""
+    before = running()
+    yield
+    if left := left_since(before):
+        pytest.fail(f"{request.node.name} left behind: {', '.join(sorted(left))}", pytrace=False)
 
 
 @pytest.fixture

@@ -23,13 +23,13 @@ def gradients(parameters) -> list[torch.Tensor | None]:
 
 def dump_tokenizer(config: str) -> list:
     trainer = UniWeTokTrainer(read_config(UniWeTokTrainingConfig, config))
-    optimize, dumped = trainer.optimize, []
+    clip, dumped = trainer.clip_gradients, []
 
     def dump(parameters, *arguments):
         dumped.append(gradients(parameters))
-        optimize(parameters, *arguments)
+        return clip(parameters, *arguments)
 
-    trainer.optimize = dump
+    trainer.clip_gradients = dump
     trainer.train()
     return dumped
 

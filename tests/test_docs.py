@@ -32,6 +32,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:No JSON tells the attention heads of ae.ckpt")
 @pytest.mark.parametrize("page", ["index", "concepts", "conversation", "conversion"])
 def test_page(page, tmp_path, monkeypatch, fixtures, capsys):
     monkeypatch.chdir(tmp_path)

@@ -24,7 +24,7 @@ def load(name: str):
 def test_story(tmp_path):
     """Two pictures and an answer in a strip."""
     load("story").main(["draw a blue heart", "make it green", "what is it?", "--output", str(tmp_path / "story.jpg")])
-    strip = Image.open(tmp_path / "story.jpg")
+    strip = Image.open(tmp_path / "story.jpg").copy()
     assert strip.width > 3 * 160 and 160 < strip.height < 400
     colours = [strip.getpixel((x, 160)) for x in range(0, strip.width, 4)]
     assert any(b > r + 60 and b > g + 60 for r, g, b in colours)  # the heart is blue
@@ -37,7 +37,7 @@ def test_folder_to_codes(tmp_path, capsys):
         shutil.copy(FOLDER / "pictures" / name, pictures)
     load("folder_to_codes").main([str(pictures), "--output", str(tmp_path / "codes")])
     assert load_codes(tmp_path / "codes" / "noto-pizza.safetensors").codes[0].shape[0] == 128
-    assert Image.open(tmp_path / "codes" / "sheet.jpg").width > 2 * 3 * 160
+    assert Image.open(tmp_path / "codes" / "sheet.jpg").copy().width > 2 * 3 * 160
     assert "2 files of codes" in capsys.readouterr().out
 
 

@@ -28,7 +28,8 @@ import uniwetok_hf
 FOLDER = Path(uniwetok_hf.__file__).parent
 MODULES = sorted(module.name for module in pkgutil.walk_packages(uniwetok_hf.__path__, "uniwetok_hf."))
 TRAINING_PROGRAMS = [
-    f"uniwetok_hf.training.{name}" for name in ("checkpoints", "lora", "run", "train_mllm", "train_uniwetok")
+    f"uniwetok_hf.training.{name}"
+    for name in ("agreement", "checkpoints", "lora", "resume", "run", "status", "train_mllm", "train_uniwetok")
 ]
 HEAVY = ["diffusers", "datasets", "peft", "evaluate", "accelerate", "skimage", "matplotlib", "yaml", "torchvision"]
 OPTIONAL = {"datasets", "peft", "evaluate", "accelerate", "skimage", "matplotlib", "gradio", "lpips"}

@@ -32,8 +32,8 @@ def test_python_blocks(workplace, monkeypatch, capsys):
     assert len(blocks) == 6
     for code in blocks:
         exec(compile(code, "README.md", "exec"), names)
-    assert Image.open("reconstruction.png").size == (100, 75)
-    assert Image.open("heart.png").size == Image.open("edited.png").size == (128, 128)
+    assert Image.open("reconstruction.png").copy().size == (100, 75)
+    assert Image.open("heart.png").copy().size == Image.open("edited.png").copy().size == (128, 128)
     assert capsys.readouterr().out.strip()
 
 

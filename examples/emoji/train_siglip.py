@@ -55,46 +55,67 @@ from uniwetok_hf.data.samples import AUGMENTATION, EpochOrder, sample_generator
 from uniwetok_hf.evaluation.choices import cosines, top_k_outcomes
 from uniwetok_hf.files import save_whole
 from uniwetok_hf.losses.teacher import Teacher
-from uniwetok_hf.training.checkpoints import make_output_folder
-from uniwetok_hf.training.config import explain, read_config, setting
-from uniwetok_hf.training.run import interrupt_sets, seeded_weights, stopped_after
+from uniwetok_hf.signals import EXIT_CODE, Stopped
+from uniwetok_hf.training.agreement import any_process
+from uniwetok_hf.training.checkpoints import check_unfinished, make_output_folder
+from uniwetok_hf.training.config import APPLY, KEEP, explain, read_config, setting
+from uniwetok_hf.training.resume import check_resume, saved_settings
+from uniwetok_hf.training.run import choose_precision, seeded_weights, stopped_after, stops_after_step
+
+
+SETTINGS = "settings.json"  # in each checkpoint
 
 
 @dataclass
 class SiglipTrainingConfig:
     """One training."""
 
-    output_dir: str = setting(help="folder of the run: checkpoints, and at the end `model` and zero_shot.json")
-    data: str = setting(help="folder made by emoji_data.py")
-    max_train_steps: int = setting(help="optimizer steps")
-    batch_size: int = setting(help="pairs per step over all processes")
-    splits: list[str] = setting(["train"], "splits of the data to learn from")
-    validation_split: str | None = setting("validation", "split whose labels are told apart at the end; null: none")
-    image_size: int = setting(64, "side in pixels")
-    vision_model: dict = setting({}, "fields of transformers' SiglipVisionConfig")
-    text_model: dict = setting({}, "fields of SiglipTextConfig")
+    output_dir: str = setting(
+        help="folder of the run: checkpoints, and at the end `model` and zero_shot.json", on_resume=APPLY
+    )
+    data: str = setting(help="folder made by emoji_data.py", on_resume=KEEP)
+    max_train_steps: int = setting(help="optimizer steps", on_resume=KEEP)
+    batch_size: int = setting(help="pairs per step over all processes", on_resume=KEEP)
+    splits: list[str] = setting(["train"], "splits of the data to learn from", on_resume=KEEP)
+    validation_split: str | None = setting(
+        "validation", "split whose labels are told apart at the end; null: none", on_resume=APPLY
+    )
+    image_size: int = setting(64, "side in pixels", on_resume=KEEP)
+    vision_model: dict = setting({}, "fields of transformers' SiglipVisionConfig", on_resume=KEEP)
+    text_model: dict = setting({}, "fields of SiglipTextConfig", on_resume=KEEP)
     text_weights: list[float] = setting(
-        [1.0, 1.0, 1.0], "how often a picture's text is its label, its label with the style, some of its keywords"
+        [1.0, 1.0, 1.0],
+        "how often a picture's text is its label, its label with the style, some of its keywords",
+        on_resume=KEEP,
     )
     group_size: int = setting(
         1,
-        "pictures of one concept that come together; over 1, the batches hold what is hard to tell apart: the same "
-        "thing in other styles and skin tones",
+        "pictures of each concept in an epoch, which come together; over 1, the batches hold what is hard to tell "
+        "apart: the same thing in other styles and skin tones",
+        on_resume=KEEP,
     )
-    text_length: int = setting(24, "tokens to which every text is padded or cut")
-    vocab_size: int = setting(2048, "entries of the text vocabulary, which is trained on the texts")
-    crop_probability: float = setting(0.75, "how often a crop is shown instead of the whole picture")
-    crop_scale: list[float] = setting([0.6, 1.0], "smallest and largest side of a crop over the picture's")
-    logit_bias: float = setting(-10.0, "where the bias of the logits starts; -ln(batch_size) learns sooner")
-    learning_rate: float = setting(1e-3, "of AdamW, falling to 0 as a cosine")
-    lr_warmup_steps: int = setting(0, "steps until the learning rate is reached")
-    weight_decay: float = setting(0.1, "decoupled weight decay")
-    mixed_precision: str = setting("no", "no, fp16 or bf16, which is faster on CPUs that have instructions for it")
-    attn_implementation: str = setting("eager", "of transformers; for so short sequences eager is fastest on CPUs")
-    seed: int = setting(0, "of weights, order, crops and texts")
-    logging_steps: int = setting(50, "steps between lines of the log")
-    checkpointing_steps: int = setting(500, "steps between checkpoints, of which the last is kept")
-    report_to: list[str] = setting([], "trackers: tensorboard, wandb, ...")
+    text_length: int = setting(24, "tokens to which every text is padded or cut", on_resume=KEEP)
+    vocab_size: int = setting(2048, "entries of the text vocabulary, which is trained on the texts", on_resume=KEEP)
+    crop_probability: float = setting(0.75, "how often a crop is shown instead of the whole picture", on_resume=KEEP)
+    crop_scale: list[float] = setting(
+        [0.6, 1.0], "smallest and largest side of a crop over the picture's", on_resume=KEEP
+    )
+    logit_bias: float = setting(
+        -10.0, "where the bias of the logits starts; -ln(batch_size) learns sooner", on_resume=KEEP
+    )
+    learning_rate: float = setting(1e-3, "of AdamW, falling to 0 as a cosine", on_resume=KEEP)
+    lr_warmup_steps: int = setting(0, "steps until the learning rate is reached", on_resume=KEEP)
+    weight_decay: float = setting(0.1, "decoupled weight decay", on_resume=KEEP)
+    mixed_precision: str = setting(
+        "no", "auto, no, fp16 or bf16; auto chooses what the device does fast", on_resume=KEEP
+    )
+    attn_implementation: str = setting(
+        "eager", "of transformers; for so short sequences eager is fastest on CPUs", on_resume=APPLY
+    )
+    seed: int = setting(0, "of weights, order, crops and texts", on_resume=KEEP)
+    logging_steps: int = setting(50, "steps between lines of the log", on_resume=APPLY)
+    checkpointing_steps: int = setting(500, "steps between checkpoints, of which the last is kept", on_resume=APPLY)
+    report_to: list[str] = setting([], "trackers: tensorboard, wandb, ...", on_resume=APPLY)
 
     def __post_init__(self):
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
@@ -106,8 +127,8 @@ class SiglipTrainingConfig:
             )
         if self.group_size < 1:
             raise ValueError(f"`group_size` must be 1 or more, got {self.group_size}.")
-        if self.mixed_precision not in ("no", "fp16", "bf16"):
-            raise ValueError(f"`mixed_precision` must be no, fp16 or bf16, got {self.mixed_precision!r}.")
+        if self.mixed_precision not in ("auto", "no", "fp16", "bf16"):
+            raise ValueError(f"`mixed_precision` must be auto, no, fp16 or bf16, got {self.mixed_precision!r}.")
 
 
 Statement = tuple[str, str]
@@ -124,24 +145,24 @@ class Pair:
     statements: frozenset[Statement]
 
 
-class GroupedOrder(EpochOrder):
-    """[`EpochOrder`] in which rows with the same key follow each other in groups of `size`. The groups and their order
-    are new in each epoch; the rows of a key that fill no group form a smaller one."""
+class ConceptOrder(EpochOrder):
+    """An order of rows in which each epoch has every key once, in a new order, with `size` of its rows that follow
+    each other, chosen anew; all of them where there are fewer. So keys with many rows (people in all skin tones) do
+    not outweigh the others."""
 
     def __init__(self, keys: Sequence, size: int, seed: int):
-        super().__init__(len(keys), seed)
-        self.keys, self.size = list(keys), size
+        self.rows, self.size = {}, size
+        for row, key in enumerate(keys):
+            self.rows.setdefault(key, []).append(row)
+        super().__init__(sum(min(size, len(rows)) for rows in self.rows.values()), seed)
 
     def _arrange(self, generator: torch.Generator) -> list[int]:
-        groups, filling = [], {}
-        for row in super()._arrange(generator):
-            group = filling.get(self.keys[row])
-            if group is None or len(group) == self.size:
-                group = filling[self.keys[row]] = []
-                groups.append(group)
-            group.append(row)
-        order = torch.randperm(len(groups), generator=generator).tolist()
-        return [row for index in order for row in groups[index]]
+        groups = list(self.rows.values())
+        order = []
+        for place in torch.randperm(len(groups), generator=generator).tolist():
+            chosen = torch.randperm(len(groups[place]), generator=generator)[: self.size].tolist()
+            order += [groups[place][index] for index in chosen]
+        return order
 
 
 class EmojiPairs(Dataset):
@@ -169,9 +190,7 @@ class EmojiPairs(Dataset):
         self.length, self.image_size, self.seed = length, image_size, seed
         self.crop_probability, self.crop_scale = crop_probability, crop_scale
         self.text_weights = torch.tensor(text_weights, dtype=torch.float32)
-        self.order = EpochOrder(len(rows), seed)
-        if group_size > 1:
-            self.order = GroupedOrder(rows["concept"], group_size, seed)
+        self.order = ConceptOrder(rows["concept"], group_size, seed)
 
     def __len__(self) -> int:
         return self.length
@@ -328,7 +347,8 @@ def make_arguments(config: SiglipTrainingConfig, folder: Path) -> TrainingArgume
     num_processes = PartialState().num_processes
     if config.batch_size % num_processes:
         raise ValueError(f"`batch_size`={config.batch_size} must be a multiple of the {num_processes} processes.")
-    return TrainingArguments(
+    precision = choose_precision(config.mixed_precision)
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=config.max_train_steps,
         per_device_train_batch_size=config.batch_size // num_processes,
@@ -341,8 +361,8 @@ def make_arguments(config: SiglipTrainingConfig, folder: Path) -> TrainingArgume
         weight_decay=config.weight_decay,
         adam_beta2=0.95,
         use_cpu=not torch.accelerator.is_available(),  # bf16 must be told
-        bf16=config.mixed_precision == "bf16",
-        fp16=config.mixed_precision == "fp16",
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
         dataloader_pin_memory=torch.accelerator.is_available(),
         seed=config.seed,
         logging_steps=config.logging_steps,
@@ -350,16 +370,38 @@ def make_arguments(config: SiglipTrainingConfig, folder: Path) -> TrainingArgume
         save_total_limit=1,
         report_to=config.report_to,
     )
+    arguments.mixed_precision = precision  # it would give way to ACCELERATE_MIXED_PRECISION
+    return arguments
 
 
-class StopAfterStep(TrainerCallback):
-    """Ends the training after the step in which `stop` was set, with a checkpoint."""
+def check_settings(config: SiglipTrainingConfig, checkpoint: str | None) -> None:
+    """
+    Raises:
+        ValueError: naming the fields that have changed since the checkpoint and can't.
+    """
+    if checkpoint is not None and (file := Path(checkpoint) / SETTINGS).exists():
+        check_resume(json.loads(file.read_text(encoding="utf-8")), config, Path(checkpoint))
 
-    def __init__(self, stop: threading.Event):
-        self.stop = stop
+
+class RunCallback(TrainerCallback):
+    """Ends the training after the step in which `stop` was set on any process, with a checkpoint; keeps the settings
+    beside each checkpoint; and logs and saves as often as the config says, where Trainer goes on as the checkpoint
+    says."""
+
+    def __init__(self, stop: threading.Event, config: SiglipTrainingConfig):
+        self.stop, self.config = stop, config
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        state.compute_steps(args, args.max_steps)
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            file = Path(args.output_dir) / f"checkpoint-{state.global_step}" / SETTINGS
+            file.write_text(json.dumps(saved_settings(self.config)), encoding="utf-8")
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.stop.is_set():
+        if any_process(self.stop.is_set(), PartialState()):
+            self.stop.set()
             control.should_save = control.should_training_stop = True
         return control
 
@@ -403,18 +445,24 @@ def train(config: SiglipTrainingConfig) -> Path:
     processor.
 
     Raises:
-        KeyboardInterrupt: after the step in which Ctrl-C was pressed; its checkpoint is kept.
+        Stopped: after the step in which SIGTERM or Ctrl-C came; its checkpoint is kept.
         ValueError: for data that are not there, or a training that is finished.
     """
     stop = threading.Event()
-    with interrupt_sets(stop, PartialState()):
-        return train_until(stop, config)
+    with stops_after_step(stop):
+        folder = train_until(stop, config)
+    if stop.is_set():
+        raise Stopped("the training had reached its end, and is finished")
+    return folder
 
 
 def train_until(stop: threading.Event, config: SiglipTrainingConfig) -> Path:
     """[`train`], until `stop` is set."""
+    check_unfinished(folder := Path(config.output_dir), "model")
+    checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
+    check_settings(config, checkpoint)
     rows = read_rows(config.data, config.splits)
-    folder = make_output_folder(config.output_dir, "model")
+    make_output_folder(folder, "model")
     pairs = EmojiPairs(
         rows,
         config.max_train_steps * config.batch_size,
@@ -434,16 +482,16 @@ def train_until(stop: threading.Event, config: SiglipTrainingConfig) -> Path:
             data_collator=PairCollator(text_tokenizer),
             train_dataset=pairs,
             compute_loss_func=sigmoid_loss,
-            callbacks=[StopAfterStep(stop)],
+            callbacks=[RunCallback(stop, config)],
         )
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(folder))
+        trainer.train(resume_from_checkpoint=checkpoint)
     if stop.is_set() and (done := trainer.state.global_step) < config.max_train_steps:
         raise stopped_after(done)
     if trainer.is_world_process_zero():
         save_whole(lambda path: save(path, model, text_tokenizer), folder / "model")
         if config.validation_split:
             result = zero_shot(Teacher.from_pretrained(folder / "model"), config.data, config.validation_split)
-            (folder / "zero_shot.json").write_text(json.dumps(result, indent=1) + "\n")
+            (folder / "zero_shot.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     trainer.accelerator.wait_for_everyone()
     return folder / "model"
 
@@ -468,8 +516,11 @@ def main(arguments: list[str] | None = None) -> None:
             print(finished(config) or train(config))
     except (ValueError, OSError) as error:
         sys.exit(f"{parser.prog}: {error}")
-    except KeyboardInterrupt as error:
-        sys.exit(f"{parser.prog}: {error or 'interrupted'}")
+    except Stopped as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        sys.exit(EXIT_CODE)
+    except KeyboardInterrupt:
+        sys.exit(f"{parser.prog}: interrupted")
 
 
 if __name__ == "__main__":

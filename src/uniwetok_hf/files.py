@@ -1,27 +1,175 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Folders that are there as a whole or not at all, and names that can only be those of files."""
+"""Files and folders that are there as a whole or not at all, what is said when a disk is full or a JSON file is
+damaged, and names that can only be those of files."""
 
+import contextlib
+import json
 import os
+import re
 import shutil
-from collections.abc import Callable
+import threading
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
 LOCAL_FOLDERS = ("data/", "runs/")  # where commands, configs and docs put data sets and trainings
 
 
+# Weight files of an older save that a newer one may not have, as transformers names them.
+WEIGHT_FILES = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+_saving = threading.RLock()
+
+
 def save_whole(save: Callable[[Path], object], final: Path) -> Path:
-    """Calls `save(folder)` with a temporary folder beside `final`, which is renamed to `final` when `save` returns. An
-    older `final` is deleted after that."""
-    temporary, old = (final.with_name(f".{final.name}.{suffix}") for suffix in ("tmp", "old"))
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    save(temporary)
-    if final.exists():
-        final.rename(old)
-    temporary.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
+    """Calls `save(folder)` with a temporary folder beside `final`, which replaces `final` when `save` returns. If that
+    is a symbolic link, the folder that it points to is replaced. Of an older folder only what `save` wrote too is
+    replaced, and weight files; other files in it stay.
+
+    Raises:
+        FileExistsError: when `final` is a file.
+        OSError: naming `final`, which is as before, when it can't be written.
+    """
+    target = Path(os.path.realpath(final))
+    if target.exists() and not target.is_dir():
+        raise FileExistsError(f"{final} is a file; a folder of that name is to be written.")
+    with _saving, writing(final):  # threads that save to one place come one after the other
+        _clear_leftovers(target)
+        name = f".{target.name}.{uuid.uuid4().hex[:8]}"
+        temporary, old = target.with_name(f"{name}.tmp"), target.with_name(f"{name}.old")
+        try:
+            save(temporary)
+            if target.is_dir():
+                _keep_other_files(target, temporary)
+                target.rename(old)
+            temporary.rename(target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if old.exists() and not target.exists():
+                old.rename(target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+class WriteError(OSError):
+    """A file or folder that can't be written, and why, in one line."""
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """A block that writes `path`. Each library has errors of its own for a full disk or a folder that is gone.
+
+    Raises:
+        WriteError: naming `path` and the reason, for any of these errors.
+    """
+    try:
+        yield
+    except (WriteError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # that of torch.distributed.checkpoint is no `Exception`
+        if (reason := write_failure(error)) is None:
+            raise
+        raise WriteError(f"{path} can't be written: {reason}{_other_file(error, Path(path))}") from error
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike, is_shared: bool = False) -> Iterator[Path]:
+    """A block that writes a temporary file beside `path`, whose name it gets. The file replaces `path` when the block
+    ends well, and vanishes when it does not. What a killed process leaves of it is overwritten the next time, unless
+    `is_shared`: other processes may write the same path, and each has a name of its own.
+
+    Raises:
+        WriteError: naming `path` and the reason, when it can't be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp" if is_shared else f".{path.name}.tmp")
+    with writing(path):
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def write_failure(error: BaseException) -> str | None:
+    """Why something could not be written, when `error` is what one of the libraries that write here says of a full
+    disk, a folder that is gone and so on; None for errors of another kind."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno else text
+    kind = type(error).__name__
+    # `tokenizers` raises bare exceptions.
+    if kind in ("SafetensorError", "CheckpointException", "Exception") and (
+        found := re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", text)
+    ):
+        return os.strerror(int(found[1] or found[2]))
+    if isinstance(error, RuntimeError) or kind == "CheckpointException":  # of torch.save, which does not say why
+        if found := re.search(r"Parent directory (.*) does not exist", text):
+            return f"the folder {found[1]} does not exist"
+        if re.search(r"inline_container|PytorchStreamWriter|iostream error", text):
+            return "not all of it could be written; is the disk full?"
+    return None
+
+
+def _other_file(error: BaseException, path: Path) -> str:
+    """The file of an error in brackets, where it has nothing to do with `path`: one that was to be read meanwhile."""
+    name = getattr(error, "filename", None)
+    if not isinstance(name, str | os.PathLike) or path.name in str(name) or str(path).startswith(str(name)):
+        return ""
+    return f" ({name})"
+
+
+def _clear_leftovers(target: Path) -> None:
+    """Deletes what a killed process left of a save; where it was killed between the two renames, the older folder is
+    put back first. (A save inside of a save, as of a pipeline at the end of a training, leaves a name of both.)"""
+    if not target.parent.is_dir():
+        return
+    pattern = re.compile(rf"\.+{re.escape(target.name)}(\.[0-9a-f]{{8}}\.(tmp|old))+")
+    for leftover in sorted(path for path in target.parent.iterdir() if pattern.fullmatch(path.name)):
+        if leftover.suffix == ".old" and not target.exists():
+            leftover.rename(target)
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _keep_other_files(old: Path, new: Path) -> None:
+    """Copies what is in the folder `old`, but not in `new`, to `new`, unless it is a weight file."""
+    for path in old.iterdir():
+        kept = new / path.name
+        if path.is_dir() and not path.is_symlink() and kept.is_dir():
+            _keep_other_files(path, kept)
+        elif kept.exists() or kept.is_symlink() or WEIGHT_FILES.fullmatch(path.name):
+            continue
+        elif path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, kept, symlinks=True, copy_function=_link_or_copy)
+        else:
+            _link_or_copy(path, kept)
+
+
+def _link_or_copy(source: str | Path, target: str | Path) -> None:
+    """A second name of the file if the file system can, or a copy."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def read_json(path: str | os.PathLike) -> dict:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: naming the file, when it holds none.
+        OSError: when it can't be read.
+    """
+    try:
+        values = json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged or cut off ({error}).") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is damaged: it must hold a JSON object, found {type(values).__name__}.")
+    return values
 
 
 def is_local_name(name: str | os.PathLike) -> bool:

@@ -13,7 +13,6 @@ names, in shards, or when only its vision half was loaded.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -21,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+from .files import read_json
 
 
 RECORD = "training.json"
@@ -100,7 +101,7 @@ def read_training_record(folder: str | os.PathLike) -> TrainingRecord | None:
     if path is None:
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         if values["format"] != FORMAT:
             raise ValueError(f"its format is {values['format']}, this package reads {FORMAT}")
         return TrainingRecord(tuple(_loss_model(item) for item in values["loss_models"]), bool(values["is_complete"]))

@@ -1,11 +1,17 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """The web page of `uniwetok app`: converse, generate, edit, describe, reconstruct, and look at the bits. Needs gradio.
 
-- One job runs at a time; others wait in gradio's queue and see their place in it.
+- One job of all tabs runs at a time; others wait in gradio's queue, which has an end, and see their place in it.
 - What a visitor makes lives in the visitor's own session. Files are deleted after an hour.
-- Jobs run in a thread that reports each finished patch: previews, progress, and a way to stop.
+- Jobs run in a thread that reports each finished patch: previews, progress, and a way to stop. One that takes too long
+  is stopped.
+- Visitors read sentences that are meant for them; what else goes wrong is in the server's log.
+- The API has a name for each job (`/generate`, `/edit`, ...) and for each of its parameters.
 """
 
+import functools
+import logging
+import os
 import queue
 import threading
 import time
@@ -22,7 +28,14 @@ from .pipelines.writing import answer_question
 from .visualization import bit_planes
 
 
-LARGEST_UPLOAD = "20mb"
+LARGEST_UPLOAD = 20_000_000  # bytes
+LARGEST_PICTURE = 50_000_000  # pixels, which take 150 MB to open
+MOST_PICTURES = 4  # in one turn of a conversation
+LONGEST_TEXT = 2000  # characters
+MOST_STEPS = 50
+LARGEST_SEED = 2**32 - 1
+JOB_SECONDS = 600
+MOST_WAITING = 100  # jobs in the queue
 LARGEST_SIDE = 1024  # pixels; larger uploads are scaled down, so that nobody waits for minutes
 NUM_PREVIEWS = 4
 KEPT_SECONDS = 3600
@@ -31,6 +44,9 @@ footer {display: none}
 .details {color: var(--body-text-color-subdued); font-size: 0.9em}
 .picture img {width: 100%; height: 100%; object-fit: contain}
 """  # small pictures fill their frame
+
+
+logger = logging.getLogger(__name__)
 
 
 class Studio:
@@ -48,26 +64,27 @@ class Studio:
 
     def generate(self, prompt: str, seed: int, steps: int, guidance: float) -> Iterator[tuple[Image.Image, str]]:
         """Previews and the picture, each with a line of details."""
-        call = {"prompt": check_not_empty(prompt, "Write what to generate.")}
+        call = {"prompt": check_text(prompt, "Write what to generate.")}
         yield from self._previewed(self.pipe, call, seed, steps, guidance)
 
     def edit(
         self, picture: Image.Image, instruction: str, seed: int, steps: int, guidance: float
     ) -> Iterator[tuple[Image.Image, str]]:
         """Previews and the changed picture, each with a line of details."""
-        prompt = check_not_empty(instruction, "Write what to change.")
+        prompt = check_text(instruction, "Write what to change.")
         (source,) = self.edit_pipe.encode_image(picture)
         call = {"image": source, "prompt": prompt}
         yield from self._previewed(self.edit_pipe, call, seed, steps, guidance, source.content_size)
 
     def describe(self, picture: Image.Image, question: str) -> str:
         """The answer to a question about a picture."""
-        question = check_not_empty(question, "Write a question.")
+        question = check_text(question, "Write a question.")
         return answer_question(self.pipe.mllm, self.pipe.processor, [picture], question)[0]
 
     def reconstruct(self, picture: Image.Image, seed: int) -> tuple[Image.Image, Image.Image, str]:
         """A picture decoded from its codes, its bit planes, and a line of details."""
-        (result,) = reconstruct(self.pipe.mllm.vision_model, [picture], int(seed))
+        seed = int(check_number("seed", seed, 0, LARGEST_SEED))
+        (result,) = reconstruct(self.pipe.mllm.vision_model, [picture], seed)
         _, height, width = result.codes.shape
         details = f"{picture.width} x {picture.height} pixels, {height} x {width} tokens, {result.num_bytes} bytes"
         return result.result, bit_planes(result.codes), details
@@ -78,9 +95,10 @@ class Studio:
         """Goes on with a conversation: (conversation, text, pictures, whether it is the whole answer), previews
         first."""
         talk = talk or UniWeTokConversation(self.pipe)
+        defaults = self._defaults(seed)
 
         def say(callback):
-            return talk.say(text, pictures, callback_on_step_end=callback, **self._defaults(seed))
+            return talk.say(text, pictures, callback_on_step_end=callback, **defaults)
 
         for preview, reply in self._reported(say):
             if reply is None:
@@ -89,7 +107,8 @@ class Studio:
                 yield talk, reply.text, reply.images, True
 
     def _defaults(self, seed: int) -> dict:
-        return {"generator": torch.Generator().manual_seed(int(seed))}
+        seed = int(check_number("seed", seed, 0, LARGEST_SEED))
+        return {"generator": torch.Generator().manual_seed(seed)}
 
     def _previewed(
         self, pipe, call: dict, seed: int, steps: int, guidance: float, content_size: tuple[int, int] | None = None
@@ -97,15 +116,14 @@ class Studio:
         """Previews of a call of `pipe` and its result, each with a line of details. Of an edit, previews are cut to
         the (height, width) that the result will have."""
         start = time.monotonic()
+        settings = {
+            "num_inference_steps": int(check_number("steps", steps, 1, MOST_STEPS)),
+            "guidance_scale": float(check_number("guidance", guidance, 0, 100)),
+            **self._defaults(seed),
+        }
 
         def work(callback):
-            return pipe(
-                **call,
-                num_inference_steps=int(steps),
-                guidance_scale=float(guidance),
-                callback_on_step_end=callback,
-                **self._defaults(seed),
-            )
+            return pipe(**call, **settings, callback_on_step_end=callback)
 
         for preview, output in self._reported(work):
             if output is None:
@@ -121,11 +139,16 @@ class Studio:
 
     def _reported(self, work: Callable) -> Iterator[tuple[tuple | None, object]]:
         """Runs `work(callback)` in a thread; yields ((preview, patch, patches), None) now and then, and at last (None,
-        result). Whoever closes this iterator stops the work, and waits until it has stopped."""
+        result). Whoever closes this iterator stops the work, and waits until it has stopped.
+
+        Raises:
+            ValueError: when it took more than `JOB_SECONDS`; it was stopped then.
+        """
         events, stopped = queue.Queue(), threading.Event()
+        deadline = time.monotonic() + JOB_SECONDS
 
         def callback(pipe, step: int, count: int, tensors: dict) -> None:
-            pipe._interrupt = stopped.is_set()
+            pipe._interrupt = stopped.is_set() or time.monotonic() > deadline
             if (step + 1) % max(1, count // NUM_PREVIEWS) == 0 and step + 1 < count:
                 preview = self.pipe.decode(tensors["codes"][:1], torch.Generator().manual_seed(0), "pil")[0]
                 events.put((preview, step + 1, count))
@@ -142,6 +165,8 @@ class Studio:
         try:
             while not isinstance(event := events.get(), _Done):
                 yield event, None
+            if time.monotonic() > deadline:
+                raise ValueError(f"This took more than {JOB_SECONDS} seconds and was stopped. Fewer steps take less.")
             if event.error is not None:
                 raise event.error
             yield None, event.result
@@ -157,31 +182,65 @@ class _Done:
         self.result, self.error = result, error
 
 
-def check_not_empty(text: str | None, message: str) -> str:
+def check_text(text: str | None, message: str) -> str:
     """`text`.
 
     Raises:
-        ValueError: with this `message` when it is empty.
+        ValueError: with this `message` when it is empty; when it is too long.
     """
-    if not text or not text.strip():
+    if not isinstance(text, str) or not text.strip():
         raise ValueError(message)
+    if len(text) > LONGEST_TEXT:
+        raise ValueError(f"This text has {len(text):,} characters; at most {LONGEST_TEXT:,} are read.")
     return text
+
+
+def check_number(name: str, value: float | None, lowest: float, highest: float) -> float:
+    """`value`.
+
+    Raises:
+        ValueError: when it is none from `lowest` to `highest`.
+    """
+    if not isinstance(value, int | float) or not lowest <= value <= highest:
+        raise ValueError(f"`{name}` must be a number from {lowest} to {highest}, got {value}.")
+    return value
 
 
 def read_upload(path: str | None) -> Image.Image:
     """An uploaded picture, scaled down to `LARGEST_SIDE`.
 
     Raises:
-        ValueError: a sentence for the visitor, when there is none or it is no picture.
+        ValueError: a sentence for the visitor, when there is none, it is too large, or no picture.
     """
     if path is None:
         raise ValueError("Choose a picture first.")
     try:
+        if os.path.getsize(path) > LARGEST_UPLOAD:
+            raise ValueError(f"This file is too large; at most {LARGEST_UPLOAD // 10**6} MB are read.")
+        check_pixels(path)
         picture = read_image(path)
+    except OSError:
+        raise ValueError("This file can't be used: it is no longer there. Choose it again.") from None
     except ImageReadError as error:
         raise ValueError(f"This file can't be used: {str(error).split(': ', 1)[-1]}.") from None
     picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     return picture
+
+
+def check_pixels(path: str) -> None:
+    """
+    Raises:
+        ValueError: when the picture's header announces too many pixels to open.
+    """
+    try:
+        with Image.open(path) as picture:
+            width, height = picture.size
+    except Image.DecompressionBombError:
+        width, height = LARGEST_PICTURE, 2
+    except Exception:  # no picture: reading it says so
+        return
+    if width * height > LARGEST_PICTURE:
+        raise ValueError(f"This picture is too large; at most {LARGEST_PICTURE // 10**6} million pixels are read.")
 
 
 def build_app(pipe: UniWeTokPipeline, name: str):
@@ -189,18 +248,22 @@ def build_app(pipe: UniWeTokPipeline, name: str):
 
     Args:
         pipe: the model behind it.
-        name: what to call the model. For an embedded one the page suggests prompts.
+        name: what to call the model; of a folder the page shows the last part alone. For an embedded one the page
+            suggests prompts.
     """
     import gradio as gr
 
     studio, widgets = Studio(pipe), _Widgets(gr, pipe, EXAMPLES.get(name, {}))
+    if os.path.exists(name):
+        path = os.path.realpath(name)
+        name = os.path.basename(os.path.dirname(path) if os.path.basename(path) == "pipeline" else path)
     with gr.Blocks(title=f"UniWeTok: {name}", delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
         gr.Markdown(
             f"# UniWeTok\nPictures as 128-bit tokens, and one model that reads and generates them: **{name}**."
         )
         for tab in (_conversation_tab, _generation_tab, _edit_tab, _describe_tab, _reconstruct_tab):
             tab(gr, studio, widgets)
-    page.queue(default_concurrency_limit=1)
+    page.queue(max_size=MOST_WAITING)
     return page
 
 
@@ -211,21 +274,38 @@ class _Widgets:
         self.gr, self.defaults, self.examples = gr, pipe.config, examples
 
     def with_messages(self, job: Callable) -> Callable:
-        """`job` with its errors shown to the visitor as messages."""
+        """`job` with its errors shown to the visitor as messages. What is not meant for visitors, and may hold paths
+        of the server, is logged."""
 
-        def run(*inputs):
+        @functools.wraps(job)
+        def run(*inputs, **named):
             try:
-                yield from job(*inputs)
-            except (ValueError, MemoryError) as error:
-                message = str(error) or "There is not enough memory for this."
-                raise self.gr.Error(message, print_exception=False) from None
+                yield from job(*inputs, **named)
+            except ValueError as error:
+                raise self.gr.Error(str(error), print_exception=False) from None
+            except (MemoryError, torch.OutOfMemoryError):
+                raise self.gr.Error("There is not enough memory for this.", print_exception=False) from None
+            except Exception:
+                logger.exception("A job of the web page failed.")
+                raise self.gr.Error("Something went wrong on the server.", print_exception=False) from None
 
         return run
 
-    def wire(self, triggers: list, job: Callable, inputs: list, outputs: list, stop) -> None:
-        """Runs `job` on any of the triggers, until it is done or stopped."""
-        event = self.gr.on(triggers, self.with_messages(job), inputs, outputs, show_progress="minimal")
+    def wire(self, name: str, triggers: list, job: Callable, inputs: list, outputs: list, stop):
+        """Runs `job` on any of the triggers, until it is done or stopped; `/name` of the API."""
+        event = self.gr.on(
+            triggers,
+            self.with_messages(job),
+            inputs,
+            outputs,
+            show_progress="minimal",
+            api_name=name,
+            api_description=(job.__doc__ or "").partition("\n")[0],
+            concurrency_id="model",  # one job of all tabs at a time
+            concurrency_limit=1,
+        )
         stop.click(None, cancels=[event])
+        return event
 
     def generation_settings(self) -> list:
         gr, steps, guidance = (
@@ -236,7 +316,7 @@ class _Widgets:
         with gr.Accordion("Settings", open=False):
             return [
                 gr.Number(0, label="Seed", precision=0, minimum=0, info="another seed, another picture"),
-                gr.Slider(1, 50, steps, step=1, label="Diffusion steps per token"),
+                gr.Slider(1, MOST_STEPS, steps, step=1, label="Diffusion steps per token"),
                 gr.Slider(1, 15, guidance, step=0.5, label="Guidance: weight of the text"),
             ]
 
@@ -245,7 +325,10 @@ class _Widgets:
             return self.gr.Button(label, variant="primary"), self.gr.Button("Stop", variant="stop")
 
     def upload(self, label: str):
-        return self.gr.Image(type="filepath", label=label, sources=["upload", "clipboard"], height=280)
+        image = self.gr.Image(type="filepath", label=label, sources=["upload", "clipboard"], height=280)
+        # The file as it is: gradio would decode it of any size, and tell paths of the server when it can't.
+        image.preprocess = lambda payload: None if payload is None else payload.path
+        return image
 
     def result(self, label: str, height: int | None = 400):
         return self.gr.Image(
@@ -260,49 +343,55 @@ class _Widgets:
 
     def result_with_details(self, label: str) -> list:
         with self.gr.Column():
-            return [self.result(label), self.gr.Markdown(elem_classes="details")]
+            return [self.result(label), self.gr.Markdown(label="Details", elem_classes="details")]
 
 
 def _generation_tab(gr, studio: Studio, widgets: _Widgets) -> None:
     with gr.Tab("Generate"), gr.Row():
         with gr.Column():
             prompts = widgets.examples.get("prompts", [])
-            prompt = gr.Textbox(label="What to generate", lines=1, placeholder=prompts[0] if prompts else None)
+            prompt = gr.Textbox(
+                label="What to generate", lines=1, max_length=LONGEST_TEXT, placeholder=prompts[0] if prompts else None
+            )
             generate, stop = widgets.buttons("Generate")
             settings = widgets.generation_settings()
             if prompts:
                 gr.Examples([[example] for example in prompts], prompt)
         results = widgets.result_with_details("Result")
-    widgets.wire([generate.click, prompt.submit], studio.generate, [prompt, *settings], results, stop)
+    widgets.wire("generate", [generate.click, prompt.submit], studio.generate, [prompt, *settings], results, stop)
 
 
 def _edit_tab(gr, studio: Studio, widgets: _Widgets) -> None:
     with gr.Tab("Edit"), gr.Row():
         with gr.Column():
             source = widgets.upload("Picture to change")
-            instruction = gr.Textbox(label="What to change", lines=1, placeholder=widgets.examples.get("edit"))
+            instruction = gr.Textbox(
+                label="What to change", lines=1, max_length=LONGEST_TEXT, placeholder=widgets.examples.get("edit")
+            )
             change, stop = widgets.buttons("Edit")
             settings = widgets.generation_settings()
         results = widgets.result_with_details("Result")
 
-    def edit(path, *rest):
-        yield from studio.edit(read_upload(path), *rest)
+    def edit(picture, prompt, seed, steps, guidance):
+        """Changes a picture: previews, then the result, each with a line of details."""
+        yield from studio.edit(read_upload(picture), prompt, seed, steps, guidance)
 
-    widgets.wire([change.click, instruction.submit], edit, [source, instruction, *settings], results, stop)
+    widgets.wire("edit", [change.click, instruction.submit], edit, [source, instruction, *settings], results, stop)
 
 
 def _describe_tab(gr, studio: Studio, widgets: _Widgets) -> None:
     with gr.Tab("Describe"), gr.Row():
         with gr.Column():
             shown = widgets.upload("Picture")
-            question = gr.Textbox("what is this?", label="Question", lines=1)
+            question = gr.Textbox("what is this?", label="Question", lines=1, max_length=LONGEST_TEXT)
             ask, stop = widgets.buttons("Ask")
         answer = gr.Textbox(label="Answer", interactive=False, lines=3)
 
-    def describe(path, text):
-        yield studio.describe(read_upload(path), text)
+    def describe(picture, question):
+        """Answers a question about a picture."""
+        yield studio.describe(read_upload(picture), question)
 
-    widgets.wire([ask.click, question.submit], describe, [shown, question], [answer], stop)
+    widgets.wire("describe", [ask.click, question.submit], describe, [shown, question], [answer], stop)
 
 
 def _reconstruct_tab(gr, studio: Studio, widgets: _Widgets) -> None:
@@ -316,10 +405,11 @@ def _reconstruct_tab(gr, studio: Studio, widgets: _Widgets) -> None:
         gr.Markdown("The bits of its tokens, one map of the picture per bit: black is -1, white +1.")
         planes = widgets.result("Bit planes", None)
 
-    def rebuild_it(path, number):
-        yield studio.reconstruct(read_upload(path), number)
+    def reconstruct_it(picture, seed):
+        """A picture decoded from its codes, its bit planes, and a line of details."""
+        yield studio.reconstruct(read_upload(picture), seed)
 
-    widgets.wire([rebuild.click], rebuild_it, [original, seed], [rebuilt, planes, details], stop)
+    widgets.wire("reconstruct", [rebuild.click], reconstruct_it, [original, seed], [rebuilt, planes, details], stop)
 
 
 def _conversation_tab(gr, studio: Studio, widgets: _Widgets) -> None:
@@ -343,29 +433,38 @@ def _conversation_tab(gr, studio: Studio, widgets: _Widgets) -> None:
             stop = gr.Button("Stop", variant="stop")
             again = gr.Button("Start over")
             seed = gr.Number(0, label="Seed", precision=0, minimum=0)
-    talk = gr.State(None)
+    # The conversation, and what the chat shows of it: (role, picture or text). Turns that were stopped are in neither.
+    session = gr.State((None, []), time_to_live=KEPT_SECONDS)
 
-    def picture_message(role: str, picture: Image.Image) -> dict:
-        return {"role": role, "content": gr.Image(picture, height=160, show_label=False)}
+    def as_messages(shown: list[tuple[str, Image.Image | str]]) -> list[dict]:
+        return [
+            {
+                "role": role,
+                "content": one if isinstance(one, str) else gr.Image(one, height=160, show_label=False, format="png"),
+            }
+            for role, one in shown
+        ]
 
-    def say(conversation, message, number, shown):
+    def converse(session, message, seed=0):
+        """Goes on with the conversation of this session: the chat with previews, then with the answer."""
+        talk, before = session
         message = message or {}
-        pictures = [read_upload(path) for path in message.get("files") or []]
-        text = message.get("text") or ""
-        if not pictures:
-            check_not_empty(text, "Say something, or show a picture.")
-        shown = [*(shown or []), *(picture_message("user", picture) for picture in pictures)]
-        if text.strip():
-            shown.append({"role": "user", "content": text})
-        yield conversation, shown, None
-        for conversation, answer, generated, _ in studio.converse(conversation, text, pictures, number):
-            messages = [picture_message("assistant", picture) for picture in generated]
-            messages += [{"role": "assistant", "content": answer}] if answer else []
-            yield conversation, [*shown, *messages], gr.skip()  # what the visitor types meanwhile stays
+        files, text = message.get("files") or [], message.get("text") or ""
+        if len(files) > MOST_PICTURES:
+            raise ValueError(f"These are {len(files)} pictures; a turn may have {MOST_PICTURES}.")
+        pictures = [read_upload(path) for path in files]
+        if text or not pictures:
+            check_text(text, "Say something, or show a picture.")
+        asked = [*before, *(("user", one) for one in [*pictures, text] if one)]
+        yield session, as_messages(asked), None
+        for talk, answer, generated, is_whole in studio.converse(talk, text, pictures, seed):
+            shown = [*asked, *(("assistant", one) for one in [*generated, answer] if one)]
+            # What the visitor types meanwhile stays.
+            yield (talk, shown if is_whole else before), as_messages(shown), gr.skip()
 
-    event = box.submit(widgets.with_messages(say), [talk, box, seed, chat], [talk, chat, box], show_progress="minimal")
-    stop.click(None, cancels=[event])
-    again.click(lambda: (None, []), None, [talk, chat], cancels=[event])
+    event = widgets.wire("converse", [box.submit], converse, [session, box, seed], [session, chat, box], stop)
+    restarts = [again.click, chat.clear]
+    gr.on(restarts, lambda: ((None, []), []), None, [session, chat], cancels=[event], api_name="start_over")
 
 
 def launch_options() -> dict:

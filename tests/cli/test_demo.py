@@ -86,7 +86,7 @@ def test_same_seed_same_pictures_and_no_need_of_scikit_image(first_demo, pipelin
     monkeypatch.setitem(sys.modules, "skimage.metrics", None)
     folder, _ = first_demo
     succeeds("demo", "--model", pipeline_folder, "--output", "again")
-    again = {path.stem: Image.open(path) for path in Path("again").iterdir()}
+    again = {path.stem: Image.open(path).copy() for path in Path("again").iterdir()}
     assert sorted(again) == sorted(set(SHEETS) - {"photographs"})
     for name in ("text_to_image", "edits", "captions"):
         assert again[name].tobytes() == Image.open(folder / f"{name}.png").tobytes(), name

@@ -15,7 +15,7 @@ def describe_by_hand(folder, path, question, max_new_tokens):
     processor = UniWeTokProcessor.from_pretrained(folder, subfolder="processor")
     ids = processor.tokenizer.convert_tokens_to_ids
     inputs = processor(
-        images=[Image.open(path)],
+        images=[Image.open(path).copy()],
         text=[
             f"<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{question}<|im_end|>\n"
             "<|im_start|>assistant\n"
@@ -47,7 +47,7 @@ def test_one_greedy_line_a_picture(succeeds, make_picture, pipeline_folder):
 def test_answers_end_with_the_turn(make_picture, pipeline_folder):
     make_picture("a.png", 64, 64)
     mllm, processor = load_language_model(str(pipeline_folder), "cpu")
-    picture = Image.open("a.png")
+    picture = Image.open("a.png").copy()
     (long,) = answer_question(mllm, processor, [picture], "why?", 12)
     end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
     with torch.no_grad():
@@ -68,4 +68,4 @@ def test_bad_input(fails, photo, make_picture, pipeline_folder, workplace):
     assert fails("describe", "huge.png", *model).startswith("huge.png: `width` must be a multiple of 32")
     shutil.copytree(pipeline_folder, workplace / "broken")
     (workplace / "broken" / "processor" / "tokenizer.json").write_text("{")
-    assert fails("describe", photo, "--model", "broken").startswith("broken can't be loaded: ")
+    assert fails("describe", photo, "--model", "broken").startswith("broken/processor can't be loaded: ")

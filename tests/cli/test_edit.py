@@ -19,7 +19,7 @@ def test_edit_is_the_pipeline(succeeds, make_picture, pipeline_folder, pipeline)
     edit = UniWeTokEditPipeline.from_pipe(pipeline)
     edit.set_progress_bar_config(disable=True)
     for seed, name in zip((4, 5), lines, strict=True):
-        expected = edit(Image.open(source), "make it blue", generator=[seeded(seed)]).images[0]
+        expected = edit(Image.open(source).copy(), "make it blue", generator=[seeded(seed)]).images[0]
         assert expected.size == (60, 90)  # without the padding
         assert (pixels(name) == np.asarray(expected)).all()
 
@@ -31,7 +31,9 @@ def test_edit_with_less_weight_of_the_picture(succeeds, photo, pipeline_folder, 
     edit.set_progress_bar_config(disable=True)
     plain = {"guidance_scale": 4.0}
     scales = plain | {"image_guidance_scale": 1.5}
-    edited = [edit(Image.open(photo), "blue", generator=[seeded(0)], **call).images[0] for call in (scales, plain)]
+    edited = [
+        edit(Image.open(photo).copy(), "blue", generator=[seeded(0)], **call).images[0] for call in (scales, plain)
+    ]
     expected, other = (np.asarray(picture) for picture in edited)
     assert (pixels(path) == expected).all() and (pixels(path) != other).any()
 
@@ -39,7 +41,7 @@ def test_edit_with_less_weight_of_the_picture(succeeds, photo, pipeline_folder, 
 def test_edit_that_is_described_first(uniwetok, succeeds, photo, pipeline_folder, pipeline):
     edit = UniWeTokEditPipeline.from_pipe(pipeline)
     edit.set_progress_bar_config(disable=True)
-    output = edit(Image.open(photo), "blue", describe_first=True, generator=[seeded(0)])
+    output = edit(Image.open(photo).copy(), "blue", describe_first=True, generator=[seeded(0)])
     expected = np.asarray(output.images[0])
     asked = ("edit", photo, "blue", "--model", pipeline_folder)
     result = uniwetok(*asked, "--num-images", 2, "--describe-first")

@@ -1,5 +1,7 @@
 import io
 import json
+import os
+import signal
 import tarfile
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from PIL import Image
 from tiny_models import build_tiny_pipeline
 
 from uniwetok_hf.data.encoded import open_encoded, read_encoding
+from uniwetok_hf.data.encoded_parts import PartEncoder
 
 
 @pytest.fixture(autouse=True)
@@ -155,6 +158,17 @@ def test_machines_of_a_cluster(captions, vision_folder, succeeds, monkeypatch):
     assert succeeds(*command)[0] == "3 rows with 3 pictures"
 
 
+@pytest.mark.parametrize("rank, world_size", [("3", None), ("2", "2"), ("-1", "2"), ("", "2"), ("one", "2")])
+def test_machines_that_the_environment_has_wrong(captions, vision_folder, fails, monkeypatch, rank, world_size):
+    """Left over in a shell, RANK=3 alone would be a machine that has no part to make."""
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if world_size is not None:
+        monkeypatch.setenv("WORLD_SIZE", world_size)
+    error = fails("encode-dataset", captions, "codes", "--size", 32, "--model", vision_folder)
+    assert f"RANK={rank} and WORLD_SIZE={world_size or 1} in the environment must be" in error
+
+
 def test_patches_of_the_pipeline(captions, tmp_path, succeeds, fails):
     build_tiny_pipeline(patch_size=2).save_pretrained(tmp_path / "pipeline")
     command = ("encode-dataset", captions, "codes", "--model", tmp_path / "pipeline")
@@ -213,3 +227,23 @@ def test_help_shows_examples(uniwetok, capsys):
     with pytest.raises(SystemExit):
         uniwetok("encode-dataset", "--help")
     assert "uniwetok encode-dataset photos photo-codes --size 256" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.usefixtures("ctrl_c")
+def test_a_signal_ends_after_the_part(number, captions, vision_folder, uniwetok, succeeds, monkeypatch):
+    command = ("encode-dataset", captions, "codes", "--size", 64, "--model", vision_folder, "--rows-per-part", 1)
+    with monkeypatch.context() as patch:
+        write_part = PartEncoder.write_part
+
+        def stopped(*arguments):
+            os.kill(os.getpid(), number)
+            return write_part(*arguments)
+
+        patch.setattr(PartEncoder, "write_part", stopped)
+        result = uniwetok(*command)
+    assert (result.code, len(list(Path("codes").glob("part-*.parquet")))) == (75, 1)
+    assert (
+        result.err[-1] == "uniwetok: stopped; the parts in codes are whole, and the same command continues from there"
+    )
+    assert succeeds(*command)[0] == "3 rows with 3 pictures"

@@ -1,5 +1,6 @@
 """The command as a whole: help, exit codes, and errors that nobody foresaw."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -12,7 +13,7 @@ from uniwetok_hf.cli.main import build_parser, main
 
 
 COMMANDS = ("demo", "app", "reconstruct", "encode", "decode", "generate", "edit", "describe", "convert")
-COMMANDS += ("encode-dataset", "train", "evaluate", "push")
+COMMANDS += ("encode-dataset", "train", "export", "evaluate", "push")
 
 
 def help_of(capsys, *argv):
@@ -132,7 +133,7 @@ def test_an_interruption_says_what_was_kept(uniwetok, monkeypatch):
 
 def test_output_that_cannot_be_written(fails, photo, vision_folder):
     assert fails("reconstruct", photo, "--model", vision_folder, "--output", photo / "inside") == (
-        "photo.png/inside: Not a directory"
+        "photo.png/inside/photo-reconstruction.png can't be written: Not a directory"
     )
 
 
@@ -153,3 +154,30 @@ def test_process_exit_codes():
     assert missing.returncode == 1
     assert missing.stderr == "uniwetok: error: missing.png: no such file\n"
     assert missing.stdout == ""
+
+
+def run_shell(command: str) -> subprocess.CompletedProcess:
+    program = f"{sys.executable} -m uniwetok_hf"
+    script = f"set -o pipefail; {command.replace('uniwetok', program)}"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # as in a shell
+    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, env=environment)
+
+
+@pytest.mark.parametrize("command", ["uniwetok --help | true", "uniwetok train mllm --help | head -n 1 > /dev/null"])
+def test_a_closed_pipe_is_silent(command):
+    assert run_shell(command).stderr == ""
+
+
+@pytest.mark.parametrize("command", ["--help", "generate apple --output apple.png"])
+def test_a_full_disk_under_stdout_is_one_line(command):
+    result = run_shell(f"uniwetok {command} > /dev/full")
+    assert result.returncode == 1
+    assert result.stderr == "uniwetok: error: the output can't be written: No space left on device\n"
+
+
+def test_a_full_disk_without_a_name_is_no_bug(fails, monkeypatch):
+    def fill(args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(describe, "run_describe", fill)
+    assert fails("describe", "a.png") == "No space left on device"

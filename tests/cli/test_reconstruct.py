@@ -40,7 +40,7 @@ def test_reconstruct_on_each_kind_of_checkpoint(succeeds, photo, pipeline_folder
         assert (pixels("photo-reconstruction.png") == np.asarray(expected)).all()
         left, right = halves("photo-side-by-side.png", 100)
         assert (left == pixels(photo)).all() and (right == np.asarray(expected)).all()
-        original = Image.open(photo)
+        original = Image.open(photo).copy()
         figures = f"PSNR {psnr(expected, original):.2f} dB, SSIM {ssim(expected, original):.3f}"
         assert lines == [
             f"photo.png: 100x70 pixels, 12 tokens, 24 bytes, {figures}",

@@ -93,6 +93,14 @@ def test_a_missing_part_is_named(folder):
         open_encoded(folder)
 
 
+@pytest.mark.parametrize("damage", [lambda part: part[:1], lambda part: part[:-1], lambda part: bytes(len(part))])
+def test_a_damaged_part_is_named(folder, damage):
+    part = folder / "part-00001.parquet"
+    part.write_bytes(damage(part.read_bytes()))
+    with pytest.raises(ValueError, match=r"part-00001\.parquet is damaged \(Parquet .*\)\. Remove it"):
+        open_encoded(folder)
+
+
 def test_description(folder):
     encoding = read_encoding(folder)
     assert (encoding.model, encoding.num_bits, encoding.stride, encoding.num_variants) == ("tiny", 16, 4, 2)

@@ -190,8 +190,10 @@ def test_crops_of_another_version_are_not_mixed_in(encode, tmp_path, num_variant
 
 def test_another_model_precision_or_dataset_is_refused(encode, make_model, pictures):
     encode()
-    with pytest.raises(ValueError, match="`fingerprint`: .* was begun with"):
+    with pytest.raises(ValueError, match="`fingerprint`: .* was begun with .* These are of image tokenizers: "):
         encode(model=make_model(seed=1))
+    with pytest.raises(ValueError, match="`rank` must be from 0 to `world_size` - 1, got 2 of 2"):
+        encode(rank=2, world_size=2)
     with pytest.raises(ValueError, match="`dtype`: .* was begun with 'float32', and can't go on with 'bfloat16'"):
         encode(model=make_model().bfloat16())
     with pytest.raises(ValueError, match="`source_rows`: .* was begun with 10, and can't go on with 9"):

@@ -4,7 +4,8 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from nasty_pictures import chunk, long_text, noise, png, stored, swapped_profile, turned, unwritable_exif
+from PIL import Image, ImageCms
 
 from uniwetok_hf.data.images import ImageReadError, read_image, save_image
 
@@ -233,6 +234,115 @@ class TestFrameAndOrientation:
         exif[0x0112] = 6
         image = Image.fromarray(deep)
         np.testing.assert_array_equal(pixels(encoded(image, "PNG", exif=exif))[..., 0], np.rot90(deep >> 8, 3))
+
+
+class TestTransparentColourInTheDepthOfTheFile:
+    def test_16_bit_rgb(self):
+        values = np.array([[[0x1234, 0x5678, 0x9ABC], [0x1234, 0x5678, 0x9ABD], [0x1200, 0x5600, 0x9A00]]], np.uint16)
+        content = png([values[0].astype(">u2").tobytes()], 3, 16, 2, values[0, 0].astype(">u2").tobytes())
+        expected = [[[255, 255, 255], [0x12, 0x56, 0x9A], [0x12, 0x56, 0x9A]]]
+        np.testing.assert_array_equal(pixels(content), expected)
+        np.testing.assert_array_equal(pixels(Image.open(io.BytesIO(content))), expected)
+
+    def test_16_bit_rgb_loaded_before(self):
+        content = png([bytes([0x12, 0x34] * 3 + [0x13, 0x34] * 3)], 2, 16, 2, bytes([0x12, 0x34] * 3))
+        image = Image.open(io.BytesIO(content))
+        image.load()
+        np.testing.assert_array_equal(pixels(image), [[[255] * 3, [0x13] * 3]])
+
+    @pytest.mark.parametrize("bits", [2, 4])
+    def test_grey_of_few_bits(self, bits):
+        row = {2: bytes([0b00011011]), 4: bytes([0x01, 0x5F])}[bits]
+        values = {2: [0, 85, 255, 255], 4: [0, 17, 255, 255]}[bits]  # the third is transparent
+        content = png([row], 4, bits, 0, bytes([0, {2: 2, 4: 5}[bits]]))
+        for source in (content, Image.open(io.BytesIO(content))):
+            np.testing.assert_array_equal(pixels(source)[0, :, 0], values)
+
+    @pytest.mark.parametrize("key", [0, 1])
+    def test_1_bit(self, key):
+        np.testing.assert_array_equal(pixels(png([b"\x40"], 2, 1, 0, bytes([0, key])))[0, 1], [255] * 3)
+        np.testing.assert_array_equal(pixels(png([b"\x40"], 2, 1, 0, bytes([0, key])))[0, 0, 0], 0 if key else 255)
+
+    def test_8_bit_rgb_counts_its_low_bits(self):
+        content = png([bytes([1, 2, 3, 4, 5, 6])], 2, 8, 2, bytes([7, 1, 7, 2, 7, 3]))
+        np.testing.assert_array_equal(pixels(content), [[[255] * 3, [4, 5, 6]]])
+
+
+class TestMetadata:
+    """It never costs a picture."""
+
+    def test_exif_that_cannot_be_written_still_turns(self, rgb):
+        expected = pixels(encoded(Image.fromarray(rgb), "JPEG", exif=turned(6), quality=95))
+        content = encoded(Image.fromarray(rgb), "JPEG", exif=unwritable_exif(), quality=95)
+        np.testing.assert_array_equal(pixels(content), expected)
+        assert read_image(content).size == (9, 7)
+
+    @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+    @pytest.mark.parametrize("seed", range(30))
+    def test_random_exif(self, seed, rgb):
+        content = np.random.default_rng(seed).integers(0, 256, 60, dtype=np.uint8).tobytes()
+        if seed % 2:
+            content = bytearray(unwritable_exif())
+            content[8 + seed % 30] ^= 1 << seed % 8
+        picture = read_image(encoded(Image.fromarray(rgb), "PNG", exif=bytes(content)))
+        assert sorted(picture.size) == [7, 9]
+
+    @pytest.mark.parametrize("where", ["before", "after"])
+    @pytest.mark.parametrize(
+        "extra",
+        [
+            long_text(),
+            long_text(9)[:-4] + b"0000",
+            chunk(b"pHYs", b"1"),
+            chunk(b"iCCP", b"a name\0\0" + zlib.compress(b"x" * 2**21)),
+            chunk(b"iTXt", b"no terminator"),
+        ],
+        ids=["2 MB", "wrong checksum", "short", "2 MB of profile", "text without end"],
+    )
+    def test_chunks_of_a_png(self, where, extra):
+        values = noise(8, 8)
+        content = png([row.tobytes() for row in values], 8, 8, 2, **{where: extra})
+        np.testing.assert_array_equal(pixels(content), values)
+
+    def test_a_turn_survives_long_text(self):
+        values = noise(8, 16)
+        exif = chunk(b"eXIf", turned(6).tobytes()[6:])
+        content = png([row.tobytes() for row in values], 16, 8, 2, before=exif + long_text())
+        np.testing.assert_array_equal(pixels(content), np.rot90(values, 3))
+
+    def test_damaged_pixels_stay_an_error_beside_long_text(self):
+        content = png([row.tobytes() for row in noise(64, 64)], 64, 8, 2, before=long_text())
+        with pytest.raises(ImageReadError):
+            read_image(content[: content.index(b"IDAT") + 20])
+
+
+class TestColourProfile:
+    def test_colours_become_those_of_srgb(self):
+        content = stored(Image.new("RGB", (4, 4), "red"), icc_profile=swapped_profile())
+        assert np.abs(pixels(content).astype(int) - [0, 0, 255]).max() <= 1
+
+    def test_also_under_alpha(self):
+        content = stored(Image.new("RGBA", (4, 4), (255, 0, 0, 51)), icc_profile=swapped_profile())
+        assert np.abs(pixels(content).astype(int) - [204, 204, 255]).max() <= 1
+
+    def test_srgb_is_not_touched(self, rgb):
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        np.testing.assert_array_equal(pixels(stored(Image.fromarray(rgb), icc_profile=profile)), rgb)
+
+    def test_one_of_another_space_or_none_is_not_applied(self, rgb):
+        for image, profile in ((Image.fromarray(rgb[..., 0]), swapped_profile()), (Image.fromarray(rgb), b"none")):
+            np.testing.assert_array_equal(pixels(stored(image, icc_profile=profile)), np.asarray(image.convert("RGB")))
+
+    def test_twice_is_once(self):
+        once = read_image(stored(Image.new("RGB", (4, 4), "red"), icc_profile=swapped_profile()))
+        np.testing.assert_array_equal(pixels(once), np.asarray(once))
+
+    def test_lab(self):
+        lab = ImageCms.createProfile("LAB")
+        image = ImageCms.profileToProfile(
+            Image.new("RGB", (4, 4), (200, 40, 90)), ImageCms.createProfile("sRGB"), lab, outputMode="LAB"
+        )
+        assert np.abs(pixels(image).astype(int) - [200, 40, 90]).max() <= 4
 
 
 class TestErrors:

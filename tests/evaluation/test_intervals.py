@@ -3,7 +3,14 @@ import math
 import numpy as np
 import pytest
 
-from uniwetok_hf.evaluation.intervals import Score, jackknife_score, mean_score, share_score, wilson_interval
+from uniwetok_hf.evaluation.intervals import (
+    Score,
+    jackknife_score,
+    mean_of_scores,
+    mean_score,
+    share_score,
+    wilson_interval,
+)
 
 
 def test_wilson_interval():
@@ -69,3 +76,17 @@ def test_score_as_plain_values():
     values = Score(np.float64(0.5), 3, (math.nan, 1.0), 0.25).to_dict()
     assert values == {"value": 0.5, "count": 3, "interval": [None, 1.0], "chance": 0.25}
     assert Score(1.0, 1).to_dict()["interval"] is None
+
+
+def test_a_mean_of_scores_gives_each_group_the_same_weight():
+    mean = mean_of_scores([Score(0.2, 10, (0.1, 0.3), 0.5), Score(0.8, 1000, (0.7, 0.9), 0.1)])
+    assert mean.value == pytest.approx(0.5) and mean.count == 1010 and mean.chance == pytest.approx(0.3)
+    assert mean.interval == pytest.approx((0.5 - 0.1 / 2**0.5, 0.5 + 0.1 / 2**0.5))
+    assert mean_of_scores([Score(1.0, 1), Score(0.0, 1, (0.0, 0.0), 0.1)]) == Score(0.5, 2)
+    rng = np.random.default_rng(0)  # 95 % of intervals hold the true mean
+    held = 0
+    for _ in range(400):
+        groups = [share_score(rng.random(50) < share) for share in (0.3, 0.5, 0.7)]
+        low, high = mean_of_scores(groups).interval
+        held += low <= 0.5 <= high
+    assert 0.92 < held / 400 < 0.98

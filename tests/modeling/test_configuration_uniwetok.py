@@ -86,3 +86,9 @@ def test_negative_counts_name_their_field(make_config, field, value):
 def test_multipliers_are_positive(make_config):
     with pytest.raises(ValueError, match=r"`channel_multipliers` must be 1 or more each, got \[1, 0, 2\]"):
         make_config(channel_multipliers=[1, 0, 2])
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), 10**400])
+def test_rope_theta_is_a_number_of_float32(make_config, value):
+    with pytest.raises(ValueError, match="`rope_theta`"):
+        make_config(rope_theta=value)

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -404,9 +405,10 @@ class TestErrors:
             (torch.full((3, 8, 8), -1), r"integers must lie in 0..255, got values from -1"),
             (np.full((8, 8, 3), True), "bool"),
             (np.zeros((0, 8, 3), dtype=np.uint8), "must have pixels"),
-            (Image.new("RGB", (0, 8)), "must have pixels"),
-            (Image.new("I;16", (8, 8)), "mode I;16 has more than 8 bits"),
-            (Image.new("F", (8, 8)), "mode F has more than 8 bits"),
+            (Image.new("RGB", (0, 8)), "images: .* has no pixels"),
+            (Image.new("F", (8, 8), 300.0), "images: .* float values from 300"),
+            ("no-such-file.png", "no-such-file.png: no such file"),
+            (b"no picture", "not a picture"),
         ],
     )
     def test_pictures(self, processor, picture, message):
@@ -477,3 +479,38 @@ class TestSaving:
         UniWeTokImageProcessor().save_pretrained(tmp_path)
         loaded = UniWeTokImageProcessor.from_pretrained(tmp_path, fit="resize", stride=16)
         assert (loaded.fit, loaded.stride) == ("resize", 16)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures memory as Linux counts it")
+@pytest.mark.parametrize("shape", [(1, 20_000), (20_000, 1), (3, 30_000)])
+@pytest.mark.parametrize("size", [{"height": 256, "width": 256}, {"height": 128, "width": 512}])
+def test_narrow_pictures_take_little_memory(shape, size):
+    """What is cut off is not scaled first: it would take gigabytes."""
+    ramp = np.linspace(0, 1, max(shape)) < 0.5  # one half white, the other black
+    values = np.broadcast_to(ramp.reshape([1, -1] if shape[0] < shape[1] else [-1, 1])[..., None], (*shape, 3))
+    picture = Image.fromarray(np.uint8(255) * values.astype(np.uint8))
+    processor = UniWeTokImageProcessor(fit="crop", size=size)
+
+    def kilobytes(name: str) -> int:
+        return next(
+            int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if name in line
+        )
+
+    processor(Image.new("RGB", (64, 64)))
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back
+    before = kilobytes("VmHWM")
+    found = processor(picture)["pixel_values"]
+    assert kilobytes("VmHWM") - before < 40_000
+    assert found.shape[2:] == (size["height"], size["width"])
+    corners = found[0, 0, [0, -1], [0, -1]].tolist()
+    assert corners == [1, -1] or size["height"] != size["width"]  # the middle stays in the middle
+    assert abs(found.mean()) < 0.1
+
+
+def test_cutting_first_and_scaling_first_agree(monkeypatch):
+    """Both ways to the same crop, on a picture that both can take."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 300, 3), dtype=np.uint8))
+    processor = UniWeTokImageProcessor(fit="crop", size={"height": 64, "width": 64})
+    one = processor(picture, do_rescale=False)["pixel_values"]
+    monkeypatch.setattr("uniwetok_hf.modeling.image_processing_uniwetok.MOST_ENLARGED", 0)
+    assert (processor(picture, do_rescale=False)["pixel_values"] - one).abs().max() <= 1

@@ -362,3 +362,9 @@ def test_own_template_is_kept(tmp_path):
     )
     own.save_pretrained(tmp_path)
     assert AutoProcessor.from_pretrained(tmp_path).apply_chat_template([{"role": "user", "content": "x"}]) == "x!"
+
+
+@pytest.mark.parametrize("fields", [{"stride": 0.5}, {"stride": 0}, {"patch_size": True}, {"patch_size": None}])
+def test_sides_are_whole_numbers(fields):
+    with pytest.raises(ValueError, match=f"`{next(iter(fields))}` must be a whole number"):
+        UniWeTokProcessor(UniWeTokImageProcessor(stride=32), build_tiny_text_tokenizer(), **fields)

@@ -131,6 +131,23 @@ def test_saved_conversation_goes_on_as_if_it_had_not_stopped(pipe, answers_with_
     assert [path.name for path in tmp_path.iterdir()] == ["talk"]
 
 
+def test_saved_behind_a_symbolic_link(pipe, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "talk").symlink_to(tmp_path / "disk")
+    talk = UniWeTokConversation(pipe)
+    for _ in range(2):
+        talk.save(tmp_path / "talk")
+        (tmp_path / "talk" / "notes.txt").write_text("of the user")
+    talk.save(tmp_path / "talk")
+    assert (tmp_path / "talk").is_symlink()
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == [
+        "conversation.json",
+        "notes.txt",
+        "pictures.safetensors",
+    ]
+    assert UniWeTokConversation.load(tmp_path / "disk", pipe).messages == []
+
+
 def test_interrupted_turn_leaves_no_trace(pipe, answers_with_a_picture):
     def stop(pipe, step, count, tensors):
         assert tensors["codes"].shape[0] == 1 and count >= 1

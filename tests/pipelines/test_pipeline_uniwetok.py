@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from diffusers import AutoPipelineForImage2Image, AutoPipelineForText2Image, DDIMScheduler, DiffusionPipeline
+from full_disk import files_limited
 from PIL import Image
 from safetensors import safe_open
 from tiny_mllm import BITS, seeded
@@ -466,3 +467,13 @@ def test_offloading_without_a_device_to_offload_from_is_refused(pipeline):
         pytest.skip("there is such a device here")
     with pytest.raises(RuntimeError, match="requires accelerator"):
         own(pipeline).enable_model_cpu_offload()
+
+
+def test_an_older_pipeline_stays_when_the_disk_is_full(tmp_path):
+    folder = tmp_path / "pipe"
+    build_tiny_pipeline(seed=0).save_pretrained(folder)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for size in (0, 1_000, 50_000):  # other files are the first that don't fit
+        with files_limited(size), pytest.raises(OSError, match="pipe can't be written: File too large"):
+            build_tiny_pipeline(seed=1).save_pretrained(folder)
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

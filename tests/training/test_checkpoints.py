@@ -1,6 +1,7 @@
 """Checkpoints appear whole, the last ones are kept, broken ones are refused by name."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -48,6 +49,31 @@ def test_only_the_last_ones_are_kept(run, tmp_path):
         save_checkpoint(run[0], tmp_path, step, {}, keep=2)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000100", "step-1000000"]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000100", "step-1000000"]
+
+
+def test_what_a_person_puts_beside_the_checkpoints_is_neither_read_nor_removed(run, tmp_path):
+    folder = save_checkpoint(run[0], tmp_path, 1, {}, keep=1).parent
+    (tmp_path / "elsewhere").mkdir()
+    for name in (
+        "step-000009-good",
+        "step-best",
+        "step-",
+        "step-9",
+        "step-0000099",
+        "step-\u0663",
+        ".step-000009-mine",
+    ):
+        shutil.copytree(folder / "step-000001", folder / name)
+    for name in ("step-000009.tar.gz", "step-000009", "best.txt"):
+        (folder / name).write_text("mine")
+    (folder / "step-000050").symlink_to(tmp_path / "elsewhere")
+    (folder / "step-000051").symlink_to(tmp_path / "gone")
+    others = sorted(path.name for path in folder.iterdir() if path.name != "step-000001")
+    for step in (2, 3):
+        assert load_checkpoint(run[0], tmp_path)[0] == step - 1
+        save_checkpoint(run[0], tmp_path, step, {}, keep=1)
+        assert sorted(path.name for path in folder.iterdir()) == sorted([*others, f"step-{step:06d}"])
+    assert (folder / "step-000009").read_text() == "mine" and (tmp_path / "elsewhere").is_dir()
 
 
 def test_a_half_written_checkpoint_is_none(run, tmp_path):

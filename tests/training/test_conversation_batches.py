@@ -115,6 +115,25 @@ def test_what_does_not_fit_is_named(mixture, tmp_path):
         small[0]
 
 
+def test_what_does_not_fit_is_replaced_named_once_a_window_and_the_same_on_all_processes(tmp_path):
+    texts = ["a", "b" * 200, "", "c", "see <|res_1|>", "d"]
+    path = encode({"image": pictures(6), "text": texts}, tmp_path / "codes", build_vision())
+    mixture = TaskMixture([TaskSource(path, "captions")], seed=0)
+    options = {"batch_size": 6, "max_length": 100, "length_group_steps": 2}
+    made = batches(mixture, **options)
+    first, second = made[0], made[1]
+    reasons, num_read = made.skipped(0)
+    assert num_read == 12 and made.skipped(1) == ([], 0)
+    assert {reason.split(":")[0].split(",")[1].split()[1] for reason in reasons} == {"1", "2", "4"}
+    assert any("tokens long, `max_length` is 100" in reason for reason in reasons)
+    assert sorted(numbers(first) + numbers(second)) == list(range(12))
+    halves = [batches(mixture, process_index=index, num_processes=2, **options) for index in (0, 1)]
+    assert sorted(numbers(halves[0][0]) + numbers(halves[1][0])) == sorted(numbers(first))
+    assert all(half.skipped(0) == (reasons, 12) for half in halves)
+    with pytest.warns(UserWarning, match="3 rows are left out of the validation: "):
+        assert sum(len(batch.numbers) for batch in made.validation_batches(6)) == 3
+
+
 def test_validation_batches_are_the_same_on_every_process(mixture):
     alone = batches(mixture).validation_batches(5)
     second = batches(mixture, process_index=1, num_processes=2).validation_batches(5)

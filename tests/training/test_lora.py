@@ -36,8 +36,8 @@ def fields(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     fields = language_training(folder)
     # Long enough for the head to say something: a new one gives 0, whatever an adapter does before.
-    more = {"max_train_steps": 20, "checkpointing_steps": 20, "learning_rate": 3e-3, "validation_data": []}
-    base = run(fields, folder, **more)
+    more = {"max_train_steps": 20, "checkpointing_steps": 20, "learning_rate": 3e-3, "ema_decay": 0.5}
+    base = run(fields, folder, validation_data=[], **more)
     return later(fields, init_from=str(base), lora={"r": 2, "alpha": 4})
 
 
@@ -126,13 +126,21 @@ def test_other_options(fields, tmp_path):
 def test_a_checkpoint_of_another_training(fields, tmp_path, monkeypatch):
     stop_before(3, monkeypatch, fields, tmp_path, validation_data=[])
     for lora in ({"r": 3}, {"r": 2, "targets": ["head"]}, {"r": 2, "options": {"use_dora": True}}):
-        with pytest.raises(
-            ValueError, match="step-000002 is of another training: of all weights, or with other `lora`"
-        ):
+        with pytest.raises(ValueError, match=r"`lora\.\w+` is .* and was .*step-000002"):
             run(fields, tmp_path, lora=lora, validation_data=[])
     stop_before(3, monkeypatch, {**fields, "lora": None}, tmp_path / "whole", validation_data=[])
-    with pytest.raises(ValueError, match="is of another training"):
+    with pytest.raises(ValueError, match="`lora` is {.*} and was None"):
         run(fields, tmp_path / "whole", validation_data=[])
+
+
+@pytest.mark.filterwarnings("ignore:.*did not keep the settings")
+def test_an_old_checkpoint_of_another_training(fields, tmp_path, monkeypatch):
+    """Without settings the weights show it."""
+    stop_before(3, monkeypatch, fields, tmp_path, validation_data=[])
+    manifest = tmp_path / "run" / "checkpoints" / "step-000002" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"settings": None}))
+    with pytest.raises(ValueError, match="step-000002 is of another training: of all weights, or with other `lora`"):
+        run(fields, tmp_path, lora={"r": 3}, validation_data=[])
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import itertools
 import json
 import tarfile
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 
 import datasets
@@ -177,9 +178,12 @@ def test_processes_share_a_stream(kind, tmp_path):
 
 def test_a_stream_with_fewer_pictures_than_processes_is_refused(tmp_path):
     where = source(tmp_path, range(2), kind="tar", streaming=True)
-    assert len(take(batches_of(where, batch_size=3, process_index=0, num_processes=3), 1)) == 1
-    with pytest.raises(ValueError, match="no pictures for process 2"):
-        take(batches_of(where, batch_size=3, process_index=2, num_processes=3), 1)
+    assert len(take(batches_of(where, batch_size=2, process_index=0, num_processes=2), 1)) == 1
+    for index in range(3):
+        with pytest.raises(
+            ValueError, match=r"2 files can't be divided among 3 processes; streaming needs 3, 6, \.\.\."
+        ):
+            batches_of(where, batch_size=3, process_index=index, num_processes=3)
 
 
 def test_other_numbers_of_processes_begin_the_epoch_of_a_stream_again(tmp_path):
@@ -308,6 +312,19 @@ def test_without_crops_and_flips_the_largest_part_is_taken(places):
     assert max(box[0] for box in found) - min(box[0] for box in found) > 10
 
 
+def test_a_source_may_have_crops_of_its_own(places):
+    """Small crops of one source, the whole pictures of the other."""
+    photographs = replace(places, crop_probability=1.0, crop_scale=[0.3, 0.4])
+    options = {"crop_probability": 0.0, "flip": False}
+    batches = batches_of([places, photographs], [Bucket(16, 16)], 64, **options)
+    [batch] = take(batches, 1)
+    widths = [width for _, _, width, _, _ in boxes_of([batch], (80, 60))]
+    whole = [batches.source_of_sample[number][0] == 0 for number in batch.numbers]
+    assert 20 < sum(whole) < 44
+    for width, is_whole in zip(widths, whole, strict=True):
+        assert (width == pytest.approx(60, abs=0.7)) if is_whole else (16 < width < 26)
+
+
 def test_crops_belong_to_the_seed(places):
     one, same, other = (take(batches_of(places, seed=seed), 1)[0].pixel_values for seed in (1, 1, 2))
     assert torch.equal(one, same) and not torch.equal(one, other)
@@ -392,6 +409,8 @@ def test_nothing_else_than_reading_errors_is_swallowed(tmp_path, monkeypatch):
         ({"crop_probability": 1.5}, "`crop_probability`"),
         ({"crop_scale": (0.8, 0.5)}, "`crop_scale`"),
         ({"crop_scale": (0.0, 0.5)}, "`crop_scale`"),
+        ({"crop_scale": (0.5,)}, "`crop_scale`"),
+        ({"sources": [PictureSource("pictures", crop_probability=-1.0)]}, "`crop_probability`"),
         ({"num_threads": 0}, "`num_threads`"),
     ],
 )

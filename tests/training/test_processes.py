@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_encoded import language_training, later
-from tiny_training import VISION, all_losses, log_lines, write
+from tiny_training import VISION, all_losses, assert_same_weights, log_lines, write
 
 from uniwetok_hf import UniWeTokPipeline
+from uniwetok_hf.training.export import export_checkpoint
 
 
 def run_on_two(*jobs: str, **environment) -> None:
@@ -146,6 +147,11 @@ def test_fsdp_trains_like_one_process(language, tmp_path):
     alone, spread = log_lines(runs[1][1]), log_lines(tmp_path / "run")
     for name in ("loss", "bit_accuracy"):
         assert [line[name] for line in spread] == pytest.approx([line[name] for line in alone], abs=1e-5, rel=1e-5)
+    # The shards of a checkpoint make the same pipeline.
+    assert (tmp_path / "run" / "checkpoints" / "step-000003" / "pytorch_model_fsdp_0").is_dir()
+    export_checkpoint(tmp_path / "run", tmp_path / "exported")
+    weights = Path("mllm", "model.safetensors")
+    assert_same_weights(tmp_path / "exported" / weights, tmp_path / "run" / "pipeline" / weights)
     # What is saved is whole.
     assert (
         UniWeTokPipeline.from_pretrained(tmp_path / "run" / "pipeline", dtype=torch.float32).config.default_size == 32

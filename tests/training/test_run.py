@@ -1,6 +1,7 @@
 """What both trainers share."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,16 +9,19 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from PIL import Image
 
+from uniwetok_hf.training.config import absolute_paths
 from uniwetok_hf.training.run import (
+    CheckpointClock,
     JsonLinesTracker,
     RunningMetrics,
-    absolute_paths,
+    StepGuard,
     averaged_weights,
     choose_parameters,
+    choose_precision,
     log_images,
+    make_average,
     picture_grid,
     seeded_weights,
-    stop_unless_finite,
 )
 
 
@@ -62,7 +66,7 @@ def test_pictures_are_logged(tmp_path):
     accelerator = Accelerator(cpu=True, log_with=[JsonLinesTracker(tmp_path)])
     accelerator.init_trackers("test", {"batch_size": 3})
     log_images(accelerator, {"grid": Image.new("RGB", (4, 4))}, step=12)
-    assert Image.open(tmp_path / "samples" / "grid-000012.png").size == (4, 4)
+    assert Image.open(tmp_path / "samples" / "grid-000012.png").copy().size == (4, 4)
     assert json.loads((tmp_path / "config.json").read_text()) == {"batch_size": 3}
 
 
@@ -85,13 +89,34 @@ def test_paths_become_absolute_where_they_are_some(tmp_path, monkeypatch):
     assert absolute_paths(absolute) == absolute
 
 
-def test_a_loss_that_is_not_finite_is_named(tmp_path):
-    accelerator = Accelerator(cpu=True)
-    stop_unless_finite(accelerator, {"a": torch.tensor(1.0), "b": torch.zeros(1)}, 4, tmp_path)
-    for bad in (float("nan"), float("inf")):
-        losses = {"a": torch.tensor(1.0), "b": torch.tensor(bad)}
-        with pytest.raises(FloatingPointError, match="Not finite at step 5: b; there is no checkpoint yet"):
-            stop_unless_finite(accelerator, losses, 4, tmp_path)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_steps_that_are_not_finite_are_skipped_up_to_a_limit(bad, tmp_path, capsys):
+    good, norm = {"a": torch.ones(2), "b": torch.zeros(1)}, {"norm": torch.tensor(1.0)}
+    spoilt = good | {"b": torch.tensor([0.0, bad])}
+    guard = StepGuard(Accelerator(cpu=True), tmp_path, max_skipped_steps=2)
+    assert guard.allows(good, norm, 0) and not guard.was_skipped
+    assert not guard.allows(spoilt, {"norm": torch.tensor(bad)}, 1) and guard.was_skipped
+    assert "Step 2 is skipped: not finite: b (1 of at most 2 such steps)" in capsys.readouterr().err
+    assert guard.allows(good, norm, 2) and not guard.was_skipped
+    assert not guard.allows(good, {"norm": torch.tensor(bad)}, 3)
+    assert guard.num_skipped == 2
+    message = r"Not finite at step 5: b, after 2 skipped steps \(`max_skipped_steps`\); there is no checkpoint yet"
+    with pytest.raises(FloatingPointError, match=message):
+        guard.allows(spoilt, norm, 4)
+    guard.resume(2)  # with the whole limit again
+    assert not guard.allows(spoilt, norm, 2) and guard.num_skipped == 3
+
+
+def test_what_a_gradient_scaler_skips_does_not_count(tmp_path):
+    guard = StepGuard(accelerator := Accelerator(cpu=True), tmp_path, max_skipped_steps=0)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    good, overflow = {"loss": torch.ones(1)}, {"norm": torch.tensor(float("inf"))}
+    assert not guard.allows(good, overflow, 0) and guard.was_skipped and guard.num_skipped == 0
+    with pytest.raises(FloatingPointError, match="Not finite at step 2: loss"):  # whatever the scale
+        guard.allows({"loss": torch.tensor(float("nan"))}, overflow, 1)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    with pytest.raises(FloatingPointError, match="Not finite at step 3: norm"):  # not the scale's fault
+        guard.allows(good, overflow, 2)
 
 
 def test_new_weights_follow_the_seed_and_leave_the_global_generator_alone():
@@ -102,6 +127,62 @@ def test_new_weights_follow_the_seed_and_leave_the_global_generator_alone():
             weights.append(torch.nn.Linear(3, 3).weight)
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_average_has_one_decay_from_the_second_step_on():
+    weight = torch.nn.Parameter(torch.zeros(1))
+    ema = make_average([weight], 0.9, num_steps=100)
+    values = []
+    for step in range(4):
+        weight.data.fill_(float(step + 1))
+        ema.step([weight])
+        values.append(ema.shadow_params[0].item())
+    assert values == pytest.approx([1.0, 1.1, 1.29, 1.561])
+
+
+def test_a_decay_too_slow_for_the_run_warns():
+    parameters = [torch.nn.Parameter(torch.zeros(1))]
+    with pytest.warns(UserWarning, match=r"`ema_decay: 0.999` is slow for 60 steps: 94% .* 0.833 or less"):
+        make_average(parameters, 0.999, num_steps=60)
+    for decay in (-0.1, 1.0):
+        with pytest.raises(ValueError, match="`ema_decay` must be 0 or more and below 1"):
+            make_average(parameters, decay, num_steps=10)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "chosen"),
+    [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx2": True, "avx512_bf16": False}, "no")],
+)
+def test_auto_precision_is_what_the_processor_does_fast(capabilities, chosen, monkeypatch, recwarn):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert choose_precision("auto") == chosen
+    assert [choose_precision(value) for value in (None, "no", "fp16")] == [None, "no", "fp16"]
+    assert not recwarn.list
+    assert choose_precision("bf16") == "bf16"
+    assert [("many times slower" in str(warning.message)) for warning in recwarn.list] == [True] * (chosen == "no")
+    with pytest.raises(ValueError, match="`mixed_precision` must be auto, no, fp16 or bf16, got 'int8'"):
+        choose_precision("int8")
+
+
+def test_a_checkpoint_is_due_by_steps_and_by_minutes(monkeypatch):
+    config = SimpleNamespace(checkpointing_steps=5, checkpointing_minutes=1.0, logging_steps=2)
+    now = [0.0]
+    monkeypatch.setattr("uniwetok_hf.training.run.time.monotonic", lambda: now[0])
+    clock = CheckpointClock(Accelerator(cpu=True), config)
+
+    def due(step: int, seconds: float) -> bool:
+        now[0] = seconds
+        return clock.is_due(step)
+
+    assert not due(1, 70)  # late, but no line of the log
+    assert due(2, 71)
+    assert not due(4, 130)  # 59 seconds after the last one
+    assert due(5, 131)
+    assert not due(6, 180)
+    assert due(8, 192)
+    config.checkpointing_minutes = None
+    assert not due(12, 1000) and due(15, 1001)
 
 
 def test_seeded_weights_leave_the_generators_of_gpus_alone(monkeypatch):

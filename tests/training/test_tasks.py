@@ -176,9 +176,48 @@ def edit_columns(**changes) -> dict:
         ([["a"], ["b"], ["c"]], r"column `instruction` must be text, it is typed List"),
     ],
 )
-def test_bad_texts_are_found_when_a_dataset_is_opened(encoded, words, message):
+def test_bad_texts_are_found_before_a_training_starts(encoded, words, message):
+    path = encoded(edit_columns(instruction=words))
+    if not isinstance(words[0], str):  # a column of another type is an error, not a bad row
+        with pytest.raises(ValueError, match=message):
+            task_of("edits", path)
+        return
+    mixture = TaskMixture([TaskSource(path, "edits")], seed=0)
+    (reason,) = mixture.tasks[0].unfit_rows()
+    with pytest.warns(UserWarning, match=f"1 rows of .* are left out: .*{message}"):
+        mixture.check_rows(0.01)
     with pytest.raises(ValueError, match=message):
-        task_of("edits", encoded(edit_columns(instruction=words)))
+        mixture.tasks[0].sample(int(re.search(r"row (\d)", reason)[1]), torch.Generator())
+
+
+def test_too_many_bad_rows_are_an_error_at_the_start(encoded):
+    count = 14
+    rows = {"image": pictures(count), "text": ["", "<|im_end|>"] * 6 + ["a", "b"]}
+    mixture = TaskMixture([TaskSource(encoded(rows), "captions")], seed=0)
+    with pytest.raises(ValueError, match=r"`max_skipped_share`=0.5: 12 of 14 samples .*row 0, column `text`"):
+        mixture.check_rows(0.5)
+    with pytest.warns(UserWarning, match="12 rows"):
+        mixture.check_rows(0.9)
+    for number in range(2 * count):  # the two that are left come in their turns
+        sample, skipped = mixture.find(number)
+        assert sample.messages[0]["content"][0]["text"] in "ab" and len(skipped) <= 12
+        assert mixture.find(number) == (sample, skipped)
+
+
+def test_not_one_row_is_an_error(encoded):
+    mixture = TaskMixture([TaskSource(encoded({"image": pictures(3), "text": ["", " ", None]}), "captions")], seed=0)
+    with pytest.raises(ValueError, match="none of its rows can be used: .*row 0"):
+        mixture.check_rows(1.0)
+    with pytest.raises(ValueError, match="3 rows after each other can't be used: .*column `text`"):
+        mixture[0]
+
+
+def test_pictures_that_are_too_long_are_found_at_the_start(encoded):
+    mixture = TaskMixture([TaskSource(encoded({"image": pictures(3), "text": ["a"] * 3}), "captions")], seed=0)
+    assert mixture.tasks[0].unfit_rows(16) == []
+    reasons = mixture.tasks[0].unfit_rows(15)
+    assert len(reasons) == 3
+    assert reasons[2].endswith("codes, row 2 has pictures of 16 tokens, `max_length` is 15.")
 
 
 @pytest.mark.parametrize(
@@ -300,16 +339,16 @@ def test_text_dropout(encoded, vision, tmp_path):
     assert 90 < dropped < 150
     answers = TaskMixture([TaskSource(path, "questions")], seed=0, text_dropout=1.0)
     assert all(len(answers[number].messages) == 2 for number in range(5))
-    assert all(len(sample.messages) == 2 for _, sample in drawings.held_out(2))  # nothing is dropped of held-out rows
+    assert all(len(sample.messages) == 2 for _, sample in drawings.held_out(2)[0])  # nothing is dropped
 
 
 def test_held_out_rows_are_always_the_same(sources):
     mixture = TaskMixture([sources["captions"], sources["questions"]], seed=0)
-    once, again = mixture.held_out(3), mixture.held_out(3)
+    once, again = mixture.held_out(3)[0], mixture.held_out(3)[0]
     assert [number for number, _ in once] == list(range(6))
     assert [sample.messages for _, sample in once] == [sample.messages for _, sample in again]
     assert [sample.task for _, sample in once] == ["captions"] * 3 + ["questions"] * 3
-    assert len(mixture.held_out(1000)) == 2 * len(mixture.tasks[0])
+    assert len(mixture.held_out(1000)[0]) == 2 * len(mixture.tasks[0])
 
 
 def test_codes_of_another_image_tokenizer_are_refused(sources, vision):

@@ -3,6 +3,7 @@ or to larger patches, and saves what the package can load."""
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -355,15 +356,22 @@ def test_pictures_that_were_not_encoded(fields, fixtures, tmp_path):
     assert command in str(error.value) and not (tmp_path / "run").exists()
 
 
-def test_a_bad_row_stops_the_training_and_is_named(fields, tmp_path):
+def test_a_bad_row_of_a_list_is_named_and_left_out(fields, tmp_path):
     rows = {"image": pictures(8), "text": [["fine"]] * 7 + [[""]]}
     path = encode(rows, tmp_path / "codes", build_vision())
-    with pytest.raises(ValueError, match="codes, row 7, column `text`: must be text that is not empty"):
-        run(fields, tmp_path, data=[{"path": path, "task": "captions"}], validation_data=[], text_dropout=0.0)
+    folder = run(fields, tmp_path, data=[{"path": path, "task": "captions"}], validation_data=[], text_dropout=0.0)
+    names = set((folder / "skipped-0.txt").read_text().splitlines())
+    assert names == {f"{path}, row 7, column `text`: must be text that is not empty, got ''."}
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(fields, trained, tmp_path):
-    stage = later(fields, init_from=str(trained), mllm={"text_loss_weight": float("inf")}, validation_data=[])
+    stage = later(
+        fields,
+        init_from=str(trained),
+        mllm={"text_loss_weight": 3e38},
+        validation_data=[],
+        max_skipped_steps=0,
+    )
     with pytest.raises(FloatingPointError, match="Not finite at step 1: loss; there is no checkpoint yet"):
         run(stage, tmp_path)
     assert not (tmp_path / "run" / "pipeline").exists()
@@ -379,7 +387,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(fields, trained, tmp_path, 
         return output
 
     monkeypatch.setattr(MLLMTrainer, "compute_losses", spoilt)
-    stage = later(fields, init_from=str(trained), max_grad_norm=None, validation_data=[])
+    stage = later(fields, init_from=str(trained), max_grad_norm=None, validation_data=[], max_skipped_steps=0)
     with pytest.raises(FloatingPointError, match="Not finite at step 1: grad_norm"):
         run(stage, tmp_path)
 
@@ -439,6 +447,7 @@ def test_shipped_accelerate_configs_are_read(name):
     assert config.distributed_type == name.upper() and config.mixed_precision == "bf16"
 
 
+@pytest.mark.filterwarnings("ignore:`mixed_precision. bf16` is many times slower")
 def test_low_precision_runs(fields, tmp_path, request):
     """bf16 autocast with checkpointing: what large models are trained with."""
     AcceleratorState._reset_state()  # it remembers the precision of the tests before
@@ -464,3 +473,33 @@ def test_task_metrics_add_up_over_micro_batches():
     wanted = {"tokens": 40, "text_loss_draw": 0.5, "image_loss_draw": 3.0, "text_loss_say": 0.5, "bit_accuracy": 0.5}
     assert other.take(accelerator) == wanted
     assert other.take(accelerator) == {"tokens": 0}
+
+
+@pytest.fixture
+def damaged(fields, tmp_path):
+    """Fields of a training on captions of which five can't be used: no text, too long a text, tokens of the format."""
+    texts = [f"square {index}" for index in range(20)]
+    texts[3], texts[8], texts[11], texts[12], texts[17] = "", "long " * 40, None, "a <|im_end|>", "longer " * 40
+    path = encode({"image": pictures(20), "text": texts}, tmp_path / "damaged", build_vision())
+    return {**fields, "data": [{"path": path, "task": "captions"}], "validation_data": [], "max_length": 120}
+
+
+@pytest.mark.filterwarnings("ignore:3 rows of")
+def test_rows_that_cannot_be_used_are_counted_and_named_and_a_resume_changes_nothing(damaged, tmp_path, monkeypatch):
+    straight = run(damaged, tmp_path / "straight", max_train_steps=8)
+    names, last = (straight / "skipped-0.txt").read_text(), log_lines(straight)[-1]
+    rows = {re.search(r"row (\d+)", name)[1] for name in names.splitlines()}
+    assert rows <= {"3", "8", "11", "12", "17"}
+    assert len(names.splitlines()) == last["skipped_samples"] > 2
+    stop_before(5, monkeypatch, damaged, tmp_path / "stopped", max_train_steps=8)
+    stopped = run(damaged, tmp_path / "stopped", max_train_steps=8)
+    assert (stopped / "skipped-0.txt").read_text() == names and log_lines(stopped) == log_lines(straight)
+    assert_same_weights(stopped.joinpath(*MODEL), straight.joinpath(*MODEL))
+
+
+@pytest.mark.filterwarnings("ignore:3 rows of")
+def test_too_many_rows_that_cannot_be_used_end_the_run(damaged, tmp_path):
+    message = r"`max_skipped_share`=0.01: 1\d of \d+ samples can't be used .*skipped-0.txt"
+    with pytest.raises(ValueError, match=message):
+        run(damaged, tmp_path / "many", max_train_steps=40, checkpointing_steps=5)
+    assert run(damaged, tmp_path / "many", max_train_steps=40, max_skipped_share=0.5).is_dir()  # and goes on

@@ -144,7 +144,7 @@ def test_an_unfinished_stage_is_no_start(fields, tmp_path):
 def test_training_learns(fields, tmp_path):
     plain = {**fields, "perceptual": None, "adversarial": None, "distillation": None, "prior": None}
     more = {"buckets": [{"height": 16, "width": 16}], "max_train_steps": 60, "learning_rate": 3e-3}
-    more |= {"checkpointing_steps": 60, "validation_data": None, "commitment_weight": 0.0}
+    more |= {"checkpointing_steps": 60, "validation_data": None, "commitment_weight": 0.0, "ema_decay": 0.8}
     run = train_uniwetok.main(write(tmp_path, {**plain, **more}, output_dir=str(tmp_path / "run"))).parent
     errors = [line["l1"] for line in log_lines(run)]
     assert sum(errors[-5:]) < 0.8 * sum(errors[:5])
@@ -178,18 +178,19 @@ def first_gradients(path):
     trainer = UniWeTokTrainer(read_config(UniWeTokTrainingConfig, path, max_train_steps=1, max_grad_norm=None))
     found = {}
 
-    def keep(parameters, optimizer, scheduler, name, step):
-        if trainer.accelerator.sync_gradients:
-            found.update({f"{name}.{i}": p.grad.clone() for i, p in enumerate(parameters) if p.grad is not None})
-            optimizer.zero_grad()
+    def keep(parameters, optimizer):
+        name = "model" if optimizer is trainer.optimizer else "discriminator"
+        found.update({f"{name}.{i}": p.grad.clone() for i, p in enumerate(parameters) if p.grad is not None})
+        optimizer.zero_grad()
+        return torch.zeros(())
 
-    trainer.optimize = keep
+    trainer.clip_gradients = keep
     trainer.train()
     return found
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(fields, tmp_path, monkeypatch):
-    path = write(tmp_path, fields, output_dir=str(tmp_path / "run"))
+    path = write(tmp_path, fields, output_dir=str(tmp_path / "run"), max_skipped_steps=0)
     numbers = iter(range(10))
     real = train_uniwetok.l1_loss
     monkeypatch.setattr(
@@ -205,7 +206,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(fields
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_learnt_from(fields, tmp_path, monkeypatch):
     """Its loss may be finite. Without clipping, too, nobody else looks at the gradients."""
-    path = write(tmp_path, fields, output_dir=str(tmp_path / "run"), max_grad_norm=None)
+    path = write(tmp_path, fields, output_dir=str(tmp_path / "run"), max_grad_norm=None, max_skipped_steps=0)
     numbers, real = iter(range(10)), train_uniwetok.l1_loss
 
     def spoilt(*args):
@@ -219,6 +220,58 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_learnt_from(fi
         train_uniwetok.main(path)
     saved = load_file(tmp_path / "run" / "checkpoints" / "step-000002" / "model.safetensors")
     assert all(tensor.isfinite().all() for tensor in saved.values())
+
+
+def test_a_step_that_is_not_finite_is_skipped_as_a_whole(fields, tmp_path, monkeypatch):
+    """Also when only the discriminator's loss is not: model, average, discriminator and metrics stay as they were."""
+    path = write(tmp_path, fields, output_dir=str(tmp_path / "run"), gradient_accumulation_steps=2)
+    trainer = UniWeTokTrainer(read_config(UniWeTokTrainingConfig, path))
+    batches = iter(trainer.batches)
+    for step in range(3):
+        trainer.train_step(next(batches), step)
+
+    def state():
+        tensors = [*trainer.parameters, *trainer.discriminator.parameters(), *trainer.ema.shadow_params]
+        tensors += [*trainer.lecam.buffers(), *trainer.metrics.sums.values(), trainer.bits.counts]
+        return [tensor.detach().clone() for tensor in tensors]
+
+    for name in ("l1_loss", "discriminator_loss"):
+        before, real, calls = state(), getattr(train_uniwetok, name), iter(range(10))
+        with monkeypatch.context() as patch:
+            spoilt = lambda *args: real(*args) * (float("nan") if next(calls) == 1 else 1)  # noqa: E731
+            patch.setattr(train_uniwetok, name, spoilt)
+            trainer.train_step(next(batches), 3)
+        assert all(torch.equal(one, other) for one, other in zip(before, state(), strict=True)), name
+    trainer.train_step(next(batches), 5)
+    assert not any(torch.equal(one, other) for one, other in zip(before[:1], state()[:1], strict=True))
+    assert all(tensor.isfinite().all() for tensor in state())
+    metrics = trainer.take_metrics()
+    assert (
+        metrics["skipped_steps"] == 2
+        and metrics["steps_per_second"] > 0
+        and trainer.scheduler.scheduler.last_epoch == 6
+    )
+
+
+def test_skipped_steps_are_counted_in_the_log_and_over_a_resume(fields, tmp_path, monkeypatch):
+    """A checkpoint that is due waits for a good step. A line of the log without a good step has no losses."""
+    real, bad = UniWeTokTrainer.compute_losses, {1, 3, 4}
+
+    def spoilt(self, pixel_values, numbers, step):
+        output, losses = real(self, pixel_values, numbers, step)
+        if step in bad:
+            losses["l1"] = (1.0, losses["l1"][1] * float("inf"))
+        return output, losses
+
+    monkeypatch.setattr(UniWeTokTrainer, "compute_losses", spoilt)
+    path = write(tmp_path, fields, output_dir=str(tmp_path / "run"), max_skipped_steps=2)
+    with pytest.raises(FloatingPointError, match="Not finite at step 5: l1, after 2 skipped steps .*step-000003"):
+        train_uniwetok.main(path)
+    bad.remove(4)
+    run = train_uniwetok.main(path).parent
+    lines = log_lines(run)
+    assert [line.get("skipped_steps", 0) for line in lines] == [0, 1, 1, 2, 2, 2]
+    assert "l1" not in lines[1] and "validation_psnr_32x32" in lines[2] and "psnr" in lines[5]
 
 
 def test_micro_batches_may_change_when_a_run_is_resumed(fields, tmp_path, monkeypatch):
@@ -247,6 +300,7 @@ def interrupt(trainer, train_step, batch, step):
     train_step(trainer, batch, step)
 
 
+@pytest.mark.filterwarnings("ignore:`mixed_precision. bf16` is many times slower")
 def test_frozen_networks_run_in_the_precision_of_the_training(fields, tmp_path, request):
     AcceleratorState._reset_state()  # it remembers the precision of the tests before
     request.addfinalizer(AcceleratorState._reset_state)

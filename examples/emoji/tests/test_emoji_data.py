@@ -8,7 +8,15 @@ from dataclasses import replace
 
 import pytest
 from datasets import load_from_disk
-from emoji_data import SPLITS, build_emoji_dataset, concept_split, picture_split
+from emoji_data import (
+    EDIT_SPLITS,
+    SPLITS,
+    build_emoji_dataset,
+    concept_split,
+    held_out_style,
+    one_tone,
+    picture_split,
+)
 from emoji_edits import KINDS, find_edits
 from emoji_packages import PACKAGES, IconSet, NpmPackage, read_entries
 from PIL import Image
@@ -41,10 +49,14 @@ LABELS = [
     emoji("1F3FB", "light skin tone", group=2),
     {key: value for key, value in emoji("1F1E6", "regional indicator A").items() if key != "group"},
     emoji("1F9F6", "withdrawn yarn", group=0),
+    emoji("1F1F3-1F1F4", "flag: Norway", group=3, subgroup=1),
+    emoji("1F46A", "family"),
+    emoji("1FAA7", "placard", group=0),
+    emoji("1F6A7", "placard of the same look", group=0),
 ]
 GROUPS = {
-    "groups": {"0": "things", "1": "people-body", "2": "component"},
-    "subgroups": {"0": "all"},
+    "groups": {"0": "things", "1": "people-body", "2": "component", "3": "flags"},
+    "subgroups": {"0": "all", "1": "country-flag"},
 }
 ICONS = {
     "prefix": "tiny",
@@ -61,6 +73,8 @@ ICONS = {
         "withdrawn-yarn": {"body": SQUARE, "hidden": True},
         "light-skin-tone": {"body": SQUARE},
         "regional-indicator-a": {"body": SQUARE},
+        "placard": {"body": '<path fill="#0ff" d="M2 2h8v8h-8z"/>'},
+        "placard-of-the-same-look": {"body": '<path fill="#0ff" d="M2 2h8v8h-8z"/>'},
     },
     "aliases": {"hand-pointing-right": {"parent": "hand-pointing-left", "hFlip": True}},
 }
@@ -82,8 +96,28 @@ def restyled(mark):
     return ICONS | {"icons": icons}
 
 
+def webp(colour, size=(64, 64), box=None):
+    """A WebP with transparent pixels around `box`."""
+    picture = Image.new("RGBA", size)
+    picture.paste(colour, box or (0, 0, *size))
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", lossless=True)
+    return buffer.getvalue()
+
+
 FLAT_ICONS = restyled('<path fill="#0f0" d="M0 28h4v4h-4z"/>')
 SHADED_ICONS = restyled('<path fill="#080" d="M0 28h4v4h-4z"/>')
+TWEMOJI_ICONS = restyled('<path fill="#00f" d="M0 28h4v4h-4z"/>')
+# Pictures by code points; the flag is that of another set, and no other style has the family.
+FLUENT_PICTURES = {
+    "1f44b": webp("red"),
+    "1f44b-1f3ff": webp("black"),
+    "2764-fe0f": webp("red", size=(64, 80), box=(0, 8, 64, 72)),
+    "1f43a": webp("grey", box=(16, 16, 48, 48)),
+    "1faa7": webp("cyan"),
+    "1f1f3-1f1f4": webp("red", box=(0, 16, 64, 48)),
+    "1f46a": webp("yellow"),
+}
 
 
 def write_package(folder, package, files):
@@ -91,7 +125,7 @@ def write_package(folder, package, files):
     path = folder / package.file_name
     with tarfile.open(path, "w:gz") as archive:
         for name, content in files.items():
-            data = json.dumps(content).encode()
+            data = content if isinstance(content, bytes) else json.dumps(content).encode()
             info = tarfile.TarInfo(f"package/{name}")
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
@@ -100,14 +134,17 @@ def write_package(folder, package, files):
 
 @pytest.fixture
 def tiny(tmp_path):
-    """A folder with four tiny packages under their real names, and their table."""
+    """A folder with tiny packages under their real names, and their table."""
     folder = tmp_path / "packages"
     folder.mkdir()
     contents = {
         "labels": {"en/data.json": LABELS, "meta/groups.json": GROUPS},
         "noto": {"icons.json": ICONS, "chars.json": CHARS},
         "fluent flat": {"icons.json": FLAT_ICONS, "chars.json": CHARS},
-        "fluent": {"icons.json": SHADED_ICONS, "chars.json": {}},  # as the real one: names only
+        "fluent": {f"assets/{name}.webp": content for name, content in FLUENT_PICTURES.items()},
+        "twemoji": {"icons.json": TWEMOJI_ICONS, "chars.json": CHARS},
+        "noto v1": {"icons.json": ICONS, "chars.json": {}},  # as the real one: names only
+        "shaded fluent": {"icons.json": SHADED_ICONS, "chars.json": {}},
     }
     return folder, {key: write_package(folder, PACKAGES[key], files) for key, files in contents.items()}
 
@@ -153,8 +190,9 @@ def test_held_out_combinations_are_toned_pictures_of_training_concepts():
 
 def test_rows_say_what_the_packages_say(tiny, tmp_path):
     rows = rows_by_id(build(tiny, tmp_path / "set", styles=["noto"]))
-    codes = [WAVE, f"{WAVE}-1F3FB", "2764", "1F449", "1F43A", "1F355", f"{WAVE}-1F3FF"]
-    assert list(rows) == [f"noto/{code}" for code in codes]  # no component, regional, two-toned or hidden one
+    codes = [WAVE, f"{WAVE}-1F3FB", "2764", "1F449", "1F1F3-1F1F4", "1FAA7", "1F43A", "1F355", f"{WAVE}-1F3FF"]
+    # No component, regional, two-toned or hidden one, and of two placards that look alike that with the shorter label.
+    assert list(rows) == [f"noto/{code}" for code in codes]
     row = rows[f"noto/{WAVE}-1F3FF"]
     row.pop("image")
     assert row == {
@@ -208,10 +246,85 @@ def test_chains_of_aliases_add_up_their_turns():
 
 
 def test_shaded_fluent_uses_the_code_points_of_the_flat_set(tiny, tmp_path):
+    rows = rows_by_id(build(tiny, tmp_path / "set", styles=["shaded fluent"]))
+    assert {row["style"] for row in rows.values()} == {"shaded fluent"}
+    assert rows["shaded fluent/1F43A"]["image"].getpixel((1, 30)) == (0, 136, 0)  # its own icon
+    assert f"shaded fluent/{WAVE}-1F3FF" in rows
+
+
+def test_fluent_is_scaled_onto_white_and_has_what_the_flat_set_has(tiny, tmp_path):
     rows = rows_by_id(build(tiny, tmp_path / "set", styles=["fluent"]))
-    assert {row["style"] for row in rows.values()} == {"fluent"}
-    assert rows["fluent/1F43A"]["image"].getpixel((1, 30)) == (0, 136, 0)  # its own icon
-    assert f"fluent/{WAVE}-1F3FF" in rows
+    assert {name.split("/")[1] for name in rows} == {
+        WAVE,
+        f"{WAVE}-1F3FF",
+        "2764",
+        "1F43A",
+        "1FAA7",
+    }  # no family, flag
+    wolf, heart = (rows[f"fluent/{code}"]["image"] for code in ("1F43A", "2764"))
+    assert (wolf.mode, wolf.size) == ("RGB", (32, 32))
+    assert wolf.getpixel((1, 1)) == (255, 255, 255) and wolf.getpixel((16, 16)) == (128, 128, 128)
+    # The picture is higher than wide: it is centred in a square.
+    assert [heart.getpixel((x, 16))[1] < 10 for x in (1, 16, 30)] == [False, True, False]
+
+
+def test_country_flags_of_noto_lie_in_the_package_of_fluent(tiny, tmp_path):
+    rows = rows_by_id(build(tiny, tmp_path / "set"))
+    assert {name for name, row in rows.items() if row["group"] == "flags"} == {"noto/1F1F3-1F1F4"}
+    flag = rows["noto/1F1F3-1F1F4"]["image"]
+    assert flag.getpixel((16, 2)) == (255, 255, 255) and flag.getpixel((16, 16))[1] < 10
+
+
+def test_noto_v1_has_the_names_of_noto_and_no_skin_tones(tiny, tmp_path):
+    rows = rows_by_id(build(tiny, tmp_path / "set", styles=["noto v1"]))
+    assert {row["tone"] for row in rows.values()} == {""}
+    assert f"noto v1/{WAVE}" in rows  # "wave" is no label
+
+
+def test_one_style_in_twelve_is_held_out():
+    styles = ["noto", "fluent flat", "twemoji"]
+    concepts = [f"{number:X}" for number in range(0x1F300, 0x1F700)]
+    held = {concept: held_out_style(concept, "objects", styles) for concept in concepts}
+    assert set(held.values()) == {None, *styles}
+    share = sum(style is not None for style in held.values()) / len(concepts)
+    assert abs(share - 0.9 / 12) < 0.02
+    assert all(concept_split(concept) == "train" for concept, style in held.items() if style)
+    assert not any(held_out_style(concept, "people-body", styles) for concept in concepts)
+    assert not any(held_out_style(concept, "objects", styles[:2]) for concept in concepts)
+
+
+def test_held_out_styles_are_in_no_other_split_and_are_targets_of_edits(tiny, tmp_path):
+    folder, packages = tiny
+    concept = next(f"{n:X}" for n in range(0x1F300, 0x1F700) if held_out_style(f"{n:X}", "things", list("abcde")))
+    chars = CHARS | {concept.lower(): "pizza"}
+    labels = [*LABELS, emoji(concept, "kite", group=0)]
+    contents = {
+        "labels": {"en/data.json": labels, "meta/groups.json": GROUPS},
+        "noto": {"icons.json": ICONS, "chars.json": chars},
+        "fluent flat": {"icons.json": FLAT_ICONS, "chars.json": chars},
+        "twemoji": {"icons.json": TWEMOJI_ICONS, "chars.json": chars},
+    }
+    changed = {key: write_package(folder, PACKAGES[key], files) for key, files in contents.items()}
+    styles = ["noto", "fluent flat", "twemoji"]
+    output = build((folder, packages | changed), tmp_path / "set", styles=styles)
+    held = held_out_style(concept, "things", styles)
+    pictures, edits = (load_from_disk(output / name) for name in ("pictures", "edits"))
+    assert pictures["test_styles"]["id"] == [f"{held}/{concept}"]
+    assert set(edits["test_styles"]["target"]) == {f"{held}/{concept}"}
+    assert len(edits["test_styles"]) == 2 and set(edits["test_styles"]["kind"]) == {"style"}
+    for split in set(EDIT_SPLITS) - {"test_styles"}:
+        assert f"{held}/{concept}" not in [*edits[split]["source"], *edits[split]["target"]]
+
+
+def test_one_tone_keeps_the_yellow_and_a_tone(fixtures, monkeypatch):
+    monkeypatch.setattr("emoji_data.DATA", str(fixtures / "emoji"))
+    before = set((fixtures / "emoji").rglob("*"))
+    everything = load_from_disk(fixtures / "emoji" / "pictures")["train"]
+    kept = one_tone("train")
+    assert {row["id"] for row in everything if not row["tone"]} <= set(kept["id"])
+    toned = [(row["concept"], row["style"]) for row in kept if row["tone"]]
+    assert set((fixtures / "emoji").rglob("*")) == before
+    assert 0 < len(toned) == len(set(toned)) < sum(bool(tone) for tone in everything["tone"])
 
 
 def test_same_pictures_and_same_order_twice(tiny, tmp_path):
@@ -222,8 +335,10 @@ def test_same_pictures_and_same_order_twice(tiny, tmp_path):
 
 def test_readme_gives_counts_checksums_and_licences(tiny, tmp_path):
     text = (build(tiny, tmp_path / "set") / "README.md").read_text(encoding="utf-8")
-    assert "21 pictures of 5 concepts, 32 x 32 pixels" in text
-    assert all(package.sha256 in text and package.attribution in text for package in tiny[1].values())
+    assert "36 pictures of 7 concepts, 32 x 32 pixels" in text
+    used = [package for key, package in tiny[1].items() if key != "shaded fluent"]
+    assert all(package.sha256 in text and package.attribution in text for package in used)
+    assert "| people | 2 | 2 | 2 | 1 | 2 | 2 |" in text  # concepts, and those of each style
     assert "Permission is hereby granted" in text
 
 
@@ -280,7 +395,7 @@ def test_missing_npm_says_what_to_do_instead(tiny, tmp_path, monkeypatch):
         ({"size": 64.0}, "`size` is 64.0"),
         ({"limit": 0}, "`limit` is 0"),
         ({"styles": []}, r"`styles` is \[\]"),
-        ({"styles": ["noto", "twemoji"]}, "`styles` is .*accepted.*'fluent flat'"),
+        ({"styles": ["noto", "openmoji"]}, "`styles` is .*accepted.*'fluent flat'"),
     ],
 )
 def test_wrong_arguments_are_refused(tiny, tmp_path, arguments, message):
@@ -387,7 +502,7 @@ def test_edits_across_splits_are_dropped_but_for_held_out_targets(tiny, tmp_path
     assert (light, dark) in pairs["test_combinations"]
     assert all((dark, light) not in found for found in pairs.values())
     assert (f"noto/{WAVE}", light) in pairs["train"]
-    assert ("noto/1F355", "fluent/1F355") in pairs["test"]
+    assert ("noto/1F355", "twemoji/1F355") in pairs["test"]
     assert (dark, f"fluent flat/{WAVE}-1F3FF") in pairs["test_combinations"]  # both held out
 
 
@@ -398,7 +513,8 @@ def fixture_set(fixtures):
 
 def test_fixture_has_the_documented_layout(fixture_set):
     pictures, edits = fixture_set
-    assert tuple(pictures) == tuple(edits) == SPLITS
+    # It was made before styles were held out: of three concepts one style would be missing.
+    assert tuple(pictures) == tuple(edits) == SPLITS[:4]
     assert all(len(split) > 0 for split in (*pictures.values(), *edits.values()))
     columns = ["id", "image", "style", "label", "name", "keywords", "group", "subgroup", "tone", "hexcode", "concept"]
     for split in pictures.values():

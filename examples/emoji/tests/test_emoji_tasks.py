@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import load_from_disk
-from emoji_tasks import KEEP_INSTRUCTIONS
+from emoji_tasks import KEEP_INSTRUCTIONS, QUESTIONS, with_article
 from tiny_encoded import LANGUAGE, build_vision, encode, run
 from tiny_training import write
 
+from uniwetok_hf.data.text import train_text_vocabulary
 from uniwetok_hf.training.config import read_config
 from uniwetok_hf.training.tasks import TaskMixture, TaskSource, open_task
 from uniwetok_hf.training.train_mllm import MLLMTrainingConfig
@@ -88,30 +89,74 @@ def test_words_are_of_the_row(emoji):
         assert row["label"] in words or toned or any(keyword in words for keyword in row["keywords"])
     assert seen == {True, False}  # now and then the style is left open
     task = open_task(emoji["EmojiQuestions"])
+    answered, claims = set(), set()
+    for seed in range(400):
+        sample = task.sample(0, seeded(seed))
+        row = task.rows[int(re.findall(r"row (\d+)", sample.origin)[0])]
+        question, answer = (turn[1][-1] for turn in shape(sample))
+        if answer in ("yes", "no"):
+            true = {f"is this {row['name']}?", f"is it drawn in {row['style']} style?", f"does it have {row['tone']}?"}
+            assert (answer == "yes") == (question in true)
+            claims.add(answer)
+            continue
+        known = {key: row[key] for key in ("name", "style", "group", "tone")}
+        known["caption"] = f"a {row['style']} emoji of {row['label']}"
+        (kind,) = (key for key, value in known.items() if value == answer)
+        assert question in QUESTIONS[kind]
+        answered.add(kind)
+    assert answered == set(QUESTIONS) and claims == {"yes", "no"}
     row = task.rows[0]
-    caption = f"a {row['style']} emoji of {row['label']}"
-    said = [[turn[1][-1] for turn in shape(task.sample(0, seeded(seed)))] for seed in range(80)]
-    claims = {question: answer for question, answer in said if answer in ("yes", "no")}
-    assert set(claims.values()) == {"yes", "no"}
-    for question, answer in claims.items():
-        true = {f"is this {row['name']}?", f"is it drawn in {row['style']} style?", f"does it have {row['tone']}?"}
-        assert (answer == "yes") == (question in true)
-    answers = {answer for question, answer in said if question not in claims}
-    known = {row["name"], row["style"], row["group"], caption} | ({row["tone"]} if row["tone"] else set())
-    assert answers == known
-    assert {row["name"], row["label"], row["group"], "yes", "no"} <= set(task.texts())
+    assert {*row["name"].split(), row["group"], "yes", "no"} <= set(task.texts())
 
 
-def test_concepts_are_sampled_by_the_root_of_their_number_of_pictures(emoji):
-    task = open_task(emoji["EmojiGeneration"])
+@pytest.mark.parametrize("name", ["EmojiGeneration", "EmojiQuestions"])
+def test_concepts_and_their_styles_are_sampled_uniformly(emoji, name):
+    task = open_task(emoji[name])
     places = [int(re.findall(r"row (\d+)", task.sample(0, seeded(seed)).origin)[0]) for seed in range(2000)]
-    concepts = task.rows["concept"]
-    drawn, pictures = Counter(concepts[place] for place in places), Counter(concepts)
-    assert len(set(pictures.values())) > 1
-    weights = {concept: count**0.5 for concept, count in pictures.items()}
-    for concept, weight in weights.items():
-        assert drawn[concept] / 2000 == pytest.approx(weight / sum(weights.values()), abs=0.03)
+    concepts, styles = list(task.rows["concept"]), list(task.rows["style"])
+    pairs = set(zip(concepts, styles, strict=True))
+    assert len(set(Counter(concepts).values())) > 1
+    drawn = Counter((concepts[place], styles[place]) for place in places)
+    for concept, style in pairs:
+        share = 1 / len(set(concepts)) / sum(other == concept for other, _ in pairs)
+        assert drawn[concept, style] / 2000 == pytest.approx(share, abs=0.02)
     assert set(places) == set(range(len(task)))
+
+
+def test_edits_are_sampled_by_kind_and_concept(emoji):
+    task = open_task(emoji["EmojiEditing"])
+    concepts = list(task.rows["concept"])
+    drawn = [task.edits.sample(seeded(seed)) for seed in range(3000)]
+    styles = Counter(concepts[edit.source] for edit in drawn if edit.kind == "style")
+    # The waving hand has most changes of style, in every skin tone.
+    assert max(styles.values()) < 1.6 * min(styles.values())
+
+
+def test_texts_for_the_vocabulary_have_every_word_alike(emoji):
+    """Labels of toned people, and words of every group, as often as each other; each word becomes one entry."""
+    texts = list(open_task(emoji["EmojiGeneration"]).texts())
+    counts = Counter(texts)
+    for word in ("heart", "waving", "genie", "three"):
+        assert counts[word] == 2 and counts[f" {word}"] in (2, 3)  # 3 where it is a keyword, too
+    assert counts["waving hand: dark skin tone"] == 0
+    keywords = {keyword for found in open_task(emoji["EmojiGeneration"]).rows["keywords"] for keyword in found}
+    assert all(counts[f" {keyword}"] >= 1 for keyword in keywords)
+    vocabulary = train_text_vocabulary(texts, 2000, 4)
+    for prompt in ("a noto emoji of red heart", "draw woman genie in fluent flat style"):
+        assert len(vocabulary.tokenize(prompt)) == len(prompt.split())
+
+
+def test_rare_keywords_and_articles_are_prompts(emoji):
+    task = open_task(emoji["EmojiGeneration"])
+    prompts = {shape(task.sample(0, seeded(seed)))[0][1][0] for seed in range(3000)}
+    assert {"a noto emoji of a red heart", "red heart"} <= prompts
+    assert with_article("apple") == "an apple" and with_article("red apple") == "a red apple"
+    counts = Counter(
+        keyword
+        for found in dict(zip(task.column("concept"), task.column("keywords"), strict=True)).values()
+        for keyword in found
+    )
+    assert task.rare == {keyword for keyword, count in counts.items() if count <= 3}
 
 
 def test_edits_are_described_first(emoji):
@@ -175,7 +220,7 @@ def test_edits_are_those_of_the_table_and_kept_pictures(emoji):
         instruction = sample.messages[0]["content"][1]["text"]
         assert sample.pictures[1]["codes"] == task.rows[target]["image"][0]["codes"]
         if instruction in KEEP_INSTRUCTIONS:
-            assert source == target == 0
+            assert source == target
             copies += 1
             continue
         assert (ids[source], instruction, ids[target]) in known

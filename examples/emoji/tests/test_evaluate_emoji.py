@@ -8,14 +8,19 @@ from datasets import load_from_disk
 from evaluate_emoji import (
     QUESTIONS,
     CaptionScore,
+    PixelScore,
     caption_of,
+    choose_by_group,
+    choose_edits,
     combination_edits,
     edit_rows,
+    evaluate_drawings,
     evaluate_edits,
-    evaluate_generations,
     evaluate_naming,
+    evaluate_words,
     question_rows,
     rival_captions,
+    rows_by_group,
 )
 from PIL import Image
 from tiny_models import build_tiny_pipeline
@@ -27,7 +32,8 @@ from uniwetok_hf.evaluation.editing import edit_pairs
 
 STYLES = {"flat": 0, "noto": 100, "shaded": 200}
 TONES = {"": 0, "light skin tone": 60, "dark skin tone": 120}
-NAMES = {"hand": ("people", 30), "man": ("people", 90), "woman": ("people", 150), "cat": ("animals", 210)}
+PEOPLE, ANIMALS, FOOD = "people-body", "animals-nature", "food-drink"
+NAMES = {"hand": (PEOPLE, 30), "man": (PEOPLE, 90), "woman": (PEOPLE, 150), "cat": (ANIMALS, 210)}
 
 
 def make_rows():
@@ -72,7 +78,7 @@ def test_rivals_are_of_the_group_the_name_and_the_style(monkeypatch):
     monkeypatch.setattr(emoji, "SAME_NAME", 2)
     monkeypatch.setattr(emoji, "NUM_RIVALS", 9)
     by_caption = {caption_of(row): row for row in ROWS}
-    for row in (row for row in ROWS if row["group"] == "people"):
+    for row in (row for row in ROWS if row["group"] == PEOPLE):
         rivals = rival_captions(row, ROWS, seeded())
         assert len(rivals) == len(set(rivals)) == 9 and caption_of(row) not in rivals
         found = [by_caption[rival] for rival in rivals]
@@ -91,10 +97,50 @@ def test_caption_scores():
     captions, rivals = [caption_of(row) for row in ROWS], [rival_captions(row, ROWS, seeded()) for row in ROWS]
     score = CaptionScore(TrueJudge(), captions, rivals)
     real = [row["image"] for row in ROWS]
-    assert score(real).value == 1.0
-    assert score(real).chance == pytest.approx(np.mean([1 / (1 + len(row)) for row in rivals]))
-    twice = score([*real, *real[1:], real[0]])  # a second round, of the next row's pictures
-    assert twice.value == 0.5 and twice.count == 2 * len(ROWS)
+    assert score(real) == [True] * len(ROWS)
+    assert score.chances == [1 / (1 + len(row)) for row in rivals]
+    assert score([*real[1:], real[0]]) == [False] * len(ROWS)
+
+
+def test_pixels_are_compared_with_others_of_the_style_and_group():
+    score = PixelScore(ROWS, ROWS, seeded())
+    real = [row["image"] for row in ROWS]
+    # Of people, the other two in three skin tones; no other animal: a choice of one can't be wrong.
+    assert score.chances == [1 / 7 if row["group"] == PEOPLE else 1 for row in ROWS]
+    assert score(real) == [True] * len(ROWS)
+    shown = dict(zip((row["id"] for row in ROWS), score([ROWS[0]["image"]] * len(ROWS)), strict=True))
+    assert shown["flat/hand-"] and shown["noto/hand-"] and not shown["flat/man-"]  # the style is not asked for
+
+
+def test_rows_are_chosen_evenly_over_groups_and_concepts():
+    rows = [dict(row, concept=f"{row['name']}{row['tone']}") for row in ROWS]
+    chosen = choose_by_group(rows, 6, seed=0)
+    assert [row["group"] for row in chosen].count(PEOPLE) == 6 and len(chosen) == 12
+    assert len({row["concept"] for row in chosen if row["group"] == ANIMALS}) == 3  # all that there are
+    assert len({row["concept"] for row in chosen if row["group"] == PEOPLE}) == 6
+    assert chosen == [row for row in rows if row in chosen] == choose_by_group(rows, 6, seed=0)
+    assert chosen != choose_by_group(rows, 6, seed=1)
+
+
+def test_edits_are_chosen_evenly_over_groups():
+    edits = [{"target": name} for name in ["man"] * 8 + ["cat"] * 2 + ["pie"] * 5]
+    groups = {"man": PEOPLE, "cat": ANIMALS, "pie": FOOD}
+    chosen = choose_edits(edits, groups, lambda group: group != PEOPLE, 5, seed=0)
+    assert [edits[index]["target"] for index in chosen] == ["cat"] * 2 + ["pie"] * 3
+    assert choose_edits(edits, groups, lambda group: group == "flags", 5, seed=0) == []
+
+
+def test_the_mean_over_things_gives_each_group_the_same_weight():
+    groups = [PEOPLE] * 4 + [ANIMALS] * 3 + [FOOD]
+    right = [True] * 4 + [True, False, False] + [True]
+    rows = rows_by_group({"what": "model", "of": "x"}, groups, {"r_precision": (right, [0.5] * 4 + [0.1] * 3 + [0.3])})
+    found = {row.labels["group"]: row for row in rows}
+    assert list(found) == ["things", "people", "animals", "food"]
+    things = found["things"].scores["r_precision"]
+    assert things.value == pytest.approx((1 / 3 + 1) / 2) and things.chance == pytest.approx(0.2) and things.count == 4
+    assert things.interval[0] < things.value < things.interval[1]
+    assert found["people"].scores["r_precision"].value == 1.0 and found["people"].scores["r_precision"].chance == 0.5
+    assert [row.for_card for row in rows] == [True, True, False, False]
 
 
 def test_wrong_results_of_edits():
@@ -127,19 +173,22 @@ def pipe():
     return pipeline
 
 
-def test_generations_and_their_ceilings(pipe, monkeypatch):
+def test_drawings_and_their_ceilings(pipe, monkeypatch):
     asked = {}
 
     def generate(pipe, prompts, seed, batch_size, **call):
         asked["prompts"] = prompts
-        return [ROWS[index % 6]["image"] for index in range(len(prompts))]
+        return [ROWS[index]["image"] for index in range(len(prompts))]
 
     monkeypatch.setattr(emoji, "generate_all", generate)
-    rows = evaluate_generations(pipe, ROWS[:6], ROWS, TrueJudge())
-    assert asked["prompts"][0] == "a flat emoji of hand" and asked["prompts"][6] == "draw hand in flat style"
-    found = {row.labels["what"]: row.scores["r_precision"] for row in rows}
-    assert found["model"].value == found["real"].value == 1.0
-    assert found["model"].count == 12 and found["real"].count == found["real, through the codes"].count == 6
+    rows = evaluate_drawings(pipe, ROWS[:6], ROWS, TrueJudge(), "known")
+    assert asked["prompts"][0] == "a flat emoji of hand" and len(asked["prompts"]) == 6
+    found = {row.labels["what"]: row for row in rows}
+    assert {(row.labels["of"], row.labels["group"]) for row in rows} == {("drawings, known", "people")}
+    assert list(found) == ["model", "real, through the codes", "real"]
+    assert set(found["model"].scores) == {"r_precision", "nearest_by_pixels"}
+    assert set(found["real"].scores) == {"r_precision"}
+    assert all(score.value == 1.0 and score.count == 6 for score in found["model"].scores.values())
 
 
 def test_edits_and_their_ceiling(pipe):
@@ -147,10 +196,10 @@ def test_edits_and_their_ceiling(pipe):
     edit_pipe = UniWeTokEditPipeline.from_pipe(pipe)
     edit_pipe.set_progress_bar_config(disable=True)
     edits = combination_edits(edits, ROWS, [0])
-    rows = evaluate_edits(edit_pipe, pipe, edits, TrueJudge(), num_inference_steps=2).rows
+    rows = evaluate_edits(edit_pipe, pipe, edits, TrueJudge(), "all", num_inference_steps=2).rows
     names = ["model", "copy of the source", "words alone", "targets, through the codes"]
     assert [row.labels["what"] for row in rows] == names
-    assert {row.labels["of"] for row in rows} == {"edits"}
+    assert {row.labels["of"] for row in rows} == {"edits, all"}
     assert rows[1].scores["nearest_by_judge"].value == 0 and rows[0].scores["nearest_by_pixels"].chance == 0.2
 
 
@@ -162,12 +211,23 @@ def test_names_styles_and_tones_are_asked_apart(pipe, monkeypatch):
         return [row[column].upper() if column != "tone" else "pink" for row, column in asked]
 
     monkeypatch.setattr(emoji, "answer_all", answer)
-    rows = evaluate_naming(pipe.mllm, pipe.processor, ROWS, ROWS, TrueJudge())
-    found = {(row.labels["what"], row.labels["of"]): row.scores["exact_match"] for row in rows}
+    rows = evaluate_naming(pipe.mllm, pipe.processor, ROWS, ROWS, TrueJudge(), "known")
+    found = {
+        (row.labels["what"], row.labels["of"].removesuffix(", known")): row.scores["exact_match"]
+        for row in rows
+        if row.labels["group"] == "people"
+    }
     assert found["model", "names"].value == found["model", "styles"].value == 1.0
     assert found["model", "names"].chance == 0.25 and found["model", "styles"].chance == pytest.approx(1 / 3)
-    assert found["model", "tones"].value == 0.0 and found["model", "tones"].count == 24  # yellow ones have no tone
+    assert found["model", "tones"].value == 0.0 and found["model", "tones"].count == 18  # yellow ones have no tone
     assert found["judge, real", "names"].value > 0.6 and found["judge, real", "names"].chance == 0.25
+
+
+def test_answers_of_unseen_concepts_are_names_of_the_set(pipe, monkeypatch):
+    answers = iter(["Cat.", "catwoman", "woman", "man man"])
+    monkeypatch.setattr(emoji, "answer_all", lambda *args, **options: list(answers))
+    [row] = evaluate_words(pipe.mllm, pipe.processor, ROWS[:4], ROWS)
+    assert row.scores["exact_match"].value == 0.5 and row.labels["group"] == "people"
 
 
 def plain(red):

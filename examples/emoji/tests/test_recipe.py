@@ -6,22 +6,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import emoji_tasks
 import pytest
 from train_siglip import SiglipTrainingConfig
 
 from uniwetok_hf.training.config import read_config
+from uniwetok_hf.training.train_mllm import MLLMTrainingConfig
 from uniwetok_hf.training.train_uniwetok import UniWeTokTrainingConfig
 
 
 RECIPE = Path(__file__).parent.parent
 SCRIPT = (RECIPE / "run.sh").read_text(encoding="utf-8")
-SCRIPTS = ["emoji_data", "faces_and_text", "train_siglip", "evaluate_emoji"]
+SCRIPTS = ["emoji_data", "faces_and_text", "photographs", "train_siglip", "evaluate_emoji"]
 
 
 def test_the_script_is_bash_and_names_what_is_there():
     assert subprocess.run(["bash", "-n", str(RECIPE / "run.sh")]).returncode == 0
     named = re.findall(r"\$here/(\w+\.\w+)", SCRIPT)
-    assert len(named) == 5 and all((RECIPE / name).is_file() for name in named)
+    assert len(named) == 7 and all((RECIPE / name).is_file() for name in named)
     assert "84bac22" in SCRIPT.splitlines()[-1]
 
 
@@ -33,6 +35,20 @@ def test_stages_follow_each_other():
     assert [stage.model != {} for stage in stages] == [True, False, False]
     assert {stage.distillation.teacher for stage in stages} == {f"{teacher.output_dir}/model"}
     assert f"tokenizer={stages[-1].output_dir}/model" in SCRIPT
+
+
+def test_the_language_model_follows_the_tokenizer():
+    pretrain, finetune = (
+        read_config(MLLMTrainingConfig, RECIPE / f"emoji_mllm_{name}.yaml") for name in ("pretrain", "finetune")
+    )
+    tokenizer = read_config(UniWeTokTrainingConfig, RECIPE / "emoji_uniwetok_stage3.yaml")
+    assert pretrain.vision_model == tokenizer.output_dir and finetune.init_from == pretrain.output_dir
+    assert finetune.vision_model is None and finetune.text_model == finetune.head == {}
+    assert f"--model {finetune.output_dir}/pipeline" in SCRIPT
+    for config in (pretrain, finetune):
+        for source in config.data + config.validation_data:
+            assert hasattr(emoji_tasks, source.task.rsplit(":", 1)[1])
+            assert source.path in ("data/emoji_codes/train", "data/emoji_codes/validation")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -13,8 +14,8 @@ from PIL import Image as Picture
 from tiny_training import assert_same_weights, write
 from torch.nn import functional as F
 from train_siglip import (
+    ConceptOrder,
     EmojiPairs,
-    GroupedOrder,
     Pair,
     PairCollator,
     SiglipTrainingConfig,
@@ -61,14 +62,15 @@ def row_of(colour, style):
     y, x = np.mgrid[:32, :32] - 15.5
     pixels[(np.hypot(x, y) < 12) if style == "noto" else (np.maximum(abs(x), abs(y)) < 12)] = COLOURS[colour]
     keywords = [colour, "disc"] if colour != "grey" else []
-    return {"image": Picture.fromarray(pixels), "label": f"{colour} disc", "style": style, "keywords": keywords}
+    texts = {"label": f"{colour} disc", "style": style, "concept": f"{colour} {style}"}
+    return {"image": Picture.fromarray(pixels), "keywords": keywords} | texts
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     """A folder like those of `emoji_data.py`: 4 concepts in 2 styles to learn from, 2 of them held out."""
     folder = tmp_path_factory.mktemp("emoji")
-    columns = {name: Value("string") for name in ("label", "style")}
+    columns = {name: Value("string") for name in ("label", "style", "concept")}
     features = Features({"image": Image(), **columns, "keywords": List(Value("string"))})
     rows = {
         "train": [row_of(colour, style) for colour in COLOURS for style in STYLES],
@@ -97,7 +99,7 @@ def text_tokenizer(pairs):
 
 
 def test_pairs_are_of_the_rows_in_their_order(pairs):
-    order = EpochOrder(8, 3)
+    order = pairs.order
     assert len(pairs) == 300
     for number in range(24):
         pair, row = pairs[number], pairs.texts[order[number]]
@@ -147,7 +149,7 @@ def test_a_pair_is_a_function_of_seed_and_number(pairs, data):
 def test_pictures_are_cropped_and_else_whole(pairs, data):
     rows = read_rows(str(data), ["train"])
     whole = [read_pixels(row["image"], 16) for row in rows]
-    order = EpochOrder(8, 3)
+    order = pairs.order
     is_whole = [torch.equal(pairs[number].pixel_values, whole[order[number]]) for number in range(100)]
     assert 30 < sum(is_whole) < 70
     never = EmojiPairs(rows, 100, 16, seed=3)
@@ -158,7 +160,8 @@ def test_crops_lie_inside_the_picture_and_have_their_scale(data):
     """Of a picture whose red and green tell column and row, a crop shows a range as long as its side."""
     pixels = np.zeros((32, 32, 3), np.uint8)
     pixels[..., 0], pixels[..., 1] = np.arange(32) * 8, np.arange(32)[:, None] * 8
-    rows = Dataset.from_list([{"image": Picture.fromarray(pixels), "label": "a", "style": "b", "keywords": []}])
+    texts = {"label": "a", "style": "b", "concept": "a", "keywords": []}
+    rows = Dataset.from_list([{"image": Picture.fromarray(pixels)} | texts])
     pairs = EmojiPairs(rows.cast_column("image", Image()), 40, 16, 0, crop_probability=1.0, crop_scale=(0.5, 0.75))
     lefts = []
     for number in range(40):
@@ -292,6 +295,31 @@ def test_interrupted_training_goes_on_exactly(run, make_config, monkeypatch):
         train(config)
 
 
+def test_settings_that_change_are_applied_or_refused(make_config, monkeypatch):
+    """Trainer itself would learn at the rate of the checkpoint and log as often as before, without a word."""
+    config, order = make_config(), EpochOrder.__getitem__
+
+    def die(self, position):
+        if position == 14:
+            raise RuntimeError("killed")
+        return order(self, position)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(EpochOrder, "__getitem__", die)
+        train(config)
+    for change in ({"learning_rate": 0.5}, {"seed": 7}, {"crop_scale": [0.9, 1.0]}, {"max_train_steps": 5}):
+        with pytest.raises(ValueError, match=f"^`{next(iter(change))}` is .* and was .*checkpoint-2"):
+            train(dataclasses.replace(config, **change))
+    path = train(dataclasses.replace(config, logging_steps=4))
+    history = json.loads((path.parent / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
+    assert [line["step"] for line in history if "loss" in line] == [1, 2, 4]
+
+
+def test_the_environment_does_not_change_the_precision(make_config, monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert make_arguments(make_config(), tmp_path).mixed_precision == "no"
+
+
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_keeps_the_step(run, make_config, monkeypatch):
     config, order = make_config(), EpochOrder.__getitem__
@@ -374,7 +402,7 @@ def test_wrong_settings_are_refused(make_config, tmp_path, data):
             make_config(text_weights=weights)
     with pytest.raises(ValueError, match="`group_size` must be 1 or more, got 0"):
         make_config(group_size=0)
-    with pytest.raises(ValueError, match="`mixed_precision` must be no, fp16 or bf16, got 'int8'"):
+    with pytest.raises(ValueError, match="`mixed_precision` must be auto, no, fp16 or bf16, got 'int8'"):
         make_config(mixed_precision="int8")
     with pytest.raises(ValueError, match="`rows` is empty"):
         EmojiPairs(read_rows(str(data), ["train"]).select([]), 4, 16, 0)
@@ -383,7 +411,7 @@ def test_wrong_settings_are_refused(make_config, tmp_path, data):
 def test_hard_negatives_come_together(data):
     """Both styles of a concept, one after the other."""
     rows = read_rows(str(data), ["train"])
-    rows = rows.add_column("concept", rows["label"])
+    rows = rows.remove_columns("concept").add_column("concept", rows["label"])
     pairs = EmojiPairs(rows, 8, 16, seed=0, group_size=2)
     labels = [rows[pairs.order[number]]["label"] for number in range(8)]
     assert labels[0::2] == labels[1::2] and len(set(labels)) == 4
@@ -401,20 +429,15 @@ def test_shipped_config(text_tokenizer):
     assert yaml.safe_load((RECIPE / "emoji_siglip.yaml").read_text())["data"] == "data/emoji"
 
 
-def test_rows_of_one_key_come_in_groups():
+def test_every_concept_has_the_same_share():
     keys = ["a"] * 6 + ["b"] * 3 + ["c"]
-    order = GroupedOrder(keys, size=2, seed=0)
-    epochs = [[order[10 * epoch + place] for place in range(10)] for epoch in range(3)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs) and epochs[0] != epochs[1]
-    # Three pairs of a, one of b; the third b and c are alone.
-    for epoch in epochs:
-        runs = [keys[row] for row in epoch]
-        pairs, place = [], 0
-        while place < 10:
-            length = 2 if runs[place : place + 2] in (["a", "a"], ["b", "b"]) else 1
-            pairs.append((runs[place], length))
-            place += length
-        assert sorted(pairs) == [("a", 2)] * 3 + [("b", 1), ("b", 2), ("c", 1)]
-    again = GroupedOrder(keys, size=2, seed=0)
-    assert again[25] == epochs[2][5] and [again[place] for place in range(10)] == epochs[0]
-    assert [GroupedOrder(keys, 2, seed=1)[place] for place in range(10)] != epochs[0]
+    order = ConceptOrder(keys, size=2, seed=0)
+    epochs = [[order[5 * epoch + place] for place in range(5)] for epoch in range(30)]
+    assert all(len(set(epoch)) == 5 for epoch in epochs) and len({tuple(epoch) for epoch in epochs}) > 20
+    for epoch in epochs:  # two of a, two of b, and c, each together
+        found = [keys[row] for row in epoch]
+        assert sorted(found) == ["a", "a", "b", "b", "c"] and "aa" in "".join(found) and "bb" in "".join(found)
+    assert {row for epoch in epochs for row in epoch} == set(range(10))
+    again = ConceptOrder(keys, size=2, seed=0)
+    assert again[12] == epochs[2][2] and [again[place] for place in range(5)] == epochs[0]
+    assert [ConceptOrder(keys, 2, seed=1)[place] for place in range(5)] != epochs[0]

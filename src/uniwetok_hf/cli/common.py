@@ -103,6 +103,17 @@ def add_seed_option(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--seed", type=seed_type, default=0, help=f"{what} (default: 0)")
 
 
+def add_max_skipped_share(parser: argparse.ArgumentParser) -> None:
+    """`--max-skipped-share`."""
+    parser.add_argument(
+        "--max-skipped-share",
+        type=finite_float,
+        metavar="S",
+        default=0.01,
+        help="end with an error when a larger share of the rows is damaged, and more than ten (default: 0.01)",
+    )
+
+
 def add_edit_options(parser: argparse.ArgumentParser) -> None:
     """`--image-guidance-scale` and `--describe-first`."""
     parser.add_argument(

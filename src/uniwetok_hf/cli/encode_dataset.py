@@ -5,13 +5,17 @@ import json
 import os
 import re
 import sys
+import threading
 from importlib.util import find_spec
 from pathlib import Path
+
+from uniwetok_hf.signals import signals_set
 
 from .common import (
     ANY_CHECKPOINT,
     CommandError,
     add_command,
+    add_max_skipped_share,
     add_model_options,
     add_seed_option,
     finite_float,
@@ -70,6 +74,7 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--columns", nargs="+", metavar="COLUMN", help="columns of pictures (default: all; the others are dropped)"
     )
+    add_max_skipped_share(parser)
     parser.add_argument(
         "--rows-per-part", type=positive_int, default=1000, metavar="N", help="rows per file of OUT (default: 1000)"
     )
@@ -145,7 +150,7 @@ def run_encode_dataset(args: argparse.Namespace) -> None:
     from uniwetok_hf.data.sources import PictureSource, open_rows
 
     resolve_device(args.device)
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world_size = _machine()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     model = load_vision_model(args.model, "cpu").to(getattr(torch, args.dtype))
@@ -170,9 +175,20 @@ def run_encode_dataset(args: argparse.Namespace) -> None:
         settings.check_stride(model.config.stride)  # before a dataset is downloaded
         dataset = open_rows(PictureSource(args.source, args.split, args.name, streaming=args.streaming))
         ended_before = _time_of(Path(args.out) / ENCODING_FILE)
-        encoding = encode_dataset(
-            dataset, args.out, model, settings, args.device, args.num_processes, rank, world_size
-        )
+        stop = threading.Event()
+        with signals_set(stop, "Stopping after the parts that are being made. Press Ctrl-C again to stop at once."):
+            encoding = encode_dataset(
+                dataset,
+                args.out,
+                model,
+                settings,
+                args.device,
+                args.num_processes,
+                rank,
+                world_size,
+                args.max_skipped_share,
+                stop,
+            )
     if encoding is None:
         print(f"{args.out}: the parts of machine {rank} are done; the last of {world_size} machines finishes")
         return
@@ -187,6 +203,17 @@ def run_encode_dataset(args: argparse.Namespace) -> None:
     if ended_before is not None and ended_before == _time_of(Path(args.out) / ENCODING_FILE):
         print("it was complete already, nothing to do")
     print(args.out)
+
+
+def _machine() -> tuple[int, int]:
+    """Which machine this is, and of how many, as the environment says."""
+    rank, world_size = (os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if not (rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size)):
+        raise CommandError(
+            f"RANK={rank} and WORLD_SIZE={world_size} in the environment must be a machine's number, from 0 on, and "
+            "the number of machines"
+        )
+    return int(rank), int(world_size)
 
 
 def _time_of(path: Path) -> int | None:

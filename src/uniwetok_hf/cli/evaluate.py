@@ -17,6 +17,7 @@ from .common import (
     add_command,
     add_edit_options,
     add_group,
+    add_max_skipped_share,
     add_model_options,
     add_seed_option,
     finite_float,
@@ -401,6 +402,7 @@ def _add_protocol(
         "--output", metavar="DIR", help=f"folder of the result files (default: results/{name}), made if needed"
     )
     parser.add_argument("--batch-size", type=positive_int, default=16, metavar="N", help="at once (default: 16)")
+    add_max_skipped_share(parser)
     return parser
 
 
@@ -445,7 +447,9 @@ def _open_rows(
             rows = rows_of_place(args.data, split)
         else:
             rows = open_source(PictureSource(args.data, split, args.name, pictures[0], args.streaming))
-        return PictureRows(rows, pictures, filter(None, columns), count, args.seed, skipped, picture_lists)
+        return PictureRows(
+            rows, pictures, filter(None, columns), count, args.seed, skipped, picture_lists, args.max_skipped_share
+        )
 
 
 def _load_judge(source: str | None, device: str, checkpoint: Checkpoint):

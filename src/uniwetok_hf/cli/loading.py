@@ -5,7 +5,6 @@ errors of many lines.
 """
 
 import contextlib
-import json
 import re
 import sys
 from collections.abc import Collection, Iterator
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uniwetok_hf.embedded import DEFAULT as EMBEDDED
+from uniwetok_hf.files import read_json
 
 from .common import CommandError, hub_bars, one_line, resolve_device, user_errors
 
@@ -27,7 +27,6 @@ KINDS = {
 PUBLISHED_FILES = ("ae_config.json", "ae.safetensors", "vision_head_config.json", "projector.safetensors")
 SMALL_FILES = ["*.json", "*.jinja", "*.txt"]
 LARGE_CHECKPOINT = 2e9  # bytes
-LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError)
 
 
 @dataclass(frozen=True)
@@ -103,13 +102,8 @@ def _explain_no_checkpoint(folder: Path, name: str, model_type: str | None) -> s
 
 
 def _read_json(path: Path) -> dict:
-    try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CommandError(f"{path} is damaged or cut off ({one_line(error)})") from error
-    if not isinstance(contents, dict):
-        raise CommandError(f"{path} must hold a JSON object, found {type(contents).__name__}")
-    return contents
+    with user_errors():
+        return read_json(path)
 
 
 def _fetch(name: str, kinds: Collection[str]) -> Checkpoint:
@@ -194,14 +188,18 @@ def quiet_transformers(with_bar: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _loading(checkpoint: Checkpoint) -> Iterator[None]:
-    """Turns errors into one line and silences the libraries; on terminals, large checkpoints show a progress bar."""
+def _loading(checkpoint: Checkpoint, part: str = "") -> Iterator[None]:
+    """Turns errors into one line that names the part, a folder or file of the checkpoint, and silences the libraries;
+    on terminals, large checkpoints show a progress bar."""
     size = sum(path.stat().st_size for path in checkpoint.model_folder.glob("*.safetensors"))
     try:
         with quiet_transformers(with_bar=size >= LARGE_CHECKPOINT and sys.stderr.isatty()):
             yield
-    except LOADING_ERRORS as error:
-        raise CommandError(f"{checkpoint.folder} can't be loaded: {one_line(error)}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # of a damaged file the libraries raise nearly anything
+        kind = "" if isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: "
+        raise CommandError(f"{checkpoint.folder / part} can't be loaded: {kind}{one_line(error)}") from error
 
 
 def _load_model(model_class: type, checkpoint: Checkpoint, device: str):
@@ -211,14 +209,24 @@ def _load_model(model_class: type, checkpoint: Checkpoint, device: str):
     target = resolve_device(device)
     check_weights(checkpoint.model_folder)
     dtype = torch.float32 if target.type == "cpu" else "auto"
-    with _loading(checkpoint):
+    with _loading(checkpoint, "mllm" if checkpoint.kind == "pipeline" else ""):
         model, report = model_class.from_pretrained(
-            checkpoint.model_folder, dtype=dtype, output_loading_info=True, local_files_only=True
+            checkpoint.model_folder,
+            dtype=dtype,
+            output_loading_info=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # refused below: the library's own error says nothing of them
         )
     if lacking := sorted(report["missing_keys"]):
         raise CommandError(
             f"{checkpoint.model_folder} is an incomplete checkpoint: {len(lacking)} tensors are missing, the first is "
             f"{lacking[0]}"
+        )
+    if wrong := sorted(report["mismatched_keys"]):
+        name, found, wanted = wrong[0]
+        raise CommandError(
+            f"{checkpoint.model_folder} holds {name} of the shape {list(found)}; by its config.json it must be "
+            f"{list(wanted)}"
         )
     model.config._name_or_path = checkpoint.name  # goes into saved codes, where a local path would be private
     return model.to(target).eval()
@@ -241,7 +249,7 @@ def _load_parts(checkpoint: Checkpoint, device: str):
 
     _require(checkpoint.folder, "processor/processor_config.json")
     mllm = _load_model(UniWeTokForCausalLM, checkpoint, device)
-    with _loading(checkpoint):
+    with _loading(checkpoint, "processor"):
         processor = UniWeTokProcessor.from_pretrained(checkpoint.folder / "processor", local_files_only=True)
     return mllm, processor
 
@@ -286,9 +294,10 @@ def load_pipeline(name: str | Checkpoint | None, device: str):
     _require(checkpoint.folder, "scheduler/scheduler_config.json")
     mllm, processor = _load_parts(checkpoint, device)
     # By hand: `UniWeTokPipeline.from_pretrained` gives missing weights random values, and `_load_model` refuses them.
-    with _loading(checkpoint):
-        settings = UniWeTokPipeline.load_config(checkpoint.folder)
+    with _loading(checkpoint, "scheduler"):
         scheduler = BinaryFlowScheduler.from_pretrained(checkpoint.folder / "scheduler", local_files_only=True)
+    with _loading(checkpoint, "model_index.json"):
+        settings = UniWeTokPipeline.load_config(checkpoint.folder)
         defaults = {key: value for key, value in settings.items() if key.startswith("default_")}
         pipeline = UniWeTokPipeline(processor, mllm, scheduler, **defaults)
     pipeline.set_progress_bar_config(disable=True)

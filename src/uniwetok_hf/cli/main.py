@@ -1,17 +1,22 @@
 """The parser of the `uniwetok` command, and the run of one command.
 
-Exit codes: 0, 1 for bad input (one line on stderr) and for bugs (a traceback), 2 for a command line that can't be
-parsed, 130 when interrupted.
+Exit codes: 0, 1 for bad input, a full disk and the like (one line on stderr) and for bugs (a traceback), 2 for a
+command line that can't be parsed, 75 when a signal stopped work that the same command goes on with, 130 when
+interrupted. When the reader of the output closes it, as `| head` does, the command ends with 1 and without a word.
 
 The modules of the commands import torch, transformers, Pillow and the rest of the package when a command runs, not
 when they are imported themselves: help and usage errors answer at once (see `uniwetok_entry`).
 """
 
 import argparse
+import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+from uniwetok_hf.files import write_failure
+from uniwetok_hf.signals import EXIT_CODE, Stopped
 
 from . import (
     app,
@@ -23,6 +28,7 @@ from . import (
     encode,
     encode_dataset,
     evaluate,
+    export,
     generate,
     push,
     reconstruct,
@@ -44,6 +50,7 @@ COMMANDS = (
     convert,
     encode_dataset,
     train,
+    export,
     evaluate,
     push,
 )
@@ -117,33 +124,79 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # for terminals that lack a letter
     try:
-        args = parse(sys.argv[1:] if argv is None else argv)
+        with _output_flushed():
+            return _run(sys.argv[1:] if argv is None else argv)
+    except BrokenPipeError:
+        _drop_output()
+        return 1
+    except OSError as error:  # of stdout or stderr, since `_run` handles those of a command
+        _drop_output(sys.stdout)
+        with contextlib.suppress(OSError):
+            _fail(f"the output can't be written: {error.strerror}")
+        _drop_output()
+        return 1
+
+
+@contextlib.contextmanager
+def _output_flushed() -> Iterator[None]:
+    """Writes what is buffered at the end of the block, also where `--help` exits: Python would do it when nobody can
+    catch the error any more."""
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+
+
+def _drop_output(*streams) -> None:
+    """Nothing more can be written, not even at exit."""
+    for stream in streams or (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # of streams without a file
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
+
+
+def _run(argv: Sequence[str]) -> int:
+    """One command, with its errors as lines and exit codes."""
+    try:
+        args = parse(argv)
         load_package()
         args.run(args)
-        sys.stdout.flush()
     except CommandError as error:
+        if _is_of_output(error.__cause__):
+            raise error.__cause__ from None
         if os.environ.get("UNIWETOK_TRACEBACK"):
             traceback.print_exception(error)
         return _fail(str(error))
-    except BrokenPipeError:
-        # The reader of our output has closed it, as `| head` does. Nothing more can be written, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        if error.filename is not None and error.strerror:
-            return _fail(f"{error.filename}: {error.strerror}")
-        return _report_unexpected(error)
+    except Stopped as error:
+        return _fail(str(error), EXIT_CODE, "")
     except KeyboardInterrupt as error:
         print(f"\nuniwetok: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
     except Exception as error:
+        if _is_of_output(error):
+            raise
+        if isinstance(error, OSError) and error.filename is not None and error.strerror:
+            return _fail(f"{error.filename}: {error.strerror}")
+        if (reason := write_failure(error)) is not None:  # of no file that we know
+            return _fail(reason)
         return _report_unexpected(error)
     return 0
 
 
-def _fail(message: str) -> int:
-    print(f"uniwetok: error: {one_line(message, limit=3000)}", file=sys.stderr)
-    return 1
+def _is_of_output(error: BaseException | None) -> bool:
+    """Whether an error is that of our own stdout or stderr: a closed pipe, or what stdout still can't write."""
+    if isinstance(error, OSError) and error.filename is None and not isinstance(error, BrokenPipeError):
+        try:
+            sys.stdout.flush()
+        except OSError:
+            return True
+    return isinstance(error, BrokenPipeError)
+
+
+def _fail(message: str, code: int = 1, kind: str = "error: ") -> int:
+    print(f"uniwetok: {kind}{one_line(message, limit=3000)}", file=sys.stderr)
+    return code
 
 
 def _report_unexpected(error: Exception) -> int:

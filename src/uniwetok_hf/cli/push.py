@@ -5,6 +5,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from uniwetok_hf.files import whole_file
+
 from .common import CommandError, add_command, hub_bars, one_line, user_errors
 from .loading import EMBEDDED, check_pipeline, check_weights, describe_checkpoint, find_checkpoint
 
@@ -141,9 +143,8 @@ def write_card(card, path: Path) -> None:
     """Writes a card under a temporary name, which is then renamed to `path`."""
     if path.is_dir():
         raise CommandError(f"--card {path} is a folder, not a file")
-    temporary = path.with_name(f".{path.name}.tmp")
-    card.save(temporary)
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        card.save(temporary)
 
 
 def published_card(api, name: str, revision: str | None) -> Path | None:

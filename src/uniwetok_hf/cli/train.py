@@ -7,6 +7,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+from uniwetok_hf.signals import Stopped
+
 from .common import CommandError, add_group, load_package, user_errors
 
 
@@ -134,14 +136,12 @@ def _read(kind: str, path: Path, overrides: dict):
 def run_train(args: argparse.Namespace) -> None:
     """`uniwetok train`."""
     module, _ = _import_trainer(args.kind)
-    import yaml
-
-    from uniwetok_hf.training.config import find_config
+    from uniwetok_hf.training.config import find_config, parse_yaml
 
     overrides = {}
     for field, value in args.set:
-        with user_errors(yaml.YAMLError, prefix=f"--set {field}={value}: "):
-            overrides[field] = yaml.safe_load(value)
+        with user_errors():
+            overrides[field] = parse_yaml(value, f"--set {field}={value}")
     with user_errors(ValueError, OSError, prefix="--config: "):
         for name in args.config:
             if name.startswith("emoji_") and not Path(name).exists():
@@ -152,10 +152,17 @@ def run_train(args: argparse.Namespace) -> None:
     with user_errors(ValueError, OSError, ImportError, FloatingPointError):
         configs = [_read(args.kind, path, overrides) for path in paths]  # all of them, before hours of work
         if args.lora:
-            configs = [dataclasses.replace(config, lora=config.lora or module.LoraSettings()) for config in configs]
+            from uniwetok_hf.training.lora import LoraSettings
+
+            configs = [dataclasses.replace(config, lora=config.lora or LoraSettings()) for config in configs]
         for config in configs:
             result = module.finished(config)
             if result is not None and len(configs) > 1:
                 print(f"{result} is finished")
                 continue
-            print(module.train(config))
+            try:
+                print(module.train(config))
+            except Stopped:
+                if config is not configs[-1] or (result := module.finished(config)) is None:
+                    raise
+                print(result)  # the signal came when nothing was left to stop

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoTokenizer, PreTrainedModel
 
+from ..files import writing
 from ..modeling.configuration_uniwetok import UniWeTokConfig
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..modeling.modeling_uniwetok import UniWeTokModel
@@ -29,7 +30,7 @@ from .keys import (
 )
 from .layouts import PublishedPart, PublishedTextToImage, PublishedVision, find_published
 from .shards import OutputTensor, parse_size, write_shards
-from .tensors import ConversionError, TensorInfo, TensorSource, published_tensors, row_chunks
+from .tensors import WEIGHT_DTYPES, ConversionError, TensorInfo, TensorSource, published_tensors, row_chunks
 
 
 CHUNK_BYTES = 1 << 25  # what is in memory at a time
@@ -83,7 +84,8 @@ def convert_checkpoint(
             `UniWeTokModel.from_pretrained`, a text-to-image model one for `UniWeTokPipeline.from_pretrained`.
         num_attention_heads: attention heads of the image tokenizer, where no JSON tells them; by default 16, with a
             warning.
-        dtype: dtype of the floating-point weights, as `"bfloat16"` or `torch.bfloat16`; by default as they are stored.
+        dtype: dtype of the floating-point weights, as `"bfloat16"` or `torch.bfloat16`; by default as they are stored,
+            and bfloat16 where that is a float of 8 bits, which models can't be built in.
         max_shard_size: largest size of a weight file, in bytes or like `"5GB"`.
         ignored_prefixes: how the names of further tensors of a tokenizer's training checkpoint start that are to be
             left out; its losses (`loss.`) always are.
@@ -125,14 +127,14 @@ def _new_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` that becomes `out` if all goes well and vanishes if not."""
     out = out.resolve()
     new_parents = [parent for parent in out.parents if not parent.exists()]
-    out.parent.mkdir(parents=True, exist_ok=True)
     folder = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}.part")
-    folder.mkdir()
     try:
-        yield folder
-        if out.exists():
-            out.rmdir()  # empty, or this fails
-        folder.rename(out)
+        with writing(out):
+            folder.mkdir(parents=True)
+            yield folder
+            if out.exists():
+                out.rmdir()  # empty, or this fails
+            folder.rename(out)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # another process may use them by now
@@ -229,7 +231,7 @@ def _equal(source: TensorSource, first: str, second: str | None) -> bool:
     if source.tensors.get(second) != info:
         return False
     chunks = row_chunks(info, 0, info.shape[0], CHUNK_BYTES)
-    return all(torch.equal(source.read(first, *rows), source.read(second, *rows)) for rows in chunks)
+    return all(torch.equal(source.read(first, *rows).double(), source.read(second, *rows).double()) for rows in chunks)
 
 
 def _write_model(folder: Path, model: PreTrainedModel, components: Sequence[Component], options: Options) -> None:
@@ -253,13 +255,14 @@ def _write_model(folder: Path, model: PreTrainedModel, components: Sequence[Comp
 
 
 def find_problems(component: Component, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """What is wrong with the tensors of a part: those missing, unknown and misshaped, by their published names.
+    """What is wrong with the tensors of a part: those missing, unknown, misshaped and no floats, by their published
+    names.
 
     Args:
         component: the part.
         shapes: shape of each tensor of our model by native name.
     """
-    unknown, misshaped, found = [], [], set()
+    unknown, misshaped, mistyped, found = [], [], [], set()
     for name, stored in component.names.items():
         natives = component.native_names(name)
         if not natives or any(native not in shapes for native in natives):
@@ -269,7 +272,9 @@ def find_problems(component: Component, shapes: Mapping[str, tuple[int, ...]]) -
         expected = shapes[natives[0]]
         if len(natives) > 1:
             expected = (sum(shapes[native][0] for native in natives), *expected[1:])
-        shape = component.source.tensors[stored].shape
+        shape, dtype = component.source.tensors[stored].shape, component.source.tensors[stored].dtype
+        if not dtype.is_floating_point:
+            mistyped.append(f"{name} is {str(dtype).removeprefix('torch.')}")
         if shape != expected:
             misshaped.append(f"{name} is {list(shape)} instead of {list(expected)}")
     absent = (component.published_name(native) for native in shapes if native not in found)
@@ -278,6 +283,7 @@ def find_problems(component: Component, shapes: Mapping[str, tuple[int, ...]]) -
     problems = [f"{label} lacks {abbreviate(missing)}"] if missing else []
     problems += [f"{label} has unknown tensors {abbreviate(unknown)}"] if unknown else []
     problems += [f"{label} has misshaped tensors: {abbreviate(misshaped)}"] if misshaped else []
+    problems += [f"{label} has weights that are no floats: {abbreviate(mistyped)}"] if mistyped else []
     return problems
 
 
@@ -286,7 +292,7 @@ def _output_tensors(component: Component, dtype: torch.dtype | None) -> Iterator
     for name, stored in component.names.items():
         info = component.source.tensors[stored]
         natives = component.native_names(name)
-        output_dtype = dtype if dtype is not None and info.dtype.is_floating_point else info.dtype
+        output_dtype = dtype or (info.dtype if info.dtype in WEIGHT_DTYPES else torch.bfloat16)
         num_rows = info.shape[0] // len(natives) if info.shape else 1
         for index, native in enumerate(natives):
             shape = (num_rows, *info.shape[1:]) if info.shape else ()

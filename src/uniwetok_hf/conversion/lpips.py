@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from ..files import whole_file
 from ..losses.perceptual import STAGE_ENDS, VGG16_WIDTHS
 from .tensors import ConversionError, TensorSource, open_tensors
 
@@ -40,9 +41,8 @@ def convert_lpips(vgg_path: str | os.PathLike, lpips_path: str | os.PathLike | N
         name, width = f"lin{number}.model.1.weight", len(weights[f"convs.{end}.weight"])
         weights[f"heads.{number}"] = _read(heads, name, (1, width, 1, 1)).flatten()
     out = Path(out)
-    temporary = out.with_name(f".{out.name}.tmp")
-    save_file(weights, temporary, metadata={"format": "pt"})
-    os.replace(temporary, out)
+    with whole_file(out) as temporary:
+        save_file(weights, temporary, metadata={"format": "pt"})
     return out
 
 

@@ -11,14 +11,15 @@ mirrored alike; with `same_crops`, that of all rows. A column of lists of pictur
 
 import dataclasses
 import hashlib
-import json
 import os
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from ..files import read_json
 from ..modeling.codes_uniwetok import unpack_codes
 
 
@@ -77,10 +78,10 @@ def read_encoding(folder: str | os.PathLike) -> Encoding:
             why = "no encoded dataset (no encoding.json); `uniwetok encode-dataset` makes one"
         raise ValueError(f"`folder` {folder} holds {why}.")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         version = values["format"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"`folder`: {path} is damaged ({type(error).__name__}: {error}).") from None
+    except KeyError as error:
+        raise ValueError(f"`folder`: {path} is damaged (KeyError: {error}).") from None
     if version != ENCODING_FORMAT:
         raise ValueError(
             f"`folder`: {path} is of format {version}, this version of uniwetok-hf reads {ENCODING_FORMAT}."
@@ -88,6 +89,9 @@ def read_encoding(folder: str | os.PathLike) -> Encoding:
     names = {field.name for field in dataclasses.fields(Encoding)}
     if missing := sorted(names - set(values)):
         raise ValueError(f"`folder`: {path} lacks {', '.join(missing)}.")
+    for name, hint in typing.get_type_hints(Encoding).items():
+        if not isinstance(values[name], list if typing.get_origin(hint) is list else hint):
+            raise ValueError(f"`folder`: {path} is damaged (`{name}` is {values[name]!r:.100}).")
     return Encoding(**{name: values[name] for name in names})
 
 
@@ -98,7 +102,7 @@ def open_encoded(folder: str | os.PathLike):
     and finds it again for as long as the parts don't change.
 
     Raises:
-        ValueError: as [`read_encoding`] does, or when a part is missing.
+        ValueError: as [`read_encoding`] does, or when a part is missing or damaged.
     """
     from datasets import Dataset
 
@@ -110,10 +114,30 @@ def open_encoded(folder: str | os.PathLike):
             "its `uniwetok encode-dataset` again to make them."
         )
     # By default it reads as many rows at once as the first row group has, and fails when a part lost all of its rows.
-    dataset = Dataset.from_parquet([str(part) for part in parts], batch_size=1000)
+    try:
+        dataset = Dataset.from_parquet([str(part) for part in parts], batch_size=1000)
+    except Exception as error:  # of `datasets`, which name neither the file nor, often, the cause
+        if (damaged := _first_damaged(parts)) is None:
+            raise
+        raise ValueError(
+            f"`folder`: {damaged[0]} is damaged ({damaged[1]}). Remove it and encoding.json, and run its `uniwetok "
+            "encode-dataset` again."
+        ) from error
     if len(dataset) != encoding.num_rows:
         raise ValueError(f"`folder` {folder} holds {len(dataset)} rows, its encoding.json says {encoding.num_rows}.")
     return dataset
+
+
+def _first_damaged(parts: list[Path]) -> tuple[Path, str] | None:
+    """The first part that can't be read, and why."""
+    import pyarrow.parquet
+
+    for part in parts:
+        try:
+            pyarrow.parquet.ParquetFile(part).read()
+        except (ValueError, OSError) as error:  # of Arrow, too
+            return part, " ".join(str(error).split())
+    return None
 
 
 def cell_codes(cell: list[dict], variant: int, num_bits: int) -> torch.Tensor:

@@ -5,6 +5,7 @@ What a part holds is a function of its rows and the settings alone, and its coun
 can be made in any order and by any process, and a folder of them can be finished by whoever comes last.
 """
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -18,8 +19,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..files import writing
 from ..modeling.codes_uniwetok import pack_codes
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
+from .archives import ERROR_COLUMN
 from .samples import AUGMENTATION, sample_generator
 from .sources import read_cell
 
@@ -157,7 +160,12 @@ class PartEncoder:
 
         summary = PartSummary(first_row, table.num_rows)
         kept, cells = [], {column: [] for column in self.settings.columns}
+        errors = table.column(ERROR_COLUMN).to_pylist() if ERROR_COLUMN in table.column_names else {}
         for index in range(table.num_rows):
+            if errors and errors[index]:
+                error = " ".join(errors[index].split())
+                summary.skipped.append({"row": first_row + index, "column": ERROR_COLUMN, "error": error})
+                continue
             pictures = {column: table.column(column)[index].as_py() for column in self.settings.columns}
             if self._add_row(first_row + index, pictures, cells, summary):
                 kept.append(index)
@@ -204,7 +212,7 @@ class PartEncoder:
         generator = sample_generator(self.settings.seed, 0 if self.settings.same_crops else row, AUGMENTATION)
         pictures = [picture]
         for _ in range(self.settings.num_variants - 1):
-            numbers = torch.rand(4, generator=generator).tolist()
+            numbers = torch.rand(4, dtype=torch.float32, generator=generator).tolist()
             pictures.append(random_crop(picture, self.settings.crop_scale, self.settings.flip, numbers))
         return [self._fit(picture) for picture in pictures], stored_size(cell)
 
@@ -270,9 +278,14 @@ def _write_parquet(table, path: Path) -> None:
     import pyarrow.parquet
 
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        # No dictionaries: codes hardly ever repeat, and zstd finds what repeats in the other columns.
-        pyarrow.parquet.write_table(table, file, compression="zstd", use_dictionary=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with writing(path):
+        try:
+            with open(temporary, "wb") as file:
+                # No dictionaries: codes hardly ever repeat, and zstd finds what repeats in the other columns.
+                pyarrow.parquet.write_table(table, file, compression="zstd", use_dictionary=False)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)

@@ -26,9 +26,13 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from ..files import read_json, whole_file
+from ..signals import Stopped
+from .archives import ERROR_COLUMN
 from .encoded import ENCODING_FILE, Encoding, encoder_fingerprint, part_path, read_encoding
 from .encoded_parts import EncodingSettings, PartEncoder, PartSummary, read_summary
 from .samples import STREAMS
+from .skipped import MAX_SHARE, SkippedItems
 from .sources import IMAGE_COLUMN
 
 
@@ -45,6 +49,8 @@ def encode_dataset(
     num_processes: int = 1,
     rank: int = 0,
     world_size: int = 1,
+    max_skipped_share: float = MAX_SHARE,
+    stop: threading.Event | None = None,
 ) -> Encoding | None:
     """Encodes the pictures of a dataset, or goes on with it.
 
@@ -55,14 +61,21 @@ def encode_dataset(
         settings: sizes, variants and so on.
         device: where the model runs. Of `cuda` without a number, each process takes one in turn.
         num_processes: processes on this machine; threads are divided between them.
+        max_skipped_share: largest share of the rows that may be left out, since they are damaged; ten always may.
         rank, world_size: which machine this is, and of how many, when several encode into one shared folder.
+        stop: when it is set, the parts that are being made are the last.
 
     Returns:
         What `encoding.json` says, or None when other machines still have parts to make.
 
     Raises:
-        ValueError: for settings or columns that don't fit, or when the folder was begun with other settings.
+        ValueError: for settings or columns that don't fit, when the folder was begun with other settings, or when too
+            many rows are left out; the parts that are made stay.
+        OSError: when a file can't be written.
+        Stopped: after the parts that were being made when `stop` was set.
     """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"`rank` must be from 0 to `world_size` - 1, got {rank} of {world_size}.")
     folder = Path(folder)
     settings.check_stride(model.config.stride)
     columns = find_picture_columns(dataset.features, settings.columns)
@@ -75,18 +88,41 @@ def encode_dataset(
     # bits whose latents are next to zero: 5 of a million with the embedded model.
     model = model.eval().to(memory_format=torch.channels_last)
     encoder = PartEncoder(model, settings, encoded_features(dataset.features, columns))
-    num_parts = 0
+    num_parts, is_stopped = 0, False
+    unchecked, skipped = [], SkippedItems(max_skipped_share)
     with (
         _Progress(dataset, settings) as progress,
         _workers(encoder, device, num_processes, rank, progress.update) as write_part,
     ):
         for index, table in _tables(dataset, folder, settings.rows_per_part, rank, world_size):
             num_parts = index + 1
+            if is_stopped := table is not None and stop is not None and stop.is_set():
+                break
             if table is not None:
                 write_part(table, index * settings.rows_per_part, part_path(folder, index))
+            unchecked = _check_parts([*unchecked, part_path(folder, index)], skipped)
+    if is_stopped:
+        raise Stopped(f"stopped; the parts in {folder} are whole, and the same command continues from there")
+    _check_parts(unchecked, skipped)
     if num_parts == 0:
         raise ValueError("`dataset` has no rows.")
     return _finish(folder, state, num_parts, progress.speed())
+
+
+def _check_parts(paths: list[Path], skipped: SkippedItems) -> list[Path]:
+    """Counts what was left out of the parts that are made; returns the others.
+
+    Raises:
+        ValueError: when it is too much.
+    """
+    waiting = []
+    for path in paths:
+        if (summary := read_summary(path)) is None:
+            waiting.append(path)
+        else:
+            reasons = [f"row {one['row']}, {one['column']}: {one['error']}" for one in summary.skipped]
+            skipped.add(reasons, summary.num_rows)
+    return waiting
 
 
 def find_picture_columns(features, wanted: Sequence[str] | None) -> tuple[str, ...]:
@@ -140,7 +176,7 @@ def encoded_features(features, columns: Sequence[str]):
         is_list = isinstance(feature, List | LargeList)
         if name in columns:
             encoded[name] = List(codes) if is_list else codes
-        elif not isinstance(feature.feature if is_list else feature, Image):
+        elif name != ERROR_COLUMN and not isinstance(feature.feature if is_list else feature, Image):
             encoded[name] = feature
     return Features(encoded)
 
@@ -185,9 +221,14 @@ def _begin(folder: Path, state: dict) -> Encoding | None:
             )
         before = saved.get(name, False if name == "same_crops" else None)  # older folders don't say it
         if name not in ("model", "source_words", "streams") and before != value:  # a model: by its fingerprint
+            hint = ""
+            if name == "fingerprint":
+                hint = f" These are of image tokenizers: {saved.get('model')} and {state['model']}."
+            elif name == "source_rows" and None in (before, value):
+                hint = " The number of rows is not known when they are streamed."
             raise ValueError(
                 f"`{name}`: {folder} was begun with {before!r}, and can't go on with {value!r}; name another "
-                "folder, or remove this one."
+                f"folder, or remove this one.{hint}"
             )
     if (folder / ENCODING_FILE).exists():
         encoding = read_encoding(folder)
@@ -209,7 +250,7 @@ def _read_state(folder: Path) -> dict | None:
     if (folder / ENCODING_FILE).exists():
         return read_encoding(folder).settings
     if (folder / PARTIAL_FILE).exists():
-        return json.loads((folder / PARTIAL_FILE).read_text(encoding="utf-8"))
+        return read_json(folder / PARTIAL_FILE)
     return None
 
 
@@ -225,6 +266,7 @@ def _tables(dataset, folder: Path, rows_per_part: int, rank: int, world_size: in
             rows = slice(index * rows_per_part, (index + 1) * rows_per_part)
             yield index, dataset[rows] if is_missing(index) else None
         return
+
     import pyarrow
 
     # Row by row: a stream in Arrow's format fails where files have their fields in another order, or lack one.
@@ -289,10 +331,15 @@ def _workers(encoder: PartEncoder, device: str, num_processes: int, rank: int, r
         encoder.on_pictures = report
         yield encoder.write_part
         return
+    others = set(multiprocessing.active_children())
     pool = _Pool(encoder, device, num_processes, rank * num_processes, report)
     try:
         yield pool.submit
         pool.wait(0)
+    except KeyboardInterrupt:
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.kill()
+        raise
     finally:
         pool.executor.shutdown(cancel_futures=True)
 
@@ -336,7 +383,8 @@ _worker: PartEncoder | None = None  # of this process, when a pool started it
 
 def _start_worker(encoder: PartEncoder, device: str, threads: int, started, counter) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all processes; one traceback is enough
+    for number in (signal.SIGINT, signal.SIGTERM):  # which reach all processes of a group; the main process decides
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     with started.get_lock():
@@ -415,6 +463,5 @@ def _mean_bytes(parts: Sequence[PartSummary]) -> dict:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with whole_file(path, is_shared=True) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -6,6 +6,7 @@ So a resumed run continues exactly, and two processes with half of each batch us
 Running numbers count from 0 over all steps: step n of batches of b has the samples n * b ... (n + 1) * b - 1.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -66,8 +67,8 @@ class Mixture:
     """
 
     def __init__(self, weights: Sequence[float], seed: int, cycle: int = 1000):
-        if not weights or min(weights) <= 0:
-            raise ValueError(f"`weight` of each source must be above 0, got {list(weights)}.")
+        if not weights or not all(weight > 0 for weight in weights) or 1000 * sum(weights) == math.inf:
+            raise ValueError(f"`weight` of each source must be above 0 and finite, got {list(weights)}.")
         self.seed, self.cycle = seed, max(cycle, len(weights))
         exact = [self.cycle * weight / sum(weights) for weight in weights]
         self.counts = [max(int(share), 1) for share in exact]

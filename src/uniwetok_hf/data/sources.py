@@ -6,6 +6,7 @@ All reading is done by the `datasets` library. Nothing is decoded while rows are
 `{"bytes", "path"}`, and [`read_cell`] turns it into a picture, so that a broken file is one bad row, not a crash.
 """
 
+import errno
 import glob
 import inspect
 import io
@@ -19,8 +20,10 @@ from pathlib import Path
 from PIL import Image
 
 from ..embedded import FOLDER
-from ..files import is_local_name
+from ..files import WriteError, is_local_name
+from .archives import open_archives
 from .images import ImageReadError, read_image
+from .parquet_files import find_damage, readable_files
 from .places import is_place, load_place
 
 
@@ -32,27 +35,56 @@ SPLIT_FOLDERS = {"train", "validation", "val", "valid", "dev", "test", "eval"}
 EMBEDDED_PICTURES = "embedded-pictures"
 # Shards of a saved dataset when it is streamed; they come in another order each epoch.
 NUM_SHARDS = 64
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @dataclass
 class PictureSource:
-    """Pictures from one place, and how often they are sampled relative to other sources."""
+    """Pictures from one place, and how often they are sampled relative to other sources. `on_resume` is explained in
+    `training/config.py`."""
 
     path: str = field(
         metadata={
             "help": "folder of `save_to_disk`, folder of pictures, Parquet or WebDataset .tar (file, folder or glob), "
             f"{EMBEDDED_PICTURES}, the name of a dataset on the Hub, or the place of your own function, FILE.py:NAME, "
-            "that is called with the split and returns a datasets.Dataset or rows"
+            "that is called with the split and returns a datasets.Dataset or rows",
+            "on_resume": "keep",
         }
     )
-    split: str = field(default="train", metadata={"help": "which split of it; plain files are all `train`"})
-    name: str | None = field(default=None, metadata={"help": "configuration of a dataset on the Hub"})
+    split: str = field(
+        default="train", metadata={"help": "which split of it; plain files are all `train`", "on_resume": "keep"}
+    )
+    name: str | None = field(
+        default=None, metadata={"help": "configuration of a dataset on the Hub", "on_resume": "keep"}
+    )
     image_column: str = field(
         default=IMAGE_COLUMN,
-        metadata={"help": "column of the pictures; the only column of pictures is found without it"},
+        metadata={
+            "help": "column of the pictures; the only column of pictures is found without it",
+            "on_resume": "keep",
+        },
     )
-    streaming: bool = field(default=False, metadata={"help": "read in the order of the files, without a local copy"})
-    weight: float = field(default=1.0, metadata={"help": "share of the samples, over the sum of all weights"})
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "read in the order of the files, without a local copy",
+            "on_resume": "keep",
+        },
+    )
+    weight: float = field(
+        default=1.0, metadata={"help": "share of the samples, over the sum of all weights", "on_resume": "keep"}
+    )
+    crop_probability: float | None = field(
+        default=None,
+        metadata={
+            "help": "of this source, in a training; null: the training's `crop_probability`",
+            "on_resume": "apply",
+        },
+    )
+    crop_scale: list[float] | None = field(
+        default=None,
+        metadata={"help": "of this source, in a training; null: the training's `crop_scale`", "on_resume": "apply"},
+    )
 
 
 def open_source(source: PictureSource):
@@ -141,6 +173,8 @@ def _read_file(path: str, name: str) -> bytes:
 
 def _load_splits(source: PictureSource) -> dict:
     """Split -> dataset. Of a folder of pictures only the split that is asked for is looked at."""
+    if not source.path:
+        raise ValueError("`path` is empty; `.` is the current folder.")
     path = Path(source.path).expanduser()
     if source.path == EMBEDDED_PICTURES:
         return {"train": _embedded_pictures()}
@@ -156,8 +190,13 @@ def _load_splits(source: PictureSource) -> dict:
     files = source.path
     if "://" not in files:
         files = glob.escape(str(path)) if path.is_file() else str(path)
-        if not glob.glob(files, recursive=True):
+        found = sorted(glob.glob(files, recursive=True))
+        if not found:
             raise ValueError(f"`path` {source.path}: there is no such file.")
+        if builder == "webdataset":
+            return {"train": _load_archives(source, found)}
+        if builder == "parquet":
+            return {"train": _load_parquet(source, found)}
     return _load(source, builder, data_files={"train": files})
 
 
@@ -229,6 +268,16 @@ def _load_folder(path: Path, source: PictureSource) -> dict:
         raise ValueError(
             f"`path` {source.path}: no saved dataset, pictures, Parquet files or WebDataset tars in this folder."
         )
+    if builder in ("webdataset", "parquet") and not (path / "README.md").is_file():  # which may say what is where
+        from datasets.data_files import DataFilesDict, get_data_patterns
+
+        files = DataFilesDict.from_patterns(get_data_patterns(str(path)), base_path=str(path), allowed_extensions=None)
+        named = {
+            str(split): [file for file in found if _builder_of(file) == builder] for split, found in files.items()
+        }
+        load = _load_archives if builder == "webdataset" else _load_parquet
+        chosen = named.get(source.split)
+        return dict.fromkeys(named) | ({source.split: load(source, chosen)} if chosen else {})
     if builder != "imagefolder":
         return _load(source, str(path), name=source.name)
     # `datasets` would also take "crash test.png" for a picture of the test split, and then drop all others.
@@ -240,9 +289,29 @@ def _load_folder(path: Path, source: PictureSource) -> dict:
     return _load(source, builder, data_files={source.split: f"{glob.escape(str(path))}/**"})
 
 
+def _load_archives(source: PictureSource, files: list[str]):
+    try:
+        return open_archives(files, source.streaming)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`path` {source.path} can't be opened: {error}") from error
+
+
+def _load_parquet(source: PictureSource, files: list[str]):
+    try:
+        files = readable_files(files)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`path` {source.path} can't be opened: {error}") from error
+    try:
+        return _load(source, "parquet", data_files={"train": [glob.escape(file) for file in files]})["train"]
+    except ValueError as error:  # of pyarrow, which names no file
+        if (damage := find_damage(files)) is not None:
+            raise ValueError(f"`path` {source.path} can't be opened: {damage}") from error
+        raise
+
+
 def _load(source: PictureSource, *arguments, **options) -> dict:
     """`load_dataset`, with one kind of error."""
-    from datasets import load_dataset
+    from datasets import config, load_dataset
     from datasets.exceptions import DatasetsError
 
     try:
@@ -252,7 +321,10 @@ def _load(source: PictureSource, *arguments, **options) -> dict:
             f"`path` {source.path}: there is no such file or folder, and the Hub can't be asked: {error}"
         ) from error
     except (OSError, ValueError, DatasetsError, tarfile.TarError) as error:
-        raise ValueError(f"`path` {source.path} can't be opened: {error}") from error
+        cause = error.__cause__ or error  # "An error occurred while generating the dataset" says nothing
+        if isinstance(cause, OSError) and cause.errno in NO_ROOM:
+            raise WriteError(f"{config.HF_DATASETS_CACHE} can't be written: {os.strerror(cause.errno)}") from error
+        raise ValueError(f"`path` {source.path} can't be opened: {cause}") from error
 
 
 def _streamed(dataset):

@@ -1,6 +1,7 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """Statistics of codes: usage, entropy and correlation of the bits, and compressed size."""
 
+import math
 import zlib
 from collections.abc import Iterable, Sequence
 
@@ -70,7 +71,7 @@ class BitStatistics:
             raise ValueError("`codes`: none were added.")
         usage = (self._sums / self.num_tokens + 1) / 2
         rarer = torch.minimum(usage, 1 - usage)
-        entropy = -(torch.xlogy(usage, usage) + torch.xlogy(1 - usage, 1 - usage)) / torch.log(torch.tensor(2.0))
+        entropy = -(torch.xlogy(usage, usage) + torch.xlogy(1 - usage, 1 - usage)) / math.log(2)
         compressed = self.compressed_bytes + len(self._compressor.copy().flush())
         return {
             "num_pictures": self.num_pictures,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..pipelines.writing import generate_text
+from ..pipelines.writing import generate_text, question_texts
 from .intervals import Score, mean_score, share_score
 from .reports import Report, score_rows
 from .rows import batched
@@ -79,10 +79,9 @@ def answer_all(
     answers = []
     with tqdm(total=len(questions), desc="answering", disable=None) as bar:
         for part in batched(zip(pictures, questions, strict=True), batch_size):
-            contents = [[{"type": "image"}, {"type": "text", "text": question}] for _, question in part]
-            messages = [[{"role": "user", "content": content}] for content in contents]
-            texts = processor.apply_chat_template(messages, add_generation_prompt=True)
-            answers += generate_text(mllm, processor, texts, [picture for picture, _ in part], max_new_tokens)
+            texts = question_texts(processor, [question for _, question in part])
+            images = [picture for picture, _ in part]
+            answers += generate_text(mllm, processor, texts, images, max_new_tokens, argument="question")
             bar.update(len(part))
     return answers
 

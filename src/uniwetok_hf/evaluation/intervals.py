@@ -74,6 +74,18 @@ def mean_score(values: Iterable[float], chance: float | None = None, largest: fl
     return Score(mean, len(finite), (mean - half, min(mean + half, largest)), chance)
 
 
+def mean_of_scores(scores: Sequence[Score]) -> Score:
+    """The mean of the scores of several groups, each with the same weight whatever its number of samples. The interval
+    takes the groups as independent, and their values as normal with the width of their own intervals."""
+    values = [score.value for score in scores]
+    chances = [score.chance for score in scores if score.chance is not None]
+    mean, count = float(np.mean(values)), sum(score.count for score in scores)
+    widths = [score.interval[1] - score.interval[0] for score in scores if score.interval is not None]
+    half = math.sqrt(sum(width**2 for width in widths)) / (2 * len(scores))
+    interval = (mean - half, mean + half) if len(widths) == len(scores) else None
+    return Score(mean, count, interval, float(np.mean(chances)) if len(chances) == len(scores) else None)
+
+
 def jackknife_score(
     statistic: Callable[..., float], *samples: np.ndarray, chance: float | None = None, num_groups: int = 20
 ) -> Score:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from ..files import whole_file
 from ..version import __version__
 from .intervals import Score
 
@@ -182,9 +183,9 @@ class Report:
             if not text:
                 (folder / name).unlink(missing_ok=True)  # of a run before
             else:
-                temporary = folder / f".{name}.tmp"
-                temporary.write_text(text, encoding="utf-8")
-                written.append(temporary.replace(folder / name))
+                with whole_file(folder / name, is_shared=True) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
+                written.append(folder / name)
         return written
 
 

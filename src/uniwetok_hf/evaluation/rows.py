@@ -10,7 +10,9 @@ from operator import length_hint
 import torch
 from PIL import Image
 
+from ..data.archives import ERROR_COLUMN
 from ..data.images import ImageReadError, read_image
+from ..data.skipped import MAX_SHARE, SkippedItems
 from ..data.sources import read_cell
 
 
@@ -25,7 +27,9 @@ class PictureRows:
         picture_lists: columns of lists of pictures, which rows may lack or have empty (None). Of a list, only the
             pictures that can't be read are left out.
         count, seed: as in [`choose_rows`].
-        skipped: a list for the reasons why pictures can't be read; rows without one of `pictures` are left out.
+        skipped: a list for the reasons why rows and pictures can't be used; rows without one of `pictures` or of
+            `columns` are left out.
+        max_skipped_share: largest share of the rows that may be left out; ten always may.
 
     Raises:
         ValueError: when one of the columns is missing; the message names those there are.
@@ -40,23 +44,38 @@ class PictureRows:
         seed: int = 0,
         skipped: list[str] | None = None,
         picture_lists: Sequence[str] = (),
+        max_skipped_share: float = MAX_SHARE,
     ):
+        columns = list(columns)
         self.rows = choose_rows(rows, [*pictures, *columns], count, seed)
         self.pictures, self.picture_lists = pictures, picture_lists
         features = getattr(self.rows, "features", None) or {}
         self.class_names = {name: feature.names for name, feature in features.items() if hasattr(feature, "names")}
         self.skipped = [] if skipped is None else skipped
+        self.columns, self.max_skipped_share = columns, max_skipped_share
 
     def __iter__(self) -> Iterator[dict]:
+        counts = SkippedItems(self.max_skipped_share)
         for number, row in enumerate(self.rows):
+            before = len(self.skipped)
+            yield from self._read(number, row)
+            counts.add(self.skipped[before:], 1)
+
+    def _read(self, number: int, row: Mapping) -> Iterator[dict]:
+        """The row, or nothing when it is left out."""
+        if row.get(ERROR_COLUMN):
+            self.skipped.append(f"row {number}: {row[ERROR_COLUMN]}")
+        elif missing := [name for name in self.columns if row.get(name) is None]:
+            self.skipped.append(f"row {number} has no {', '.join(missing)}")
+        else:
             try:
-                read = {column: picture_of(row[column], f"{column} of row {number}") for column in self.pictures}
+                read = {column: picture_of(row.get(column), f"{column} of row {number}") for column in self.pictures}
             except ImageReadError as error:
                 self.skipped.append(str(error))
-            else:
-                labels = {name: names[row[name]] for name, names in self.class_names.items()}
-                lists = {column: self._read_list(row.get(column), column, number) for column in self.picture_lists}
-                yield dict(row) | labels | read | lists
+                return
+            labels = {name: names[row[name]] for name, names in self.class_names.items()}
+            lists = {column: self._read_list(row.get(column), column, number) for column in self.picture_lists}
+            yield dict(row) | labels | read | lists
 
     def _read_list(self, cells: Sequence | None, column: str, number: int) -> list[Image.Image] | None:
         if cells is None:

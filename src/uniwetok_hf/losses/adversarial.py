@@ -84,8 +84,8 @@ class LeCam(nn.Module):
     def __init__(self, decay: float = 0.999):
         super().__init__()
         self.decay = decay
-        self.register_buffer("real_mean", torch.zeros(()))
-        self.register_buffer("fake_mean", torch.zeros(()))
+        self.register_buffer("real_mean", torch.zeros((), dtype=torch.float32))
+        self.register_buffer("fake_mean", torch.zeros((), dtype=torch.float32))
 
     def forward(self, real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
         """Mean relu(real - average fake)^2 + mean relu(average real - fake)^2 of logits [B, 1, h, w]. Scalar."""

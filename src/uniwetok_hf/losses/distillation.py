@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
+from ..files import whole_file
 from ..modeling.modeling_uniwetok_mllm import sinusoidal_positions
 
 
@@ -124,11 +125,10 @@ class PrePostDistillation(nn.Module):
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         for name, write in (
             ("model.safetensors", lambda path: save_file(weights, path, metadata={"format": "pt"})),
-            ("config.json", lambda path: path.write_text(json.dumps(self.config, indent=1) + "\n")),
+            ("config.json", lambda path: path.write_text(json.dumps(self.config, indent=1) + "\n", encoding="utf-8")),
         ):
-            temporary = folder / f".{name}.tmp"
-            write(temporary)
-            temporary.replace(folder / name)
+            with whole_file(folder / name) as temporary:
+                write(temporary)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike) -> "PrePostDistillation":
@@ -139,7 +139,7 @@ class PrePostDistillation(nn.Module):
         """
         folder = Path(folder)
         try:
-            loss = cls(**json.loads((folder / "config.json").read_text()))
+            loss = cls(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
             loss.load_state_dict(load_file(folder / "model.safetensors"))
         except (OSError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"`folder` {folder} holds no pools of Pre-Post Distillation ({error}).") from error

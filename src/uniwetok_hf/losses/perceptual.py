@@ -44,8 +44,8 @@ class FeatureDistance(nn.Module):
 
     def __init__(self, shift: Sequence[float], scale: Sequence[float]):
         super().__init__()
-        self.register_buffer("shift", torch.tensor(shift)[:, None, None], persistent=False)
-        self.register_buffer("scale", torch.tensor(scale)[:, None, None], persistent=False)
+        self.register_buffer("shift", torch.tensor(shift, dtype=torch.float32)[:, None, None], persistent=False)
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32)[:, None, None], persistent=False)
 
     def features(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         """Features [B, channels, ...positions] of every chosen layer, of pictures [B, 3, H, W] as the network wants
@@ -187,7 +187,7 @@ class LPIPS(FeatureDistance):
         inputs = (3, *widths[:-1])
         self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in zip(inputs, widths, strict=True))
         self.heads = nn.ParameterList(torch.ones(widths[end]) for end in STAGE_ENDS)
-        kernel = torch.tensor([1.0, 2.0, 1.0]) / 4
+        kernel = torch.tensor([1.0, 2.0, 1.0], dtype=torch.float32) / 4
         self.register_buffer("blur", torch.outer(kernel, kernel) if blurs else None)
         self._freeze()
 

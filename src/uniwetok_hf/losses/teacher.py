@@ -57,10 +57,12 @@ class Teacher(nn.Module):
         self.model: Any = model
         self.image_size, self.text_tokenizer, self.pooling, self.name = image_size, text_tokenizer, pooling, name
         for statistic, values in (("mean", image_mean), ("std", image_std)):
-            values = torch.tensor(values, device=self.model.device)[:, None, None]
+            values = torch.tensor(values, device=self.model.device, dtype=torch.float32)[:, None, None]
             self.register_buffer(statistic, values, persistent=False)
         self.requires_grad_(False).eval()
-        self.embedding_size = self.embed_pictures(torch.zeros(1, 3, *image_size, device=self.mean.device)).shape[1]
+        self.embedding_size = self.embed_pictures(
+            torch.zeros(1, 3, *image_size, device=self.mean.device, dtype=torch.float32)
+        ).shape[1]
 
     @classmethod
     @without_warning("transformers.configuration_utils", "within the vocabulary")  # of SigLIP's own defaults

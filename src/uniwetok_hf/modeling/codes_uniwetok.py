@@ -8,6 +8,7 @@ Bit j of byte k is channel 8k + j (least significant bit first), the order of th
 
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ Pictures = torch.Tensor | Sequence[torch.Tensor]
 
 CODES_FORMAT = "uniwetok-codes"
 CODES_VERSION = 1
+SIZES = ("original_sizes", "content_sizes")  # in the metadata
+LARGEST_SIDE = 2**31 - 1  # of a picture in pixels, in Pillow
 
 
 class CodesFileError(ValueError):
@@ -30,7 +33,7 @@ class CodesFileError(ValueError):
 
 def binarize(latents: torch.Tensor) -> torch.Tensor:
     """+1 where `latents` > 0 and -1 elsewhere (exact zero is -1); same shape and dtype, no gradient."""
-    return torch.where(latents > 0, 1.0, -1.0).to(latents.dtype)
+    return torch.where(latents > 0, 1, -1).to(latents.dtype)
 
 
 def pack_codes(codes: torch.Tensor) -> torch.Tensor:
@@ -134,6 +137,7 @@ def save_codes(
         "original_sizes": None if original_sizes is None else [[int(n) for n in size] for size in original_sizes],
         "content_sizes": None if content_sizes is None else [[int(n) for n in size] for size in content_sizes],
     }
+    metadata["checksum"] = _checksum(metadata, tensors)
     path = Path(path)
     if path.is_dir() or not path.parent.is_dir():
         raise OSError(f"`path` must be a file in a folder that exists, got {path}.")
@@ -141,6 +145,8 @@ def save_codes(
     try:
         save_file(tensors, temporary, metadata={"uniwetok": json.dumps(metadata)})
         temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"`path` {path} can't be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
     return path
@@ -151,37 +157,73 @@ def _model_name(name_or_path: str) -> str | None:
     return (Path(name_or_path).name if os.path.exists(name_or_path) else name_or_path) or None
 
 
+def _checksum(metadata: dict, packed: dict[str, torch.Tensor]) -> int:
+    """CRC-32 of all that a file of codes says, but for the checksum itself: a code that was changed is a code, too."""
+    said = {name: value for name, value in metadata.items() if name != "checksum"}
+    shapes = {name: list(picture.shape) for name, picture in sorted(packed.items())}
+    checksum = zlib.crc32(json.dumps([said, shapes], sort_keys=True).encode())
+    for _, picture in sorted(packed.items()):
+        checksum = zlib.crc32(picture.numpy().tobytes(), checksum)
+    return checksum
+
+
 def load_codes(path: str | os.PathLike) -> SavedCodes:
     """Reads a file of [`save_codes`].
 
     Raises:
-        CodesFileError: when the file is no such file, is cut off, or is of a newer version.
+        CodesFileError: when the file is no such file, is cut off or changed, or is of a newer version.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get("uniwetok", "null"))
             if not isinstance(metadata, dict) or metadata.get("format") != CODES_FORMAT:
                 raise CodesFileError(f"{path} is a safetensors file but holds no UniWeTok codes.")
-            if metadata["version"] > CODES_VERSION:
+            if isinstance(metadata["version"], int) and metadata["version"] > CODES_VERSION:
                 raise CodesFileError(
                     f"{path} is of format version {metadata['version']}, this package reads up to {CODES_VERSION}: "
                     "update uniwetok-hf."
                 )
-            codes = [unpack_codes(file.get_tensor(name)[None])[0] for name in sorted(file.keys())]
-            bits = {picture.shape[0] for picture in codes} or {metadata["num_bits"]}
-            if len(codes) != metadata["num_pictures"] or bits != {metadata["num_bits"]} or "stride" not in metadata:
-                raise CodesFileError(f"{path} does not hold what its metadata says.")
-            original_sizes, content_sizes = (
-                None if metadata[name] is None else [tuple(size) for size in metadata[name]]
-                for name in ("original_sizes", "content_sizes")
-            )
+            packed = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        codes = [unpack_codes(picture[None])[0] for picture in packed.values()]
+        if metadata.get("checksum", ...) not in (..., _checksum(metadata, packed)):  # earlier files have none
+            raise CodesFileError(f"{path} was damaged or changed after it was saved: its checksum does not fit.")
+        _check_metadata(metadata, codes)
+    except CodesFileError:
+        raise
     except KeyError as error:
         raise CodesFileError(f"{path} lacks {error} in its metadata.") from error
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise CodesFileError(f"{path} is no file of codes, or it is cut off ({error}).") from error
     except OSError as error:
         raise CodesFileError(f"{path} can't be read ({error}).") from error
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise CodesFileError(f"{path} is no file of codes, or it is cut off ({error}).") from error
+    original_sizes, content_sizes = (
+        None if metadata[name] is None else [tuple(size) for size in metadata[name]] for name in SIZES
+    )
     return SavedCodes(codes, original_sizes, content_sizes, metadata)
+
+
+def _check_metadata(metadata: dict, codes: list[torch.Tensor]) -> None:
+    """
+    Raises:
+        ValueError: when the metadata does not belong to the codes, or is not of its types.
+        KeyError: when something is missing.
+    """
+    told = {"version": CODES_VERSION, "num_pictures": len(codes)} | {"num_bits": picture.shape[0] for picture in codes}
+    for name, value in told.items():
+        if metadata[name] != value:
+            raise ValueError(f"`{name}` is {metadata[name]!r:.100} and must be {value}")
+    for name in SIZES:
+        sizes = metadata[name]
+        if sizes is not None and (not isinstance(sizes, list) or len(sizes) != len(codes)):
+            raise ValueError(f"`{name}` is {sizes!r:.100} and must be one size per picture")
+        for size in sizes or ():
+            is_pair = isinstance(size, list) and len(size) == 2
+            if not is_pair or not all(type(side) is int and 0 < side <= LARGEST_SIDE for side in size):
+                raise ValueError(f"`{name}` holds {size!r:.100}, which is no height and width")
+    if not isinstance(metadata.get("model"), str | None):
+        raise ValueError(f"`model` is {metadata['model']!r:.100} and must be a name")
+    if type(metadata["stride"]) is not int:
+        raise ValueError(f"`stride` is {metadata['stride']!r:.100} and must be a whole number")
 
 
 __all__ = [

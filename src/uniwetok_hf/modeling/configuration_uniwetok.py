@@ -92,6 +92,8 @@ class UniWeTokConfig(CheckedTypeMixin, PreTrainedConfig):
         for name in ("num_hidden_layers", "num_register_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        if not 0 < self.rope_theta < 1e38:  # a number of float32
+            raise ValueError(f"`rope_theta` must be above 0 and below 1e38, got {self.rope_theta}.")
         self.channel_multipliers = list(self.channel_multipliers)
         if any(multiplier < 1 for multiplier in self.channel_multipliers):
             raise ValueError(f"`channel_multipliers` must be 1 or more each, got {self.channel_multipliers}.")

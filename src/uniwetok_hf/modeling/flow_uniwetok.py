@@ -26,7 +26,9 @@ def flow_timesteps(num_inference_steps: int, shift: float = 1.0) -> torch.Tensor
     With a shift the grid bends between the same two ends: the published code shifts the last time too, but keeps a
     fixed last step of 0.05, which then no longer ends at t = 1.
     """
-    return FINAL_TIMESTEP * shift_timesteps(torch.linspace(0, 1, num_inference_steps + 1), shift)
+    return FINAL_TIMESTEP * shift_timesteps(
+        torch.linspace(0, 1, num_inference_steps + 1, dtype=torch.float32, device="cpu"), shift
+    )
 
 
 def flow_velocity(prediction: torch.Tensor, sample: torch.Tensor, timestep: torch.Tensor | float) -> torch.Tensor:
@@ -55,7 +57,9 @@ class BinaryFlow:
     have `BinaryFlowScheduler`, which is this with a config."""
 
     def __init__(self, shift: float = 1.0):
-        self.shift = shift
+        if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0 < shift < math.inf:
+            raise ValueError(f"`shift` must be a number above 0, got {shift!r}.")
+        self.shift = float(shift)
         self.timesteps = flow_timesteps(1, shift)
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:

@@ -5,6 +5,7 @@ The prompts are read once, with a key-value cache. Then, patch by patch, the hid
 condition the binary head, and the tokens that it samples are read in turn.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +76,8 @@ class UniWeTokGenerationMixin:
                 they hold no pictures. Needed for a `guidance_scale` over 1.
             guidance_scale: weight w of classifier-free guidance; 1 or less is none.
             num_inference_steps: diffusion steps of a patch; the head runs once more than that.
-            scheduler: sampler; by default a [`BinaryFlow`] with the head's shift. Its timesteps are set here.
+            scheduler: sampler; by default a [`BinaryFlow`] with the head's shift. A copy of it is used, so that
+                several generations may share one.
             generator: one for the batch, or a list with one per row, which makes a row independent of its batch.
             callback: called after each patch with its index and the codes so far (0 where not generated yet); a true
                 result stops.
@@ -115,11 +117,12 @@ class UniWeTokGenerationMixin:
         is_static = past_key_values is None and self._uses_static_cache(input_ids.device)
         reader = _GuidedReader(self.model, prompts, height * width, past_key_values, is_static)
 
-        scheduler = scheduler or BinaryFlow(self.config.head_config.timestep_shift)
+        # Timesteps are state of the scheduler: with one that is shared, another thread would change ours.
+        scheduler = copy.deepcopy(scheduler) if scheduler else BinaryFlow(self.config.head_config.timestep_shift)
         scheduler.set_timesteps(num_inference_steps)
         bits, p, block = self.config.vision_config.num_bits, self.config.patch_size, self.config.tokens_per_patch
         if latents is None:
-            latents = torch.zeros(rows, bits, height, width, device=input_ids.device)
+            latents = torch.zeros(rows, bits, height, width, device=input_ids.device, dtype=torch.float32)
         elif latents.shape != (rows, bits, height, width):
             raise ValueError(f"`latents` must be of shape {[rows, bits, height, width]}, got {list(latents.shape)}.")
         positions = self.model.positions([latents[0]])  # [h*w, hidden size], in the order of the patches

@@ -10,6 +10,7 @@
 This file travels to the Hub as remote code: it imports nothing of this package but its siblings.
 """
 
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -17,13 +18,24 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict
+from transformers.image_utils import (
+    ChannelDimension,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+    infer_channel_dimension_format,
+)
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
+
+from .image_reading_uniwetok import read_image, read_image_address
 
 
 FITS = ("pad", "resize", "crop")
 SIZE_KEYS = ({"height", "width"}, {"longest_edge"})
+
+# A picture that is scaled and then cropped is nowhere larger than so many times what goes in or comes out.
+MOST_ENLARGED = 8
 
 # Options of the base class that have no meaning here: `size`, `fit` and `stride` decide the shape, and the model fixes
 # the range of values. Ignoring them silently would be worse than refusing them.
@@ -166,10 +178,10 @@ class UniWeTokImageProcessor(PilBackend):  # trf-ignore: TRF057
     The sizes stay plain Python tuples for every `return_tensors`: they are needed as Python numbers, and as tensors
     `.to("cuda")` would move them to the device only to fetch them back.
 
-    Accepted pictures: PIL images of 8 bits per channel (transparency goes on white), arrays and tensors of integers in
-    0..255 or floats in [0, 1], channels first or last, one or a batch or a (nested) list of them. Floats are rounded to
-    8 bits. Paths and addresses are opened by transformers, which drops transparency and the depth of 16-bit files; read
-    files with `uniwetok_hf.data.images.read_image` where that matters.
+    Accepted pictures: files (paths, bytes, http(s) addresses, base64), PIL images, arrays and tensors of integers in
+    0..255 or floats in [0, 1], channels first or last, one or a batch or a (nested) list of them. Files and PIL images
+    are read as `uniwetok_hf.data.read_image` does: upright, in sRGB, transparency on white. Floats are rounded to 8
+    bits.
     """  # noqa: E501
 
     valid_kwargs = UniWeTokImageProcessorKwargs
@@ -224,6 +236,23 @@ class UniWeTokImageProcessor(PilBackend):  # trf-ignore: TRF057
             if not isinstance(value, int) or value < 1 or value % stride:
                 raise ValueError(f"size: {name} must be a positive multiple of the stride {stride}, got {value}")
 
+    def fetch_images(self, image_url_or_urls):
+        """Opens what is not a picture yet: paths, bytes, http(s) addresses and base64, also in nested lists.
+
+        Raises:
+            ValueError: A picture can't be read; the message names it.
+        """
+        if isinstance(image_url_or_urls, list | tuple):
+            return [self.fetch_images(image) for image in image_url_or_urls]
+        if isinstance(image_url_or_urls, str):
+            return read_image_address(image_url_or_urls)
+        if isinstance(image_url_or_urls, os.PathLike | bytes | bytearray):
+            return read_image(image_url_or_urls)
+        try:
+            return super().fetch_images(image_url_or_urls)
+        except TypeError as error:
+            raise ValueError(f"images: {error}") from error
+
     def process_image(
         self,
         image: Image.Image | np.ndarray | torch.Tensor,
@@ -234,13 +263,16 @@ class UniWeTokImageProcessor(PilBackend):  # trf-ignore: TRF057
         """One picture of any accepted kind -> uint8 array of shape [3, height, width], transparency on white."""
         if not isinstance(image, Image.Image):
             image = _as_uint8(image)
-        elif image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            raise ValueError(
-                f"images: PIL mode {image.mode} has more than 8 bits and no agreed range; "
-                "uniwetok_hf.data.images.read_image reads such files"
-            )
-        elif image.width == 0 or image.height == 0:
-            raise ValueError(f"images: a picture must have pixels, got {image.height}x{image.width}")
+            if do_convert_rgb and image.ndim == 3:
+                layout = input_data_format or infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+                pixels = np.moveaxis(image, 0, -1) if layout == ChannelDimension.FIRST else image
+                if pixels.shape[-1] == 4:  # as a PIL image, so that the same colours come out
+                    image = Image.fromarray(np.ascontiguousarray(pixels))
+        if isinstance(image, Image.Image) and do_convert_rgb:
+            try:
+                image = read_image(image)
+            except ValueError as error:
+                raise ValueError(f"images: {error}") from error
         image = super().process_image(image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format)
         if image.shape[0] != 3:
             raise ValueError(f"images: 3 channels are needed without do_convert_rgb, got {image.shape[0]}")
@@ -291,11 +323,19 @@ class UniWeTokImageProcessor(PilBackend):  # trf-ignore: TRF057
                 picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
 
         scaled, target = plan_sizes(picture.height, picture.width, stride, fit, size)
-        if scaled != (picture.height, picture.width):
-            picture = picture.resize(scaled[::-1], resample)
-        if fit == "crop":
-            top, left = (scaled[0] - target[0]) // 2, (scaled[1] - target[1]) // 2
-            picture = picture.crop((left, top, left + target[1], top + target[0]))
+        top, left = (scaled[0] - target[0]) // 2, (scaled[1] - target[1]) // 2  # of a crop
+        largest = MOST_ENLARGED * max(picture.height * picture.width, target[0] * target[1])
+        if fit == "crop" and scaled[0] * scaled[1] > largest:
+            # A picture of 1 x 20,000 pixels would take gigabytes on its way. Pillow keeps places in 32 bits here, so
+            # other pictures, which the published results are of, are scaled first.
+            down, right = picture.height / scaled[0], picture.width / scaled[1]
+            box = (left * right, top * down, (left + target[1]) * right, (top + target[0]) * down)
+            picture = picture.resize(target[::-1], resample, box)
+        else:
+            if scaled != (picture.height, picture.width):
+                picture = picture.resize(scaled[::-1], resample)
+            if fit == "crop":
+                picture = picture.crop((left, top, left + target[1], top + target[0]))
         fitted = np.moveaxis(np.asarray(picture), -1, 0)
         if fit == "pad":
             fitted = np.pad(fitted, ((0, 0), (0, target[0] - scaled[0]), (0, target[1] - scaled[1])), mode="edge")

@@ -27,6 +27,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .adapters_uniwetok import UniWeTokAdapterMixin
 from .codes_uniwetok import Pictures, binarize
 from .configuration_uniwetok import UniWeTokConfig
 from .noise_uniwetok import Generators, draw_noise
@@ -407,7 +408,7 @@ class UniWeTokDecoder(nn.Module):
         return self.conv_out(for_convolution(F.silu(self.norm_out(hidden_states))))
 
 
-class UniWeTokPreTrainedModel(PreTrainedModel):
+class UniWeTokPreTrainedModel(UniWeTokAdapterMixin, PreTrainedModel):
     config: UniWeTokConfig
     # Where the tokenizer lives inside a UniWeTokForCausalLM: `UniWeTokModel.from_pretrained(pipeline,
     # subfolder="mllm")` strips this prefix and so loads the tokenizer alone.

@@ -23,6 +23,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
+from .adapters_uniwetok import UniWeTokAdapterMixin
 from .configuration_uniwetok_mllm import UniWeTokHeadConfig
 from .flow_uniwetok import MIN_REMAINING_TIME, BinaryFlow, shift_timesteps
 from .modeling_uniwetok import UniWeTokConstantLinear, eager_attention_forward
@@ -116,7 +117,7 @@ class UniWeTokHeadLayer(GradientCheckpointingLayer):
         return hidden_states + gate2 * self.mlp(modulated)
 
 
-class UniWeTokBinaryHead(PreTrainedModel):
+class UniWeTokBinaryHead(UniWeTokAdapterMixin, PreTrainedModel):
     """Predicts the bits of the tokens of a patch from a noisy version of them and the language model's hidden
     states."""
 
@@ -224,7 +225,9 @@ class UniWeTokBinaryHead(PreTrainedModel):
         if timesteps is None:
             times = self.draw_timesteps(len(codes), generator, codes.device)
         else:
-            times = torch.tensor(timesteps, device=codes.device).repeat_interleave(len(codes) // num_draws)
+            times = torch.tensor(timesteps, device=codes.device, dtype=torch.float32).repeat_interleave(
+                len(codes) // num_draws
+            )
         noise = draw_noise(codes.shape, generator, codes.device)
         time = times[:, None, None]
         prediction = self(torch.lerp(noise, codes, time), times, condition)
@@ -267,7 +270,7 @@ class UniWeTokBinaryHead(PreTrainedModel):
         for timestep in scheduler.timesteps:
             inputs = torch.cat([sample] * repeats)
             # Written as a constant, not copied from the CPU: a copy would wait for the device in each step.
-            times = torch.full((len(inputs),), float(timestep), device=condition.device)
+            times = torch.full((len(inputs),), float(timestep), device=condition.device, dtype=torch.float32)
             prediction = self(inputs, times, condition)
             if repeats == 2:
                 conditional, unconditional = prediction.chunk(2)

@@ -28,6 +28,7 @@ from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.utils import ModelOutput, torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
+from .adapters_uniwetok import UniWeTokAdapterMixin
 from .codes_uniwetok import Pictures, codes_to_tokens
 from .configuration_uniwetok_mllm import UniWeTokMLLMConfig
 from .generation_uniwetok_mllm import UniWeTokGenerationMixin
@@ -93,7 +94,7 @@ class UniWeTokProjector(nn.Module):
         return self.fc2(self.act(self.fc1(tokens)))
 
 
-class UniWeTokMLLMPreTrainedModel(PreTrainedModel):
+class UniWeTokMLLMPreTrainedModel(UniWeTokAdapterMixin, PreTrainedModel):
     config: UniWeTokMLLMConfig
     base_model_prefix = "model"
     input_modalities = ("image", "text")  # ty: ignore[invalid-assignment]  (as in transformers)
@@ -466,7 +467,13 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
         """0, by way of the projector and the head on one patch of zeros. A process whose share of a batch has no
         target picture must use all weights too: the other processes wait for its gradients (DDP) or its part of the
         weights (FSDP)."""
-        patch = torch.zeros(1, self.config.tokens_per_patch, self.config.vision_config.num_bits, device=self.device)
+        patch = torch.zeros(
+            1,
+            self.config.tokens_per_patch,
+            self.config.vision_config.num_bits,
+            device=self.device,
+            dtype=torch.float32,
+        )
         condition = self.model.embed_image_tokens(patch, patch.new_zeros(self.config.text_config.hidden_size))
         return 0 * self.image_head(patch, patch.new_zeros(1), condition).sum()
 

@@ -2,14 +2,18 @@
 """Conversations with pictures in and out: the unified model decides whether it answers with text or with a picture.
 
 A turn is read and answered on top of the key-value cache of the turns before, so that it takes no longer than the same
-job alone. A generated picture stays in the conversation as its codes; it is never decoded and encoded again.
+job alone. When the model's weights, adapters, dtype or device changed since, the history is read anew. A generated
+picture stays in the conversation as its codes; it is never decoded and encoded again.
 """
 
+import functools
 import json
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.utils import BaseOutput
@@ -17,10 +21,11 @@ from PIL import Image
 from transformers import DynamicCache
 
 from ..data.images import read_image
-from ..files import save_whole
+from ..files import read_json, save_whole
 from ..modeling.codes_uniwetok import load_codes, save_codes
 from ..modeling.noise_uniwetok import Generators
 from .pipeline_mixin import UniWeTokPipelineMixin
+from .weights_state import weights_digest
 
 
 FORMAT, VERSION = "uniwetok-conversation", 1
@@ -38,9 +43,27 @@ class UniWeTokReply(BaseOutput):
     codes: list[torch.Tensor] = field(default_factory=list, repr=False)
 
 
+def _one_turn(say: Callable) -> Callable:
+    """`say` that waits for the turns that other threads say in the same conversation."""
+
+    @functools.wraps(say)
+    def take_turn(self, *args, **kwargs):
+        with self._lock:
+            if self._is_talking:
+                raise RuntimeError("A callback of `say` can't say something in the same conversation.")
+            self._is_talking = True
+            try:
+                return say(self, *args, **kwargs)
+            finally:
+                self._is_talking = False
+
+    return take_turn
+
+
 class UniWeTokConversation:
     r"""
-    One conversation with the model of a pipeline. Several may share the pipeline; each has its own history and cache.
+    One conversation with the model of a pipeline. Several may share the pipeline, also in several threads; each has
+    its own history and cache. Turns that several threads say in one conversation wait for each other.
 
     Args:
         pipe ([`UniWeTokPipeline`] or [`UniWeTokEditPipeline`]): its processor, model and scheduler are used, and its
@@ -67,8 +90,10 @@ class UniWeTokConversation:
         self.pipe = pipe
         self.messages: list[dict] = []
         self.codes: list[torch.Tensor] = []
+        self._lock, self._is_talking = threading.RLock(), False
         self._forget()
 
+    @_one_turn
     @torch.no_grad()
     def say(
         self,
@@ -96,18 +121,24 @@ class UniWeTokConversation:
             max_new_tokens: longest answer in text tokens.
 
         Raises:
-            ValueError: when nothing is said, the text holds special tokens, a picture can't be read, the conversation
-                grows longer than the model's positions reach, or another argument is out of range.
+            ValueError: when nothing is said, the text holds special tokens or half of a surrogate pair, a picture
+                can't be read, the conversation grows longer than the model's positions reach, or another argument is
+                out of range.
             InterruptedError: when a callback interrupted the turn.
+            RuntimeError: when a callback of a turn calls it.
         """
         pipe = self.pipe
+        pipe.processor.check_words([text], "text")
         pipe.maybe_load_model()
-        images = [images] if isinstance(images, Image.Image | str | os.PathLike) else list(images)
-        shown = [image.codes for image in pipe.encode_image([read_image(image) for image in images])]
-        content = [{"type": "image"}] * len(shown) + ([{"type": "text", "text": text}] if text else [])
+        given: Any = [images] if isinstance(images, Image.Image | str | os.PathLike | bytes) else images
+        if not isinstance(given, Sequence):
+            raise ValueError(f"`images` must be a picture, a path, or a list of them, got {type(images).__name__}.")
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise ValueError(f"`max_new_tokens` must be a whole number of 1 or more, got {max_new_tokens!r}.")
+        shown = [image.codes for image in pipe.encode_image([read_image(image) for image in given])]
+        content = [{"type": "image"}] * len(shown) + ([{"type": "text", "text": text}] if text.strip() else [])
         if not content:
             raise ValueError("`text` is empty and there are no `images`: say or show something.")
-        pipe.processor.check_words([text], "text")
         size = self._next_size(height, width, [*self.codes, *shown])
         num_inference_steps = pipe.value_or_default("num_inference_steps", num_inference_steps)
         guidance_scale = pipe.value_or_default("guidance_scale", guidance_scale)
@@ -118,6 +149,9 @@ class UniWeTokConversation:
             "generator": generator,
             "callback_on_step_end": callback_on_step_end,
         }
+        if (weights := weights_digest(pipe.mllm)) != self._weights:
+            self._forget()
+            self._weights = weights
         before = len(self.messages), len(self.codes)
         self.messages.append({"role": "user", "content": content})
         self.codes += shown
@@ -132,6 +166,12 @@ class UniWeTokConversation:
         reply = " ".join(item["text"] for item in answer if item["type"] == "text")
         pictures = [pipe.decode(codes[None], generator, "pil")[0] for codes in generated]
         return UniWeTokReply(text=" ".join(reply.split()), images=pictures, codes=generated)
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ |= state | {"_lock": threading.RLock(), "_is_talking": False}
 
     def _next_size(self, height: int | None, width: int | None, codes: list[torch.Tensor]) -> tuple[int, int]:
         """(height, width) in pixels of pictures to generate after pictures of `codes`."""
@@ -194,7 +234,8 @@ class UniWeTokConversation:
         """Codes [bits, h, w] of the picture that the last token begins; the cache then has it whole."""
         pipe, processor = self.pipe, self.pipe.processor
         tokenizer, device = processor.tokenizer, pipe._execution_device
-        self._ids += tokenizer(processor.picture_tokens(*size), add_special_tokens=False)["input_ids"]
+        begin = processor(text=[processor.picture_tokens(*size)], add_special_tokens=False)
+        self._ids += begin["input_ids"][0].tolist()
         _, negative = processor.generation_inputs(["picture"], *size)
         input_ids = torch.tensor([self._ids], device=device)
         pipe.check_length("text", input_ids, *size)
@@ -217,6 +258,7 @@ class UniWeTokConversation:
         self._ids: list[int] = []  # of all turns; the cache has the keys and values of the first of them
         self._cache = DynamicCache(config=self.pipe.mllm.config.text_config)
         self._num_read = self._num_codes_read = 0
+        self._weights: str | None = None  # digest of those that filled the cache
 
     @property
     def history(self) -> list[dict]:
@@ -247,11 +289,12 @@ class UniWeTokConversation:
         folder = Path(folder)
         if folder.exists() and not (folder / MESSAGES_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
             raise ValueError(f"`folder` {folder} holds something else than a conversation.")
-        record = {"format": FORMAT, "version": VERSION, "messages": self.messages}
+        with self._lock:  # not in the middle of a turn
+            codes, record = [*self.codes], {"format": FORMAT, "version": VERSION, "messages": [*self.messages]}
 
         def write(temporary: Path) -> None:
             temporary.mkdir(parents=True)
-            save_codes(temporary / PICTURES_FILE, self.codes, self.pipe.mllm.vision_model.config)
+            save_codes(temporary / PICTURES_FILE, codes, self.pipe.mllm.vision_model.config)
             (temporary / MESSAGES_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
 
         return save_whole(write, folder)
@@ -266,13 +309,15 @@ class UniWeTokConversation:
         """
         folder = Path(folder)
         try:
-            record = json.loads((folder / MESSAGES_FILE).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
+            record = read_json(folder / MESSAGES_FILE)
+        except (OSError, ValueError) as error:
             raise ValueError(f"`folder` {folder} holds no conversation ({error}).") from None
-        if not isinstance(record, dict) or record.get("format") != FORMAT:
+        if record.get("format") != FORMAT or not isinstance(record.get("version"), int):
             raise ValueError(f"`folder` {folder}: {MESSAGES_FILE} holds no conversation.")
         if record["version"] > VERSION:
             raise ValueError(f"`folder` {folder} is of version {record['version']}: update uniwetok-hf.")
+        if (problem := _problem_of(record.get("messages"))) is not None:
+            raise ValueError(f"`folder` {folder}: {MESSAGES_FILE} is damaged: {problem}.")
         saved = load_codes(folder / PICTURES_FILE)
         saved.check_fits(pipe.mllm.vision_model.config)
         conversation = cls(pipe)
@@ -283,6 +328,22 @@ class UniWeTokConversation:
                 f"`folder` {folder}: its turns have {pictures} pictures, its file {len(conversation.codes)}."
             )
         return conversation
+
+
+def _problem_of(messages) -> str | None:
+    """What is wrong with saved turns, None when nothing is."""
+    if not isinstance(messages, list):
+        return "`messages` is no list"
+    for index, turn in enumerate(messages):
+        if not isinstance(turn, dict) or turn.get("role") not in ("user", "assistant"):
+            return f"`messages[{index}]` has no role"
+        if not isinstance(turn.get("content"), list):
+            return f"`messages[{index}]` has no list as `content`"
+        for item in turn["content"]:
+            is_text = isinstance(item, dict) and item.get("type") == "text" and isinstance(item.get("text"), str)
+            if item != {"type": "image"} and not is_text:
+                return f"`messages[{index}]` holds what is neither text nor an image"
+    return None
 
 
 __all__ = ["UniWeTokConversation", "UniWeTokReply"]

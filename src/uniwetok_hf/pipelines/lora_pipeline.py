@@ -33,10 +33,17 @@ from ..adapters import (
     save_adapter,
     save_adapter_card,
 )
+from ..files import save_whole
+from ..modeling.adapters_uniwetok import unchanged_on_error
 
 
 # Methods of `peft` whose updates can be weighted and merged.
 WEIGHTED_METHODS = ("LORA", "LOHA", "LOKR")
+
+# Fields of their configs that change or keep more than the update of a layer; beside them, starting weights that are
+# taken out of the model's own.
+MORE_THAN_UPDATES = ("modules_to_save", "trainable_token_indices", "layer_replication")
+PLAIN_STARTS = (True, False, "gaussian", "orthogonal")
 
 register_default_targets()  # diffusers has imported peft already, where there is one
 
@@ -59,7 +66,6 @@ class UniWeTokLoraMixin(LoraBaseMixin):
             ValueError: when there is no such adapter.
         """
         peft = load_peft()
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         if isinstance(pretrained_model_name_or_path, dict):
@@ -87,7 +93,9 @@ class UniWeTokLoraMixin(LoraBaseMixin):
             raise ValueError(problem + str(error)) from error
         try:
             config, tensors = peft.PeftConfig.from_pretrained(Path(config_file).parent), load_file(weights_file)
-        except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # a damaged config makes `peft` raise nearly anything
             raise ValueError(f"{problem}{type(error).__name__}: {error}") from error
         tensors = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors.items()}
         if all(name.startswith("decoder.") for name in tensors):  # trained on a UniWeTokModel by itself
@@ -117,33 +125,31 @@ class UniWeTokLoraMixin(LoraBaseMixin):
         self._check_not_fused()
         tensors, config = self.lora_state_dict(pretrained_model_name_or_path, **hub_options)
         problem = f"`pretrained_model_name_or_path` {pretrained_model_name_or_path} "
-        loaded, active, base_model = self._adapters(), self.get_active_adapters(), config.base_model_name_or_path
+        loaded, base_model = self._adapters(), config.base_model_name_or_path
         if adapter_name is None:
             adapter_name = next(name for i in range(len(loaded) + 1) if (name := f"default_{i}") not in loaded)
         if adapter_name in loaded:
             raise ValueError(f"`adapter_name` {adapter_name!r} is taken; loaded are {', '.join(loaded)}.")
-        if config.peft_type not in WEIGHTED_METHODS or getattr(config, "modules_to_save", None):
-            kind = "one with `modules_to_save`" if config.peft_type in WEIGHTED_METHODS else config.peft_type.value
+        if kind := other_kind(config):
             raise ValueError(
                 f"{problem}is an adapter of another kind ({kind}) than pipelines weight and merge: "
                 f"{', '.join(WEIGHTED_METHODS)}. `pipe.mllm.load_adapter` loads it."
             )
         try:
             # Not `load_adapter`: it finds an adapter's weights by its name, which may be part of other weights' names.
-            with warnings.catch_warnings():
+            with unchanged_on_error(self.mllm), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are fine
                 self.mllm.add_adapter(config, adapter_name)
-            if strange := set(adapter_tensors(self.mllm, adapter_name)) ^ set(tensors):
-                raise ValueError(f"{min(strange)} is only in one of the two")
-            load_peft().set_peft_model_state_dict(self.mllm, tensors, adapter_name)
-        except (ValueError, RuntimeError) as error:
-            self._remove_adapter(adapter_name)
-            if active:
-                self.mllm.set_adapter(active)
+                if strange := set(adapter_tensors(self.mllm, adapter_name)) ^ set(tensors):
+                    raise ValueError(f"{min(strange)} is only in one of the two")
+                load_peft().set_peft_model_state_dict(self.mllm, tensors, adapter_name)
+                config.base_model_name_or_path = base_model  # not where this model was loaded from
+                self.mllm.train(self.mllm.training)  # the new layers too
+                self.set_adapters(adapter_name, adapter_weight)
+        except MemoryError:
+            raise
+        except Exception as error:  # `peft` raises nearly anything where layers are of another kind
             raise ValueError(f"{problem}is an adapter for another model: {error}") from error
-        config.base_model_name_or_path = base_model  # not where this model was loaded from
-        self.mllm.train(self.mllm.training)  # the new layers too
-        self.set_adapters(adapter_name, adapter_weight)
 
     def save_lora_weights(
         self,
@@ -236,9 +242,10 @@ class UniWeTokLoraMixin(LoraBaseMixin):
                 layer.unscale_layer(self.mllm._fused_lora_scale)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """Saves the pipeline.
+        """Saves the pipeline: an older one in `save_directory` is replaced when the new one is written.
 
         Raises:
+            OSError: naming `save_directory`, which is as before, when it can't be written.
             ValueError: when adapters are loaded: transformers would save one of them instead of the model.
         """
         if self._adapters():
@@ -246,7 +253,10 @@ class UniWeTokLoraMixin(LoraBaseMixin):
                 "The pipeline has adapters. `save_lora_weights` saves one; to save the pipeline, call "
                 "`unload_lora_weights` first, after `fuse_lora` if it is to keep what they learnt."
             )
-        super().save_pretrained(save_directory, *args, **kwargs)  # ty: ignore[missing-attribute]
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", Path(save_directory).name)
+        save = super().save_pretrained  # ty: ignore[missing-attribute]
+        save_whole(lambda folder: save(folder, *args, **kwargs), Path(save_directory))
 
     def _adapters(self) -> list[str]:
         return list(getattr(self.mllm, "peft_config", None) or {})
@@ -277,6 +287,18 @@ class UniWeTokLoraMixin(LoraBaseMixin):
         if not self._adapters():
             self.unload_lora_weights()
             self.mllm._hf_peft_config_loaded = False
+
+
+def other_kind(config) -> str | None:
+    """What keeps an adapter of this `peft` config from being weighted, merged and taken out again; None if nothing."""
+    if config.peft_type not in WEIGHTED_METHODS:
+        return config.peft_type.value
+    if fields := [name for name in MORE_THAN_UPDATES if getattr(config, name, None)]:
+        return f"one with `{fields[0]}`"
+    for name, plain in (("bias", ("none",)), ("init_lora_weights", PLAIN_STARTS)):
+        if (value := getattr(config, name, plain[0])) not in plain:
+            return f"one with `{name}` {value!r}"
+    return None
 
 
 __all__ = ["UniWeTokLoraMixin"]

@@ -5,13 +5,20 @@ A call runs `check_inputs`, `encode_prompt`, `prepare_latents`, `generate_codes`
 runs `encode_image` before `encode_prompt`. Latents are codes here, [B, bits, h, w] of {-1, +1}, and 0 where nothing is
 generated yet: the noise of each patch is sampled when its turn comes.
 
+A pipeline may be used from several threads at once, as may pipelines that share its parts (`from_pipe`): what a call
+writes is its own. `guidance_scale`, `num_timesteps` and `interrupt` are those of the call that runs in the thread that
+asks, or of its last one.
+
 Callbacks differ from those of diffusers, where a step denoises the whole picture. Here a step generates a patch:
 `num_timesteps` counts patches, the third argument of `callback_on_step_end` is that number in every call, and what the
 callback returns is not used.
 """
 
 import math
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +28,24 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..modeling.noise_uniwetok import Generators
 from .image_intake import EncodedImage, as_encoded_images
+
+
+@dataclass(eq=False)
+class GenerationState:
+    """What a pipeline tells of a generation while it runs, and afterwards."""
+
+    guidance_scale: float
+    num_timesteps: int
+    interrupt: bool = False
+
+
+class _StateOfThread(threading.local):
+    """The state of the last generation of each thread. A copy of it, in a copy of the pipeline, is empty."""
+
+    last: GenerationState | None = None
+
+    def __reduce__(self):
+        return type(self), ()
 
 
 class UniWeTokPipelineMixin:
@@ -53,6 +78,17 @@ class UniWeTokPipelineMixin:
         default_describe_first: bool = False,
     ):
         super().__init__()
+        check_count("default_size", default_size)
+        check_count("default_num_inference_steps", default_num_inference_steps)
+        check_number("default_guidance_scale", default_guidance_scale)
+        if default_image_guidance_scale is not None:
+            check_number("default_image_guidance_scale", default_image_guidance_scale)
+        if not isinstance(default_negative_prompt, str):
+            raise ValueError(f"`default_negative_prompt` must be text, got {default_negative_prompt!r:.100}.")
+        if not isinstance(default_describe_first, bool):
+            raise ValueError(f"`default_describe_first` must be true or false, got {default_describe_first!r:.100}.")
+        self._state_of_thread = _StateOfThread()
+        self._running: list[GenerationState] = []
         self.register_modules(processor=processor, mllm=mllm, scheduler=scheduler)
         self.register_to_config(
             default_size=default_size,
@@ -65,23 +101,53 @@ class UniWeTokPipelineMixin:
 
     @property
     def guidance_scale(self) -> float:
-        """Weight of classifier-free guidance of the last call."""
-        return self._guidance_scale
+        """Weight of classifier-free guidance of this thread's last call."""
+        return self._last_state("guidance_scale").guidance_scale
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether the last call was guided."""
-        return self._guidance_scale > 1
+        """Whether this thread's last call was guided."""
+        return self.guidance_scale > 1
 
     @property
     def num_timesteps(self) -> int:
-        """Number of patches of a picture: the callback is called once for each."""
-        return self._num_timesteps
+        """Number of patches of a picture in this thread's last call: the callback is called once for each."""
+        return self._last_state("num_timesteps").num_timesteps
 
     @property
     def interrupt(self) -> bool:
-        """Set `pipe._interrupt = True` in a callback to stop after the current patch."""
+        """Whether this thread's last call was interrupted. Set `pipe._interrupt = True` in a callback to stop that
+        call after the current patch; set in a thread that generates nothing, it stops all calls that run."""
         return self._interrupt
+
+    @property
+    def _interrupt(self) -> bool:
+        state = self._state_of_thread.last
+        return state is not None and state.interrupt
+
+    @_interrupt.setter
+    def _interrupt(self, value: bool) -> None:
+        state = self._state_of_thread.last
+        for one in [state] if state in self._running else list(self._running):
+            one.interrupt = value
+
+    def _last_state(self, name: str) -> GenerationState:
+        if self._state_of_thread.last is None:
+            raise AttributeError(f"`{name}` is known once this thread has generated something.")
+        return self._state_of_thread.last
+
+    @contextmanager
+    def _new_state(self, guidance_scale: float, num_timesteps: int) -> Generator[GenerationState]:
+        """The state of a generation that runs meanwhile; a callback may run another one in it."""
+        outer = self._state_of_thread.last
+        self._state_of_thread.last = state = GenerationState(guidance_scale, num_timesteps)
+        self._running.append(state)
+        try:
+            yield state
+        finally:
+            self._running.remove(state)
+            if outer in self._running:
+                self._state_of_thread.last = outer
 
     def value_or_default(self, name: str, value):
         """`value`, or the pipeline's `default_{name}` when it is None; `name` is size, num_inference_steps,
@@ -151,7 +217,8 @@ class UniWeTokPipelineMixin:
     def prepare_latents(self, batch_size: int, height: int, width: int) -> torch.Tensor:
         """Zeros [B, bits, h, w] for [`generate_codes`] to fill in; `height` and `width` are in pixels."""
         stride, bits = self.processor.stride, self.mllm.config.vision_config.num_bits
-        return torch.zeros(batch_size, bits, height // stride, width // stride, device=self._execution_device)
+        shape = (batch_size, bits, height // stride, width // stride)
+        return torch.zeros(shape, device=self._execution_device, dtype=torch.float32)
 
     def generate_codes(
         self,
@@ -176,18 +243,16 @@ class UniWeTokPipelineMixin:
             Codes [B, bits, h, w] of {-1, +1}, 0 where an interrupted run did not get.
         """
         self.maybe_load_model()
-        self._guidance_scale = guidance_scale
-        self._interrupt = False
-        self._num_timesteps = latents.shape[2] * latents.shape[3] // self.processor.patch_size**2
-        with self.progress_bar(total=self._num_timesteps) as progress_bar:
+        count = latents.shape[2] * latents.shape[3] // self.processor.patch_size**2
+        with self._new_state(guidance_scale, count) as state, self.progress_bar(total=count) as progress_bar:
 
             def on_patch(step: int, codes: torch.Tensor) -> bool:
                 progress_bar.update()
                 if callback_on_step_end is not None:
                     tensors = {"codes": codes}
                     callback_kwargs = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    callback_on_step_end(self, step, self._num_timesteps, callback_kwargs)
-                return self._interrupt
+                    callback_on_step_end(self, step, count, callback_kwargs)
+                return state.interrupt
 
             return self.mllm.generate_codes(
                 guidance_scale=guidance_scale,

@@ -73,12 +73,26 @@ def answer_question(
         max_new_tokens: longest answer in text tokens.
 
     Raises:
-        ValueError: when the question and its answer are longer than the model's positions reach, or a picture is of a
-            size that the model can't read.
+        ValueError: when the question is empty, holds special tokens or is no text, it and its answer are longer than
+            the model's positions reach, or a picture is of a size that the model can't read.
     """
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    return generate_text(mllm, processor, [text] * len(images), images, max_new_tokens, argument="question")
+    texts = question_texts(processor, [question]) * len(images)
+    return generate_text(mllm, processor, texts, images, max_new_tokens, argument="question")
 
 
-__all__ = ["answer_question", "generate_text"]
+def question_texts(processor: Any, questions: Sequence[str]) -> list[str]:
+    """Conversations in which the user shows a picture and asks each of `questions` about it, up to the header of the
+    assistant's turn.
+
+    Raises:
+        ValueError: when a question is empty, holds special tokens or is no text.
+    """
+    processor.check_words(list(questions), "question")
+    if not all(question.strip() for question in questions):
+        raise ValueError("`question` must not be empty.")
+    contents = [[{"type": "image"}, {"type": "text", "text": question}] for question in questions]
+    conversations = [[{"role": "user", "content": content}] for content in contents]
+    return list(processor.apply_chat_template(conversations, add_generation_prompt=True))
+
+
+__all__ = ["answer_question", "generate_text", "question_texts"]

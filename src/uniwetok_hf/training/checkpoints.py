@@ -3,65 +3,162 @@
 
 A checkpoint is a folder `checkpoints/step-000500`: what Accelerate saves (models, optimizers, schedulers, averages,
 random states), `data-<process>.json` (the position of each process in its data) and `manifest.json` (the step, the
-version of the sample streams, and the size of every file). It is written under a temporary name and renamed when it is
-complete. The last few checkpoints are kept. A checkpoint whose files differ in size from its manifest is refused.
+settings of the run, the version of the sample streams, and the size of every file). It is written under a temporary
+name and renamed when it is complete. The last few checkpoints are kept. A checkpoint whose files differ in size from
+its manifest is refused.
+
+Only folders called `step-` and digits are checkpoints. Whatever else lies beside them is neither read nor removed.
+
+Where each node has a disk of its own, each keeps a checkpoint with a manifest of its own, with the weights and the
+files of its own processes; a run goes on from the last step that all nodes have.
 """
 
+import contextlib
 import json
 import os
+import re
 import shutil
+import uuid
+import warnings
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
+from accelerate.utils import SCALER_NAME, DistributedType, broadcast_object_list, gather_object
 
 from ..data.samples import STREAMS
+from ..files import read_json
 from ..quiet import without_warning
+from .agreement import LOST, any_process, written_together
+from .resume import Changes, check_resume, keep_hyperparameters
 
 
 FOLDER, MANIFEST = "checkpoints", "manifest.json"
+HINT = "Remove that folder to resume from the previous checkpoint."
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, data_state: dict, keep: int) -> Path:
-    """Writes the checkpoint of `step` and removes all but the last `keep`. All processes must call it."""
-    final = folder / FOLDER / f"step-{step:06d}"
+def save_checkpoint(
+    accelerator: Accelerator, folder: Path, step: int, data_state: dict, keep: int, settings: dict | None = None
+) -> Path:
+    """Writes the checkpoint of `step` and removes all but the last `keep`. All processes must call it. `settings` of
+    the run, which [`check_resume`] compares with those of the run that goes on from here.
+
+    Raises:
+        OSError: on all processes, when one can't write (a full disk, a folder that is gone); nothing of the checkpoint
+            is left, and those before stay.
+    """
+    final = folder / FOLDER / _name(step)
     temporary = final.with_name(f".{final.name}.tmp")
-    if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    with without_warning("accelerate.utils.other", "Removed shared tensor"):  # tied weights, which load as they are
-        accelerator.save_state(str(temporary))
-    (temporary / f"data-{accelerator.process_index}.json").write_text(json.dumps(data_state))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        sizes = {str(file.relative_to(temporary)): file.stat().st_size for file in _files(temporary)}
-        manifest = {"step": step, "streams": STREAMS, "files": sizes}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        for file in _files(temporary):
-            _flush(file)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        for old in list_checkpoints(folder)[:-keep]:
-            # Renamed first, so that a kill in the middle leaves nothing that looks like a checkpoint.
-            shutil.rmtree(old.rename(old.with_name(f".{old.name}.old")))
+    leads = leads_folder(accelerator)
+    try:
+        with written_together(accelerator, final):
+            if leads:
+                if not folder.is_dir():  # a mount that is gone must not be written beside
+                    raise OSError(f"the folder {folder} does not exist any more")
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+        with written_together(accelerator, final):
+            # Of tied weights, which load as they are.
+            with without_warning("accelerate.utils.other", "Removed shared tensor"):
+                accelerator.save_state(str(temporary))
+            (temporary / f"data-{accelerator.process_index}.json").write_text(json.dumps(data_state), encoding="utf-8")
+        with written_together(accelerator, final):
+            if leads:
+                sizes = {str(file.relative_to(temporary)): file.stat().st_size for file in _files(temporary)}
+                manifest = {"step": step, "streams": STREAMS, "settings": settings, "files": sizes}
+                (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+                for file in _files(temporary):
+                    _flush(file)
+        with written_together(accelerator, final):
+            if leads:
+                shutil.rmtree(final, ignore_errors=True)
+                temporary.rename(final)
+    except OSError:
+        if leads:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in list_checkpoints(folder)[:-keep] if leads else []:
+        # Renamed first, so that a kill in the middle leaves nothing that looks like a checkpoint.
+        shutil.rmtree(old.rename(old.with_name(f".{old.name}.old")))
     accelerator.wait_for_everyone()
     return final
 
 
-def load_checkpoint(accelerator: Accelerator, folder: Path) -> tuple[int, dict | None]:
+def check_run(config, result: str, also_applied: Collection[str] = ()) -> Changes:
+    """What of `config` has changed since the last checkpoint of its run, before anything is loaded; nothing when there
+    is none. Warns about a checkpoint of an earlier version, which has no settings to compare with.
+
+    Raises:
+        ValueError: when the run is finished, with a `result`; when its last checkpoint is broken; when a field has
+            changed that can't, or `max_train_steps` are fewer than there have been.
+    """
+    folder = Path(config.output_dir)
+    check_unfinished(folder, result)
+    if not (found := list_checkpoints(folder)):
+        return {}
+    manifest = check_checkpoint(found[-1])
+    if manifest["step"] > config.max_train_steps:
+        raise ValueError(
+            f"`max_train_steps` is {config.max_train_steps}, but {found[-1]} has {manifest['step']} steps: set it to "
+            "as many or more, or remove that folder to go on from the checkpoint before it."
+        )
+    if manifest.get("settings") is None:
+        warnings.warn(
+            f"{found[-1]} was written by a version that did not keep the settings: fields that can't change in a run, "
+            "such as `seed` and `batch_size`, must be what they were.",
+            stacklevel=2,
+        )
+        return {}
+    return check_resume(manifest["settings"], config, found[-1], also_applied)
+
+
+def leads_folder(accelerator: Accelerator) -> bool:
+    """Whether this process makes and renames the folders of a run: the first one, or where each node has a disk of its
+    own, the first one of each node."""
+    each_node = accelerator.project_configuration.save_on_each_node
+    return accelerator.is_local_main_process if each_node else accelerator.is_main_process
+
+
+def find_own_disks(accelerator: Accelerator, folder: Path) -> None:
+    """Finds out whether all processes see the same `folder`. Where they don't, each node keeps checkpoints of its own
+    from now on: the files of its processes, and the weights. All processes must call it.
+
+    Raises:
+        ValueError: under FSDP and DeepSpeed, where a checkpoint needs the shards of all nodes.
+    """
+    if accelerator.num_processes == 1:
+        return
+    token = broadcast_object_list([uuid.uuid4().hex])[0]
+    mark = folder / f".{token}"
+    with written_together(accelerator, mark):
+        if accelerator.is_main_process:
+            mark.touch()
+    is_own = any_process(not mark.exists(), accelerator)
+    accelerator.wait_for_everyone()
+    mark.unlink(missing_ok=True)
+    if is_own and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            f"`output_dir` {folder} is another folder on other nodes. Under FSDP and DeepSpeed it must be on a disk "
+            "that all nodes share, since each of them writes a part of the weights."
+        )
+    accelerator.project_configuration.save_on_each_node = is_own
+
+
+def load_checkpoint(accelerator: Accelerator, folder: Path, changes: Changes | None = None) -> tuple[int, dict | None]:
     """Loads the last checkpoint under `folder`; returns its step and the data state of this process, or 0 and None
-    when there is no checkpoint.
+    when there is no checkpoint. Optimizers, schedules and averages keep their hyperparameters; `changes` of the
+    settings are told.
 
     Raises:
         ValueError: when it is broken, or of another version of the sample streams.
     """
-    for rest in (folder / FOLDER).glob(".step-*"):
-        if accelerator.is_main_process:
+    for rest in (folder / FOLDER).glob(".step-*"):  # of a run that was killed while it wrote or removed one
+        if leads_folder(accelerator) and re.fullmatch(r"\.step-[0-9]+\.(tmp|old)", rest.name):
             shutil.rmtree(rest, ignore_errors=True)
-    found = list_checkpoints(folder)
-    if not found:
+    last = last_checkpoint(accelerator, folder)
+    if last is None:
         return 0, None
-    last = found[-1]
     manifest = check_checkpoint(last)
     if manifest.get("streams") != STREAMS:
         raise ValueError(
@@ -70,14 +167,59 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> tuple[int, dict |
             "`output_dir`."
         )
     accelerator.print(f"Resuming from step {manifest['step']} ({last})")
-    accelerator.load_state(str(last))
+    for name, (before, now) in (changes or {}).items():
+        accelerator.print(f"`{name}` is {now!r} from here on, and was {before!r}")
+    scaler = accelerator.scaler
+    if not (last / SCALER_NAME).exists():  # of a run in another precision: the scale is found again
+        accelerator.scaler = None
+    with readable(last), keep_hyperparameters(accelerator):
+        accelerator.load_state(str(last))
+    accelerator.scaler = scaler
     # Accelerate counts micro-batches, and a step may have another number of them now. Checkpoints are between steps.
     accelerator.step = 0
     # With more processes than before, those without a state of their own take the first's; the data decides whether
     # it can continue from that.
     own = last / f"data-{accelerator.process_index}.json"
-    state = json.loads((own if own.exists() else last / "data-0.json").read_text())
+    path = own if own.exists() else min(last.glob("data-*.json"))
+    with readable(last):
+        state = read_json(path)
     return manifest["step"], state
+
+
+@contextlib.contextmanager
+def readable(checkpoint: Path) -> Iterator[None]:
+    """Names the checkpoint in what the libraries raise of a file whose size is right and whose content is not."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        is_told = isinstance(error, ValueError) and str(error).startswith(("The checkpoint", "`"))
+        if is_told or LOST.search(str(error)):
+            raise
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        raise ValueError(f"The checkpoint {checkpoint} is broken: {why}. {HINT}") from error
+
+
+def last_checkpoint(accelerator: Accelerator, folder: Path) -> Path | None:
+    """The last checkpoint that every process finds. A run killed while nodes with disks of their own wrote a
+    checkpoint may have left it on some of them only.
+
+    Raises:
+        ValueError: when there are checkpoints, but none that all have.
+    """
+    names = [path.name for path in list_checkpoints(folder)]
+    if accelerator.num_processes == 1:
+        return folder / FOLDER / names[-1] if names else None
+    found = gather_object([names])  # of each process
+    common = [name for name in names if all(name in other for other in found)]
+    if not common and any(found):
+        listed = "; ".join(f"process {index}: {', '.join(other) or 'none'}" for index, other in enumerate(found))
+        raise ValueError(
+            f"`output_dir` {folder}: the processes don't see the same checkpoints ({listed}). Copy the folder of one "
+            "of them to all nodes, or use a disk that they share."
+        )
+    return folder / FOLDER / common[-1] if common else None
 
 
 def check_checkpoint(path: Path) -> dict:
@@ -86,22 +228,32 @@ def check_checkpoint(path: Path) -> dict:
     Raises:
         ValueError: naming the checkpoint and the first file that is missing or of another size.
     """
-    hint = "Remove that folder to resume from the previous checkpoint."
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = read_json(path / MANIFEST)
     except (OSError, ValueError):
-        raise ValueError(f"The checkpoint {path} has no readable {MANIFEST}. {hint}") from None
+        manifest = {}
+    settings = manifest.get("settings")
+    forms = [settings.get(form) for form in ("written", "absolute")] if isinstance(settings, dict) else []
+    is_known = settings is None or (forms and all(isinstance(form, dict) for form in forms))
+    if type(manifest.get("step")) is not int or not isinstance(manifest.get("files"), dict) or not is_known:
+        raise ValueError(f"The checkpoint {path} has no readable {MANIFEST}. {HINT}")
     for name, size in manifest["files"].items():
         found = (path / name).stat().st_size if (path / name).exists() else None
         if found != size:
             state = "is missing" if found is None else f"has {found} of {size} bytes"
-            raise ValueError(f"The checkpoint {path} is broken: {name} {state}. {hint}")
+            raise ValueError(f"The checkpoint {path} is broken: {name} {state}. {HINT}")
     return manifest
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints under `folder`, oldest first."""
-    return sorted((folder / FOLDER).glob("step-*"), key=lambda path: int(path.name.split("-")[1]))
+    """Checkpoints under `folder`, oldest first: folders called `step-` and digits, as they are written. Copies with
+    other names, archives and links are of no concern here."""
+    steps = {
+        path: int(found[1])
+        for path in (folder / FOLDER).glob("step-*")
+        if (found := re.fullmatch(r"step-([0-9]+)", path.name)) and path.is_dir() and not path.is_symlink()
+    }
+    return sorted((path for path, step in steps.items() if path.name == _name(step)), key=steps.get)
 
 
 def make_output_folder(path: str | os.PathLike, result: str) -> Path:
@@ -111,12 +263,24 @@ def make_output_folder(path: str | os.PathLike, result: str) -> Path:
         ValueError: when it contains the `result` of a finished training.
     """
     folder = Path(path)
+    check_unfinished(folder, result)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def check_unfinished(folder: Path, result: str) -> None:
+    """
+    Raises:
+        ValueError: when the folder of a run contains the `result` of a finished training.
+    """
     if (folder / result).exists():
         raise ValueError(
             f"`output_dir` {folder} holds the {result} of a finished training: name another, or remove it."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+
+
+def _name(step: int) -> str:
+    return f"step-{step:06d}"
 
 
 def _files(folder: Path) -> list[Path]:

@@ -14,31 +14,44 @@ A field may be a dataclass itself (a section of the file), a list of them, or No
 - `config.json` of a run is such a file, too, with all settings and the absolute paths of places.
 """
 
+import contextlib
 import copy
 import dataclasses
 import difflib
 import json
+import math
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..data.places import find_place, is_place
 
 
 CONFIGS = Path(__file__).parent / "configs"
+# What happens to a change of a field when a run goes on from a checkpoint. APPLY: it is applied. KEEP: it is refused;
+# of a section, whether there is one, or how many there are, while its own fields say it for themselves. KEEP_NULL:
+# null can't become a value, nor a value null, but another value is applied.
+APPLY, KEEP, KEEP_NULL = "apply", "keep", "keep_null"
+# Fields of the configs and their sections that name files and folders.
+PATH_FIELDS = {"output_dir", "path", "init_from", "vision_model", "language_model", "teacher", "model"}
 
 
 class ConfigError(ValueError):
     """A wrong config file; the message names the file and the field."""
 
 
-def setting(default=dataclasses.MISSING, help: str = ""):
-    """A dataclass field with a help text; without a default it is required."""
+def setting(default=dataclasses.MISSING, help: str = "", on_resume: str | tuple[str, ...] | None = None):
+    """A dataclass field with a help text; without a default it is required.
+
+    `on_resume` says what happens to a change between a checkpoint and the run that goes on from it (`resume.py`):
+    APPLY, KEEP, KEEP_NULL, or those keys of a mapping that are applied.
+    """
+    metadata = {"help": help, "on_resume": on_resume}
     if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):
-        return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata={"help": help})
-    return dataclasses.field(default=default, metadata={"help": help})
+        return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def shipped_configs() -> list[str]:
@@ -103,13 +116,88 @@ def flat_values(config) -> dict[str, int | float | str | bool]:
     return flat
 
 
+def absolute_paths(settings: dict) -> dict:
+    """Settings in which the output folder, and every file or folder that a field names and that exists, is absolute.
+    Names on the Hub, of embedded models and of shipped sources stay as they are."""
+
+    def absolute(name: str, value):
+        if isinstance(value, dict):  # in `options` of a user's task any field may be a path
+            names = dict.fromkeys(value, "path") if name == "options" else {key: key for key in value}
+            return {key: absolute(names[key], item) if name != "columns" else item for key, item in value.items()}
+        if isinstance(value, list):
+            return [absolute(name, item) for item in value]
+        if name not in PATH_FIELDS or not isinstance(value, str) or is_place(value):
+            return value
+        found = any(character in value for character in "*?[") or Path(value).exists()
+        return os.path.abspath(value) if found or name == "output_dir" else value
+
+    return absolute("", settings)
+
+
+def check_at_least(config, least: int, *names: str) -> None:
+    """
+    Raises:
+        ValueError: when a field of the config is below `least`; null is not.
+    """
+    for name in names:
+        if (value := getattr(config, name)) is not None and value < least:
+            raise ValueError(f"`{name}` must be {least} or more, got {value}.")
+
+
+def check_share(config, *names: str) -> None:
+    """
+    Raises:
+        ValueError: when a field of the config is not from 0 to 1.
+    """
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"`{name}` must be from 0 to 1, got {getattr(config, name)}.")
+
+
+def check_training(config) -> None:
+    """Checks the fields that both trainers have.
+
+    Raises:
+        ValueError: naming the field that is out of its range.
+    """
+    steps = ("max_train_steps", "gradient_accumulation_steps", "logging_steps", "validation_steps")
+    check_at_least(config, 1, "batch_size", *steps, "checkpointing_steps", "checkpoints_total_limit")
+    check_at_least(config, 0, "seed", "max_skipped_steps", "learning_rate", "lr_warmup_steps", "weight_decay")
+    check_at_least(config, 0, "max_grad_norm", "checkpointing_minutes")
+    check_share(config, "max_skipped_share")
+    for name in ("adam_beta1", "adam_beta2"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"`{name}` must be 0 or more and below 1, got {getattr(config, name)}.")
+    if (minutes := config.process_timeout_minutes) is not None and not 0 < minutes <= 1e6:
+        raise ValueError(f"`process_timeout_minutes` must be above 0 and at most 1,000,000, got {minutes}.")
+    if not config.data:
+        raise ValueError("`data` must name at least one source.")
+
+
+@contextlib.contextmanager
+def field_named(name: str) -> Iterator[None]:
+    """Names a field of the config in what a library says of its value.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files and configs make the libraries raise nearly anything
+        text = " ".join(str(error).split())
+        text = text if isinstance(error, ValueError | OSError) and text else f"{type(error).__name__}: {text}"
+        raise ValueError(f"`{name}`: {text}") from error
+
+
 def explain(config_class: type, indent: str = "  ") -> list[str]:
     """One line per field: name, type, default, help text; sections follow their field, indented."""
     lines, hints = [], typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         has_default = field.default is not dataclasses.MISSING
         is_required = not has_default and field.default_factory is dataclasses.MISSING
-        section = _section_of(hints[field.name])
+        section = section_of(hints[field.name])
         default = "required" if is_required else f"default {field.default}" if has_default else ""
         kind = "section" if section else _type_name(hints[field.name])
         notes = ", ".join(note for note in (kind, default) if note)
@@ -119,19 +207,29 @@ def explain(config_class: type, indent: str = "  ") -> list[str]:
     return lines
 
 
+def parse_yaml(content: bytes | str, name: object, is_json: bool = False):
+    """The value of a YAML or JSON text; both say by themselves how their bytes are encoded.
+
+    Raises:
+        ConfigError: when it is none, or contains itself; the message begins with `name`.
+    """
+    import yaml
+
+    try:
+        value = json.loads(content) if is_json else yaml.safe_load(content)
+        json.dumps(value, default=str, skipkeys=True)  # `&a [*a]` is YAML
+        return value
+    except Exception as error:  # of `!!bool x` PyYAML raises a KeyError, of 2000-13-01 a ValueError
+        raise ConfigError(f"{name} is no YAML: {type(error).__name__}: {error}") from None
+
+
 def _read_file(path: Path, chain: list[Path]) -> tuple[dict, dict[str, Path]]:
     """Fields of a file merged into those of its bases, and the file that each, as `section.field`, comes from. `chain`
     are the files that led here."""
-    import yaml
-
     if path.resolve() in (before.resolve() for before in chain):
         circle = " -> ".join(map(str, [*chain, path]))
         raise ConfigError(f"{chain[-1]}: `base` leads back to {path}: {circle}.")
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = (json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)) or {}
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path} is no YAML: {error}") from None
+    values = parse_yaml(path.read_bytes(), path, path.suffix == ".json") or {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold `field: value` lines, got {type(values).__name__}.")
     values = _find_places(values, "", path)
@@ -235,7 +333,7 @@ def _value(hint, value, origins: _Origins, name: str):
     if value is None and type(None) in options:
         return None
     for option in options:
-        section, origin, arguments = _section_of(option), typing.get_origin(option), typing.get_args(option)
+        section, origin, arguments = section_of(option), typing.get_origin(option), typing.get_args(option)
         if value is None and dict in (option, origin):  # a mapping of the base is left out
             return {}
         if section and origin is not list and isinstance(value, Mapping):
@@ -243,26 +341,41 @@ def _value(hint, value, origins: _Origins, name: str):
         if origin is list and isinstance(value, list):
             return [_value(arguments[0], item, origins, f"{name}[{index}]") for index, item in enumerate(value)]
         if option is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-            try:  # YAML 1.1 reads `1e-3`, without a dot, as text
-                return float(value)
-            except ValueError:
-                continue
+            with contextlib.suppress(ValueError, OverflowError):
+                number = float(value)  # YAML 1.1 reads `1e-3`, without a dot, as text
+                if math.isfinite(number):
+                    return number
+            continue
         if origin is typing.Literal and value in arguments:
             return value
-        if isinstance(option, type) and type(value) is option:
+        if isinstance(option, type) and type(value) is option and _is_plain(value):
             return value
         if option is str and value is False:  # YAML 1.1 reads `mixed_precision: no` so
             return "no"
-        if origin is dict and isinstance(value, dict):
+        if origin is dict and isinstance(value, dict) and _is_plain(value):
             return value
     raise ConfigError(f"{origins.where(name)}`{name}` must be {_type_name(hint)}, got {value!r}.")
 
 
-def _section_of(hint) -> type | None:
+def _is_plain(value) -> bool:
+    """Whether a value can be written as JSON, be the name of a file, and be a number of C: no dates, no numbers as
+    names, no zero characters, no half surrogate pairs, no 70 bits."""
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and _is_plain(name) and _is_plain(item) for name, item in value.items())
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    if isinstance(value, str):
+        return "\0" not in value and value.encode(errors="ignore").decode() == value
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or (isinstance(value, int) and abs(value) < 2**63)
+
+
+def section_of(hint) -> type | None:
     """The dataclass of a field, of a list of it, or of an optional one."""
     if dataclasses.is_dataclass(hint):
         return hint
-    return next((section for part in typing.get_args(hint) if (section := _section_of(part))), None)
+    return next((section for part in typing.get_args(hint) if (section := section_of(part))), None)
 
 
 def _type_name(hint) -> str:

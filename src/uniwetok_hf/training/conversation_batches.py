@@ -7,6 +7,7 @@ each process and accumulation turn; those of a turn have about the same length. 
 the step, on any number of processes.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -68,6 +69,9 @@ class ConversationBatches:
         accumulation_steps: micro-batches per step on each process.
         process_index, num_processes: which of them this process computes.
         max_length: maximum number of tokens of a sample.
+
+    Samples that don't fit the model, and rows that don't fit their task, are replaced (`TaskMixture.find`) and named
+    in `skipped`.
     """
 
     def __init__(
@@ -90,6 +94,13 @@ class ConversationBatches:
         self.names = list(dict.fromkeys(task.name for task in mixture.tasks))
         self.micro_batch_size = batch_size // (accumulation_steps * num_processes)
         self._window, self._batches = -1, []
+        self._skipped: dict[int, list[str]] = {}  # of the windows that were read
+
+    def skipped(self, step: int) -> tuple[list[str], int]:
+        """At the first step of a window, why rows were left out of its samples, and how many samples it has; nothing
+        at the others. The step must have been read."""
+        window, index = divmod(step, self.window_steps)
+        return ([], 0) if index else (self._skipped.pop(window), self.window_steps * self.batch_size)
 
     def __getitem__(self, step: int) -> list[MicroBatch]:
         """The micro-batches of this process in a step."""
@@ -103,37 +114,34 @@ class ConversationBatches:
     def validation_batches(self, count: int) -> list[MicroBatch]:
         """`count` rows of each source in batches of the size of micro-batches: always the same, and all of them on
         every process."""
-        samples = sorted(self.mixture.held_out(count), key=lambda numbered: numbered[1].length)
+        samples, skipped = self.mixture.held_out(count, self.check)
+        if skipped:
+            warnings.warn(f"{len(skipped)} rows are left out of the validation: {skipped[0]}", stacklevel=2)
+        samples.sort(key=lambda numbered: numbered[1].length)
         starts = range(0, len(samples), self.micro_batch_size)
         return [self.collate(samples[start : start + self.micro_batch_size]) for start in starts]
 
     def _arrange(self, window: int) -> list[list[tuple[int, Sample]]]:
         """The batches of a window: samples sorted by length, batches in random order."""
         count = self.window_steps * self.batch_size
-        samples = [(number, self.mixture[number]) for number in range(window * count, (window + 1) * count)]
+        samples, self._skipped[window] = [], []
+        for number in range(window * count, (window + 1) * count):
+            sample, skipped = self.mixture.find(number, self.check)
+            samples.append((number, sample))
+            self._skipped[window] += skipped
         samples.sort(key=lambda numbered: numbered[1].length)
         batches = [samples[start : start + self.batch_size] for start in range(0, count, self.batch_size)]
         generator = torch.Generator().manual_seed(stream_seed(self.seed, window))
         return [batches[index] for index in torch.randperm(self.window_steps, generator=generator).tolist()]
 
     def collate(self, samples: list[tuple[int, Sample]]) -> MicroBatch:
-        """Model inputs of samples and their running numbers.
-
-        Raises:
-            ValueError: when a picture does not fit the patches, or a sample is longer than `max_length`.
-        """
+        """Model inputs of samples, which [`check`] has passed, and their running numbers."""
         stride = self.processor.stride
         numbers, samples = zip(*samples, strict=True)
         sizes = [self._sizes(sample) for sample in samples]
         texts = self.processor.apply_chat_template([sample.messages for sample in samples])
         in_pixels = [(height * stride, width * stride) for row in sizes for height, width in row]
         inputs = dict(self.processor(text=texts, picture_sizes=in_pixels, return_labels=True))
-        lengths = inputs["attention_mask"].sum(1)
-        longest = int(lengths.argmax())
-        if self.max_length is not None and lengths[longest] > self.max_length:
-            raise ValueError(
-                f"{samples[longest].origin} is {lengths[longest]} tokens long, `max_length` is {self.max_length}."
-            )
         if in_pixels:
             inputs["codes"] = [picture for sample in samples for picture in sample.codes(self.num_bits)]
         is_target = iter(inputs["image_is_target"].tolist())
@@ -145,6 +153,32 @@ class ConversationBatches:
             text_tokens=(inputs["labels"][:, 1:] != -100).sum(1),
             image_tokens=torch.tensor(image_tokens),
         )
+
+    def check(self, sample: Sample) -> None:
+        """
+        Raises:
+            ValueError: when the model can't take the sample: a picture does not fit the patches or its codes, a text
+                holds special tokens, or it is longer than `max_length`; the message begins with the row.
+        """
+        sizes, words = self._sizes(sample), [item["text"] for item in sample.items if item["type"] == "text"]
+        try:
+            self.processor.check_words(words, "text")
+        except ValueError as error:
+            raise ValueError(f"{sample.origin}: {error}") from None
+        sample.codes(self.num_bits)
+        if self.max_length is None:
+            return
+        # No text has more tokens than bytes: most samples need not be counted.
+        overhead = self.processor.patch_size**2 + 4  # of a picture
+        most = sum(len(text.encode()) for text in words) + 16 * len(sample.messages)
+        if most + sum(height * width + overhead for height, width in sizes) <= self.max_length:
+            return
+        stride = self.processor.stride
+        text = self.processor.apply_chat_template(sample.messages)
+        in_pixels = [(height * stride, width * stride) for height, width in sizes]
+        length = self.processor(text=[text], picture_sizes=in_pixels)["input_ids"].shape[1]
+        if length > self.max_length:
+            raise ValueError(f"{sample.origin} is {length} tokens long, `max_length` is {self.max_length}.")
 
     def _sizes(self, sample: Sample) -> list[tuple[int, int]]:
         """Height and width in tokens of each picture of a sample."""

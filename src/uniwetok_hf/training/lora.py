@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..adapters import lora_config, target_modules
-from .config import setting
+from .config import KEEP, setting
 from .run import seeded_weights
 
 
@@ -24,10 +24,10 @@ from .run import seeded_weights
 class LoraSettings:
     """Which layers get an adapter, and how large it is."""
 
-    r: int = setting(16, "rank")
-    alpha: float | None = setting(None, "updates are multiplied by alpha / r; null: r")
-    targets: list[str] = setting(["language_model", "head"], "parts with adapters, of these two")
-    options: dict = setting({}, "other fields of peft.LoraConfig, such as use_dora or target_modules")
+    r: int = setting(16, "rank", on_resume=KEEP)
+    alpha: float | None = setting(None, "updates are multiplied by alpha / r; null: r", on_resume=KEEP)
+    targets: list[str] = setting(["language_model", "head"], "parts with adapters, of these two", on_resume=KEEP)
+    options: dict = setting({}, "other fields of peft.LoraConfig, such as use_dora or target_modules", on_resume=KEEP)
 
     def __post_init__(self):
         if self.r < 1:

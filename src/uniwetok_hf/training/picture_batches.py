@@ -30,6 +30,7 @@ from ..data.sources import PictureSource, cell_name, open_source, read_cell
 LOOKAHEAD = 2
 # More unreadable pictures in a row are an error.
 MAX_FAILURES = 1000
+LARGEST_SIDE = 2**16  # pixels; beyond it, a number was mistyped
 
 
 @dataclass
@@ -65,11 +66,16 @@ def bucket_batch_sizes(buckets: Sequence[Bucket], batch_size: int, multiple: int
     Raises:
         ValueError: when there is no bucket, a side is below 1, or `batch_size` is not a multiple of `multiple`.
     """
-    if not buckets or min(min(bucket.height, bucket.width) for bucket in buckets) < 1:
-        raise ValueError(f"`buckets` must be one or more sizes of at least 1 x 1 pixels, got {list(buckets)}.")
+    sides = [side for bucket in buckets for side in (bucket.height, bucket.width)]
+    if not sides or not 1 <= min(sides) <= max(sides) <= LARGEST_SIDE:
+        raise ValueError(
+            "`buckets` must be one or more sizes of at least 1 x 1 pixels and at most "
+            f"{LARGEST_SIDE} x {LARGEST_SIDE}, got {list(buckets)}."
+        )
     if batch_size < 1 or batch_size % multiple:
         raise ValueError(
-            f"`batch_size` must be a multiple of {multiple} (processes x micro-batches), got {batch_size}."
+            f"`batch_size` must be a multiple of {multiple} (`batch_multiple`, or processes x micro-batches), got "
+            f"{batch_size}."
         )
     pixels = batch_size * buckets[0].height * buckets[0].width
     return [max(pixels // (bucket.height * bucket.width * multiple), 1) * multiple for bucket in buckets]
@@ -100,7 +106,7 @@ class PictureBatches:
         seed: of order, crops and buckets.
         flip: whether half of the pictures are mirrored.
         crop_probability: probability of a crop of random size. The other pictures get the largest crop with the aspect
-            ratio of the bucket, at a random position too.
+            ratio of the bucket, at a random position too. A source may have its own, as also of the next.
         crop_scale: smallest and largest side of a random crop, relative to the side of the largest one.
         multiple: numbers of pictures per step are multiples of this; by default of the number of processes.
         process_index, num_processes: which slice of each step this process takes.
@@ -130,17 +136,24 @@ class PictureBatches:
     ):
         if not sources:
             raise ValueError("`sources` is empty: there is nothing to read.")
-        if not 0 <= crop_probability <= 1:
-            raise ValueError(f"`crop_probability` must lie in [0, 1], got {crop_probability}.")
-        if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
-            raise ValueError(f"`crop_scale` must be two numbers in (0, 1], the smaller one first, got {crop_scale}.")
+        self.crops = [
+            (
+                crop_probability if source.crop_probability is None else source.crop_probability,
+                crop_scale if source.crop_scale is None else source.crop_scale,
+            )
+            for source in sources
+        ]
+        for probability, scale in self.crops:
+            if not 0 <= probability <= 1:
+                raise ValueError(f"`crop_probability` must lie in [0, 1], got {probability}.")
+            if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+                raise ValueError(f"`crop_scale` must be two numbers in (0, 1], the smaller one first, got {scale}.")
         if num_threads < 1:
             raise ValueError(f"`num_threads` must be 1 or more, got {num_threads}.")
         if (multiple or num_processes) % num_processes:
             raise ValueError(f"`multiple` must be a multiple of the {num_processes} processes, got {multiple}.")
         self.buckets, self.seed, self.flip = list(buckets), seed, flip
         self.batch_sizes = bucket_batch_sizes(buckets, batch_size, multiple or num_processes)
-        self.crop_probability, self.crop_scale = crop_probability, crop_scale
         self.process_index, self.num_processes = process_index, num_processes
         self.num_threads = num_threads
         self.bucket_of_step = Mixture([bucket.weight for bucket in buckets], stream_seed(seed, 0))
@@ -149,11 +162,23 @@ class PictureBatches:
         for index, source in enumerate(sources):
             dataset, order_seed = open_source(source), stream_seed(seed, 2, index)
             if source.streaming:
+                count = dataset.num_shards
+                if count % num_processes:
+                    raise ValueError(
+                        f"`path` {source.path}: {count} files can't be divided among {num_processes} processes; "
+                        f"streaming needs {num_processes}, {2 * num_processes}, ... files (or read it without "
+                        "streaming)."
+                    )
                 reader = _Stream(dataset, source, order_seed, block_size, process_index, num_processes)
             else:
                 reader = _Rows(dataset, source, order_seed)
             self.readers.append(reader)
         self._state = {"step": 0, "number": 0, "streams": [reader.state_dict() for reader in self.readers]}
+
+    @property
+    def num_rows(self) -> list[int | None]:
+        """Rows of each source; None for a stream."""
+        return [reader.order.length if isinstance(reader, _Rows) else None for reader in self.readers]
 
     def state_dict(self) -> dict:
         """The position after the last batch that was returned, as values for JSON."""
@@ -248,10 +273,10 @@ class PictureBatches:
         reader, size = self.readers[source], self.buckets[bucket]
         row, cell = reader.read(place)
         image = read_cell(cell, cell_name(cell, reader.source, row))
-        random = torch.rand(5, generator=sample_generator(self.seed, sample, AUGMENTATION))
+        random = torch.rand(5, dtype=torch.float32, generator=sample_generator(self.seed, sample, AUGMENTATION))
         flip, crop, scale, left, top = random.tolist()
-        smallest, largest = self.crop_scale
-        scale = smallest + (largest - smallest) * scale if crop < self.crop_probability else 1.0
+        probability, (smallest, largest) = self.crops[source]
+        scale = smallest + (largest - smallest) * scale if crop < probability else 1.0
         box = crop_box(image.size, size.height, size.width, scale, left, top)
         picture = np.asarray(image.resize((size.width, size.height), Image.Resampling.BICUBIC, box))
         picture = picture[:, ::-1] if self.flip and flip < 0.5 else picture

@@ -2,34 +2,36 @@
 """What both trainers share: Accelerate, the optimizer, which parameters train, the log, stopping, averaged weights."""
 
 import contextlib
+import copy
 import dataclasses
 import json
-import os
 import re
-import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
+from accelerate.utils import GradientAccumulationPlugin, LoggerType
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from ..data.places import is_place
+from ..data.skipped import SkippedItems
+from ..files import whole_file, writing
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
+from ..signals import Stopped, signals_set
+from .agreement import lost_processes_named, process_group_options
 from .checkpoints import list_checkpoints
-
-
-# Fields of both configs and their sections that name files and folders.
-PATH_FIELDS = {"output_dir", "path", "init_from", "vision_model", "language_model", "teacher", "model"}
+from .config import absolute_paths, field_named
 
 
 class JsonLinesTracker(GeneralTracker):
@@ -49,7 +51,9 @@ class JsonLinesTracker(GeneralTracker):
 
     def store_init_configuration(self, values: dict):
         # All settings, with sections: `--config` reads this file, from any folder.
-        (self.folder / "config.json").write_text(json.dumps(absolute_paths(self.settings or values), indent=1))
+        text = json.dumps(absolute_paths(self.settings or values), indent=1)
+        with whole_file(self.folder / "config.json") as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
     def rewind(self, step: int) -> None:
         """Drops the lines after `step`."""
@@ -57,64 +61,102 @@ class JsonLinesTracker(GeneralTracker):
         if not path.exists():
             return
         kept = []
-        for line in path.read_text().splitlines():
-            with contextlib.suppress(ValueError):  # the last line of a killed run may be incomplete
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, LookupError, TypeError):  # the last line of a killed run may be cut
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
-        temporary = path.with_name(".log.jsonl.tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
 
     def log(self, values: dict, step: int | None = None, **kwargs):
         rounded = {name: value if isinstance(value, int) else float(f"{value:.6g}") for name, value in values.items()}
-        with open(self.folder / "log.jsonl", "a") as log:
+        with writing(self.folder / "log.jsonl"), open(self.folder / "log.jsonl", "a", encoding="utf-8") as log:
             log.write(json.dumps({"step": step, **rounded}) + "\n")
 
     def log_images(self, values: dict, step: int | None = None, **kwargs):
         (self.folder / "samples").mkdir(exist_ok=True)
         for name, image in values.items():
-            image.save(self.folder / "samples" / f"{name}-{step:06d}.png")
+            path = self.folder / "samples" / f"{name}-{step:06d}.png"
+            with writing(path):
+                image.save(path)
 
 
-def absolute_paths(settings: dict) -> dict:
-    """Settings in which the output folder, and every file or folder that a field names and that exists, is absolute.
-    Names on the Hub, of embedded models and of shipped sources stay as they are."""
+def choose_precision(mixed_precision: str | None) -> str | None:
+    """`mixed_precision` of a config as Accelerate takes it: "auto" is bfloat16 where the device computes with it, on
+    GPUs that don't float16, else "no". Warns when a CPU without instructions for bfloat16 is to use it.
 
-    def absolute(name: str, value):
-        if isinstance(value, dict):  # in `options` of a user's task any field may be a path
-            names = dict.fromkeys(value, "path") if name == "options" else {key: key for key in value}
-            return {key: absolute(names[key], item) if name != "columns" else item for key, item in value.items()}
-        if isinstance(value, list):
-            return [absolute(name, item) for item in value]
-        if name not in PATH_FIELDS or not isinstance(value, str) or is_place(value):
-            return value
-        found = any(character in value for character in "*?[") or Path(value).exists()
-        return os.path.abspath(value) if found or name == "output_dir" else value
-
-    return absolute("", settings)
+    Raises:
+        ValueError: for another value than auto, no, fp16, bf16 and None.
+    """
+    if mixed_precision not in (None, "auto", "no", "fp16", "bf16"):
+        raise ValueError(f"`mixed_precision` must be auto, no, fp16 or bf16, got {mixed_precision!r}.")
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    if device.type == "cpu":
+        has_bf16 = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+        if mixed_precision == "bf16" and not has_bf16:
+            warnings.warn(
+                "`mixed_precision: bf16` is many times slower than `no` on this processor, which has no instructions "
+                "for bfloat16; `auto` chooses what is fast.",
+                stacklevel=2,
+            )
+        return ("bf16" if has_bf16 else "no") if mixed_precision == "auto" else mixed_precision
+    if mixed_precision != "auto":
+        return mixed_precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "no"
 
 
 def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTracker]:
-    """The Accelerator of a config, which logs to `folder` and to the trackers in `report_to`.
+    """The Accelerator of a config, which logs to `folder` and to the trackers in `report_to`. What the config says
+    counts, whatever variables of the environment say to Accelerate.
 
     Raises:
-        ValueError: when the processes and micro-batches can't share `batch_size` samples.
+        ValueError: when the processes and micro-batches can't share `batch_size` samples, or Accelerate is configured
+            for a kind of parallelism that the trainers don't know.
     """
+    if unknown := sorted(set(config.report_to) - set(LoggerType.list())):
+        raise ValueError(f"`report_to` must be of {', '.join(LoggerType.list())}, got {unknown[0]!r}.")
     tracker = JsonLinesTracker(folder, dataclasses.asdict(config))
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=[tracker, *config.report_to],
-        project_dir=folder,
-        step_scheduler_with_optimizer=False,  # the schedule counts our steps, whatever the number of processes
-        cpu=not torch.accelerator.is_available(),  # without it, processes of `torchrun` on CPUs would not communicate
-    )
+    with lost_processes_named():
+        accelerator = Accelerator(
+            mixed_precision=choose_precision(config.mixed_precision),
+            # As an object: a number would give way to ACCELERATE_GRADIENT_ACCUMULATION_STEPS.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
+            dynamo_backend="no",  # `compile` of the config decides, not ACCELERATE_DYNAMO_BACKEND
+            log_with=[tracker, *config.report_to],
+            project_dir=folder,
+            step_scheduler_with_optimizer=False,  # the schedule counts our steps, whatever the number of processes
+            cpu=not torch.accelerator.is_available(),  # else processes of `torchrun` on CPUs would not communicate
+            kwargs_handlers=process_group_options(config.process_timeout_minutes),
+        )
     if config.batch_size % (accelerator.num_processes * config.gradient_accumulation_steps):
         raise ValueError(
             f"`batch_size`={config.batch_size} must be a multiple of processes x `gradient_accumulation_steps` = "
             f"{accelerator.num_processes} x {config.gradient_accumulation_steps}."
         )
+    parallel = accelerator.parallelism_config
+    for name in ("tp_size", "cp_size", "sp_size") if parallel else ():
+        if getattr(parallel, name, 1) > 1:
+            raise ValueError(
+                f"Accelerate is configured with `{name}`={getattr(parallel, name)} (PARALLELISM_CONFIG_* in the "
+                "environment): the trainers divide samples between processes, and weights with FSDP, but no layers."
+            )
+    if getattr(accelerator.state, "fsdp_plugin", None) and accelerator.state.fsdp_plugin.activation_checkpointing:
+        raise ValueError(
+            "Accelerate is configured with activation checkpointing (FSDP_ACTIVATION_CHECKPOINTING in the "
+            "environment): set `gradient_checkpointing` of the training instead."
+        )
+    if (deepspeed := accelerator.state.deepspeed_plugin) is not None:
+        overrule_deepspeed(deepspeed.deepspeed_config, config)
     return accelerator, tracker
+
+
+def overrule_deepspeed(deepspeed_config: dict, config) -> None:
+    """Puts the training's micro-batches and clipping in the place of those of DeepSpeed's configuration, which does
+    both by itself."""
+    deepspeed_config["gradient_accumulation_steps"] = config.gradient_accumulation_steps
+    deepspeed_config["gradient_clipping"] = config.max_grad_norm or 0.0  # 0 is never
 
 
 def choose_parameters(model: nn.Module, trainable: Sequence[str], never: Sequence[str] = ()) -> list[nn.Parameter]:
@@ -144,7 +186,11 @@ def choose_parameters(model: nn.Module, trainable: Sequence[str], never: Sequenc
 def make_optimizer(
     config, parameters: list[nn.Parameter], learning_rate: float, num_steps: int, epsilon: float = 1e-8
 ):
-    """AdamW and the learning rate schedule over `num_steps` steps."""
+    """AdamW and the learning rate schedule over `num_steps` steps.
+
+    Raises:
+        ValueError: for a schedule that is unknown, does not take its arguments, or does not follow the steps alone.
+    """
     optimizer = torch.optim.AdamW(
         parameters,
         lr=learning_rate,
@@ -152,14 +198,65 @@ def make_optimizer(
         eps=epsilon,
         weight_decay=config.weight_decay,
     )
-    scheduler = get_scheduler(
-        config.lr_scheduler,
-        optimizer,
-        num_warmup_steps=config.lr_warmup_steps,
-        num_training_steps=num_steps,
-        scheduler_specific_kwargs=config.lr_scheduler_kwargs,
-    )
+    fields = "lr_scheduler`, `lr_warmup_steps`, `lr_scheduler_kwargs"
+    with field_named(fields):
+        scheduler = get_scheduler(
+            config.lr_scheduler,
+            optimizer,
+            num_warmup_steps=config.lr_warmup_steps,
+            num_training_steps=num_steps,
+            scheduler_specific_kwargs=config.lr_scheduler_kwargs,
+        )
+        if not isinstance(scheduler, LambdaLR):
+            raise ValueError(f"{config.lr_scheduler} follows a metric; schedules of the steps alone are accepted.")
+        # Now, not at the step that first needs a wrong argument.
+        rates = [float(scheduler.lr_lambdas[0](step)) for step in range(0, num_steps + 1, max(num_steps // 100, 1))]
+        if not np.isfinite(rates).all():
+            raise ValueError(f"the learning rate would be {rates}.")
     return optimizer, scheduler
+
+
+def make_average(parameters: list[nn.Parameter], decay: float, num_steps: int) -> EMAModel:
+    """The moving average of `parameters`: after the first step the weights, then decay * average + (1 - decay) *
+    weights, with one decay for all steps, as in the method (docs/method.md 2.7). Warns when `num_steps` are so few
+    that the average stays near the first weights.
+
+    Raises:
+        ValueError: for a decay that is not from 0 to 1.
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"`ema_decay` must be 0 or more and below 1, got {decay}.")
+    if num_steps > 10 and (rest := decay**num_steps) > 0.1:
+        warnings.warn(
+            f"`ema_decay: {decay}` is slow for {num_steps} steps: {rest:.0%} of the average that is saved are the "
+            f"weights of the first step. For a run of this length {1 - 10 / num_steps:.3g} or less is better.",
+            stacklevel=2,
+        )
+    return EMAModel(parameters, decay=decay, min_decay=float(decay))
+
+
+class CheckpointClock:
+    """Tells when a checkpoint is due: every `steps` steps and, where `minutes` is given, at the first line of the log
+    after so many minutes. (At a line, where processes wait for each other anyway, as they must agree.) After a step
+    that was skipped it waits for the next good one: a run that has diverged must not replace its good checkpoints."""
+
+    def __init__(self, accelerator: Accelerator, config):
+        self.accelerator, self.config = accelerator, config
+        self.last, self.waits = time.monotonic(), False
+
+    def is_due(self, step: int, was_skipped: bool = False) -> bool:
+        """All processes must ask, at each step; a true answer starts the minutes anew."""
+        config, due = self.config, step % self.config.checkpointing_steps == 0
+        if config.checkpointing_minutes is not None and step % config.logging_steps == 0:
+            late = torch.tensor(time.monotonic() - self.last > 60 * config.checkpointing_minutes)
+            due = due or self.accelerator.reduce(late.float().to(self.accelerator.device), "sum").item() > 0
+        if due:
+            self.last = time.monotonic()
+        self.waits = self.waits or due
+        if was_skipped or not self.waits:
+            return False
+        self.waits = False
+        return True
 
 
 class RunningMetrics:
@@ -173,7 +270,9 @@ class RunningMetrics:
     def add(self, values: dict[str, torch.Tensor | float], items: int = 0) -> None:
         """Adds one value of each metric. At the end of a step, `items` is the number of samples of all processes."""
         for name, value in values.items():
-            value = value.detach().float() if torch.is_tensor(value) else torch.tensor(float(value))
+            value = (
+                value.detach().float() if torch.is_tensor(value) else torch.tensor(float(value), dtype=torch.float32)
+            )
             self.sums[name] = self.sums[name].to(value.device) + value if name in self.sums else value
             self.counts[name] = self.counts.get(name, 0) + 1
         self.items += items
@@ -189,13 +288,48 @@ class RunningMetrics:
         self.clock, self.items, self.steps = time.monotonic(), 0, 0
         return means
 
+    def copy(self) -> "RunningMetrics":
+        """The metrics so far, which adding does not change."""
+        copied = copy.copy(self)
+        copied.sums, copied.counts = dict(self.sums), dict(self.counts)
+        return copied
+
     def state_dict(self) -> dict:
         """The sums, for a checkpoint between two lines of the log."""
         return {"sums": {name: value.item() for name, value in self.sums.items()}, "counts": self.counts}
 
     def load_state_dict(self, state: dict) -> None:
-        self.sums = {name: torch.tensor(value) for name, value in state["sums"].items()}
+        self.sums = {name: torch.tensor(value, dtype=torch.float32) for name, value in state["sums"].items()}
         self.counts = dict(state["counts"])
+
+
+class SkippedSamples(SkippedItems):
+    """The samples that one process left out, listed in `skipped-<process>.txt` of the run's folder."""
+
+    def __init__(self, folder: Path, process_index: int, max_share: float):
+        self.file = folder / f"skipped-{process_index}.txt"
+        super().__init__(max_share, where=str(self.file))
+
+    def note(self, reasons: Sequence[str], num_read: int) -> None:
+        """Lists and counts those of a step, which has `num_read` samples.
+
+        Raises:
+            ValueError: when it is too many in all.
+        """
+        if reasons:
+            with writing(self.file), open(self.file, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.writelines(" ".join(reason.split()) + "\n" for reason in reasons)
+        self.add(reasons, num_read + len(reasons))
+
+    def load_state_dict(self, state: dict | int | None) -> None:
+        """Goes on from a checkpoint: what was left out after it will be again. (Earlier versions have the count, or
+        nothing.)"""
+        state = state if isinstance(state, dict) else {"count": state or 0, "num_read": 0, "shown": []}
+        super().load_state_dict(state)
+        if self.file.exists():
+            lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True)
+            with whole_file(self.file) as temporary:
+                temporary.write_text("".join(lines[: self.count]), encoding="utf-8")
 
 
 def picture_grid(pictures: Sequence[torch.Tensor], columns: int) -> Image.Image:
@@ -219,52 +353,78 @@ def log_images(accelerator: Accelerator, images: dict[str, Image.Image], step: i
             tracker.log_images(images, step=step)
 
 
-def stop_unless_finite(accelerator: Accelerator, values: dict[str, torch.Tensor], step: int, folder: Path) -> None:
-    """Must be called before the weights change, with the losses of a step and then with the norm of its gradients.
+class StepGuard:
+    """Decides which steps are taken: those whose losses and gradients are finite. The others are skipped, and counted
+    in `num_skipped`. After more than `max_skipped_steps` of them since the run was started or resumed, it ends."""
 
-    Raises:
-        FloatingPointError: on all processes, when a value of any of them is not finite; the last checkpoint is good.
-    """
-    flat = [value.detach().to(accelerator.device, torch.float32).reshape(()) for value in values.values()]
-    is_bad = accelerator.reduce((~torch.isfinite(torch.stack(flat))).float(), "sum") > 0
-    if is_bad.any():
-        names = ", ".join(name for name, bad in zip(values, is_bad.tolist(), strict=True) if bad)
-        found = list_checkpoints(folder)
+    def __init__(self, accelerator: Accelerator, folder: Path, max_skipped_steps: int):
+        self.accelerator, self.folder, self.limit = accelerator, folder, max_skipped_steps
+        self.num_skipped = self.skipped_before = 0
+        self.was_skipped = False  # the last step
+
+    def resume(self, num_skipped: int) -> None:
+        """Counts on from a checkpoint, with the whole limit again."""
+        self.num_skipped = self.skipped_before = num_skipped
+
+    def allows(self, losses: dict[str, torch.Tensor], norms: dict[str, torch.Tensor], step: int) -> bool:
+        """Whether a step is taken. All processes must ask, after the backward pass and before the weights change.
+
+        Args:
+            losses: values of any shape, of all micro-batches.
+            norms: of the gradients. One that is not finite while the losses are does not count as skipped when a
+                gradient scaler looks for its scale: it skips such steps by itself.
+            step: its number, from 0 on.
+
+        Raises:
+            FloatingPointError: on all processes, when too many steps were skipped; the last checkpoint is good.
+        """
+        values, scaler = losses | norms, self.accelerator.scaler
+        device = self.accelerator.device
+        finite = torch.stack([value.detach().isfinite().all().to(device) for value in values.values()])
+        bad_on = self.accelerator.reduce((~finite).float(), "sum").tolist()  # the one wait for the device
+        bad = [name for name, processes in zip(values, bad_on, strict=True) if processes]
+        self.was_skipped = bool(bad)
+        if not bad:
+            return True
+        bad_losses = [name for name in bad if name in losses]
+        if scaler is not None and not bad_losses and scaler.get_scale() > 1:
+            return False
+        self.num_skipped += 1
+        count = self.num_skipped - self.skipped_before
+        names = ", ".join(bad_losses or bad)  # the gradients of a loss that is not finite are not either
+        if count > self.limit:
+            raise FloatingPointError(self._last_words(step, names))
+        if self.accelerator.is_main_process:
+            tqdm.write(
+                f"Step {step + 1} is skipped: not finite: {names} ({count} of at most {self.limit} such steps).",
+                file=sys.stderr,
+            )
+        return False
+
+    def require(self, losses: dict[str, torch.Tensor], step: int) -> None:
+        """[`allows`] where a step can't be skipped any more: a loss that is not finite ends the run."""
+        self.limit = 0
+        self.allows(losses, {}, step)
+
+    def _last_words(self, step: int, names: str) -> str:
+        found = list_checkpoints(self.folder)
         last = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
-        raise FloatingPointError(f"Not finite at step {step + 1}: {names}; {last}. Try a smaller learning rate.")
+        before = f", after {self.limit} skipped steps (`max_skipped_steps`)" if self.limit else ""
+        return (
+            f"Not finite at step {step + 1}: {names}{before}; {last}. Set a smaller `learning_rate`: the same command "
+            "goes on with it."
+        )
 
 
-@contextlib.contextmanager
-def interrupt_sets(stop: threading.Event, accelerator: Accelerator | PartialState) -> Iterator[None]:
-    """Inside the block the first Ctrl-C sets `stop`, so that the current step can end and be saved, and the second one
-    ends the block at once. With several processes the first one does, since they could not agree on the step.
-
-    Raises:
-        KeyboardInterrupt: after the block, when `stop` came too late to stop it.
-    """
-    is_main = accelerator.num_processes == 1 and threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script
-        yield
-        return
-
-    def note(number, frame):
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        tqdm.write("Stopping after this step, with a checkpoint. Press again to stop at once.", file=sys.stderr)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if stop.is_set():
-        raise KeyboardInterrupt("the training had reached its end, and is finished")
+def stops_after_step(stop: threading.Event) -> contextlib.AbstractContextManager:
+    """Inside the block SIGTERM and the first Ctrl-C set `stop`, so that the current step can end and be saved; a
+    second Ctrl-C ends the block at once."""
+    return signals_set(stop, "Stopping after this step, with a checkpoint. Press Ctrl-C again to stop at once.")
 
 
-def stopped_after(step: int) -> KeyboardInterrupt:
+def stopped_after(step: int) -> Stopped:
     """The exception of a training that was stopped after saving this step."""
-    return KeyboardInterrupt(f"stopped after step {step}; the same command continues from there")
+    return Stopped(f"stopped after step {step}; the same command continues from there")
 
 
 @contextlib.contextmanager

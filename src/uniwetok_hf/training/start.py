@@ -8,6 +8,7 @@ new, from a seed; the weights of the language model and of the image tokenizer s
 """
 
 import copy
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,6 +28,7 @@ from ..modeling.modeling_uniwetok_mllm import UniWeTokForCausalLM, UniWeTokProje
 from ..modeling.processing_uniwetok import UniWeTokProcessor
 from ..pipelines import UniWeTokPipeline
 from ..schedulers import BinaryFlowScheduler
+from .config import field_named
 from .run import seeded_weights
 
 
@@ -56,7 +58,8 @@ def start_pipeline(config, texts: Iterable[str] = ()) -> UniWeTokPipeline:
             )
         folder = start_folder(config)
         subfolder = "mllm" if os.path.isfile(os.path.join(folder, "model_index.json")) else ""  # of a pipeline
-        vision_model = UniWeTokModel.from_pretrained(folder, subfolder=subfolder, dtype=torch.float32)
+        with field_named("vision_model"):
+            vision_model = UniWeTokModel.from_pretrained(folder, subfolder=subfolder, dtype=torch.float32)
         num_size_tokens = config.num_size_tokens or LARGEST_SIDE // vision_model.config.stride
         fields = {"head": config.head, "mllm": config.mllm, "num_size_tokens": num_size_tokens, "seed": config.seed}
         if config.language_model:
@@ -73,6 +76,22 @@ def start_pipeline(config, texts: Iterable[str] = ()) -> UniWeTokPipeline:
         default_negative_prompt=config.negative_prompt,
         default_describe_first=config.describe_first,
     )
+
+
+def check_mllm(mllm: dict) -> None:
+    """Checks those fields of `mllm` that a start computes with, or that change a finished model without its config's
+    own checks.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    for name in ("patch_size", "num_diffusion_draws"):
+        if type(value := mllm.get(name, 1)) is not int or not 1 <= value <= 64:
+            raise ValueError(f"`mllm.{name}` must be a whole number from 1 to 64, got {value!r}.")
+    for name in ("text_loss_weight", "image_loss_weight", "bit_flip_probability"):
+        value, most = mllm.get(name, 0.0), 1 if name == "bit_flip_probability" else math.inf
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+            raise ValueError(f"`mllm.{name}` must be a number from 0 to {most}, got {value!r}.")
 
 
 def start_folder(config) -> str:
@@ -124,14 +143,15 @@ def new_pipeline(
     """
     patch_size = mllm.get("patch_size", 1)
     vocabulary = train_text_vocabulary(texts, vocab_size, num_size_tokens, patch_size)
-    text_config = AutoConfig.for_model(
-        vocab_size=len(vocabulary),
-        pad_token_id=vocabulary.pad_token_id,
-        eos_token_id=vocabulary.eos_token_id,
-        **text_model,
-    )
+    with field_named("text_model"):
+        text_config = AutoConfig.for_model(
+            vocab_size=len(vocabulary),
+            pad_token_id=vocabulary.pad_token_id,
+            eos_token_id=vocabulary.eos_token_id,
+            **text_model,
+        )
     config = _config(text_config, vision_model, vocabulary, head, mllm, num_size_tokens)
-    with seeded_weights(seed):
+    with seeded_weights(seed), field_named("text_model`, `head`, `mllm"):
         model = UniWeTokForCausalLM(config)
     model.model.vision_model = vision_model
     return _pipeline(model, vocabulary)
@@ -155,7 +175,8 @@ def pipeline_from_language_model(
         ValueError: when there is no text tokenizer, or the model computes its logits otherwise than by one matrix.
     """
     vocabulary = _load_vocabulary(language_model)
-    model = AutoModelForCausalLM.from_pretrained(language_model, dtype=torch.float32)
+    with field_named("language_model"):
+        model = AutoModelForCausalLM.from_pretrained(language_model, dtype=torch.float32)
     names = PROMPT_TOKENS + _picture_tokens(num_size_tokens, mllm.get("patch_size", 1))
     _check_language_model(model)
     _add_tokens(model, vocabulary, names, seed)
@@ -192,7 +213,8 @@ def continued_pipeline(path: str | os.PathLike, mllm: dict, seed: int = 0) -> Un
         raise ValueError(
             f"`mllm`: {', '.join(fixed)} can't change after `init_from`, but {', '.join(CHANGEABLE)}, patch_size can."
         )
-    pipeline = UniWeTokPipeline.from_pretrained(path, dtype=torch.float32)
+    with field_named("init_from"):
+        pipeline = UniWeTokPipeline.from_pretrained(path, dtype=torch.float32)
     for name in CHANGEABLE:
         if name in mllm:
             setattr(pipeline.mllm.config, name, mllm[name])
@@ -239,7 +261,8 @@ def with_defaults(pipeline: UniWeTokPipeline, input_size: dict | None = None, **
     if input_size is not None:
         old = pipeline.processor.image_processor
         values = {name: value for name, value in old.to_dict().items() if value is not None}
-        pipeline.processor.image_processor = type(old).from_dict(values | {"size": input_size})
+        with field_named("input_size"):
+            pipeline.processor.image_processor = type(old).from_dict(values | {"size": input_size})
     defaults = {name: value for name, value in defaults.items() if value is not None}
     pipeline.processor.check_words([defaults.get("default_negative_prompt", "")], "negative_prompt")
     pipeline.register_to_config(**_defaults(pipeline) | defaults)
@@ -254,16 +277,18 @@ def _defaults(pipeline: UniWeTokPipeline) -> dict:
 
 
 def _config(text_config, vision_model, vocabulary, head: dict, mllm: dict, num_size_tokens: int) -> UniWeTokMLLMConfig:
-    return UniWeTokMLLMConfig(
-        text_config=text_config,
-        vision_config=vision_model.config,
-        head_config=UniWeTokHeadConfig(
-            num_bits=vision_model.config.num_bits, condition_size=text_config.hidden_size, **head
-        ),
-        num_size_tokens=num_size_tokens,
-        **_token_ids(vocabulary, num_size_tokens, mllm.get("patch_size", 1)),
-        **mllm,
-    )
+    with field_named("head"):
+        bits = vision_model.config.num_bits
+        head_config = UniWeTokHeadConfig(num_bits=bits, condition_size=text_config.hidden_size, **head)
+    with field_named("mllm"):
+        return UniWeTokMLLMConfig(
+            text_config=text_config,
+            vision_config=vision_model.config,
+            head_config=head_config,
+            num_size_tokens=num_size_tokens,
+            **_token_ids(vocabulary, num_size_tokens, mllm.get("patch_size", 1)),
+            **mllm,
+        )
 
 
 def _pipeline(model: UniWeTokForCausalLM, vocabulary) -> UniWeTokPipeline:

@@ -11,7 +11,8 @@ A task of one's own is a class derived from [`EncodedTask`], named by its place 
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,15 @@ import torch
 from ..data.encoded import ENCODING_FILE, Encoding, cell_codes, open_encoded, part_path, read_encoding
 from ..data.places import is_place, load_place
 from ..data.samples import TASK, EpochOrder, Mixture, sample_generator, stream_seed
+from ..data.skipped import SkippedItems
 from ..data.sources import EMBEDDED_PICTURES
-from .config import setting
+from .config import KEEP, setting
 
 
 # What the columns of a format hold.
 PICTURE, PICTURES, TEXT, TEXTS, ANYTHING = "a picture", "a list of pictures", "text", "text or a list of texts", "any"
 IMAGE_ITEM = {"type": "image"}
+MAX_FAILURES = 1000  # more rows after each other that can't be used are an error
 # Tokens of the prompt format: text that contains them would be taken for a picture or for the end of a turn.
 MARKUP = r"<\|(im_start|im_end|endoftext|vision_start|vision_end|image_pad|res_\d+|query_\d+)\|>"
 
@@ -36,16 +39,17 @@ MARKUP = r"<\|(im_start|im_end|endoftext|vision_start|vision_end|image_pad|res_\
 class TaskSource:
     """One encoded dataset and the task that is trained on it."""
 
-    path: str = setting(help="folder that `uniwetok encode-dataset` made")
+    path: str = setting(help="folder that `uniwetok encode-dataset` made", on_resume=KEEP)
     task: str = setting(
         help="captions, questions, edits, conversations, or the place of your own task class, FILE.py:NAME, looked "
-        "up beside the YAML file"
+        "up beside the YAML file",
+        on_resume=KEEP,
     )
-    weight: float = setting(1.0, "how often it is sampled, relative to the others")
+    weight: float = setting(1.0, "how often it is sampled, relative to the others", on_resume=KEEP)
     columns: dict = setting(
-        {}, "for columns with other names than those of docs/data-formats.md, `name there: name here`"
+        {}, "for columns with other names than those of docs/data-formats.md, `name there: name here`", on_resume=KEEP
     )
-    options: dict = setting({}, "arguments of your own task class, by name")
+    options: dict = setting({}, "arguments of your own task class, by name", on_resume=KEEP)
 
 
 @dataclass
@@ -59,9 +63,14 @@ class Sample:
     origin: str = ""
 
     @property
+    def items(self) -> list[dict]:
+        """Texts and pictures of all messages."""
+        return [item for message in self.messages for item in message["content"]]
+
+    @property
     def length(self) -> float:
         """About how many tokens it is long; only for putting samples of a kind together."""
-        words = sum(len(item.get("text", "")) for message in self.messages for item in message["content"])
+        words = sum(len(item.get("text", "")) for item in self.items)
         return words / 4 + sum(picture["height"] * picture["width"] for picture in self.pictures)
 
     def codes(self, num_bits: int) -> list[torch.Tensor]:
@@ -250,7 +259,7 @@ class EncodedTask:
         """All text of the rows, to train a text tokenizer on."""
         for column, kind in self.columns.items():
             for value in self.rows[self.names[column]] if kind in (TEXT, TEXTS) else ():
-                yield from [value] if isinstance(value, str) else value
+                yield from [value] if isinstance(value, str) else value or []
 
     def _check_class(self) -> None:
         """What a class of one's own must define."""
@@ -265,7 +274,7 @@ class EncodedTask:
             raise ValueError(f"`task` {name} must have a method `converse(self, row, without_text)`.")
 
     def _check_column(self, name: str, kind: str) -> None:
-        """Checks names, types and empty texts, without reading row by row."""
+        """Checks names and types, without reading row by row."""
         from datasets import List, Value
 
         where = f"{self.path}, as rows of {self.name}"
@@ -282,18 +291,46 @@ class EncodedTask:
         text = (Value("string"), Value("large_string"))
         if kind in (TEXT, TEXTS) and not (feature in text or (kind == TEXTS and feature in [List(t) for t in text])):
             raise ValueError(f"{where}: column `{name}` must be {kind}, it is typed {feature}.")
-        if kind in (TEXT, TEXTS) and feature in text:
-            self._check_texts(name)
 
-    def _check_texts(self, name: str) -> None:
-        """Finds a text that is missing, empty or contains markup before the training starts."""
+    def unfit_rows(self, max_length: int | None = None) -> list[str]:
+        """Reasons why rows will be left out, as far as they show without reading row by row: a text that is missing,
+        empty or contains markup, or, in the library's own tasks, pictures of more than `max_length` tokens."""
         import pyarrow.compute as pc
 
-        column = self.rows.data.column(name)
-        is_blank = pc.or_(pc.equal(pc.binary_length(column), 0), pc.utf8_is_space(column))
-        is_bad = pc.fill_null(pc.or_(is_blank, pc.match_substring_regex(column, MARKUP)), True)
-        if (index := pc.index(is_bad, True).as_py()) >= 0:
-            EncodedRow({name: column[index].as_py()}, {name: name}, f"{self.path}, row {index}", None).text(name)
+        reasons = {}
+        for column in (name for name, kind in self.columns.items() if kind in (TEXT, TEXTS)):
+            texts = self.rows.data.column(self.names[column])
+            if "string" not in str(texts.type) or "list" in str(texts.type):
+                continue  # a list of texts
+            is_blank = pc.or_(pc.equal(pc.binary_length(texts), 0), pc.utf8_is_space(texts))
+            is_bad = pc.fill_null(pc.or_(is_blank, pc.match_substring_regex(texts, MARKUP)), True)
+            for index in pc.indices_nonzero(is_bad).to_pylist():
+                name = self.names[column]
+                row = EncodedRow({name: texts[index].as_py()}, {column: name}, f"{self.path}, row {index}", None)
+                try:
+                    row.text(column)
+                except ValueError as error:
+                    reasons.setdefault(index, str(error))
+        if max_length is not None and type(self) in TASKS.values():
+            for index, length in enumerate(self._picture_tokens()):
+                if length > max_length:
+                    reasons.setdefault(
+                        index,
+                        f"{self.path}, row {index} has pictures of {length} tokens, `max_length` is {max_length}.",
+                    )
+        return [reasons[index] for index in sorted(reasons)]
+
+    def _picture_tokens(self) -> list[int]:
+        """Of each row, the tokens of its pictures, of their first variants."""
+        total = [0] * len(self.rows)
+        sizes = self.rows.select_columns([self.names[c] for c, k in self.columns.items() if k in (PICTURE, PICTURES)])
+        for start in range(0, len(sizes), 1000):
+            for name, cells in sizes.with_format("arrow")[start : start + 1000].to_pydict().items():
+                is_list = name in [self.names[c] for c, k in self.columns.items() if k == PICTURES]
+                for offset, cell in enumerate(cells):
+                    pictures = (cell or []) if is_list else [cell]
+                    total[start + offset] += sum(p[0]["height"] * p[0]["width"] for p in pictures if p)
+        return total
 
 
 class Captions(EncodedTask):
@@ -444,20 +481,69 @@ class TaskMixture:
         self.orders = [EpochOrder(len(task), stream_seed(seed, index)) for index, task in enumerate(self.tasks)]
 
     def __getitem__(self, number: int) -> Sample:
+        """The sample of this running number; see [`find`]."""
+        return self.find(number)[0]
+
+    def find(self, number: int, check: Callable[[Sample], object] = lambda sample: None) -> tuple[Sample, list[str]]:
+        """The sample of a running number, and why rows before it were left out: a row that does not fit its task, or
+        that `check` raises a `ValueError` for, is replaced by the next one of its source. Which one that is, is a
+        function of the number and the data alone.
+
+        Raises:
+            ValueError: when `MAX_FAILURES` rows after each other, or all of a source, can't be used.
+        """
         source, position = self.mixture[number]
         generator = sample_generator(self.seed, number, TASK)
-        without_text = torch.rand((), generator=generator).item() < self.text_dropout
-        return self.tasks[source].sample(self.orders[source][position], generator, without_text)
+        without_text = torch.rand((), dtype=torch.float32, generator=generator).item() < self.text_dropout
+        state = generator.get_state()
+        return self._find(source, position, check, lambda: generator.set_state(state), without_text)
 
-    def held_out(self, count: int) -> list[tuple[int, Sample]]:
-        """`count` samples of each source, or as many as it has rows, always the same ones, with numbers from 0 on."""
-        chosen = [
-            (task, order[position])
-            for task, order in zip(self.tasks, self.orders, strict=True)
-            for position in range(min(count, len(task)))
-        ]
-        generators = [sample_generator(self.seed, number, TASK) for number in range(len(chosen))]
-        return [(number, task.sample(row, generators[number])) for number, (task, row) in enumerate(chosen)]
+    def held_out(
+        self, count: int, check: Callable[[Sample], object] = lambda sample: None
+    ) -> tuple[list[tuple[int, Sample]], list[str]]:
+        """`count` samples of each source, or as many as can be used, always the same ones, with numbers from 0 on; and
+        why rows were left out."""
+        samples, skipped = [], []
+        for task, order in zip(self.tasks, self.orders, strict=True):
+            found = 0
+            for position in range(len(task)):
+                if found == count:
+                    break
+                generator = sample_generator(self.seed, len(samples), TASK)
+                try:
+                    sample = task.sample(order[position], generator)
+                    check(sample)
+                except ValueError as error:
+                    skipped.append(str(error))
+                else:
+                    samples.append((len(samples), sample))
+                    found += 1
+        return samples, skipped
+
+    def _find(self, source: int, position: int, check, new_generator, without_text: bool) -> tuple[Sample, list[str]]:
+        task, order, skipped = self.tasks[source], self.orders[source], []
+        for place in range(position, position + min(MAX_FAILURES, len(task))):
+            try:
+                sample = task.sample(order[place], new_generator(), without_text)
+                check(sample)
+                return sample, skipped
+            except ValueError as error:
+                skipped.append(str(error))
+        raise ValueError(f"`path` {task.path}: {len(skipped)} rows after each other can't be used: {skipped[0]}")
+
+    def check_rows(self, max_share: float, max_length: int | None = None) -> None:
+        """Looks for rows that will be left out, as far as that shows at once; warns of them.
+
+        Raises:
+            ValueError: when they are more than a share of `max_share` of a source.
+        """
+        for task in self.tasks:
+            reasons = task.unfit_rows(max_length)
+            SkippedItems(max_share).add(reasons, len(task))
+            if len(reasons) == len(task):
+                raise ValueError(f"`path` {task.path}: none of its rows can be used: {reasons[0]}")
+            if reasons:
+                warnings.warn(f"{len(reasons)} rows of {task.path} are left out: {reasons[0]}", stacklevel=2)
 
     def texts(self) -> Iterator[str]:
         """All text of the tasks, to train a text tokenizer on."""

@@ -16,16 +16,16 @@ are divided by the text and image tokens of the whole step. So 2 processes, or 2
 computes, and a resumed run continues exactly.
 """
 
+import contextlib
+import copy
 import json
 import math
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import tqdm
-from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -35,24 +35,41 @@ from ..data.encoded import encoder_fingerprint
 from ..data.samples import NOISE, sample_generators
 from ..files import save_whole
 from ..provenance import RECORD, training_record
-from .checkpoints import load_checkpoint, make_output_folder, save_checkpoint
-from .config import config_values, flat_values, read_config, setting
+from ..signals import Stopped
+from .agreement import any_process, lost_processes_named, written_together
+from .checkpoints import (
+    check_run,
+    find_own_disks,
+    list_checkpoints,
+    load_checkpoint,
+    make_output_folder,
+    readable,
+    save_checkpoint,
+)
+from .config import config_values, flat_values, read_config
 from .conversation_batches import ConversationBatches, MicroBatch, prefetched
-from .lora import LoraSettings, add_lora, checkpoint_adapters_only
+from .export import ARCHITECTURE, ExportFields, names_of, pipeline_parts, write_architecture
+from .lora import add_lora, checkpoint_adapters_only
+from .resume import check_rows, saved_settings
 from .run import (
+    CheckpointClock,
     RunningMetrics,
+    SkippedSamples,
+    StepGuard,
     averaged_weights,
     choose_parameters,
-    interrupt_sets,
     log_images,
+    make_average,
     make_optimizer,
     picture_grid,
     start_accelerator,
-    stop_unless_finite,
     stopped_after,
+    stops_after_step,
 )
+from .settings_mllm import MLLMTrainingConfig
 from .start import start_folder, start_pipeline
-from .tasks import TaskMixture, TaskSource
+from .status import RunStatus
+from .tasks import TaskMixture
 
 
 # Times of the flow at which a validation measures the share of bits that the head predicts right. At 0 its input is
@@ -60,129 +77,16 @@ from .tasks import TaskMixture, TaskSource
 ACCURACY_TIMES = (0.0, 0.25, 0.5, 0.75)
 
 
-@dataclass
-class MLLMTrainingConfig:
-    """One stage."""
-
-    output_dir: str = setting(
-        help="folder of the run: checkpoints, log.jsonl, samples, and at the end `pipeline`, or with `lora` `adapter`"
-    )
-    data: list[TaskSource] = setting(help="encoded datasets and their tasks, each with a weight")
-    max_train_steps: int = setting(help="optimizer steps")
-    batch_size: int = setting(help="samples per step over all processes")
-    validation_data: list[TaskSource] = setting([], "datasets and tasks for validation; empty: no validation")
-    validation_samples: int = setting(128, "number of rows of each dataset in a validation")
-    # the start: `init_from`, or `vision_model` with `language_model` or `text_model`
-    init_from: str | None = setting(None, "the previous stage (its output_dir), or a pipeline to continue from")
-    vision_model: str | None = setting(
-        None, "the trained image tokenizer: its last stage, a model, a pipeline, or the name of an embedded one"
-    )
-    language_model: str | None = setting(
-        None, "causal language model (folder or Hub name) to start from: Qwen3, Llama, ..."
-    )
-    text_model: dict = setting({}, "a new language model instead: model_type and fields of its config")
-    vocab_size: int = setting(2048, "size of the text vocabulary of `text_model`, which is trained on the data")
-    num_size_tokens: int | None = setting(None, "longest side of a picture in tokens; null: 4096 pixels")
-    head: dict = setting({}, "fields of the new diffusion head's config")
-    mllm: dict = setting(
-        {}, "fields of the whole model's config: patch_size, text_loss_weight, bit_flip_probability, ..."
-    )
-    trainable: list[str] = setting(
-        [], "regular expressions, such as image_head: parameters whose names match one are trained; empty: all"
-    )
-    lora: LoraSettings | None = setting(
-        None, "adapters that are trained instead of the model; null: the model is trained"
-    )
-    # the pipeline that comes out; null: as in init_from
-    resolution: int | None = setting(None, "default side in pixels of generated pictures")
-    input_size: dict | None = setting(None, "`size` of the image processor, for pictures in a prompt")
-    num_inference_steps: int | None = setting(None, "default number of diffusion steps")
-    guidance_scale: float | None = setting(None, "default guidance scale")
-    image_guidance_scale: float | None = setting(None, "default scale of the guidance by the picture, for edits")
-    negative_prompt: str | None = setting(
-        None, "default negative prompt of edits, an instruction that changes nothing"
-    )
-    describe_first: bool | None = setting(
-        None, "whether the model describes the result of an edit before it generates it"
-    )
-    save_dtype: str = setting("float32", "dtype of the saved weights: float32, bfloat16 or float16")
-    prompts: list[str] = setting(
-        [], "prompts from which each validation generates four pictures to look at; not under FSDP and DeepSpeed"
-    )
-    # the samples
-    text_dropout: float = setting(
-        0.1, "probability of leaving out the user's turn of a generation or an edit, for classifier-free guidance"
-    )
-    length_group_steps: int = setting(
-        1, "number of steps whose samples are sorted by length before they are cut into batches"
-    )
-    max_length: int | None = setting(None, "maximum number of tokens of a sample; a longer one is an error")
-    # the optimizer
-    learning_rate: float = setting(1e-5, "learning rate of AdamW (paper: 1e-5)")
-    lr_scheduler: str = setting("constant_with_warmup", "name of a schedule of transformers.get_scheduler")
-    lr_warmup_steps: int = setting(0, "steps until the learning rate is reached")
-    lr_scheduler_kwargs: dict = setting({}, "other arguments of the schedule, such as min_lr_rate")
-    adam_beta1: float = setting(0.9, "Adam's first momentum")
-    adam_beta2: float = setting(0.95, "Adam's second momentum")
-    adam_epsilon: float = setting(1e-15, "Adam's epsilon (paper: 1e-15)")
-    weight_decay: float = setting(0.0, "decoupled weight decay")
-    max_grad_norm: float | None = setting(1.0, "norm that gradients are scaled down to; null: never")
-    ema_decay: float | None = setting(None, "decay of the weight average that is validated and saved; null: none")
-    # running it
-    gradient_accumulation_steps: int = setting(1, "micro-batches per step on each process")
-    gradient_checkpointing: bool = setting(
-        False, "whether the backward pass computes activations again: less memory, more time"
-    )
-    mixed_precision: str | None = setting(
-        None, "precision of the computation: no, fp16 or bf16; null: as accelerate is configured"
-    )
-    compile: bool = setting(
-        False, "whether the layers are compiled (torch.compile), which takes a minute and a C++ compiler"
-    )
-    attn_implementation: str | None = setting(
-        None,
-        "attention: sdpa, eager, flex_attention, ...; null: the model's. On CPUs eager is fastest for short sequences",
-    )
-    seed: int = setting(0, "seed of weights, order, choice of texts, flips and noise; 0 or more")
-    logging_steps: int = setting(50, "steps between lines of the log")
-    validation_steps: int = setting(500, "steps between validations")
-    checkpointing_steps: int = setting(500, "steps between checkpoints")
-    checkpoints_total_limit: int = setting(2, "number of checkpoints that are kept")
-    report_to: list[str] = setting([], "trackers in addition to log.jsonl: tensorboard, wandb, ...")
-
-    def __post_init__(self):
-        if self.save_dtype not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"`save_dtype` must be float32, bfloat16 or float16, got {self.save_dtype!r}.")
-        for name in ("batch_size", "max_train_steps", "length_group_steps", "validation_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
-        if self.seed < 0:
-            raise ValueError(f"`seed` must be 0 or more, got {self.seed}.")
-        if not self.data:
-            raise ValueError("`data` must name at least one encoded dataset.")
-        if not 0 <= self.text_dropout <= 1:
-            raise ValueError(f"`text_dropout` must be from 0 to 1, got {self.text_dropout}.")
-        if self.lora:
-            if self.init_from is None or "patch_size" in self.mllm:
-                raise ValueError(
-                    "`lora` needs `init_from`, a finished pipeline, and can't change its `mllm.patch_size`."
-                )
-            if self.trainable:
-                raise ValueError("`trainable` can't be given with `lora`, whose `targets` choose the trained layers.")
-
-    @property
-    def result(self) -> str:
-        """Name of the folder that marks the stage as finished."""
-        return "adapter" if self.lora else "pipeline"
-
-
 class MLLMTrainer:
     """One stage of training."""
 
-    def __init__(self, config: MLLMTrainingConfig):
-        self.config, self.folder = config, Path(config.output_dir)
+    def __init__(self, config: MLLMTrainingConfig, stop: threading.Event | None = None):
+        """When `stop` is set on any process, the run ends after the current step, with a checkpoint."""
+        self.config, self.folder, self.stop = config, Path(config.output_dir), stop or threading.Event()
         self.accelerator, self.tracker = start_accelerator(config, self.folder)
-        self.stop = threading.Event()  # when set, the run ends after the current step, with a checkpoint
+        self.changes = check_run(config, config.result)
+        self.guard = StepGuard(self.accelerator, self.folder, config.max_skipped_steps)
+        self.status = RunStatus(self.accelerator, self.folder, config.max_train_steps)
         self.is_sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         if self.is_sharded and config.ema_decay is not None:
             raise ValueError("`ema_decay` must be null under FSDP and DeepSpeed, where no process has all weights.")
@@ -196,12 +100,17 @@ class MLLMTrainer:
         if config.validation_data:
             validation = TaskMixture(config.validation_data, config.seed, encode_options=options)
         self.pipeline = start_pipeline(config, mixture.texts())
+        self.pipeline.processor.check_words(config.prompts, "prompts")
         self.mllm = self.pipeline.mllm
         if config.attn_implementation is not None:
             self.mllm.set_attn_implementation(config.attn_implementation)
         self.batches = self.make_batches(mixture)
+        self.num_rows = [len(task) for task in mixture.tasks]
         self.validation = validation and self.make_batches(validation)
+        for batches in filter(None, (self.batches, self.validation)):
+            batches.mixture.check_rows(config.max_skipped_share, config.max_length)
         make_output_folder(self.folder, config.result)
+        self.skipped = SkippedSamples(self.folder, self.accelerator.process_index, config.max_skipped_share)
         self.prepare_model()
         self.metrics, self.task_metrics = RunningMetrics(), TaskMetrics(self.batches.names)
 
@@ -226,7 +135,7 @@ class MLLMTrainer:
         self.model, self.optimizer, self.scheduler = self.accelerator.prepare(self.mllm, optimizer, scheduler)
         self.ema = None
         if config.ema_decay is not None:
-            self.ema = EMAModel(self.parameters, decay=config.ema_decay)
+            self.ema = make_average(self.parameters, config.ema_decay, config.max_train_steps)
             self.accelerator.register_for_checkpointing(self.ema)
 
     def make_batches(self, mixture: TaskMixture) -> ConversationBatches:
@@ -249,15 +158,35 @@ class MLLMTrainer:
         """Runs the stage to its end, from its last checkpoint if there is one, and returns the folder of its result.
 
         Raises:
-            FloatingPointError: at a loss that is not finite; the checkpoints are kept.
-            KeyboardInterrupt: after the step in which `stop` was set; its checkpoint is kept.
+            FloatingPointError: after too many steps that are not finite; the checkpoints are kept.
+            Stopped: after the step in which `stop` was set on a process; its checkpoint is kept.
+            ConnectionError: when another process has ended or does not answer.
+            OSError: when the log, a checkpoint or the result can't be written; the checkpoints before are kept.
             ValueError: when the last checkpoint is broken or of another version, or a row does not fit its task.
         """
+        with self.status.of_block(), lost_processes_named(), contextlib.ExitStack() as stack:
+            result = self.train_steps(stack)
+        if any_process(self.stop.is_set(), self.accelerator):  # too late for this stage, but there may be another
+            raise Stopped("the training had reached its end, and is finished")
+        return result
+
+    def train_steps(self, stack: contextlib.ExitStack) -> Path:
+        """The steps that are left, and the result. `stack` closes the progress bar, so that an error has a line of
+        its own."""
         config, accelerator = self.config, self.accelerator
-        start, state = load_checkpoint(accelerator, self.folder)
-        if state:
-            self.metrics.load_state_dict(state["metrics"])
-            self.task_metrics.load_state_dict(state["task_metrics"])
+        find_own_disks(accelerator, self.folder)
+        self.write_architecture()
+        start, state = load_checkpoint(accelerator, self.folder, self.changes)
+        self.status.saved(start)
+        if any_process(self.stop.is_set(), accelerator):
+            raise stopped_after(start)
+        if state is not None:
+            with readable(list_checkpoints(self.folder)[-1]):
+                check_rows(state.get("rows"), self.num_rows, config.data)
+                self.guard.resume(state.get("skipped_steps", 0))
+                self.metrics.load_state_dict(state["metrics"])
+                self.task_metrics.load_state_dict(state["task_metrics"])
+                self.skipped.load_state_dict(state.get("skipped"))
         if self.ema:  # a checkpoint's weights are read to the CPU
             self.ema.to(accelerator.device)
         if accelerator.is_main_process:
@@ -266,53 +195,79 @@ class MLLMTrainer:
         validation_batches = self.validation.validation_batches(config.validation_samples) if self.validation else []
 
         self.model.train()
+        clock = CheckpointClock(accelerator, config)
         bar = tqdm(total=config.max_train_steps, initial=start, desc=self.folder.name, mininterval=10)
+        stack.enter_context(bar)
         steps = range(start, config.max_train_steps)
         for done, micro_batches in enumerate(prefetched(lambda step: self.batches[step], steps), start + 1):
+            self.skipped.note(*self.batches.skipped(done - 1))
             self.train_step(micro_batches, done - 1)
             bar.update()
             is_last = done == config.max_train_steps
             metrics = {}
             if done % config.logging_steps == 0 or is_last:
                 metrics = self.take_metrics()
-                bar.set_postfix(loss=f"{metrics['loss']:.3f}")
+                bar.set_postfix(loss=f"{metrics.get('loss', math.nan):.3f}")
             if done % config.validation_steps == 0 or is_last:
                 metrics |= self.validate(validation_batches, done)
             if metrics:
                 accelerator.log(metrics, step=done)
-            is_stopped = self.stop.is_set()
-            if done % config.checkpointing_steps == 0 or is_last or is_stopped:
-                # The position in the data follows from the step.
-                state = {"metrics": self.metrics.state_dict(), "task_metrics": self.task_metrics.state_dict()}
-                save_checkpoint(accelerator, self.folder, done, state, config.checkpoints_total_limit)
+            is_stopped = any_process(self.stop.is_set(), accelerator)
+            if clock.is_due(done, self.guard.was_skipped) or is_last or is_stopped:
+                save_checkpoint(
+                    accelerator,
+                    self.folder,
+                    done,
+                    self.state_dict(),
+                    config.checkpoints_total_limit,
+                    saved_settings(config),
+                )
+                self.status.saved(done)
             if is_stopped and not is_last:
                 raise stopped_after(done)
         for tracker in accelerator.trackers:  # `end_training` would also leave the other processes
             tracker.finish()
         return self.save()
 
+    def state_dict(self) -> dict:
+        """The state of a run besides what Accelerate saves. The position in the data follows from the step."""
+        return {
+            "metrics": self.metrics.state_dict(),
+            "task_metrics": self.task_metrics.state_dict(),
+            "skipped": self.skipped.state_dict(),
+            "skipped_steps": self.guard.num_skipped,
+            "rows": self.num_rows,
+        }
+
     def train_step(self, micro_batches: list[MicroBatch], step: int) -> None:
-        """One step. Losses are divided by the tokens of all of its micro-batches, those of other processes too."""
+        """One step. Losses are divided by the tokens of all of its micro-batches, those of other processes too. When
+        one is not finite, weights and metrics stay as they were."""
         config, accelerator = self.config, self.accelerator
         counts = torch.tensor([[batch.num_text_tokens, batch.num_image_tokens] for batch in micro_batches]).sum(0)
         counts = accelerator.reduce(counts.to(accelerator.device), "sum").clamp_min(1)
+        losses, before = [], (self.metrics.copy(), copy.copy(self.task_metrics))
         for batch in micro_batches:
             with accelerator.accumulate(self.model):
                 output = self.compute_losses(batch, num_items_in_batch=counts[0], num_image_tokens_in_batch=counts[1])
                 # The losses add up to that of the step; accumulation and DDP would take their mean.
                 loss = output.loss * config.gradient_accumulation_steps * accelerator.num_processes
-                stop_unless_finite(accelerator, {"loss": loss}, step, self.folder)
+                losses.append(loss.detach())
+                if accelerator.distributed_type == DistributedType.DEEPSPEED:  # whose backward pass takes the step
+                    self.guard.require({"loss": loss}, step)
                 accelerator.backward(loss)
                 self.task_metrics.add(batch, output)
                 self.metrics.add({"loss": loss})
-                if accelerator.sync_gradients:
-                    self.clip_gradients(step)
-                self.optimizer.step()
-                if accelerator.sync_gradients:
-                    self.scheduler.step()
-                    if self.ema:
-                        self.ema.step(self.parameters)
-                self.optimizer.zero_grad()
+        norm = self.clip_gradients()
+        if self.guard.allows({"loss": torch.stack(losses)}, norm, step):
+            self.metrics.add(norm)
+        else:
+            self.optimizer.zero_grad()  # a step without gradients changes nothing but the scale of a scaler
+            self.metrics, self.task_metrics = before
+        self.optimizer.step()
+        self.scheduler.step()
+        if self.ema and not self.guard.was_skipped:
+            self.ema.step(self.parameters)
+        self.optimizer.zero_grad()
         self.metrics.add({}, items=config.batch_size)
 
     def compute_losses(self, batch: MicroBatch, **options):
@@ -326,23 +281,23 @@ class MLLMTrainer:
             **options,
         )
 
-    def clip_gradients(self, step: int) -> None:
+    def clip_gradients(self) -> dict[str, torch.Tensor]:
+        """Scales the gradients of a step down to `max_grad_norm`; returns the norm that they had."""
         accelerator = self.accelerator
         norm = accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm or math.inf)
         if norm is None:  # DeepSpeed clips by itself, and may have no norm yet
-            return
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
-        self.metrics.add({"grad_norm": norm})
-        if accelerator.scaler is None:  # a scaler skips a step whose gradients are not finite
-            stop_unless_finite(accelerator, {"grad_norm": norm}, step, self.folder)
+            return {}
+        return {"grad_norm": norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)}
 
     def take_metrics(self) -> dict[str, float]:
         """The line of the log: means since the previous line, over all processes."""
         num_samples = self.metrics.items
         metrics = self.metrics.take(self.accelerator, "samples") | self.task_metrics.take(self.accelerator)
         tokens_per_sample = metrics.pop("tokens") / num_samples
+        if self.guard.num_skipped:
+            metrics["skipped_steps"] = self.guard.num_skipped
         metrics["tokens_per_second"] = metrics["samples_per_second"] * tokens_per_sample
-        return metrics | {"learning_rate": self.scheduler.get_last_lr()[0]}
+        return metrics | {"learning_rate": self.scheduler.get_last_lr()[0], "skipped_samples": self.skipped.count}
 
     @torch.no_grad()
     def validate(self, batches: list[MicroBatch], step: int) -> dict[str, float]:
@@ -362,7 +317,7 @@ class MLLMTrainer:
     def measure(self, batches: list[MicroBatch]) -> dict[str, float]:
         """Losses of each task, and the share of right bits at each of `ACCURACY_TIMES`."""
         tasks = TaskMetrics(self.validation.names)
-        right, num_tokens = torch.zeros(len(ACCURACY_TIMES)), 0
+        right, num_tokens = torch.zeros(len(ACCURACY_TIMES), dtype=torch.float32), 0
         for batch in batches:
             tasks.add(batch, self.compute_losses(batch))
             if batch.num_image_tokens:
@@ -389,24 +344,37 @@ class MLLMTrainer:
         if self.ema:
             self.ema.copy_to(self.parameters)
         weights = accelerator.get_state_dict(self.model) if self.is_sharded else None
-        if accelerator.is_main_process:
-            if self.is_sharded:
-                self.pipeline.mllm = whole_model(self.mllm, weights)
-            pipeline = self.pipeline.to(getattr(torch, self.config.save_dtype))
-            # No loss here looks through a network, but those of the image tokenizer or of earlier stages may have.
-            record = training_record(started_from=[start_folder(self.config)])
-            record["training"] = config_values(self.config)
+        with written_together(accelerator, folder):
+            if accelerator.is_main_process:
+                if self.is_sharded:
+                    self.pipeline.mllm = whole_model(self.mllm, weights)
+                pipeline = self.pipeline.to(getattr(torch, self.config.save_dtype))
 
-            def save_result(path: Path):
-                if self.config.lora:
-                    save_adapter(pipeline.mllm, path, base_model=self.config.init_from)
-                else:
-                    pipeline.save_pretrained(path)
-                (path / RECORD).write_text(json.dumps(record, indent=1))
+                def save_result(path: Path):
+                    if self.config.lora:
+                        save_adapter(pipeline.mllm, path, base_model=self.config.init_from)
+                    else:
+                        pipeline.save_pretrained(path)
+                    (path / RECORD).write_text(json.dumps(self.record(), indent=1), encoding="utf-8")
 
-            save_whole(save_result, folder)
-        accelerator.wait_for_everyone()
+                save_whole(save_result, folder)
         return folder
+
+    def record(self) -> dict:
+        """`training.json` of the result. No loss here looks through a network, but those of the image tokenizer or of
+        earlier stages may have."""
+        return training_record(started_from=[start_folder(self.config)]) | {"training": config_values(self.config)}
+
+    def write_architecture(self) -> None:
+        """Writes what `uniwetok export` needs besides a checkpoint."""
+        config, parts = self.config, pipeline_parts(self.pipeline)
+        names = self.ema and names_of(self.parameters, self.mllm)
+        if config.lora:
+            parts = [(self.mllm.config, "mllm"), (self.mllm.peft_config["default"], "")]
+        fields = ExportFields(config.result, names, config.save_dtype, config.lora and config.init_from)
+        with written_together(self.accelerator, self.folder / ARCHITECTURE):
+            if self.accelerator.is_main_process:
+                write_architecture(self.folder, fields, self.record(), *parts)
 
 
 class TaskMetrics:
@@ -415,14 +383,18 @@ class TaskMetrics:
 
     def __init__(self, names: list[str]):
         self.names = names
-        self.by_task = torch.zeros(len(names), 4)  # text loss, text tokens, image loss, image tokens
-        self.overall = torch.zeros(3)  # image tokens x share of right bits, image tokens, all tokens
+        self.by_task = torch.zeros(
+            len(names), 4, dtype=torch.float32
+        )  # text loss, text tokens, image loss, image tokens
+        self.overall = torch.zeros(
+            3, dtype=torch.float32
+        )  # image tokens x share of right bits, image tokens, all tokens
 
     def add(self, batch: MicroBatch, output) -> None:
         """Adds a micro-batch and its output. The sums stay on their device, so this does not wait for it."""
         device = output.loss.device
-        image_losses = torch.zeros(len(batch.numbers))
-        right = torch.zeros((), device=device)  # image tokens x share of right bits
+        image_losses = torch.zeros(len(batch.numbers), dtype=torch.float32)
+        right = torch.zeros((), device=device, dtype=torch.float32)  # image tokens x share of right bits
         if output.image_loss is not None:
             image_losses = output.row_image_losses
             right = batch.num_image_tokens * output.bit_accuracy.mean().float()
@@ -453,7 +425,9 @@ class TaskMetrics:
         return {"by_task": self.by_task.tolist(), "overall": self.overall.tolist()}
 
     def load_state_dict(self, state: dict) -> None:
-        self.by_task, self.overall = torch.tensor(state["by_task"]), torch.tensor(state["overall"])
+        self.by_task, self.overall = (
+            torch.tensor(state[name], dtype=torch.float32) for name in ("by_task", "overall")
+        )
 
 
 def frozen_patterns(model: nn.Module) -> list[str]:
@@ -489,10 +463,10 @@ def finished(config: MLLMTrainingConfig) -> Path | None:
 
 
 def train(config: MLLMTrainingConfig) -> Path:
-    """Runs one stage; see [`MLLMTrainer.train`]."""
-    trainer = MLLMTrainer(config)
-    with interrupt_sets(trainer.stop, trainer.accelerator):
-        return trainer.train()
+    """Runs one stage, which SIGTERM and Ctrl-C stop; see [`MLLMTrainer.train`]."""
+    stop = threading.Event()
+    with stops_after_step(stop):
+        return MLLMTrainer(config, stop).train()
 
 
 def main(config_path: str, **overrides) -> Path:

@@ -15,20 +15,19 @@ continues exactly. Only the histogram of the batch entropy depends on memory: it
 micro-batches of `gradient_accumulation_steps`.
 """
 
+import contextlib
+import copy
 import json
 import math
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate.utils import tqdm
-from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..data.samples import NOISE, PRIOR, sample_generators
-from ..data.sources import PictureSource
 from ..evaluation.metrics import psnr, ssim
 from ..files import save_whole
 from ..losses.adversarial import LeCam, PatchDiscriminator, discriminator_loss, generator_loss
@@ -44,151 +43,58 @@ from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..modeling.modeling_uniwetok import UniWeTokModel
 from ..modeling.noise_uniwetok import draw_noise
 from ..provenance import RECORD, loss_model, training_record
+from ..signals import Stopped
+from .agreement import any_process, lost_processes_named, written_together
 from .bit_usage import BitUsage
-from .checkpoints import load_checkpoint, make_output_folder, save_checkpoint
-from .config import config_values, flat_values, read_config, setting
-from .picture_batches import Bucket, PictureBatch, PictureBatches, validation_pictures
+from .checkpoints import (
+    check_run,
+    find_own_disks,
+    list_checkpoints,
+    load_checkpoint,
+    make_output_folder,
+    readable,
+    save_checkpoint,
+)
+from .config import config_values, field_named, flat_values, read_config
+from .export import ARCHITECTURE, ExportFields, names_of, write_architecture
+from .picture_batches import PictureBatch, PictureBatches, validation_pictures
+from .resume import check_rows, saved_settings
 from .run import (
+    CheckpointClock,
     RunningMetrics,
+    SkippedSamples,
+    StepGuard,
     averaged_weights,
     choose_parameters,
-    interrupt_sets,
     log_images,
+    make_average,
     make_optimizer,
     picture_grid,
     seeded_weights,
     start_accelerator,
-    stop_unless_finite,
     stopped_after,
+    stops_after_step,
 )
+from .settings_uniwetok import UniWeTokTrainingConfig
+from .status import RunStatus
 
 
 # Pictures that the model sees at once in a validation.
 VALIDATION_BATCH = 16
 
 
-@dataclass
-class EntropySettings:
-    weight: float = setting(0.1, "weight in the loss")
-    sample_weight: float = setting(1.0, "weight of the entropy of single tokens, which is minimised")
-    batch_weight: float = setting(1.0, "weight of the entropy of the batch, which is maximised")
-    temperature: float = setting(0.01, "tau: bits with a latent within about tau of 0 count as undecided")
-
-
-@dataclass
-class PerceptualSettings:
-    model: str = setting(help="backbone or vision model (folder or Hub name), or an LPIPS .safetensors file")
-    weight: float = setting(1.0, "weight in the loss")
-    layers: list[int] | None = setting(None, "feature maps or hidden states to compare; null: the default of the loss")
-
-
-@dataclass
-class AdversarialSettings:
-    weight: float = setting(0.1, "weight of the generator loss")
-    start_step: int = setting(0, "first step of the discriminator")
-    learning_rate: float | None = setting(None, "learning rate of the discriminator; null: that of the model")
-    lecam_weight: float = setting(0.05, "weight of LeCam regularisation in the discriminator's loss")
-    base_channels: int = setting(64, "width of the discriminator")
-    num_layers: int = setting(3, "strided layers of the discriminator")
-
-
-@dataclass
-class DistillationSettings:
-    teacher: str = setting(
-        help="vision model or dual encoder (folder or Hub name) whose pooled features are the target"
-    )
-    weight: float = setting(1.0, "theta: weight in the loss")
-    post_weight: float = setting(1.0, "eta: weight of the codes after the sign, relative to the latents before it")
-    hidden_size: int = setting(256, "width of the two attention pools")
-    num_attention_heads: int = setting(4, "heads of the two attention pools")
-
-
-@dataclass
-class PriorSettings:
-    weight: float = setting(1.0, "mu: weight in the loss")
-    hidden_size: int = setting(256, "width of the small autoregressive model; the defaults are the 8.6 M of the paper")
-    num_hidden_layers: int = setting(8, "number of its blocks")
-    num_attention_heads: int = setting(4, "attention heads of each of its blocks")
-
-
-@dataclass
-class UniWeTokTrainingConfig:
-    """One stage."""
-
-    output_dir: str = setting(help="folder of the run: checkpoints, log.jsonl, samples, and at the end `model`")
-    data: list[PictureSource] = setting(help="sources of pictures, each with a weight")
-    buckets: list[Bucket] = setting(help="sizes in pixels; each step has one of them, in proportion to the weights")
-    max_train_steps: int = setting(help="optimizer steps")
-    batch_size: int = setting(help="pictures per step over all processes, of the first bucket; others: as many tokens")
-    batch_multiple: int | None = setting(
-        None,
-        "a number that the pictures per step are a multiple of; null: of processes x micro-batches, so that several "
-        "buckets give other batches on other numbers of processes",
-    )
-    validation_data: PictureSource | None = setting(None, "pictures for validation; null: no validation")
-    validation_pictures: int = setting(128, "number of pictures in a validation")
-    # the model
-    init_from: str | None = setting(None, "the previous stage (its output_dir), or a model to start from")
-    model: dict = setting({}, "without init_from: fields of a new UniWeTokConfig")
-    trainable: list[str] = setting(
-        [], "regular expressions, such as decoder: parameters whose names match one are trained; empty: all"
-    )
-    # the loss
-    l1_weight: float = setting(1.0, "weight of the absolute error")
-    l2_weight: float = setting(1.0, "weight of the squared error")
-    commitment_weight: float = setting(
-        0.0, "alpha; 0 in UniWeTok, where SigLu bounds the latents (docs/method.md 1.2)"
-    )
-    entropy: EntropySettings | None = setting(EntropySettings(), "group-wise entropy; null: off")
-    perceptual: PerceptualSettings | None = setting(None, "distance between features of a frozen network; null: off")
-    adversarial: AdversarialSettings | None = setting(None, "patch discriminator; null: off")
-    distillation: DistillationSettings | None = setting(None, "Pre-Post Distillation; null: off")
-    prior: PriorSettings | None = setting(None, "Generative-Aware Prior; null: off")
-    # pictures
-    flip: bool = setting(True, "whether half of the pictures are mirrored; false for pictures of text")
-    crop_probability: float = setting(1.0, "probability of a crop of random size instead of the largest one")
-    crop_scale: list[float] = setting(
-        [0.8, 1.0], "smallest and largest side of a random crop, relative to the largest one"
-    )
-    num_threads: int = setting(2, "threads per process that read and crop pictures")
-    # the optimizers
-    learning_rate: float = setting(1e-4, "learning rate of both optimizers")
-    lr_scheduler: str = setting("constant_with_warmup", "name of a schedule of transformers.get_scheduler")
-    lr_warmup_steps: int = setting(0, "steps until the learning rate is reached")
-    lr_scheduler_kwargs: dict = setting({}, "other arguments of the schedule, such as min_lr_rate")
-    adam_beta1: float = setting(0.5, "Adam's first momentum (paper: 0.5)")
-    adam_beta2: float = setting(0.9, "Adam's second momentum (paper: 0.9)")
-    weight_decay: float = setting(0.0, "decoupled weight decay")
-    max_grad_norm: float | None = setting(1.0, "norm that gradients are scaled down to; null: never")
-    ema_decay: float = setting(0.999, "decay of the weight average that is validated and saved")
-    # running it
-    gradient_accumulation_steps: int = setting(1, "micro-batches per step on each process")
-    gradient_checkpointing: bool = setting(
-        False, "whether the backward pass computes activations again: less memory, more time"
-    )
-    mixed_precision: str | None = setting(
-        None, "precision of the computation: no, fp16 or bf16; null: as accelerate is configured"
-    )
-    compile: bool = setting(False, "whether the model is compiled (torch.compile), which takes minutes per bucket")
-    seed: int = setting(0, "seed of weights, order, crops and noise; 0 or more")
-    logging_steps: int = setting(50, "steps between lines of the log")
-    validation_steps: int = setting(500, "steps between validations")
-    checkpointing_steps: int = setting(500, "steps between checkpoints")
-    checkpoints_total_limit: int = setting(2, "number of checkpoints that are kept")
-    report_to: list[str] = setting([], "trackers in addition to log.jsonl: tensorboard, wandb, ...")
-
-    def __post_init__(self):
-        if self.seed < 0:
-            raise ValueError(f"`seed` must be 0 or more, got {self.seed}.")
-
-
 class UniWeTokTrainer:
     """One stage of training."""
 
-    def __init__(self, config: UniWeTokTrainingConfig):
-        self.config, self.folder = config, Path(config.output_dir)
+    def __init__(self, config: UniWeTokTrainingConfig, stop: threading.Event | None = None):
+        """When `stop` is set on any process, the run ends after the current step, with a checkpoint."""
+        self.config, self.folder, self.stop = config, Path(config.output_dir), stop or threading.Event()
         self.accelerator, self.tracker = start_accelerator(config, self.folder)
-        self.stop = threading.Event()  # when set, the run ends after the current step, with a checkpoint
+        # Streams are read on from where they are; the position in other sources follows from the weights.
+        are_streams = all(source.streaming for source in config.data)
+        self.changes = check_run(config, "model", also_applied=["data.weight"] if are_streams else [])
+        self.guard = StepGuard(self.accelerator, self.folder, config.max_skipped_steps)
+        self.status = RunStatus(self.accelerator, self.folder, config.max_train_steps)
         accelerator = self.accelerator
         self.batches = open_batches(config, accelerator.process_index, accelerator.num_processes)
         self.validation = {  # this process' share, uint8 [N, 3, H, W] of each size
@@ -210,7 +116,7 @@ class UniWeTokTrainer:
         trained = [net for net in (self.model, self.distillation, self.prior) if net is not None]
         self.parameters = [p for net in trained for p in net.parameters() if p.requires_grad]
         self.averaged = [p for p in self.model.parameters() if p.requires_grad]
-        self.ema = EMAModel(self.averaged, decay=config.ema_decay)
+        self.ema = make_average(self.averaged, config.ema_decay, config.max_train_steps)
         optimizer, scheduler = make_optimizer(config, self.parameters, config.learning_rate, config.max_train_steps)
         discriminator_optimizer = discriminator_scheduler = None
         if settings := config.adversarial:
@@ -232,7 +138,8 @@ class UniWeTokTrainer:
         self.ema.to(accelerator.device)
         accelerator.register_for_checkpointing(self.ema, self.lecam.to(accelerator.device))
 
-        self.metrics, self.bits, self.num_skipped = RunningMetrics(), BitUsage(), 0
+        self.metrics, self.bits = RunningMetrics(), BitUsage()
+        self.skipped = SkippedSamples(self.folder, accelerator.process_index, config.max_skipped_share)
         self.logits = []  # of the discriminator in the micro-batches of this step, for LeCam's averages
 
     def loss_networks(self) -> dict[str, nn.Module]:
@@ -251,20 +158,39 @@ class UniWeTokTrainer:
         model.
 
         Raises:
-            FloatingPointError: at a loss that is not finite; the checkpoints are kept.
-            KeyboardInterrupt: after the step in which `stop` was set; its checkpoint is kept.
+            FloatingPointError: after too many steps that are not finite; the checkpoints are kept.
+            Stopped: after the step in which `stop` was set on a process; its checkpoint is kept.
+            ConnectionError: when another process has ended or does not answer.
+            OSError: when the log, a checkpoint or the result can't be written; the checkpoints before are kept.
             ValueError: when the last checkpoint is broken or of another version.
         """
+        with self.status.of_block(), lost_processes_named(), contextlib.ExitStack() as stack:
+            result = self.train_steps(stack)
+        if any_process(self.stop.is_set(), self.accelerator):  # too late for this stage, but there may be another
+            raise Stopped("the training had reached its end, and is finished")
+        return result
+
+    def train_steps(self, stack: contextlib.ExitStack) -> Path:
+        """The steps that are left, and the result. `stack` closes the progress bar, so that an error has a line of
+        its own."""
         config, accelerator = self.config, self.accelerator
-        start, state = load_checkpoint(accelerator, self.folder)
-        if state:
-            self.load_state_dict(state)
+        find_own_disks(accelerator, self.folder)
+        self.write_architecture()
+        start, state = load_checkpoint(accelerator, self.folder, self.changes)
+        self.status.saved(start)
+        if any_process(self.stop.is_set(), accelerator):
+            raise stopped_after(start)
+        if state is not None:
+            with readable(list_checkpoints(self.folder)[-1]):
+                self.load_state_dict(state)
             self.ema.to(accelerator.device)  # its weights were read to the CPU
         if accelerator.is_main_process:
             self.tracker.rewind(start)
         accelerator.init_trackers("uniwetok", flat_values(config))
 
+        clock = CheckpointClock(accelerator, config)
         bar = tqdm(total=config.max_train_steps, initial=start, desc=self.folder.name, mininterval=10)
+        stack.enter_context(bar)
         batches = iter(self.batches)
         for done in range(start + 1, config.max_train_steps + 1):
             self.train_step(next(batches), done - 1)
@@ -273,14 +199,22 @@ class UniWeTokTrainer:
             metrics = {}
             if done % config.logging_steps == 0 or is_last:
                 metrics = self.take_metrics()
-                bar.set_postfix(psnr=f"{metrics['psnr']:.2f}", stuck_bits=metrics["stuck_bits"])
+                bar.set_postfix({name: f"{metrics[name]:.4g}" for name in ("psnr", "stuck_bits") if name in metrics})
             if self.validation and (done % config.validation_steps == 0 or is_last):
                 metrics |= self.validate(done)
             if metrics:
                 accelerator.log(metrics, step=done)
-            is_stopped = self.stop.is_set()
-            if done % config.checkpointing_steps == 0 or is_last or is_stopped:
-                save_checkpoint(accelerator, self.folder, done, self.state_dict(), config.checkpoints_total_limit)
+            is_stopped = any_process(self.stop.is_set(), accelerator)
+            if clock.is_due(done, self.guard.was_skipped) or is_last or is_stopped:
+                save_checkpoint(
+                    accelerator,
+                    self.folder,
+                    done,
+                    self.state_dict(),
+                    config.checkpoints_total_limit,
+                    saved_settings(config),
+                )
+                self.status.saved(done)
             if is_stopped and not is_last:
                 raise stopped_after(done)
         for tracker in accelerator.trackers:  # `end_training` would also leave the other processes
@@ -288,25 +222,26 @@ class UniWeTokTrainer:
         return self.save()
 
     def train_step(self, batch: PictureBatch, step: int) -> None:
-        """In each micro-batch the model learns, then the discriminator, from the same reconstruction."""
+        """In each micro-batch the model learns, and the discriminator from the same reconstruction. When a loss or a
+        gradient of either is not finite, both and the metrics stay as they were."""
         config, accelerator = self.config, self.accelerator
+        before, step_losses = (self.metrics.copy(), copy.copy(self.bits)), {}
         learners = [net for net in (self.model, self.distillation, self.prior, self.discriminator) if net is not None]
         size = len(batch.numbers) // config.gradient_accumulation_steps
         for index, pixel_values in enumerate(batch.pixel_values.split(size)):
             pixel_values = pixel_values.to(accelerator.device, memory_format=torch.channels_last)
             with accelerator.accumulate(*learners):
                 output, losses = self.compute_losses(pixel_values, batch.numbers[index * size :][:size], step)
-                metrics = {name: value for name, (_, value) in losses.items()}
-                stop_unless_finite(accelerator, metrics, step, self.folder)
+                metrics = {name: value.detach() for name, (_, value) in losses.items()}
                 accelerator.backward(sum(weight * value for weight, value in losses.values()))
-                self.optimize(self.parameters, self.optimizer, self.scheduler, "grad_norm", step)
-                if accelerator.sync_gradients:
-                    self.ema.step(self.averaged)
                 if "adversarial" in losses:
-                    metrics |= self.train_discriminator(pixel_values, output.sample.detach(), step)
+                    metrics |= self.train_discriminator(pixel_values, output.sample.detach())
             self.bits.update(output.codes)
             self.metrics.add(metrics)
-        self.note_skipped(batch.skipped)
+            for name, value in metrics.items():
+                step_losses.setdefault(name, []).append(value.reshape(()))
+        self.take_step({name: torch.stack(values) for name, values in step_losses.items()}, before, step)
+        self.skipped.note(batch.skipped, len(batch.numbers))
         enlarged = batch.num_enlarged / len(batch.numbers)
         self.metrics.add({"enlarged_pictures": enlarged}, items=len(batch.numbers) * accelerator.num_processes)
 
@@ -354,48 +289,62 @@ class UniWeTokTrainer:
             losses["prior"] = (settings.weight, self.prior(output.codes, generators))
         return output, losses
 
-    def train_discriminator(
-        self, pixel_values: torch.Tensor, sample: torch.Tensor, step: int
-    ) -> dict[str, torch.Tensor]:
+    def train_discriminator(self, pixel_values: torch.Tensor, sample: torch.Tensor) -> dict[str, torch.Tensor]:
         """The part of the discriminator in a micro-batch; returns its losses."""
         accelerator = self.accelerator
         real, fake = self.discriminator(torch.cat([pixel_values, sample.to(pixel_values.dtype)])).chunk(2)
         losses = {"discriminator": discriminator_loss(real, fake), "lecam": self.lecam(real, fake)}
-        stop_unless_finite(accelerator, losses, step, self.folder)
         accelerator.backward(losses["discriminator"] + self.config.adversarial.lecam_weight * losses["lecam"])
-        parameters = list(self.discriminator.parameters())
-        optimizer, scheduler = self.discriminator_optimizer, self.discriminator_scheduler
-        self.optimize(parameters, optimizer, scheduler, "discriminator_grad_norm", step)
         self.logits.append((real.detach(), fake.detach()))
-        if accelerator.sync_gradients:
-            self.lecam.update(*(torch.cat(logits) for logits in zip(*self.logits, strict=True)))
-            self.logits.clear()
-        return losses
+        return {name: value.detach() for name, value in losses.items()}
 
-    def optimize(self, parameters, optimizer, scheduler, name: str, step: int) -> None:
-        """Follows each backward pass; after the last micro-batch it clips the gradients and changes the weights."""
-        accelerator = self.accelerator
-        if accelerator.sync_gradients:
-            accelerator.unscale_gradients(optimizer)  # accelerate's `clip_grad_norm_` would unscale both optimizers
-            norm = nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm or math.inf)
-            self.metrics.add({name: norm})
-            if accelerator.scaler is None:  # a scaler skips a step whose gradients are not finite
-                stop_unless_finite(accelerator, {name: norm}, step, self.folder)
-        optimizer.step()
-        if accelerator.sync_gradients:
+    def take_step(self, losses: dict[str, torch.Tensor], before: tuple[RunningMetrics, BitUsage], step: int) -> None:
+        """Clips the gradients of all micro-batches and changes the weights, or takes the step back."""
+        accelerator, trained = self.accelerator, [(self.optimizer, self.scheduler)]
+        norms = {"grad_norm": self.clip_gradients(self.parameters, self.optimizer)}
+        if self.logits:
+            trained.append((self.discriminator_optimizer, self.discriminator_scheduler))
+            parameters = list(self.discriminator.parameters())
+            norms["discriminator_grad_norm"] = self.clip_gradients(parameters, self.discriminator_optimizer)
+        is_taken = self.guard.allows(losses, norms, step)
+        for optimizer, scheduler in trained:
+            if not is_taken:
+                optimizer.zero_grad()  # a step without gradients changes nothing but the scale of a scaler
+            if accelerator.scaler is None:
+                optimizer.step()
+            else:  # the step of accelerate's optimizer would change the scale before the other one's
+                accelerator.scaler.step(optimizer.optimizer)
             scheduler.step()
-        optimizer.zero_grad()
+            optimizer.zero_grad()
+        if accelerator.scaler is not None:
+            accelerator.scaler.update()
+        if is_taken:
+            self.ema.step(self.averaged)
+            if self.logits:
+                self.lecam.update(*(torch.cat(logits) for logits in zip(*self.logits, strict=True)))
+            self.metrics.add(norms)
+        else:
+            self.metrics, self.bits = before
+        self.logits.clear()
+
+    def clip_gradients(self, parameters: list[nn.Parameter], optimizer) -> torch.Tensor:
+        """Scales gradients down to `max_grad_norm`; returns the norm that they had."""
+        self.accelerator.unscale_gradients(optimizer)  # accelerate's `clip_grad_norm_` would unscale both optimizers
+        return nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm or math.inf)
 
     def take_metrics(self) -> dict[str, float]:
         """The line of the log: means since the previous line, over all processes."""
-        accelerator, bits = self.accelerator, self.bits.over_processes()
+        accelerator, metrics = self.accelerator, self.metrics.take(self.accelerator, "pictures")
+        if "l2" in metrics:  # a step at least was not skipped
+            bits = self.bits.over_processes()
+            metrics |= {"bit_entropy": bits.mean_entropy, "stuck_bits": bits.stuck, "dead_bits": bits.dead}
+            metrics |= {"min_bit_usage": bits.usage.min().item(), "max_bit_usage": bits.usage.max().item()}
+            metrics["psnr"] = 10 * math.log10(4 / max(metrics["l2"], 1e-10))  # of the mean error
         self.bits.reset()
-        metrics = self.metrics.take(accelerator, "pictures")
-        metrics |= {"bit_entropy": bits.mean_entropy, "stuck_bits": bits.stuck, "dead_bits": bits.dead}
-        metrics |= {"min_bit_usage": bits.usage.min().item(), "max_bit_usage": bits.usage.max().item()}
-        metrics["psnr"] = 10 * math.log10(4 / max(metrics["l2"], 1e-10))  # of the mean error
         metrics["learning_rate"] = self.scheduler.get_last_lr()[0]
-        skipped = accelerator.reduce(torch.tensor(self.num_skipped, device=accelerator.device), "sum")
+        if self.guard.num_skipped:
+            metrics["skipped_steps"] = self.guard.num_skipped
+        skipped = accelerator.reduce(torch.tensor(self.skipped.count, device=accelerator.device), "sum")
         return metrics | {"skipped_pictures": int(skipped)}
 
     @torch.no_grad()
@@ -407,7 +356,7 @@ class UniWeTokTrainer:
         metrics, grids = {}, {}
         with averaged_weights(self.ema, self.averaged):
             for size, pictures in self.validation.items():
-                sums, shown = torch.zeros(3), []  # sums of PSNR, of SSIM, number of pictures
+                sums, shown = torch.zeros(3, dtype=torch.float32), []  # sums of PSNR, of SSIM, number of pictures
                 for start in range(0, len(pictures), VALIDATION_BATCH):
                     originals = pictures[start : start + VALIDATION_BATCH]
                     pixel_values = originals.float() / 127.5 - 1
@@ -417,7 +366,7 @@ class UniWeTokTrainer:
                         generator=sample_generators(self.config.seed, numbers, NOISE),
                     ).sample.float()
                     pair = processor.postprocess(samples), originals.permute(0, 2, 3, 1).numpy()
-                    sums += torch.tensor([psnr(*pair).sum(), ssim(*pair).sum(), len(originals)])
+                    sums += torch.tensor([psnr(*pair).sum(), ssim(*pair).sum(), len(originals)], dtype=torch.float32)
                     shown = shown or [one for pair in zip(pixel_values, samples, strict=True) for one in pair]
                 if shown:
                     grids[f"validation-{size}"] = picture_grid(shown, columns=8)
@@ -430,53 +379,55 @@ class UniWeTokTrainer:
 
     def state_dict(self) -> dict:
         """The state of this process, besides what Accelerate saves."""
-        parts = {"batches": self.batches, "metrics": self.metrics, "bits": self.bits}
-        return {"skipped": self.num_skipped} | {name: part.state_dict() for name, part in parts.items()}
+        counts = {"skipped_steps": self.guard.num_skipped, "rows": self.batches.num_rows}
+        return counts | {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state: dict) -> None:
-        self.num_skipped = state["skipped"]
-        if self.skipped_file.exists():  # pictures that were skipped after the checkpoint will be skipped again
-            lines = self.skipped_file.read_text().splitlines(keepends=True)
-            temporary = self.skipped_file.with_suffix(".tmp")
-            temporary.write_text("".join(lines[: self.num_skipped]))
-            temporary.replace(self.skipped_file)
-        for name, part in {"batches": self.batches, "metrics": self.metrics, "bits": self.bits}.items():
+        check_rows(state.get("rows"), self.batches.num_rows, self.config.data)
+        self.guard.resume(state.get("skipped_steps", 0))
+        for name, part in self.parts.items():
             part.load_state_dict(state[name])
 
-    def note_skipped(self, lines: list[str]) -> None:
-        """Counts and lists the pictures that could not be read."""
-        self.num_skipped += len(lines)
-        if lines:
-            with open(self.skipped_file, "a") as file:
-                file.writelines(f"{line}\n" for line in lines)
-
     @property
-    def skipped_file(self) -> Path:
-        return self.folder / f"skipped-{self.accelerator.process_index}.txt"
+    def parts(self) -> dict:
+        """What has a state."""
+        return {"batches": self.batches, "metrics": self.metrics, "bits": self.bits, "skipped": self.skipped}
 
     def save(self) -> Path:
         """Writes `losses`, then `model`, which marks the stage as finished."""
-        config, accelerator, folder = self.config, self.accelerator, self.folder
-        if accelerator.is_main_process:
-            save_whole(lambda path: save_loss_networks(path, self.loss_networks()), folder / "losses")
-            seen = []  # networks of the losses must not judge this model
-            if config.distillation:
-                seen.append(loss_model("teacher", self.teacher, config.distillation.teacher))
-            if config.perceptual:
-                seen.append(loss_model("perceptual", self.perceptual, config.perceptual.model))
-            started_from = [find_stage(config.init_from) or config.init_from] if config.init_from else []
-            record = training_record(seen, started_from) | {"training": config_values(config)}
+        accelerator, folder = self.accelerator, self.folder
+        with written_together(accelerator, folder / "model"):
+            if accelerator.is_main_process:
+                save_whole(lambda path: save_loss_networks(path, self.loss_networks()), folder / "losses")
 
-            def save_model(path: Path):
-                model = self.unwrap(self.model)
-                with averaged_weights(self.ema, self.averaged):
-                    model.save_pretrained(path)
-                UniWeTokImageProcessor(stride=model.config.stride).save_pretrained(path)
-                (path / RECORD).write_text(json.dumps(record, indent=1))
+                def save_model(path: Path):
+                    model = self.unwrap(self.model)
+                    with averaged_weights(self.ema, self.averaged):
+                        model.save_pretrained(path)
+                    UniWeTokImageProcessor(stride=model.config.stride).save_pretrained(path)
+                    (path / RECORD).write_text(json.dumps(self.record(), indent=1), encoding="utf-8")
 
-            save_whole(save_model, folder / "model")
-        accelerator.wait_for_everyone()
+                save_whole(save_model, folder / "model")
         return folder / "model"
+
+    def record(self) -> dict:
+        """`training.json` of the model: the networks of its losses must not judge it."""
+        config, seen = self.config, []
+        if config.distillation:
+            seen.append(loss_model("teacher", self.teacher, config.distillation.teacher))
+        if config.perceptual:
+            seen.append(loss_model("perceptual", self.perceptual, config.perceptual.model))
+        started_from = [find_stage(config.init_from) or config.init_from] if config.init_from else []
+        return training_record(seen, started_from) | {"training": config_values(config)}
+
+    def write_architecture(self) -> None:
+        """Writes what `uniwetok export` needs besides a checkpoint."""
+        model, path = self.unwrap(self.model), self.folder / ARCHITECTURE
+        with written_together(self.accelerator, path):
+            if self.accelerator.is_main_process:
+                fields = ExportFields("model", names_of(self.averaged, model))
+                processor = UniWeTokImageProcessor(stride=model.config.stride)
+                write_architecture(self.folder, fields, self.record(), (model.config, ""), (processor, ""))
 
 
 def open_batches(config: UniWeTokTrainingConfig, process_index: int, num_processes: int) -> PictureBatches:
@@ -507,12 +458,19 @@ def open_batches(config: UniWeTokTrainingConfig, process_index: int, num_process
 
 def build_model(config: UniWeTokTrainingConfig) -> UniWeTokModel:
     """The model that a stage starts from, with only its trainable parameters requiring gradients."""
-    if config.init_from:
+    if config.init_from is not None:
         start = find_stage(config.init_from) or config.init_from
-        model = UniWeTokModel.from_pretrained(start, dtype=torch.float32)
+        with field_named("init_from"):
+            model = UniWeTokModel.from_pretrained(start, dtype=torch.float32)
     else:
-        with seeded_weights(config.seed):
+        with seeded_weights(config.seed), field_named("model"):
             model = UniWeTokModel(UniWeTokConfig(**config.model))
+    for index, bucket in enumerate(config.buckets):
+        if bucket.height % model.config.stride or bucket.width % model.config.stride:
+            raise ValueError(
+                f"`buckets[{index}]`: sides must be multiples of the model's {model.config.stride} pixels, got "
+                f"{bucket.height} x {bucket.width}."
+            )
     # Without Transformer layers nothing reads the register tokens.
     never = [r"transformer\.register_tokens$"] if model.config.num_hidden_layers == 0 else []
     choose_parameters(model, config.trainable, never)
@@ -597,10 +555,10 @@ def finished(config: UniWeTokTrainingConfig) -> Path | None:
 
 
 def train(config: UniWeTokTrainingConfig) -> Path:
-    """Runs one stage; see [`UniWeTokTrainer.train`]."""
-    trainer = UniWeTokTrainer(config)
-    with interrupt_sets(trainer.stop, trainer.accelerator):
-        return trainer.train()
+    """Runs one stage, which SIGTERM and Ctrl-C stop; see [`UniWeTokTrainer.train`]."""
+    stop = threading.Event()
+    with stops_after_step(stop):
+        return UniWeTokTrainer(config, stop).train()
 
 
 def main(config_path: str, **overrides) -> Path:

@@ -1,0 +1,91 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""What the processes of a training tell each other besides gradients: that one was asked to stop, or could not write,
+and what is said when one is gone."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
+from accelerate.utils import reduce
+from torch.distributed.constants import default_pg_timeout
+
+from ..files import writing
+
+
+# How gloo, NCCL and torch.distributed report another process that has ended or doesn't answer.
+LOST = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|Timed out waiting|TCPStore|Store.*timeout")
+
+
+def any_process(flag: bool, accelerator: Accelerator | PartialState) -> bool:
+    """Whether `flag` is true on any process. All processes must call it; it waits for all of them."""
+    if accelerator.num_processes == 1:
+        return flag
+    return reduce(torch.tensor(float(flag), device=accelerator.device), "sum").item() > 0
+
+
+@contextlib.contextmanager
+def written_together(accelerator: Accelerator, path: Path) -> Iterator[None]:
+    """A block that writes `path`, or a part of it, and in which processes don't wait for each other. All processes
+    must run it, and leave it together.
+
+    Raises:
+        OSError: on all processes, when one of them could not write.
+    """
+    failure = None
+    try:
+        with writing(path):
+            yield
+    except OSError as error:
+        failure = error
+    failed = any_process(failure is not None, accelerator)
+    if failure is not None:
+        raise failure
+    if failed:
+        raise OSError(f"{path} can't be written: another process failed, see its message")
+
+
+@contextlib.contextmanager
+def lost_processes_named() -> Iterator[None]:
+    """
+    Raises:
+        ConnectionError: for the many errors that say that another process has ended or doesn't answer.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, torch.distributed.DistError) or LOST.search(str(error))):
+            raise
+        raise ConnectionError(
+            f"process {os.environ.get('RANK', 0)}: another process of the training has ended or did not answer within "
+            "`process_timeout_minutes`; its own message says why. The same command goes on from the last checkpoint."
+        ) from error
+
+
+def process_group_options(timeout_minutes: float | None) -> list[InitProcessGroupKwargs]:
+    """How Accelerate starts the process group.
+
+    The agent of `torchrun --max-restarts` keeps one store over all restarts, in which processes look up each other's
+    addresses. A restarted process that is early finds those of the processes before, and fails to connect (torch 2.13,
+    with gloo, unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE is 1). So each restart gets a part of the store of its own.
+    """
+    options = {"timeout": timedelta(minutes=timeout_minutes)} if timeout_minutes else {}
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ["TORCHELASTIC_RESTART_COUNT"] != "0":
+        with contextlib.suppress(RuntimeError):  # registered by an earlier stage
+            torch.distributed.register_rendezvous_handler("restart", _meet_in_own_part)
+        options["init_method"] = "restart://"
+    return [InitProcessGroupKwargs(**options)] if options else []
+
+
+def _meet_in_own_part(url: str, timeout: timedelta = default_pg_timeout, **options) -> Iterator[tuple]:
+    """A rendezvous handler of torch: as `env://`, in a part of the agent's store that this restart has alone."""
+    environment = os.environ
+    address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+    store = torch.distributed.TCPStore(address, port, is_master=False, timeout=timeout)
+    part = torch.distributed.PrefixStore(f"restart-{environment['TORCHELASTIC_RESTART_COUNT']}", store)
+    yield part, int(environment["RANK"]), int(environment["WORLD_SIZE"])
+    raise RuntimeError("The processes can't meet again without a restart.")

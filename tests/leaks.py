@@ -1,0 +1,36 @@
+"""What a file of tests may leave behind: nothing that runs or is open."""
+
+import gc
+import threading
+import time
+
+import psutil
+
+
+# Threads that libraries start once and keep for the life of the process.
+KEPT = ("tqdm_monitor", "TMonitor", "asyncio_", "AnyIO worker")
+
+
+def running() -> set[str]:
+    """Threads, child processes and open files of this process, by name and number."""
+    process = psutil.Process()
+    threads = {f"thread {thread.name}" for thread in threading.enumerate() if thread.is_alive()}
+    children = {f"process {child.pid}: {' '.join(child.cmdline())[:200]}" for child in children_of(process)}
+    files = {f"open file {file.path} ({file.fd})" for file in process.open_files()}
+    return {name for name in threads if not name.removeprefix("thread ").startswith(KEPT)} | children | files
+
+
+def children_of(process: psutil.Process) -> list[psutil.Process]:
+    children = [child for child in process.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+    # Python's own, once for a process that starts others with multiprocessing.
+    return [child for child in children if "multiprocessing.resource_tracker" not in " ".join(child.cmdline())]
+
+
+def left_since(before: set[str], seconds: float = 5.0) -> set[str]:
+    """What runs now and did not run `before`; waits for `seconds` until it has ended."""
+    end = time.monotonic() + seconds
+    gc.collect()
+    while (left := running() - before) and time.monotonic() < end:
+        time.sleep(0.05)
+        gc.collect()
+    return left
