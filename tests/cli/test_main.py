@@ -163,12 +163,20 @@ def run_shell(command: str) -> subprocess.CompletedProcess:
     return subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, env=environment)
 
 
-@pytest.mark.parametrize("command", ["uniwetok --help | true", "uniwetok train mllm --help | head -n 1 > /dev/null"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "uniwetok --help | true",
+        pytest.param("uniwetok train mllm --help | head -n 1 > /dev/null", marks=pytest.mark.slow),
+    ],
+)
 def test_a_closed_pipe_is_silent(command):
     assert run_shell(command).stderr == ""
 
 
-@pytest.mark.parametrize("command", ["--help", "generate apple --output apple.png"])
+@pytest.mark.parametrize(
+    "command", ["--help", pytest.param("generate apple --output apple.png", marks=pytest.mark.slow)]
+)
 def test_a_full_disk_under_stdout_is_one_line(command):
     result = run_shell(f"uniwetok {command} > /dev/full")
     assert result.returncode == 1
