@@ -126,3 +126,11 @@ def test_small_files_of_a_run(name, tmp_path):
     with files_limited(0), pytest.raises(OSError, match=f"{tmp_path}/{name} can't be written: File too large"):
         writes[name]("running")
     assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == before
+
+
+def test_a_finished_run_is_none_that_failed(tmp_path):
+    status = RunStatus(SimpleNamespace(is_main_process=True), tmp_path, 3)
+    status.saved(3)
+    warning = "is finished, but .*status.json can't be written: File"
+    with files_limited(0), pytest.warns(UserWarning, match=warning), status.of_block():
+        pass

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import socket
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,7 +45,8 @@ class RunStatus:
 
     @contextlib.contextmanager
     def of_block(self) -> Iterator[None]:
-        """Writes how the block ends. What can't be written then, as on a full disk, hides no error of the block."""
+        """Writes how the block ends. What can't be written then, as on a full disk, hides no error of the block, and
+        makes no failure of a run whose result is there."""
         try:
             yield
         except BaseException as error:
@@ -55,4 +57,7 @@ class RunStatus:
                     self.write("failed", error=" ".join(str(error).split()) or type(error).__name__)
             raise
         self.step = self.max_train_steps
-        self.write("finished")
+        try:
+            self.write("finished")
+        except OSError as error:
+            warnings.warn(f"The training is finished, but {error}.", stacklevel=2)
