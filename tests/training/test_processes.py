@@ -139,6 +139,7 @@ def test_an_adapter_gets_the_same_gradients(language, tmp_path):
         torch.testing.assert_close(tensor, two[name], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_fsdp_trains_like_one_process(language, tmp_path):
     fields, runs = language
     path = write(tmp_path, {**fields, "ema_decay": None}, output_dir=str(tmp_path / "run"))

@@ -107,6 +107,7 @@ def test_a_failure_is_in_the_status(fields, tmp_path, monkeypatch):
     assert {"status": "failed", "step": 0, "error": "a bad row"}.items() <= status(tmp_path / "run").items()
 
 
+@pytest.mark.slow
 def test_the_command_exits_with_75(fields, tmp_path):
     process = start(write(tmp_path, fields))
     wait_for_steps(tmp_path / "run", process)
