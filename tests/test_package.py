@@ -29,7 +29,17 @@ FOLDER = Path(uniwetok_hf.__file__).parent
 MODULES = sorted(module.name for module in pkgutil.walk_packages(uniwetok_hf.__path__, "uniwetok_hf."))
 TRAINING_PROGRAMS = [
     f"uniwetok_hf.training.{name}"
-    for name in ("agreement", "checkpoints", "lora", "resume", "run", "status", "train_mllm", "train_uniwetok")
+    for name in (
+        "agreement",
+        "checkpoints",
+        "lora",
+        "resume",
+        "run",
+        "stage",
+        "status",
+        "train_mllm",
+        "train_uniwetok",
+    )
 ]
 HEAVY = ["diffusers", "datasets", "peft", "evaluate", "accelerate", "skimage", "matplotlib", "yaml", "torchvision"]
 OPTIONAL = {"datasets", "peft", "evaluate", "accelerate", "skimage", "matplotlib", "gradio", "lpips"}

@@ -16,7 +16,6 @@ are divided by the text and image tokens of the whole step. So 2 processes, or 2
 computes, and a resumed run continues exactly.
 """
 
-import contextlib
 import copy
 import json
 import math
@@ -25,7 +24,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import tqdm
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -35,40 +33,29 @@ from ..data.encoded import encoder_fingerprint
 from ..data.samples import NOISE, sample_generators
 from ..files import save_whole
 from ..provenance import RECORD, training_record
-from ..signals import Stopped
-from .agreement import any_process, lost_processes_named, written_together
+from .agreement import written_together
 from .checkpoints import (
-    check_run,
-    find_own_disks,
-    list_checkpoints,
-    load_checkpoint,
     make_output_folder,
-    readable,
-    save_checkpoint,
 )
-from .config import config_values, flat_values, read_config
+from .config import config_values, read_config
 from .conversation_batches import ConversationBatches, MicroBatch, prefetched
 from .export import ARCHITECTURE, ExportFields, names_of, pipeline_parts, write_architecture
 from .lora import add_lora, checkpoint_adapters_only
-from .resume import check_rows, saved_settings
+from .resume import check_rows
 from .run import (
-    CheckpointClock,
     RunningMetrics,
     SkippedSamples,
-    StepGuard,
     averaged_weights,
     choose_parameters,
     log_images,
     make_average,
     make_optimizer,
     picture_grid,
-    start_accelerator,
-    stopped_after,
     stops_after_step,
 )
 from .settings_mllm import MLLMTrainingConfig
+from .stage import StageTrainer
 from .start import start_folder, start_pipeline
-from .status import RunStatus
 from .tasks import TaskMixture
 
 
@@ -77,16 +64,12 @@ from .tasks import TaskMixture
 ACCURACY_TIMES = (0.0, 0.25, 0.5, 0.75)
 
 
-class MLLMTrainer:
+class MLLMTrainer(StageTrainer):
     """One stage of training."""
 
     def __init__(self, config: MLLMTrainingConfig, stop: threading.Event | None = None):
         """When `stop` is set on any process, the run ends after the current step, with a checkpoint."""
-        self.config, self.folder, self.stop = config, Path(config.output_dir), stop or threading.Event()
-        self.accelerator, self.tracker = start_accelerator(config, self.folder)
-        self.changes = check_run(config, config.result)
-        self.guard = StepGuard(self.accelerator, self.folder, config.max_skipped_steps)
-        self.status = RunStatus(self.accelerator, self.folder, config.max_train_steps)
+        super().__init__(config, config.result, stop)
         self.is_sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         if self.is_sharded and config.ema_decay is not None:
             raise ValueError("`ema_decay` must be null under FSDP and DeepSpeed, where no process has all weights.")
@@ -154,80 +137,23 @@ class MLLMTrainer:
             max_length=config.max_length,
         )
 
-    def train(self) -> Path:
-        """Runs the stage to its end, from its last checkpoint if there is one, and returns the folder of its result.
-
-        Raises:
-            FloatingPointError: after too many steps that are not finite; the checkpoints are kept.
-            Stopped: after the step in which `stop` was set on a process; its checkpoint is kept.
-            ConnectionError: when another process has ended or does not answer.
-            OSError: when the log, a checkpoint or the result can't be written; the checkpoints before are kept.
-            ValueError: when the last checkpoint is broken or of another version, or a row does not fit its task.
-        """
-        with self.status.of_block(), lost_processes_named(), contextlib.ExitStack() as stack:
-            result = self.train_steps(stack)
-        if any_process(self.stop.is_set(), self.accelerator):  # too late for this stage, but there may be another
-            raise Stopped("the training had reached its end, and is finished")
-        return result
-
-    def train_steps(self, stack: contextlib.ExitStack) -> Path:
-        """The steps that are left, and the result. `stack` closes the progress bar, so that an error has a line of
-        its own."""
-        config, accelerator = self.config, self.accelerator
-        find_own_disks(accelerator, self.folder)
-        self.write_architecture()
-        start, state = load_checkpoint(accelerator, self.folder, self.changes)
-        self.status.saved(start)
-        if any_process(self.stop.is_set(), accelerator):
-            raise stopped_after(start)
-        if state is not None:
-            with readable(list_checkpoints(self.folder)[-1]):
-                check_rows(state.get("rows"), self.num_rows, config.data)
-                self.guard.resume(state.get("skipped_steps", 0))
-                self.metrics.load_state_dict(state["metrics"])
-                self.task_metrics.load_state_dict(state["task_metrics"])
-                self.skipped.load_state_dict(state.get("skipped"))
-        if self.ema:  # a checkpoint's weights are read to the CPU
-            self.ema.to(accelerator.device)
-        if accelerator.is_main_process:
-            self.tracker.rewind(start)
-        accelerator.init_trackers("uniwetok", flat_values(config))
+    def train_steps(self, start: int) -> None:
+        config = self.config
         validation_batches = self.validation.validation_batches(config.validation_samples) if self.validation else []
-
         self.model.train()
-        clock = CheckpointClock(accelerator, config)
-        bar = tqdm(total=config.max_train_steps, initial=start, desc=self.folder.name, mininterval=10)
-        stack.enter_context(bar)
         steps = range(start, config.max_train_steps)
         for done, micro_batches in enumerate(prefetched(lambda step: self.batches[step], steps), start + 1):
             self.skipped.note(*self.batches.skipped(done - 1))
             self.train_step(micro_batches, done - 1)
-            bar.update()
+            self.bar.update()
             is_last = done == config.max_train_steps
             metrics = {}
             if done % config.logging_steps == 0 or is_last:
                 metrics = self.take_metrics()
-                bar.set_postfix(loss=f"{metrics.get('loss', math.nan):.3f}")
+                self.bar.set_postfix(loss=f"{metrics.get('loss', math.nan):.3f}")
             if done % config.validation_steps == 0 or is_last:
                 metrics |= self.validate(validation_batches, done)
-            if metrics:
-                accelerator.log(metrics, step=done)
-            is_stopped = any_process(self.stop.is_set(), accelerator)
-            if clock.is_due(done, self.guard.was_skipped) or is_last or is_stopped:
-                save_checkpoint(
-                    accelerator,
-                    self.folder,
-                    done,
-                    self.state_dict(),
-                    config.checkpoints_total_limit,
-                    saved_settings(config),
-                )
-                self.status.saved(done)
-            if is_stopped and not is_last:
-                raise stopped_after(done)
-        for tracker in accelerator.trackers:  # `end_training` would also leave the other processes
-            tracker.finish()
-        return self.save()
+            self.end_step(done, metrics)
 
     def state_dict(self) -> dict:
         """The state of a run besides what Accelerate saves. The position in the data follows from the step."""
@@ -238,6 +164,13 @@ class MLLMTrainer:
             "skipped_steps": self.guard.num_skipped,
             "rows": self.num_rows,
         }
+
+    def load_state_dict(self, state: dict) -> None:
+        check_rows(state.get("rows"), self.num_rows, self.config.data)
+        self.guard.resume(state.get("skipped_steps", 0))
+        self.metrics.load_state_dict(state["metrics"])
+        self.task_metrics.load_state_dict(state["task_metrics"])
+        self.skipped.load_state_dict(state.get("skipped"))
 
     def train_step(self, micro_batches: list[MicroBatch], step: int) -> None:
         """One step. Losses are divided by the tokens of all of its micro-batches, those of other processes too. When

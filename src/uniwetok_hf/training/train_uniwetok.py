@@ -15,7 +15,6 @@ continues exactly. Only the histogram of the batch entropy depends on memory: it
 micro-batches of `gradient_accumulation_steps`.
 """
 
-import contextlib
 import copy
 import json
 import math
@@ -23,7 +22,6 @@ import threading
 from pathlib import Path
 
 import torch
-from accelerate.utils import tqdm
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -43,27 +41,18 @@ from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..modeling.modeling_uniwetok import UniWeTokModel
 from ..modeling.noise_uniwetok import draw_noise
 from ..provenance import RECORD, loss_model, training_record
-from ..signals import Stopped
-from .agreement import any_process, lost_processes_named, written_together
+from .agreement import written_together
 from .bit_usage import BitUsage
 from .checkpoints import (
-    check_run,
-    find_own_disks,
-    list_checkpoints,
-    load_checkpoint,
     make_output_folder,
-    readable,
-    save_checkpoint,
 )
-from .config import config_values, field_named, flat_values, read_config
+from .config import config_values, field_named, read_config
 from .export import ARCHITECTURE, ExportFields, names_of, write_architecture
 from .picture_batches import PictureBatch, PictureBatches, validation_pictures
-from .resume import check_rows, saved_settings
+from .resume import check_rows
 from .run import (
-    CheckpointClock,
     RunningMetrics,
     SkippedSamples,
-    StepGuard,
     averaged_weights,
     choose_parameters,
     log_images,
@@ -71,30 +60,24 @@ from .run import (
     make_optimizer,
     picture_grid,
     seeded_weights,
-    start_accelerator,
-    stopped_after,
     stops_after_step,
 )
 from .settings_uniwetok import UniWeTokTrainingConfig
-from .status import RunStatus
+from .stage import StageTrainer
 
 
 # Pictures that the model sees at once in a validation.
 VALIDATION_BATCH = 16
 
 
-class UniWeTokTrainer:
+class UniWeTokTrainer(StageTrainer):
     """One stage of training."""
 
     def __init__(self, config: UniWeTokTrainingConfig, stop: threading.Event | None = None):
         """When `stop` is set on any process, the run ends after the current step, with a checkpoint."""
-        self.config, self.folder, self.stop = config, Path(config.output_dir), stop or threading.Event()
-        self.accelerator, self.tracker = start_accelerator(config, self.folder)
         # Streams are read on from where they are; the position in other sources follows from the weights.
         are_streams = all(source.streaming for source in config.data)
-        self.changes = check_run(config, "model", also_applied=["data.weight"] if are_streams else [])
-        self.guard = StepGuard(self.accelerator, self.folder, config.max_skipped_steps)
-        self.status = RunStatus(self.accelerator, self.folder, config.max_train_steps)
+        super().__init__(config, "model", stop, also_applied=["data.weight"] if are_streams else [])
         accelerator = self.accelerator
         self.batches = open_batches(config, accelerator.process_index, accelerator.num_processes)
         self.validation = {  # this process' share, uint8 [N, 3, H, W] of each size
@@ -153,73 +136,20 @@ class UniWeTokTrainer:
         """A network without the wrappers of Accelerate and torch.compile."""
         return self.accelerator.unwrap_model(network, keep_torch_compile=False)
 
-    def train(self) -> Path:
-        """Runs the stage to its end, from its last checkpoint if there is one, and returns the folder of the averaged
-        model.
-
-        Raises:
-            FloatingPointError: after too many steps that are not finite; the checkpoints are kept.
-            Stopped: after the step in which `stop` was set on a process; its checkpoint is kept.
-            ConnectionError: when another process has ended or does not answer.
-            OSError: when the log, a checkpoint or the result can't be written; the checkpoints before are kept.
-            ValueError: when the last checkpoint is broken or of another version.
-        """
-        with self.status.of_block(), lost_processes_named(), contextlib.ExitStack() as stack:
-            result = self.train_steps(stack)
-        if any_process(self.stop.is_set(), self.accelerator):  # too late for this stage, but there may be another
-            raise Stopped("the training had reached its end, and is finished")
-        return result
-
-    def train_steps(self, stack: contextlib.ExitStack) -> Path:
-        """The steps that are left, and the result. `stack` closes the progress bar, so that an error has a line of
-        its own."""
-        config, accelerator = self.config, self.accelerator
-        find_own_disks(accelerator, self.folder)
-        self.write_architecture()
-        start, state = load_checkpoint(accelerator, self.folder, self.changes)
-        self.status.saved(start)
-        if any_process(self.stop.is_set(), accelerator):
-            raise stopped_after(start)
-        if state is not None:
-            with readable(list_checkpoints(self.folder)[-1]):
-                self.load_state_dict(state)
-            self.ema.to(accelerator.device)  # its weights were read to the CPU
-        if accelerator.is_main_process:
-            self.tracker.rewind(start)
-        accelerator.init_trackers("uniwetok", flat_values(config))
-
-        clock = CheckpointClock(accelerator, config)
-        bar = tqdm(total=config.max_train_steps, initial=start, desc=self.folder.name, mininterval=10)
-        stack.enter_context(bar)
-        batches = iter(self.batches)
+    def train_steps(self, start: int) -> None:
+        config, batches = self.config, iter(self.batches)
         for done in range(start + 1, config.max_train_steps + 1):
             self.train_step(next(batches), done - 1)
-            bar.update()
+            self.bar.update()
             is_last = done == config.max_train_steps
             metrics = {}
             if done % config.logging_steps == 0 or is_last:
                 metrics = self.take_metrics()
-                bar.set_postfix({name: f"{metrics[name]:.4g}" for name in ("psnr", "stuck_bits") if name in metrics})
+                shown = {name: f"{metrics[name]:.4g}" for name in ("psnr", "stuck_bits") if name in metrics}
+                self.bar.set_postfix(shown)
             if self.validation and (done % config.validation_steps == 0 or is_last):
                 metrics |= self.validate(done)
-            if metrics:
-                accelerator.log(metrics, step=done)
-            is_stopped = any_process(self.stop.is_set(), accelerator)
-            if clock.is_due(done, self.guard.was_skipped) or is_last or is_stopped:
-                save_checkpoint(
-                    accelerator,
-                    self.folder,
-                    done,
-                    self.state_dict(),
-                    config.checkpoints_total_limit,
-                    saved_settings(config),
-                )
-                self.status.saved(done)
-            if is_stopped and not is_last:
-                raise stopped_after(done)
-        for tracker in accelerator.trackers:  # `end_training` would also leave the other processes
-            tracker.finish()
-        return self.save()
+            self.end_step(done, metrics)
 
     def train_step(self, batch: PictureBatch, step: int) -> None:
         """In each micro-batch the model learns, and the discriminator from the same reconstruction. When a loss or a
