@@ -42,14 +42,12 @@ class Users:
 
 def build():
     """A tiny pipeline that draws in conversations, since its tokens lead there."""
-    from tiny_mllm import with_random_weights
+    from tiny_mllm import answer_with_pictures, with_random_weights
     from tiny_models import build_tiny_pipeline
 
     pipe = build_tiny_pipeline(1, default_size=64)
     with_random_weights(pipe.mllm)
-    processor = pipe.processor
-    ends = [processor.tokenizer.convert_tokens_to_ids("<|vision_end|>"), processor.turn_end_token_id]
-    pipe.mllm.generation_config.sequence_bias = [[[processor.vision_start_token_id], 1000.0], [ends, 3000.0]]
+    answer_with_pictures(pipe.mllm, pipe.processor)
     return pipe
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_mllm import with_random_weights
+from tiny_mllm import answer_with_pictures, with_random_weights
 from tiny_models import build_tiny_pipeline
 
 from uniwetok_hf import web_app
@@ -24,15 +24,14 @@ from uniwetok_hf.web_app import build_app, launch_options
 
 gradio = pytest.importorskip("gradio", reason="needs the extra `app`")
 gradio_client = pytest.importorskip("gradio_client", reason="needs the extra `app`")
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # gradio's sockets and event loops
 
 
 @pytest.fixture(scope="module")
 def pipe():
     pipe = build_tiny_pipeline(1)
     with_random_weights(pipe.mllm)
-    processor = pipe.processor
-    ends = [processor.tokenizer.convert_tokens_to_ids("<|vision_end|>"), processor.turn_end_token_id]
-    pipe.mllm.generation_config.sequence_bias = [[[processor.vision_start_token_id], 1000.0], [ends, 3000.0]]
+    answer_with_pictures(pipe.mllm, pipe.processor)
     pipe.register_to_config(default_size=64)
     return pipe
 
@@ -50,7 +49,11 @@ def served(pipe, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(served, tmp_path_factory):
-    return connect(served, tmp_path_factory.mktemp("client"))
+    client = connect(served, tmp_path_factory.mktemp("client"))
+    yield client
+    client.close()
+    for pool in (client.executor, client.helper_executor, client.stream_executor):  # it keeps their threads
+        pool.shutdown()
 
 
 def connect(served, folder):

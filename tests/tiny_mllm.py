@@ -28,6 +28,12 @@ def with_random_weights(model: UniWeTokForCausalLM, seed: int = 0) -> UniWeTokFo
     return model.eval()
 
 
+def answer_with_pictures(model: UniWeTokForCausalLM, processor: UniWeTokProcessor) -> None:
+    """The model answers each turn with one picture and ends."""
+    ends = [processor.tokenizer.convert_tokens_to_ids("<|vision_end|>"), processor.turn_end_token_id]
+    model.generation_config.sequence_bias = [[[processor.vision_start_token_id], 1000.0], [ends, 3000.0]]
+
+
 def build(patch_size: int = 1, text_config=None, head: dict | None = None, **fields) -> UniWeTokForCausalLM:
     """A new tiny model with random weights and other fields of the config."""
     config = copy.deepcopy(build_tiny_mllm(patch_size).config)

@@ -93,10 +93,15 @@ def whole_file(path: str | os.PathLike, is_shared: bool = False) -> Iterator[Pat
                 temporary.unlink(missing_ok=True)
 
 
+def one_line(error: object) -> str:
+    """The message of an error without line breaks."""
+    return " ".join(str(error).split())
+
+
 def write_failure(error: BaseException) -> str | None:
     """Why something could not be written, when `error` is what one of the libraries that write here says of a full
     disk, a folder that is gone and so on; None for errors of another kind."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if isinstance(error, OSError):
         return os.strerror(error.errno) if error.errno else text
     kind = type(error).__name__

@@ -209,3 +209,12 @@ def test_an_evaluation_ends_when_too_much_is_damaged():
     assert len(list(PictureRows(rows, max_skipped_share=1.0))) == 18
     rows = PictureRows([{"image": picture(0), "text": text} for text in ("a", None, "b")], columns=["text"])
     assert [row["text"] for row in rows] == ["a", "b"] and rows.skipped == ["row 1 has no text"]
+
+
+def test_a_readme_beside_archives_changes_nothing(tmp_path):
+    """As in a copy of a dataset of the Hub."""
+    (tmp_path / "0.tar").write_bytes(tar(members([0, 1, 2])))
+    (tmp_path / "1.tar").write_bytes(cut("picture"))
+    (tmp_path / "README.md").write_text("# Noise\n", encoding="utf-8")
+    rows = list(open_rows(PictureSource(str(tmp_path))))
+    assert [row[ERROR_COLUMN] is None for row in rows] == [True] * 5 + [False]

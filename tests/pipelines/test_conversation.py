@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_mllm import BITS, seeded, with_random_weights
+from tiny_mllm import BITS, answer_with_pictures, seeded, with_random_weights
 from tiny_models import build_tiny_pipeline
 
 from uniwetok_hf import UniWeTokConversation, UniWeTokPipeline
@@ -25,12 +25,7 @@ def pipe(request) -> UniWeTokPipeline:
 @pytest.fixture
 def answers_with_a_picture(pipe) -> None:
     """The model answers with one picture, whatever the turn is."""
-    processor = pipe.processor
-    end = processor.tokenizer.convert_tokens_to_ids("<|vision_end|>")
-    pipe.mllm.generation_config.sequence_bias = [
-        [[processor.vision_start_token_id], 1000.0],
-        [[end, processor.turn_end_token_id], 3000.0],
-    ]
+    answer_with_pictures(pipe.mllm, pipe.processor)
     yield
     pipe.mllm.generation_config.sequence_bias = None
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_mllm import BITS, seeded, with_random_weights
+from tiny_mllm import BITS, answer_with_pictures, seeded, with_random_weights
 from tiny_models import build_tiny_pipeline
 
 from uniwetok_hf import (
@@ -77,11 +77,7 @@ def test_an_edit_encodes_its_sources_once(edit, calls, describe_first, scales):
 
 def test_a_turn_encodes_its_pictures_once(pipe, calls):
     """Whether it is answered with text or pictures; later turns don't encode them again."""
-    end = pipe.processor.tokenizer.convert_tokens_to_ids("<|vision_end|>")
-    pipe.mllm.generation_config.sequence_bias = [
-        [[pipe.processor.vision_start_token_id], 1000.0],
-        [[end, pipe.processor.turn_end_token_id], 3000.0],
-    ]
+    answer_with_pictures(pipe.mllm, pipe.processor)
     talk = UniWeTokConversation(pipe)
     try:
         reply = talk.say("make it green", [picture(64, 64), picture(64, 64, seed=1)], generator=seeded(0))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from one_device import CPU, DEVICE, assert_same, one_device
 from PIL import Image
-from tiny_mllm import seeded, with_random_weights
+from tiny_mllm import answer_with_pictures, seeded, with_random_weights
 from tiny_models import build_tiny_pipeline
 
 from uniwetok_hf import UniWeTokConversation, UniWeTokEditPipeline, UniWeTokPipeline
@@ -26,9 +26,7 @@ OPTIONS = {"num_inference_steps": 2, "guidance_scale": 2.0}
 def pipes() -> dict[torch.device, UniWeTokEditPipeline]:
     """A pipeline, and its copy on the device. Its answers are pictures."""
     pipes = {CPU: UniWeTokEditPipeline.from_pipe(build_tiny_pipeline(patch_size=2))}
-    mllm, processor = with_random_weights(pipes[CPU].mllm), pipes[CPU].processor
-    ends = [processor.tokenizer.convert_tokens_to_ids("<|vision_end|>"), processor.turn_end_token_id]
-    mllm.generation_config.sequence_bias = [[[processor.vision_start_token_id], 1000.0], [ends, 3000.0]]
+    answer_with_pictures(with_random_weights(pipes[CPU].mllm), pipes[CPU].processor)
     with one_device():
         pipes[DEVICE] = copy.deepcopy(pipes[CPU]).to(DEVICE)
     for pipe in pipes.values():

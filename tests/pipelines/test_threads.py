@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_mllm import seeded, with_random_weights
+from tiny_mllm import answer_with_pictures, seeded, with_random_weights
 from tiny_models import build_tiny_pipeline
 
 from uniwetok_hf import UniWeTokConversation, UniWeTokEditPipeline, UniWeTokPipeline
@@ -21,9 +21,7 @@ from uniwetok_hf import UniWeTokConversation, UniWeTokEditPipeline, UniWeTokPipe
 def pipe() -> UniWeTokPipeline:
     pipe = build_tiny_pipeline(1, default_size=64)
     with_random_weights(pipe.mllm)
-    processor = pipe.processor
-    ends = [processor.tokenizer.convert_tokens_to_ids("<|vision_end|>"), processor.turn_end_token_id]
-    pipe.mllm.generation_config.sequence_bias = [[[processor.vision_start_token_id], 1000.0], [ends, 3000.0]]
+    answer_with_pictures(pipe.mllm, pipe.processor)
     return pipe
 
 

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from uniwetok_hf.files import one_line as message_of
+
 
 # An --output with one of these suffixes is a file, any other a folder.
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -29,7 +31,7 @@ def load_package() -> None:
 
 def one_line(error: object, limit: int = 400) -> str:
     """The message of an exception without line breaks, cut to `limit` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = message_of(error) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

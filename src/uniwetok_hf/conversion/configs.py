@@ -11,6 +11,7 @@ from pathlib import Path
 from huggingface_hub.errors import StrictDataclassError
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
 
+from ..files import one_line
 from ..modeling.configuration_uniwetok import UniWeTokConfig
 from ..modeling.configuration_uniwetok_mllm import UniWeTokHeadConfig, UniWeTokMLLMConfig
 from .layouts import PublishedPart, PublishedTextToImage
@@ -303,11 +304,6 @@ def read_mllm_config(
         raise ConversionError(f"the parts of the text-to-image model don't fit: {one_line(error)}") from error
 
 
-def one_line(error: Exception) -> str:
-    """The message of an error, for use in another."""
-    return " ".join(str(error).split())
-
-
 def abbreviate(names: Iterable[str], limit: int = 10) -> str:
     """The first names, and how many there are in all when that is more."""
     names = list(names)
@@ -318,7 +314,6 @@ def abbreviate(names: Iterable[str], limit: int = 10) -> str:
 __all__ = [
     "abbreviate",
     "infer_vision_fields",
-    "one_line",
     "read_head_config",
     "read_mllm_config",
     "read_special_tokens",

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoTokenizer, PreTrainedModel
 
-from ..files import writing
+from ..files import one_line, writing
 from ..modeling.configuration_uniwetok import UniWeTokConfig
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..modeling.modeling_uniwetok import UniWeTokModel
 from ..modeling.modeling_uniwetok_mllm import UniWeTokForCausalLM
-from .configs import abbreviate, one_line, read_mllm_config, read_vision_config
+from .configs import abbreviate, read_mllm_config, read_vision_config
 from .keys import (
     HEAD_RULES,
     PLAIN_HEAD_RULES,

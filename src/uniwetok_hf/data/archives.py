@@ -30,9 +30,10 @@ def open_archives(paths: Sequence[str], streaming: bool):
     from datasets.features.features import cast_to_python_objects
     from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
-    full = [str(path) for path in paths if not is_empty(path)]
-    if len(full) < len(paths):
-        empty = [str(path) for path in paths if str(path) not in full]
+    full, empty = [], []
+    for path in map(str, paths):
+        (empty if is_empty(path) else full).append(path)
+    if empty:
         warnings.warn(f"{len(empty)} archives hold nothing: {', '.join(empty[:10])}.", stacklevel=2)
     found, reason = [], "all of them are empty"
     for row in (row for path in full for row in _rows(path)):

@@ -21,6 +21,7 @@ import torch
 
 from ..files import read_json
 from ..modeling.codes_uniwetok import unpack_codes
+from .parquet_files import find_damage
 
 
 ENCODING_FILE = "encoding.json"
@@ -117,7 +118,7 @@ def open_encoded(folder: str | os.PathLike):
     try:
         dataset = Dataset.from_parquet([str(part) for part in parts], batch_size=1000)
     except Exception as error:  # of `datasets`, which name neither the file nor, often, the cause
-        if (damaged := _first_damaged(parts)) is None:
+        if (damaged := find_damage(parts)) is None:
             raise
         raise ValueError(
             f"`folder`: {damaged[0]} is damaged ({damaged[1]}). Remove it and encoding.json, and run its `uniwetok "
@@ -126,18 +127,6 @@ def open_encoded(folder: str | os.PathLike):
     if len(dataset) != encoding.num_rows:
         raise ValueError(f"`folder` {folder} holds {len(dataset)} rows, its encoding.json says {encoding.num_rows}.")
     return dataset
-
-
-def _first_damaged(parts: list[Path]) -> tuple[Path, str] | None:
-    """The first part that can't be read, and why."""
-    import pyarrow.parquet
-
-    for part in parts:
-        try:
-            pyarrow.parquet.ParquetFile(part).read()
-        except (ValueError, OSError) as error:  # of Arrow, too
-            return part, " ".join(str(error).split())
-    return None
 
 
 def cell_codes(cell: list[dict], variant: int, num_bits: int) -> torch.Tensor:

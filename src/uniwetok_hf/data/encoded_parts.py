@@ -5,7 +5,6 @@ What a part holds is a function of its rows and the settings alone, and its coun
 can be made in any order and by any process, and a folder of them can be finished by whoever comes last.
 """
 
-import contextlib
 import dataclasses
 import io
 import json
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..files import writing
+from ..files import one_line, whole_file
 from ..modeling.codes_uniwetok import pack_codes
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from .archives import ERROR_COLUMN
@@ -163,7 +162,7 @@ class PartEncoder:
         errors = table.column(ERROR_COLUMN).to_pylist() if ERROR_COLUMN in table.column_names else {}
         for index in range(table.num_rows):
             if errors and errors[index]:
-                error = " ".join(errors[index].split())
+                error = one_line(errors[index])
                 summary.skipped.append({"row": first_row + index, "column": ERROR_COLUMN, "error": error})
                 continue
             pictures = {column: table.column(column)[index].as_py() for column in self.settings.columns}
@@ -189,7 +188,7 @@ class PartEncoder:
                 many = cell if isinstance(cell, list) else [cell]
                 prepared[column] = [self._prepare(row, single) for single in many]
             except ValueError as error:
-                summary.skipped.append({"row": row, "column": column, "error": " ".join(str(error).split())})
+                summary.skipped.append({"row": row, "column": column, "error": one_line(error)})
                 return False
         for column, many in prepared.items():
             queued = [self._queue(variants) for variants, _ in many]
@@ -277,15 +276,8 @@ def _write_parquet(table, path: Path) -> None:
     """Under a temporary name first, renamed when it is on the disk: a part that is there is whole."""
     import pyarrow.parquet
 
-    temporary = path.with_name(f".{path.name}.tmp")
-    with writing(path):
-        try:
-            with open(temporary, "wb") as file:
-                # No dictionaries: codes hardly ever repeat, and zstd finds what repeats in the other columns.
-                pyarrow.parquet.write_table(table, file, compression="zstd", use_dictionary=False)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary, open(temporary, "wb") as file:
+        # No dictionaries: codes hardly ever repeat, and zstd finds what repeats in the other columns.
+        pyarrow.parquet.write_table(table, file, compression="zstd", use_dictionary=False)
+        file.flush()
+        os.fsync(file.fileno())

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..files import one_line
 from .skipped import MAX_SHARE
 
 
@@ -39,7 +40,7 @@ def readable_files(paths: Sequence[str]) -> list[str]:
     return list(schemas)
 
 
-def find_damage(paths: Sequence[str]) -> str | None:
+def find_damage(paths: Sequence[str | Path]) -> tuple[str | Path, str] | None:
     """The first file whose content can't be read, and why; reads all of them."""
     import pyarrow.parquet
 
@@ -49,7 +50,7 @@ def find_damage(paths: Sequence[str]) -> str | None:
                 for _ in file.iter_batches(batch_size=100):
                     pass
         except (pyarrow.ArrowException, OSError) as error:
-            return f"{path} is damaged: {error}"
+            return path, one_line(error)
     return None
 
 

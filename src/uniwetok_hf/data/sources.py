@@ -268,7 +268,8 @@ def _load_folder(path: Path, source: PictureSource) -> dict:
         raise ValueError(
             f"`path` {source.path}: no saved dataset, pictures, Parquet files or WebDataset tars in this folder."
         )
-    if builder in ("webdataset", "parquet") and not (path / "README.md").is_file():  # which may say what is where
+    # The README of a dataset may say which of its Parquet files are what.
+    if builder == "webdataset" or (builder == "parquet" and not (path / "README.md").is_file()):
         from datasets.data_files import DataFilesDict, get_data_patterns
 
         files = DataFilesDict.from_patterns(get_data_patterns(str(path)), base_path=str(path), allowed_extensions=None)
@@ -304,8 +305,9 @@ def _load_parquet(source: PictureSource, files: list[str]):
     try:
         return _load(source, "parquet", data_files={"train": [glob.escape(file) for file in files]})["train"]
     except ValueError as error:  # of pyarrow, which names no file
-        if (damage := find_damage(files)) is not None:
-            raise ValueError(f"`path` {source.path} can't be opened: {damage}") from error
+        if (damaged := find_damage(files)) is not None:
+            why = f"{damaged[0]} is damaged: {damaged[1]}"
+            raise ValueError(f"`path` {source.path} can't be opened: {why}") from error
         raise
 
 

@@ -28,7 +28,7 @@ from accelerate import Accelerator
 from accelerate.utils import SCALER_NAME, DistributedType, broadcast_object_list, gather_object
 
 from ..data.samples import STREAMS
-from ..files import read_json
+from ..files import one_line, read_json
 from ..quiet import without_warning
 from .agreement import LOST, any_process, written_together
 from .resume import Changes, check_resume, keep_hyperparameters
@@ -197,7 +197,7 @@ def readable(checkpoint: Path) -> Iterator[None]:
         is_told = isinstance(error, ValueError) and str(error).startswith(("The checkpoint", "`"))
         if is_told or LOST.search(str(error)):
             raise
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        why = f"{type(error).__name__}: {one_line(error)[:500]}"
         raise ValueError(f"The checkpoint {checkpoint} is broken: {why}. {HINT}") from error
 
 

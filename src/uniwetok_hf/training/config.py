@@ -27,6 +27,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..data.places import find_place, is_place
+from ..files import one_line
 
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -186,7 +187,7 @@ def field_named(name: str) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:  # damaged files and configs make the libraries raise nearly anything
-        text = " ".join(str(error).split())
+        text = one_line(error)
         text = text if isinstance(error, ValueError | OSError) and text else f"{type(error).__name__}: {text}"
         raise ValueError(f"`{name}`: {text}") from error
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..adapters import CONFIG_FILE, load_peft, save_adapter
-from ..files import WriteError, read_json, save_whole, write_failure
+from ..files import WriteError, one_line, read_json, save_whole, write_failure
 from ..modeling.configuration_uniwetok import UniWeTokConfig
 from ..modeling.configuration_uniwetok_mllm import UniWeTokMLLMConfig
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
@@ -132,8 +132,7 @@ def export_checkpoint(checkpoint: str | os.PathLike, out: str | os.PathLike, ave
                 raise
             if isinstance(error, ValueError) and str(error).startswith("The checkpoint"):
                 raise ValueError(f"{error} The checkpoint is {path}, its model that of {source}.") from error
-            why = " ".join(str(error).split())
-            raise ValueError(f"{source} does not load: {type(error).__name__}: {why}") from error
+            raise ValueError(f"{source} does not load: {type(error).__name__}: {one_line(error)}") from error
         (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from ..files import whole_file
+from ..files import one_line, whole_file
 from ..signals import Stopped
 
 
@@ -54,7 +54,7 @@ class RunStatus:
                 if isinstance(error, Stopped):
                     self.write("preempted")
                 else:
-                    self.write("failed", error=" ".join(str(error).split()) or type(error).__name__)
+                    self.write("failed", error=one_line(error) or type(error).__name__)
             raise
         self.step = self.max_train_steps
         try:
