@@ -2,13 +2,17 @@
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config
 
 from uniwetok_hf import (
+    UniWeTokClassToImageConfig,
+    UniWeTokClassToImageModel,
     UniWeTokConfig,
     UniWeTokForCausalLM,
     UniWeTokImageProcessor,
     UniWeTokMLLMConfig,
+    UniWeTokModel,
     UniWeTokProcessor,
 )
 
@@ -78,16 +82,20 @@ def build_tiny_mllm(patch_size: int = 1, seed: int = 0) -> UniWeTokForCausalLM:
         num_size_tokens=NUM_SIZE_TOKENS,
         query_token_id=vocabulary.get("<|query_1|>", len(vocabulary)),
     )
-    mllm = UniWeTokForCausalLM(config).eval()
+    return randomized(UniWeTokForCausalLM(config), seed)
+
+
+def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
+    """`model` in eval mode, with every parameter random."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in mllm.named_parameters():
+        for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim > 1:
                 parameter.copy_(noise / parameter[0].numel() ** 0.5)
             else:  # a bias, or the gain of a norm
                 parameter.copy_(("norm" in name and name.endswith("weight")) + 0.1 * noise)
-    return mllm
+    return model.eval()
 
 
 def build_tiny_processor(patch_size: int = 1) -> UniWeTokProcessor:
@@ -108,5 +116,48 @@ def build_tiny_pipeline(patch_size: int = 1, seed: int = 0, **defaults):
     } | defaults
     mllm = build_tiny_mllm(patch_size, seed)
     pipeline = UniWeTokPipeline(build_tiny_processor(patch_size), mllm, BinaryFlowScheduler(), **defaults)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+TINY_CLASS_TO_IMAGE = {
+    "num_bits": TINY_VISION["num_bits"],
+    "grid_size": 4,
+    "num_classes": 5,
+    "num_class_tokens": 3,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+}
+
+
+def tiny_class_to_image_config(patch_size: int = 1, **fields) -> UniWeTokClassToImageConfig:
+    """Five classes, pictures of 4 x 4 tokens of 16 bits."""
+    head = {"num_bits": 16, "condition_size": 32, "squash_output": False, "has_attention": patch_size > 1} | TINY_HEAD
+    return UniWeTokClassToImageConfig(**TINY_CLASS_TO_IMAGE | {"patch_size": patch_size, "head_config": head} | fields)
+
+
+def build_tiny_class_to_image(patch_size: int = 1, seed: int = 0, **fields) -> UniWeTokClassToImageModel:
+    """The class-to-image model with random weights."""
+    return randomized(UniWeTokClassToImageModel(tiny_class_to_image_config(patch_size, **fields)), seed)
+
+
+LABELS = {0: "tench, Tinca tinca", 1: "crane", 2: "golden retriever", 3: "otter", 4: "crane"}
+
+
+def build_tiny_class_pipeline(patch_size: int = 1, seed: int = 0, **defaults):
+    """A [`UniWeTokClassToImagePipeline`] that makes 128 x 128 pixels in 2 steps where a call says nothing else."""
+    from uniwetok_hf import BinaryFlowScheduler, UniWeTokClassToImagePipeline
+
+    defaults = {"id2label": LABELS, "default_num_inference_steps": 2, "default_guidance_scale": 2.0} | defaults
+    vision_model = randomized(UniWeTokModel(UniWeTokConfig(**TINY_VISION)), seed)
+    pipeline = UniWeTokClassToImagePipeline(
+        build_tiny_class_to_image(patch_size, seed),
+        vision_model,
+        UniWeTokImageProcessor(stride=32),
+        BinaryFlowScheduler(),
+        **defaults,
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -21,7 +21,8 @@ with (
         AutoModelForCausalLM,
         AutoModelForImageTextToText,
         AutoProcessor,
-        PreTrainedModel,  # diffusers looks for these two base classes beside our components
+        ImageProcessingMixin,  # diffusers looks for these three base classes beside our components
+        PreTrainedModel,
         ProcessorMixin,
     )
 
@@ -29,9 +30,11 @@ from .embedded import embedded_path
 from .hub import add_push_to_hub
 from .modeling.codes_uniwetok import CodesFileError, SavedCodes, load_codes, pack_codes, save_codes, unpack_codes
 from .modeling.configuration_uniwetok import UniWeTokConfig
+from .modeling.configuration_uniwetok_class_to_image import UniWeTokClassToImageConfig
 from .modeling.configuration_uniwetok_mllm import UniWeTokHeadConfig, UniWeTokMLLMConfig
 from .modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from .modeling.modeling_uniwetok import UniWeTokModel
+from .modeling.modeling_uniwetok_class_to_image import UniWeTokClassToImageModel
 from .modeling.modeling_uniwetok_head import UniWeTokBinaryHead
 from .modeling.modeling_uniwetok_mllm import UniWeTokForCausalLM, UniWeTokMLLMModel
 from .modeling.processing_uniwetok import UniWeTokProcessor
@@ -39,18 +42,23 @@ from .version import __version__
 
 
 AutoConfig.register("uniwetok", UniWeTokConfig)
+AutoConfig.register("uniwetok_class_to_image", UniWeTokClassToImageConfig)
 AutoConfig.register("uniwetok_head", UniWeTokHeadConfig)
 AutoConfig.register("uniwetok_mllm", UniWeTokMLLMConfig)
 AutoModel.register(UniWeTokConfig, UniWeTokModel)
+AutoModel.register(UniWeTokClassToImageConfig, UniWeTokClassToImageModel)
 AutoModel.register(UniWeTokHeadConfig, UniWeTokBinaryHead)
 AutoModel.register(UniWeTokMLLMConfig, UniWeTokMLLMModel)
 AutoModelForCausalLM.register(UniWeTokMLLMConfig, UniWeTokForCausalLM)
 AutoModelForImageTextToText.register(UniWeTokMLLMConfig, UniWeTokForCausalLM)
 AutoProcessor.register(UniWeTokMLLMConfig, UniWeTokProcessor)  # the image processor's is in its file
-add_push_to_hub(UniWeTokModel, UniWeTokForCausalLM, UniWeTokImageProcessor, UniWeTokProcessor)
+add_push_to_hub(
+    UniWeTokModel, UniWeTokForCausalLM, UniWeTokClassToImageModel, UniWeTokImageProcessor, UniWeTokProcessor
+)
 
 _LAZY = {
     "BinaryFlowScheduler": "uniwetok_hf.schedulers",
+    "UniWeTokClassToImagePipeline": "uniwetok_hf.pipelines",
     "UniWeTokConversation": "uniwetok_hf.pipelines",
     "UniWeTokEditPipeline": "uniwetok_hf.pipelines",
     "UniWeTokPipeline": "uniwetok_hf.pipelines",
@@ -72,11 +80,15 @@ def __dir__() -> list[str]:
 __all__ = [
     "BinaryFlowScheduler",
     "CodesFileError",
+    "ImageProcessingMixin",
     "PreTrainedModel",
     "ProcessorMixin",
     "SavedCodes",
     "SchedulerMixin",
     "UniWeTokBinaryHead",
+    "UniWeTokClassToImageConfig",
+    "UniWeTokClassToImageModel",
+    "UniWeTokClassToImagePipeline",
     "UniWeTokConfig",
     "UniWeTokConversation",
     "UniWeTokEditPipeline",

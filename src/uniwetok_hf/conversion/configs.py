@@ -13,7 +13,9 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConf
 
 from ..files import one_line
 from ..modeling.configuration_uniwetok import UniWeTokConfig
+from ..modeling.configuration_uniwetok_class_to_image import UniWeTokClassToImageConfig
 from ..modeling.configuration_uniwetok_mllm import UniWeTokHeadConfig, UniWeTokMLLMConfig
+from .imagenet import imagenet_labels
 from .layouts import PublishedPart, PublishedTextToImage
 from .tensors import ConversionError
 
@@ -212,6 +214,130 @@ def read_head_config(head: PublishedPart) -> tuple[UniWeTokHeadConfig, int, int]
     return config, tokens_per_patch, num_draws
 
 
+# What the published training of the class-to-image models was called with. Their JSON files have the defaults of the
+# network's constructor, a mean of 0 and a deviation of 1.
+_CLASS_TO_IMAGE_TIMESTEPS = {"timestep_mean": -0.8, "timestep_std": 0.8}
+_CLASS_TO_IMAGE_HEAD_DIM = 64  # of all published sizes, in the transformer and in the head
+_CLASS_TO_IMAGE_WIDTHS = (768, 1024, 1280)
+
+
+def read_class_to_image_config(transformer: PublishedPart) -> UniWeTokClassToImageConfig:
+    """Config of a class-to-image model.
+
+    Raises:
+        ConversionError: when tensors are missing that tell it, or the JSON says something else.
+    """
+    shapes = {name: info.shape for name, info in transformer.source.tensors.items()}
+    wanted = {
+        "cls_embedding.weight": 2,
+        "emb_norm.weight": 1,
+        "proj_in.w1.weight": 2,
+        "pos_for_diff.weight": 2,
+        "layers.0.feed_forward.w1.weight": 2,
+        "head.net.input_proj.weight": 2,
+        "head.net.time_embed.mlp.0.weight": 2,
+    }
+    if missing := [name for name, axes in wanted.items() if len(shapes.get(name, ())) != axes or not all(shapes[name])]:
+        raise ConversionError(f"{transformer.source.label} tells no model: it lacks {', '.join(missing)}.")
+    hidden_size, num_tokens = shapes["emb_norm.weight"][0], shapes["pos_for_diff.weight"][0]
+    queries = shapes.get("query_token", (1, 0, hidden_size))
+    tokens_per_patch = queries[1] + 1 if len(queries) == 3 else 0
+    grid_size, patch_size = math.isqrt(num_tokens), math.isqrt(tokens_per_patch)
+    if grid_size**2 != num_tokens or patch_size**2 != tokens_per_patch or tokens_per_patch == 0:
+        raise ConversionError(
+            f"{transformer.source.label}: {num_tokens} tokens (pos_for_diff.weight) and {tokens_per_patch} per step "
+            "(query_token) must be squares."
+        )
+    head_width = shapes["head.net.input_proj.weight"][0]
+    has_attention = any(name.startswith("head.net.res_blocks.0.attn.") for name in shapes)
+    fields = {
+        "num_bits": shapes["proj_in.w1.weight"][1],
+        "num_classes": shapes["cls_embedding.weight"][0] - 1,
+        "num_class_tokens": shapes["cls_embedding.weight"][1] // hidden_size,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": _count(shapes, r"layers\.(\d+)\.") or 0,
+        "intermediate_size": shapes["layers.0.feed_forward.w1.weight"][0] // 2,
+    }
+    head_fields = {
+        "hidden_size": head_width,
+        "num_hidden_layers": _count(shapes, r"head\.net\.res_blocks\.(\d+)\.") or 0,
+        "num_modulation_layers": _count(shapes, r"head\.net\.ada_ln_blocks\.(\d+)\.") or 0,
+    }
+    settings = transformer.settings or {}
+    sizes = settings.get("architecture", {})
+    sizes = sizes if isinstance(sizes, dict) else {}
+    stated = {
+        "latent_dim": (settings, fields["num_bits"]),
+        "num_classes": (settings, fields["num_classes"]),
+        "cls_token_num": (settings, fields["num_class_tokens"]),
+        "parallel_num": (settings, tokens_per_patch),
+        "dim": (sizes, hidden_size),
+        "n_layer": (sizes, fields["num_hidden_layers"]),
+        "diff_dim": (sizes, head_width),
+        "diff_layers": (sizes, head_fields["num_hidden_layers"]),
+        "diff_adanln_layers": (sizes, head_fields["num_modulation_layers"]),
+    }
+    if wrong := [f"{name} is {place[name]!r}, not {told}" for name, (place, told) in stated.items() if place.get(name, told) != told]:
+        raise ConversionError(f"{transformer.settings_label} and {transformer.source.label} disagree: {'; '.join(wrong)}.")
+    num_heads = sizes.get("n_head")
+    if num_heads is None:
+        num_heads = max(1, hidden_size // _CLASS_TO_IMAGE_HEAD_DIM)
+        if hidden_size not in _CLASS_TO_IMAGE_WIDTHS:
+            warnings.warn(
+                f"No JSON tells the attention heads of {transformer.source.label}: {num_heads} are assumed. Another "
+                "number loads just as well but computes something else.",
+                stacklevel=2,
+            )
+    try:
+        return UniWeTokClassToImageConfig(
+            **fields,
+            grid_size=grid_size,
+            patch_size=patch_size,
+            num_attention_heads=num_heads,
+            bit_flip_probability=0.1 if hidden_size <= 768 else 0.05,
+            is_first_patch_apart=True,
+            head_config=UniWeTokHeadConfig(
+                **head_fields,
+                **_CLASS_TO_IMAGE_TIMESTEPS,
+                num_bits=fields["num_bits"],
+                condition_size=hidden_size,
+                head_dim=_CLASS_TO_IMAGE_HEAD_DIM,
+                has_attention=has_attention,
+                squash_output=False,
+                timestep_schedule=settings.get("time_schedule", "logit_normal"),
+                timestep_shift=float(settings.get("time_shift", 1.0)),
+                timestep_embedding_size=shapes["head.net.time_embed.mlp.0.weight"][1],
+            ),
+        )
+    except (*_ConfigErrors, ZeroDivisionError) as error:
+        raise ConversionError(
+            f"{transformer.source.label} is no class-to-image model that can be built: {one_line(error)}"
+        ) from error
+
+
+# Guidance scales with which the published scores were measured, by width of the transformer and tokens per step.
+_CLASS_TO_IMAGE_GUIDANCE = {(768, 1): 3.2, (768, 4): 3.9, (768, 16): 6.1, (1024, 1): 4.0, (1280, 1): 4.55}
+
+
+def published_guidance(config: UniWeTokClassToImageConfig) -> float:
+    """The guidance scale of a published class-to-image model, 4 for one of another size."""
+    return _CLASS_TO_IMAGE_GUIDANCE.get((config.hidden_size, config.tokens_per_patch), 4.0)
+
+
+def read_labels(transformer: PublishedPart, num_classes: int) -> dict[int, str]:
+    """The names of the classes: those of the JSON, or of ImageNet where there are as many, or none.
+
+    Raises:
+        ConversionError: when the JSON has names that are not one for each class.
+    """
+    labels = (transformer.settings or {}).get("id2label")
+    if labels is None:
+        labels = imagenet_labels() if num_classes == 1000 else {}
+    elif not isinstance(labels, dict) or sorted(labels) != sorted(map(str, range(num_classes))):
+        raise ConversionError(f"{transformer.settings_label}: id2label must have a name for each of {num_classes} classes.")
+    return {int(number): str(name) for number, name in labels.items()}
+
+
 def read_text_config(folder: Path) -> PreTrainedConfig:
     """Config of the language model in `folder`.
 
@@ -314,7 +440,10 @@ def abbreviate(names: Iterable[str], limit: int = 10) -> str:
 __all__ = [
     "abbreviate",
     "infer_vision_fields",
+    "published_guidance",
+    "read_class_to_image_config",
     "read_head_config",
+    "read_labels",
     "read_mllm_config",
     "read_special_tokens",
     "read_text_config",

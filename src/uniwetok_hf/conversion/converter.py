@@ -16,19 +16,28 @@ from ..files import one_line, writing
 from ..modeling.configuration_uniwetok import UniWeTokConfig
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..modeling.modeling_uniwetok import UniWeTokModel
+from ..modeling.modeling_uniwetok_class_to_image import UniWeTokClassToImageModel
 from ..modeling.modeling_uniwetok_mllm import UniWeTokForCausalLM
-from .configs import abbreviate, read_mllm_config, read_vision_config
+from .configs import (
+    abbreviate,
+    published_guidance,
+    read_class_to_image_config,
+    read_labels,
+    read_mllm_config,
+    read_vision_config,
+)
 from .keys import (
     HEAD_RULES,
     PLAIN_HEAD_RULES,
     PROJECTOR_RULES,
     VISION_RULES,
     Rules,
+    class_to_image_rules,
     language_rules,
     native_names,
     published_name,
 )
-from .layouts import PublishedPart, PublishedTextToImage, PublishedVision, find_published
+from .layouts import PublishedClassToImage, PublishedPart, PublishedTextToImage, PublishedVision, find_published
 from .shards import OutputTensor, parse_size, write_shards
 from .tensors import WEIGHT_DTYPES, ConversionError, TensorInfo, TensorSource, published_tensors, row_chunks
 
@@ -79,9 +88,11 @@ def convert_checkpoint(
     Args:
         src: an image tokenizer, as a folder (`ae_config.json` and `ae.safetensors` or another single weight file) or a
             single `.safetensors`, `.pt`, `.pth`, `.ckpt` or `.bin` file; or a text-to-image folder, in the authors'
-            layout or in the diffusers layout of the community.
+            layout or in the diffusers layout of the community; or a class-to-image model, as the authors' file or as
+            a folder, with its image tokenizer in the same file (`vae.`) or beside it.
         out: folder to be made; may exist if it is empty. An image tokenizer becomes a folder for
-            `UniWeTokModel.from_pretrained`, a text-to-image model one for `UniWeTokPipeline.from_pretrained`.
+            `UniWeTokModel.from_pretrained`, a text-to-image model one for `UniWeTokPipeline.from_pretrained`, a
+            class-to-image model one for `UniWeTokClassToImagePipeline.from_pretrained`.
         num_attention_heads: attention heads of the image tokenizer, where no JSON tells them; by default 16, with a
             warning.
         dtype: dtype of the floating-point weights, as `"bfloat16"` or `torch.bfloat16`; by default as they are stored,
@@ -107,7 +118,12 @@ def convert_checkpoint(
         raise ValueError(f"`num_attention_heads` must be 1 or more, got {num_attention_heads}.")
     try:
         published = find_published(src)
-        convert = _convert_text_to_image if isinstance(published, PublishedTextToImage) else _convert_vision
+        converters = {
+            PublishedVision: _convert_vision,
+            PublishedTextToImage: _convert_text_to_image,
+            PublishedClassToImage: _convert_class_to_image,
+        }
+        convert = converters[type(published)]
         with _new_folder(out) as folder:
             convert(published, folder, options)
     except ConversionError as error:
@@ -195,6 +211,42 @@ def _convert_text_to_image(published: PublishedTextToImage, folder: Path, option
     processor.save_pretrained(folder / "processor")
     scheduler.save_pretrained(folder / "scheduler")
     pipeline.save_config(folder)  # model_index.json alone: the model has no weights in memory
+
+
+def _convert_class_to_image(published: PublishedClassToImage, folder: Path, options: Options) -> None:
+    # Here and not above, since diffusers takes a while to import.
+    from ..pipelines import UniWeTokClassToImagePipeline
+    from ..schedulers import BinaryFlowScheduler
+
+    config = read_class_to_image_config(published.transformer)
+    vision, vision_config = _read_vision(published.vision, options)
+    if vision_config.num_bits != config.num_bits:
+        raise ConversionError(
+            f"{published.vision.source.label} has tokens of {vision_config.num_bits} bits, "
+            f"{published.transformer.source.label} generates tokens of {config.num_bits}."
+        )
+    with torch.device("meta"):
+        model, vision_model = UniWeTokClassToImageModel(config), UniWeTokModel(vision_config)
+    image_processor = UniWeTokImageProcessor(stride=vision_config.stride)
+    scheduler = BinaryFlowScheduler(shift=config.head_config.timestep_shift)
+    pipeline = UniWeTokClassToImagePipeline(
+        model,
+        vision_model,
+        image_processor,
+        scheduler,
+        id2label=read_labels(published.transformer, config.num_classes),
+        default_guidance_scale=published_guidance(config),
+    )
+    rules = class_to_image_rules(config.head_config.has_attention)
+    for name, part, component in (
+        ("transformer", model, _component(published.transformer, rules, "")),
+        ("vision_model", vision_model, vision),
+    ):
+        (folder / name).mkdir()
+        _write_model(folder / name, part, [component], options)
+    image_processor.save_pretrained(folder / "image_processor")
+    scheduler.save_pretrained(folder / "scheduler")
+    pipeline.save_config(folder)  # model_index.json alone: the models have no weights in memory
 
 
 def _component(part: PublishedPart, rules: Rules, prefix: str) -> Component:

@@ -68,7 +68,40 @@ PLAIN_HEAD_RULES: Rules = (
     (r"net\.res_blocks\.(\d+)\.mlp\.2\.(weight|bias)", (r"layers.\1.mlp.down_proj.\2",)),
 )
 
+_BLOCK, _NATIVE_BLOCK = r"layers\.(\d+)", r"layers.\1"
+_CLASS_TO_IMAGE_RULES: Rules = (
+    (r"cls_embedding\.weight", ("class_embedding.weight",)),
+    (r"query_token", ("queries.weight",)),
+    (r"proj_in\.w1\.(weight|bias)", (r"projector.gate_proj.\1", r"projector.up_proj.\1")),
+    (r"proj_in\.w2\.(weight|bias)", (r"projector.down_proj.\1",)),
+    (r"emb_norm\.weight", ("embedding_norm.weight",)),
+    (r"norm\.weight", ("norm.weight",)),
+    (r"pos_for_diff\.weight", ("position_embedding.weight",)),
+    (
+        rf"{_BLOCK}\.attention\.wqkv\.weight",
+        tuple(rf"{_NATIVE_BLOCK}.self_attn.{part}_proj.weight" for part in "qkv"),
+    ),
+    (rf"{_BLOCK}\.attention\.wo\.weight", (rf"{_NATIVE_BLOCK}.self_attn.o_proj.weight",)),
+    (
+        rf"{_BLOCK}\.feed_forward\.w1\.weight",
+        (rf"{_NATIVE_BLOCK}.mlp.gate_proj.weight", rf"{_NATIVE_BLOCK}.mlp.up_proj.weight"),
+    ),
+    (rf"{_BLOCK}\.feed_forward\.w2\.weight", (rf"{_NATIVE_BLOCK}.mlp.down_proj.weight",)),
+    (rf"{_BLOCK}\.attention_norm\.weight", (rf"{_NATIVE_BLOCK}.input_layernorm.weight",)),
+    (rf"{_BLOCK}\.ffn_norm\.weight", (rf"{_NATIVE_BLOCK}.post_attention_layernorm.weight",)),
+)
 PROJECTOR_RULES: Rules = ((r"(fc1|fc2)\.(weight|bias)", (r"\1.\2",)),)
+
+
+def class_to_image_rules(has_attention: bool) -> Rules:
+    """Rules of a class-to-image model. A head without attention, of the models of one token per step, has one norm a
+    block."""
+    norm = (r"net\.res_blocks\.(\d+)\.norm\.(weight|bias)", (r"layers.\1.input_layernorm.\2",))
+    head_rules = HEAD_RULES if has_attention else (norm, *HEAD_RULES)
+    return (
+        *_CLASS_TO_IMAGE_RULES,
+        *((rf"head\.{pattern}", tuple(f"image_head.{target}" for target in targets)) for pattern, targets in head_rules),
+    )
 
 
 def language_rules(base_model_prefix: str) -> Rules:

@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from .tensors import PICKLE_SUFFIXES, ConversionError, TensorSource, open_tensors, read_json
+from .tensors import PICKLE_SUFFIXES, ConversionError, TensorSource, TensorsWithin, open_tensors, read_json
 
 
 WEIGHT_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
@@ -37,6 +37,14 @@ class PublishedTextToImage:
     language: PublishedPart
     language_folder: Path
     text_folder: Path
+
+
+@dataclass
+class PublishedClassToImage:
+    """A published class-to-image model, and the image tokenizer of its codes."""
+
+    transformer: PublishedPart
+    vision: PublishedPart
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,19 @@ _VISION_STEMS = ("ae", "diffusion_pytorch_model")
 _VISION_SETTINGS = ("ae_config.json", "config.json")
 
 
-def find_published(src: Path) -> PublishedVision | PublishedTextToImage:
+CLASS_TO_IMAGE_SIGN = "cls_embedding.weight"  # the name of a tensor
+CLASS_TO_IMAGE_STEMS = ("model", "transformer/diffusion_pytorch_model", "transformer/model")
+CLASS_TO_IMAGE_VISION_STEMS = (
+    "ae",
+    "autoencoder/diffusion_pytorch_model",
+    "vae/diffusion_pytorch_model",
+    "autoencoder/ae",
+    "vae/ae",
+)
+INSIDE = "vae."  # how the names of an image tokenizer start that is in the file of a class-to-image model
+
+
+def find_published(src: Path) -> PublishedVision | PublishedTextToImage | PublishedClassToImage:
     """Finds out what `src`, a file or a folder, is.
 
     Raises:
@@ -91,7 +111,7 @@ def find_published(src: Path) -> PublishedVision | PublishedTextToImage:
     if src.is_file():
         if src.suffix not in WEIGHT_SUFFIXES:
             raise ConversionError(f"it is no weight file; accepted are {', '.join(WEIGHT_SUFFIXES)} and folders.")
-        return _published_vision(src)
+        return _published_class_to_image(src, src.parent) or _published_vision(src)
     if not src.is_dir():
         raise ConversionError("there is no such file or folder.")
     _refuse_converted(src)
@@ -99,6 +119,12 @@ def find_published(src: Path) -> PublishedVision | PublishedTextToImage:
         signs = [sign for sign in layout.signs if (src / sign).exists()]
         if signs:
             return _published_text_to_image(src, layout, signs[0])
+    for file in filter(None, (_find_weights(src, stem) for stem in CLASS_TO_IMAGE_STEMS)):
+        if published := _published_class_to_image(file, src):
+            return published
+    files = [file for file in _weight_files(src) if file.stem != "ae"]
+    if len(files) == 1 and (published := _published_class_to_image(files[0], src)):
+        return published
     return _published_vision(_find_vision_file(src))
 
 
@@ -138,11 +164,42 @@ def _find_weights(folder: Path, stem: str) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in WEIGHT_SUFFIXES)
+
+
+def _published_class_to_image(file: Path, folder: Path) -> PublishedClassToImage | None:
+    """The class-to-image model in `file`, None when it holds none. Its image tokenizer is a file of its own in
+    `folder`, or else in the same file.
+
+    Raises:
+        ConversionError: when there is no image tokenizer.
+    """
+    source = open_tensors(file, str(file.relative_to(folder)))
+    if CLASS_TO_IMAGE_SIGN not in source.tensors:
+        return None
+    transformer = PublishedPart(TensorsWithin(source, without=INSIDE))
+    settings = file.parent / "config.json"
+    if settings.is_file():
+        transformer.settings = read_json(settings)
+        transformer.settings_label = str(settings.relative_to(folder))
+    files = filter(None, (_find_weights(folder, stem) for stem in CLASS_TO_IMAGE_VISION_STEMS))
+    if vision_file := next(files, None):
+        return PublishedClassToImage(transformer, _published_vision(vision_file).vision)
+    vision = TensorsWithin(source, INSIDE)
+    if not vision.tensors:
+        raise ConversionError(
+            f"it is a class-to-image model, since {source.label} has {CLASS_TO_IMAGE_SIGN}, but without an image "
+            f"tokenizer, neither as {INSIDE}* in that file nor as ae.safetensors beside it."
+        )
+    return PublishedClassToImage(transformer, PublishedPart(vision))
+
+
 def _find_vision_file(folder: Path) -> Path:
     for stem in _VISION_STEMS:
         if file := _find_weights(folder, stem):
             return file
-    files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in WEIGHT_SUFFIXES)
+    files = _weight_files(folder)
     if len(files) == 1:
         return files[0]
     if files:
@@ -151,8 +208,9 @@ def _find_vision_file(folder: Path) -> Path:
     found = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
     raise ConversionError(
         f"it holds no published model. Looked for an image tokenizer (ae.safetensors, or one file of "
-        f"{', '.join(WEIGHT_SUFFIXES)}) and for a text-to-image model ({', '.join(ORIGINAL_LAYOUT.signs)}, or the "
-        f"folders autoencoder, {', '.join(DIFFUSERS_LAYOUT.signs)}); found {found}."
+        f"{', '.join(WEIGHT_SUFFIXES)}), for a text-to-image model ({', '.join(ORIGINAL_LAYOUT.signs)}, or the "
+        f"folders autoencoder, {', '.join(DIFFUSERS_LAYOUT.signs)}) and for a class-to-image model "
+        f"({', '.join(CLASS_TO_IMAGE_STEMS)}); found {found}."
     )
 
 
@@ -167,4 +225,4 @@ def _published_vision(file: Path) -> PublishedVision:
     return PublishedVision(part)
 
 
-__all__ = ["PublishedPart", "PublishedTextToImage", "PublishedVision", "find_published"]
+__all__ = ["PublishedClassToImage", "PublishedPart", "PublishedTextToImage", "PublishedVision", "find_published"]

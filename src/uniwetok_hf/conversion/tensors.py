@@ -2,6 +2,7 @@
 """Tensors of published files, read one by one, of safetensors files and pickles of training runs
 (docs/method.md 1.3)."""
 
+import argparse
 import json
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -112,9 +113,13 @@ class SafetensorsSource:
         return tensor
 
 
+# Under which names a training checkpoint holds the weights: the averaged ones, where there are two.
+STATE_DICTS = ("state_dict", "ema", "model")
+
+
 class PickleSource:
-    """The tensors of a file written by `torch.save`: a state dict, or one under `"state_dict"`. Only tensors and plain
-    containers are unpickled, nothing that could run.
+    """The tensors of a file written by `torch.save`: a state dict, or one under one of `STATE_DICTS`. Only tensors,
+    plain containers and the settings of a command line (`argparse.Namespace`) are unpickled, nothing that could run.
 
     Raises:
         ConversionError: for a damaged file, one with other objects in it, or one without a state dict.
@@ -124,23 +129,43 @@ class PickleSource:
         self.label = label
         try:
             # Only files in the newer, zip format can be mapped; legacy ones are read into memory.
-            contents = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                contents = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
         except Exception as error:  # a damaged pickle can raise anything
             reason = str(error).strip().splitlines()[:1]
             raise ConversionError(
                 f"{label} is damaged, or holds objects that are no tensors, which are not unpickled since that could "
                 f"run code ({type(error).__name__}: {' '.join(reason)})."
             ) from error
-        state_dict = contents.get("state_dict", contents) if isinstance(contents, dict) else None
-        if not isinstance(state_dict, dict) or not any(torch.is_tensor(value) for value in state_dict.values()):
+        found = [contents.get(name) for name in STATE_DICTS] + [contents] if isinstance(contents, dict) else []
+        state_dict = next((one for one in found if isinstance(one, dict) and any(map(torch.is_tensor, one.values()))), None)
+        if state_dict is None:
             found = list(contents) if isinstance(contents, dict) else type(contents).__name__
-            raise ConversionError(f'{label} holds no state dict, neither at the top nor under "state_dict": {found}.')
+            raise ConversionError(
+                f"{label} holds no state dict, neither at the top nor under {', '.join(STATE_DICTS)}: {found}."
+            )
         self._state_dict = {name: value for name, value in state_dict.items() if torch.is_tensor(value)}
         self.tensors = {name: TensorInfo(tuple(value.shape), value.dtype) for name, value in self._state_dict.items()}
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         tensor = self._state_dict[name]
         return tensor[start:stop] if tensor.ndim > 0 else tensor
+
+
+class TensorsWithin:
+    """Those tensors of `source` whose names start with `prefix`, without it, and with none that starts with
+    `without`."""
+
+    def __init__(self, source: TensorSource, prefix: str = "", without: str | None = None):
+        self.label, self._source, self._prefix = source.label, source, prefix
+        self.tensors = {
+            name.removeprefix(prefix): info
+            for name, info in source.tensors.items()
+            if name.startswith(prefix) and not (without and name.startswith(without))
+        }
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        return self._source.read(self._prefix + name, start, stop)
 
 
 def open_tensors(file: Path, label: str) -> TensorSource:
@@ -208,6 +233,7 @@ __all__ = [
     "SafetensorsSource",
     "TensorInfo",
     "TensorSource",
+    "TensorsWithin",
     "open_tensors",
     "published_tensors",
     "read_json",

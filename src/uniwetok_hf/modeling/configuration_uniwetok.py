@@ -31,6 +31,11 @@ class CheckedTypeMixin:
         return super().from_dict(config_dict, **kwargs)  # ty: ignore[missing-attribute]  (a mixin)
 
 
+def swiglu_width(hidden_size: int) -> int:
+    """Width of a SwiGLU by the rule of the published models: 8/3 of `hidden_size`, up to a multiple of 256."""
+    return 256 * -(-int(8 * hidden_size / 3) // 256)
+
+
 @strict
 class UniWeTokConfig(CheckedTypeMixin, PreTrainedConfig):
     r"""
@@ -107,7 +112,7 @@ class UniWeTokConfig(CheckedTypeMixin, PreTrainedConfig):
                 f"level), got {self.channel_multipliers}."
             )
         if self.intermediate_size is None:
-            self.intermediate_size = 256 * -(-int(8 * self.hidden_size / 3) // 256)
+            self.intermediate_size = swiglu_width(self.hidden_size)
         self._check_divisibility()
         super().__post_init__(**kwargs)
 
@@ -150,4 +155,4 @@ class UniWeTokConfig(CheckedTypeMixin, PreTrainedConfig):
         return 2 ** (len(self.channel_multipliers) - 1)
 
 
-__all__ = ["UniWeTokConfig"]
+__all__ = ["UniWeTokConfig", "swiglu_width"]

@@ -26,6 +26,8 @@ class UniWeTokHeadConfig(CheckedTypeMixin, PreTrainedConfig):
         head_dim (`int`, defaults to 128): Channels of an attention head.
         intermediate_size (`int`, *optional*): Width of the feed-forward; 1.5 x `hidden_size` when not given.
         hidden_act (`str`, defaults to `"swiglu"`): Feed-forward, `"swiglu"` or `"silu"`.
+        has_attention (`bool`, defaults to `True`): Whether the tokens of a patch attend to each other in a block. The
+            ImageNet models of one token per step have feed-forwards only.
         squash_output (`bool`, defaults to `True`): Whether predictions pass 2 sigmoid(x) - 1 (the language models') or
             are linear (the ImageNet models').
         timestep_schedule (`str`, defaults to `"logit_normal"`): Law of t in training, `"logit_normal"` or `"uniform"`.
@@ -53,6 +55,7 @@ class UniWeTokHeadConfig(CheckedTypeMixin, PreTrainedConfig):
     else:
         intermediate_size: int | None = None
     hidden_act: Literal["swiglu", "silu"] = "swiglu"
+    has_attention: bool = True
     squash_output: bool = True
     timestep_schedule: Literal["logit_normal", "uniform"] = "logit_normal"
     timestep_mean: float = -0.8
@@ -65,7 +68,7 @@ class UniWeTokHeadConfig(CheckedTypeMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.intermediate_size is None:
             self.intermediate_size = self.hidden_size * 3 // 2
-        if self.hidden_size % self.head_dim:
+        if self.has_attention and self.hidden_size % self.head_dim:
             raise ValueError(f"`head_dim`={self.head_dim} must divide `hidden_size`={self.hidden_size}.")
         if self.num_hidden_layers % self.num_modulation_layers:
             raise ValueError(

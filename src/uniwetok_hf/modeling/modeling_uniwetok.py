@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
+from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import ModelOutput
@@ -143,11 +144,13 @@ class UniWeTokRMSNorm(nn.Module):
 
 
 class UniWeTokAttention(nn.Module):
-    """Bidirectional self-attention with 2-D rotary positions on queries and keys."""
+    """Self-attention with 2-D rotary positions on queries and keys: in the image tokenizer over all tokens; the
+    class-to-image model has a mask, and a cache of which this is the layer `layer_idx`."""
 
-    def __init__(self, config: UniWeTokConfig):
+    def __init__(self, config: UniWeTokConfig, layer_idx: int = 0):
         super().__init__()
         self.config = config
+        self.layer_idx = layer_idx
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
@@ -158,7 +161,13 @@ class UniWeTokAttention(nn.Module):
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
-        self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], **kwargs
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        is_causal: bool = False,
+        **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         input_shape = hidden_states.shape[:-1]  # [B, N]
         head_shape = (*input_shape, -1, self.head_dim)
@@ -167,12 +176,21 @@ class UniWeTokAttention(nn.Module):
         value = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
         query = apply_rotary(query, *position_embeddings)
         key = apply_rotary(key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         attended, weights = attention_interface(
-            self, query, key, value, attention_mask=None, scaling=self.scaling, is_causal=False, **kwargs
+            self,
+            query,
+            key,
+            value,
+            attention_mask=attention_mask,
+            scaling=self.scaling,
+            is_causal=is_causal,
+            **kwargs,
         )
         return self.o_proj(attended.reshape(*input_shape, -1)), weights
 
@@ -193,10 +211,10 @@ class UniWeTokMLP(nn.Module):
 class UniWeTokLayer(GradientCheckpointingLayer):
     """One pre-norm attention block."""
 
-    def __init__(self, config: UniWeTokConfig):
+    def __init__(self, config: UniWeTokConfig, layer_idx: int = 0):
         super().__init__()
         self.input_layernorm = UniWeTokRMSNorm(config.hidden_size, config.norm_eps)
-        self.self_attn = UniWeTokAttention(config)
+        self.self_attn = UniWeTokAttention(config, layer_idx)
         self.post_attention_layernorm = UniWeTokRMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = UniWeTokMLP(config)
 

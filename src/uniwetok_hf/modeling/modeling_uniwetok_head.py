@@ -117,6 +117,19 @@ class UniWeTokHeadLayer(GradientCheckpointingLayer):
         return hidden_states + gate2 * self.mlp(modulated)
 
 
+class UniWeTokHeadFeedForwardLayer(GradientCheckpointingLayer):
+    """One block without attention, modulated by three vectors per token: scale, shift and gate."""
+
+    def __init__(self, config: UniWeTokHeadConfig):
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        self.mlp = UniWeTokHeadMLP(config)
+
+    def forward(self, hidden_states: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
+        scale, shift, gate = modulation.chunk(3, dim=-1)
+        return hidden_states + gate * self.mlp(self.input_layernorm(hidden_states) * (1 + scale) + shift)
+
+
 class UniWeTokBinaryHead(UniWeTokAdapterMixin, PreTrainedModel):
     """Predicts the bits of the tokens of a patch from a noisy version of them and the language model's hidden
     states."""
@@ -125,7 +138,7 @@ class UniWeTokBinaryHead(UniWeTokAdapterMixin, PreTrainedModel):
     base_model_prefix = "image_head"
     main_input_name = "noisy_codes"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["UniWeTokHeadLayer"]
+    _no_split_modules = ["UniWeTokHeadLayer", "UniWeTokHeadFeedForwardLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -136,10 +149,11 @@ class UniWeTokBinaryHead(UniWeTokAdapterMixin, PreTrainedModel):
         self.input_proj = nn.Linear(config.num_bits, config.hidden_size)
         self.condition_proj = nn.Linear(config.condition_size, config.hidden_size)
         self.time_embed = UniWeTokHeadTimeEmbedding(config)
-        self.layers = nn.ModuleList([UniWeTokHeadLayer(config) for _ in range(config.num_hidden_layers)])
+        layer, vectors = (UniWeTokHeadLayer, 6) if config.has_attention else (UniWeTokHeadFeedForwardLayer, 3)
+        self.layers = nn.ModuleList([layer(config) for _ in range(config.num_hidden_layers)])
         self.modulations = nn.ModuleList(
             [
-                UniWeTokConstantLinear(config.hidden_size, 6 * config.hidden_size)
+                UniWeTokConstantLinear(config.hidden_size, vectors * config.hidden_size)
                 for _ in range(config.num_modulation_layers)
             ]
         )
@@ -218,22 +232,27 @@ class UniWeTokBinaryHead(UniWeTokAdapterMixin, PreTrainedModel):
             Losses [num_draws, M], and the share of bits [num_draws, M] whose sign was predicted right.
         """
         num_draws = num_draws if timesteps is None else len(timesteps)
-        codes = codes.float().repeat(num_draws, 1, 1)  # [num_draws * M, P, bits]
-        condition = condition.repeat(num_draws, 1, 1)
-        if isinstance(generator, (list, tuple)):
-            generator = [*generator] * num_draws
+        codes, count, device = codes.float(), len(codes), codes.device
+        # Draw by draw: a generator gives other numbers when it is asked for all of them at once.
         if timesteps is None:
-            times = self.draw_timesteps(len(codes), generator, codes.device)
+            times = torch.cat([self.draw_timesteps(count, generator, device) for _ in range(num_draws)])
         else:
-            times = torch.tensor(timesteps, device=codes.device, dtype=torch.float32).repeat_interleave(
-                len(codes) // num_draws
-            )
-        noise = draw_noise(codes.shape, generator, codes.device)
-        time = times[:, None, None]
-        prediction = self(torch.lerp(noise, codes, time), times, condition)
-        losses = ((codes - prediction) / (1 - time).clamp_min(MIN_REMAINING_TIME)).square().mean((1, 2))
-        right = ((prediction > 0) == (codes > 0)).float().mean((1, 2))
+            times = torch.tensor(timesteps, device=device, dtype=torch.float32).repeat_interleave(count)
+        noise = torch.cat([draw_noise(codes.shape, generator, device) for _ in range(num_draws)])
+        codes = codes.repeat(num_draws, 1, 1)  # [num_draws * M, P, bits]
+        condition = condition.repeat(num_draws, 1, 1)
+        losses, right = self.losses_at(codes, condition, times, noise)
         return losses.view(num_draws, -1), right.view(num_draws, -1)
+
+    def losses_at(
+        self, codes: torch.Tensor, condition: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses [M] and shares of right bits [M] of patches of `codes` [M, P, bits] that `noise`, shaped like them,
+        makes noisy as of `timesteps` [M]; see [`compute_losses`]."""
+        time = timesteps[:, None, None]
+        prediction = self(torch.lerp(noise, codes, time), timesteps, condition)
+        losses = ((codes - prediction) / (1 - time).clamp_min(MIN_REMAINING_TIME)).square().mean((1, 2))
+        return losses, ((prediction > 0) == (codes > 0)).float().mean((1, 2))
 
     def compute_loss(
         self, codes: torch.Tensor, condition: torch.Tensor, generator: Generators = None, num_draws: int = 1

@@ -17,6 +17,7 @@ from .conversation import UniWeTokConversation, UniWeTokReply
 from .image_intake import EncodedImage
 from .pipeline_output import UniWeTokPipelineOutput
 from .pipeline_uniwetok import UniWeTokPipeline
+from .pipeline_uniwetok_class_to_image import UniWeTokClassToImagePipeline
 from .pipeline_uniwetok_edit import UniWeTokEditPipeline
 
 
@@ -31,13 +32,14 @@ auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING.setdefault("uniwetok", UniWeTokP
 auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.setdefault("uniwetok", UniWeTokEditPipeline)  # ty: ignore[no-matching-overload]
 # 3. Pipelines: `DiffusionPipeline.from_pretrained` looks for the class that `model_index.json` names in the namespace
 #    of diffusers, and nowhere else.
-for pipeline_class in (UniWeTokPipeline, UniWeTokEditPipeline):
+for pipeline_class in (UniWeTokPipeline, UniWeTokEditPipeline, UniWeTokClassToImagePipeline):
     if not hasattr(diffusers, pipeline_class.__name__):
         setattr(diffusers, pipeline_class.__name__, pipeline_class)
-add_push_to_hub(UniWeTokPipeline, UniWeTokEditPipeline)
+add_push_to_hub(UniWeTokPipeline, UniWeTokEditPipeline, UniWeTokClassToImagePipeline)
 
 __all__ = [
     "EncodedImage",
+    "UniWeTokClassToImagePipeline",
     "UniWeTokConversation",
     "UniWeTokEditPipeline",
     "UniWeTokPipeline",

@@ -8,7 +8,8 @@ from diffusers import DiffusionPipeline
 
 from ..modeling.noise_uniwetok import Generators
 from .lora_pipeline import UniWeTokLoraMixin
-from .pipeline_mixin import UniWeTokPipelineMixin, check_count, check_texts, repeat_each
+from .pipeline_base import check_count, check_texts, repeat_each
+from .pipeline_mixin import UniWeTokPipelineMixin
 from .pipeline_output import UniWeTokPipelineOutput
 
 

@@ -19,7 +19,8 @@ from PIL import Image
 from ..modeling.noise_uniwetok import Generators
 from .image_intake import EncodedImage
 from .lora_pipeline import UniWeTokLoraMixin
-from .pipeline_mixin import UniWeTokPipelineMixin, check_count, check_number, check_texts, repeat_each
+from .pipeline_base import check_count, check_number, check_texts, repeat_each
+from .pipeline_mixin import UniWeTokPipelineMixin
 from .pipeline_output import UniWeTokPipelineOutput
 from .writing import generate_text
 

@@ -1,0 +1,215 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""What all pipelines share: settings, the state of a call, and callbacks.
+
+A pipeline may be used from several threads at once, as may pipelines that share its parts (`from_pipe`): what a call
+writes is its own. `guidance_scale`, `num_timesteps` and `interrupt` are those of the call that runs in the thread that
+asks, or of its last one.
+
+Callbacks differ from those of diffusers, where a step denoises the whole picture. Here a step generates a patch:
+`num_timesteps` counts patches, the third argument of `callback_on_step_end` is that number in every call, and what the
+callback returns is not used.
+"""
+
+import math
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..modeling.noise_uniwetok import Generators
+
+
+@dataclass(eq=False)
+class GenerationState:
+    """What a pipeline tells of a generation while it runs, and afterwards."""
+
+    guidance_scale: float
+    num_timesteps: int
+    interrupt: bool = False
+
+
+class _StateOfThread(threading.local):
+    """The state of the last generation of each thread. A copy of it, in a copy of the pipeline, is empty."""
+
+    last: GenerationState | None = None
+
+    def __reduce__(self):
+        return type(self), ()
+
+
+class UniWeTokPipelineBase:
+    """Goes before `DiffusionPipeline` among the base classes of a pipeline."""
+
+    _callback_tensor_inputs = ["codes"]
+
+    # Attributes of `DiffusionPipeline`. The parts are not typed by this package's classes, here and in `__init__`: as
+    # remote code those are in files of their own.
+    scheduler: Any
+    config: Any
+    register_modules: Any
+    register_to_config: Any
+    progress_bar: Any
+    _execution_device: Any
+
+    def __init__(self):
+        super().__init__()
+        self._state_of_thread = _StateOfThread()
+        self._running: list[GenerationState] = []
+
+    @property
+    def guidance_scale(self) -> float:
+        """Weight of classifier-free guidance of this thread's last call."""
+        return self._last_state("guidance_scale").guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether this thread's last call was guided."""
+        return self.guidance_scale > 1
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of patches of a picture in this thread's last call: the callback is called once for each."""
+        return self._last_state("num_timesteps").num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether this thread's last call was interrupted. Set `pipe._interrupt = True` in a callback to stop that
+        call after the current patch; set in a thread that generates nothing, it stops all calls that run."""
+        return self._interrupt
+
+    @property
+    def _interrupt(self) -> bool:
+        state = self._state_of_thread.last
+        return state is not None and state.interrupt
+
+    @_interrupt.setter
+    def _interrupt(self, value: bool) -> None:
+        state = self._state_of_thread.last
+        for one in [state] if state in self._running else list(self._running):
+            one.interrupt = value
+
+    def _last_state(self, name: str) -> GenerationState:
+        if self._state_of_thread.last is None:
+            raise AttributeError(f"`{name}` is known once this thread has generated something.")
+        return self._state_of_thread.last
+
+    @contextmanager
+    def _new_state(self, guidance_scale: float, num_timesteps: int) -> Generator[GenerationState]:
+        """The state of a generation that runs meanwhile; a callback may run another one in it."""
+        outer = self._state_of_thread.last
+        self._state_of_thread.last = state = GenerationState(guidance_scale, num_timesteps)
+        self._running.append(state)
+        try:
+            yield state
+        finally:
+            self._running.remove(state)
+            if outer in self._running:
+                self._state_of_thread.last = outer
+
+    def check_settings(
+        self,
+        num_inference_steps: int,
+        guidance_scale: float,
+        generator: Generators,
+        num_images: int,
+        output_type: str = "pil",
+        callback_on_step_end_tensor_inputs: Sequence[str] = (),
+    ) -> None:
+        """Checks what all kinds of generation have in common; `num_images` are generated in all.
+
+        Raises:
+            ValueError: for an argument out of range; the message names it.
+        """
+        check_count("num_inference_steps", num_inference_steps)
+        check_number("guidance_scale", guidance_scale)
+        generators = generator if isinstance(generator, list | tuple) else [generator]
+        if generator is not None and not all(isinstance(one, torch.Generator) for one in generators):
+            raise ValueError(
+                "`generator` must be a torch.Generator, or a list with one per picture, such as "
+                f"torch.Generator().manual_seed(0), got {generator!r}."
+            )
+        if isinstance(generator, list) and len(generator) != num_images:
+            raise ValueError(
+                f"`generator` holds {len(generator)} generators, but {num_images} pictures are generated."
+            )
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
+        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` may hold {self._callback_tensor_inputs}, got {sorted(unknown)}."
+            )
+        if not hasattr(self.scheduler, "advance"):
+            raise ValueError(
+                "`scheduler` must be a BinaryFlowScheduler: no other samples bits. It is a "
+                f"{type(self.scheduler).__name__}."
+            )
+
+    @contextmanager
+    def _generation(
+        self,
+        guidance_scale: float,
+        num_patches: int,
+        callback_on_step_end: Callable | None,
+        callback_on_step_end_tensor_inputs: Sequence[str],
+    ) -> Generator[Callable[[int, torch.Tensor], bool]]:
+        """A generation that runs meanwhile, with its progress bar. Gives what a model is to call after each patch with
+        its index and the codes so far, and which answers whether the run ends."""
+        with self._new_state(guidance_scale, num_patches) as state, self.progress_bar(total=num_patches) as progress_bar:
+
+            def on_patch(step: int, codes: torch.Tensor) -> bool:
+                progress_bar.update()
+                if callback_on_step_end is not None:
+                    tensors = {"codes": codes}
+                    callback_kwargs = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                    callback_on_step_end(self, step, num_patches, callback_kwargs)
+                return state.interrupt
+
+            yield on_patch
+
+
+def bring_to_device(model: Any) -> None:
+    """Brings an offloaded model to its device: `enable_model_cpu_offload` waits for a call of the whole model, and these
+    pipelines call parts. `maybe_free_model_hooks` is the way back."""
+    if hasattr(model, "_hf_hook"):
+        model._hf_hook.pre_forward(model)
+
+
+def check_number(name: str, value) -> None:
+    """
+    Raises:
+        ValueError: when the argument `name` is no finite number.
+    """
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"`{name}` must be a number, got {value!r}.")
+
+
+def check_count(name: str, value) -> None:
+    """
+    Raises:
+        ValueError: when the argument `name` is no whole number of 1 or more.
+    """
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"`{name}` must be a whole number of 1 or more, got {value!r}.")
+
+
+def check_texts(name: str, value, may_be_empty: bool = False) -> None:
+    """
+    Raises:
+        ValueError: when the argument `name` is neither a text nor a list of texts, or one is empty that may not be.
+    """
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"`{name}` must be a text or a list of texts, got {value!r}.")
+    if not may_be_empty and not all(text.strip() for text in texts):
+        raise ValueError(f"`{name}` must not be empty, got {value!r}.")
+
+
+def repeat_each(values: Sequence, count: int) -> list:
+    """Each of `values`, `count` times in a row."""
+    return [value for value in values for _ in range(count)]
+
+
+__all__ = ["UniWeTokPipelineBase"]
