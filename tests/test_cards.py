@@ -2,7 +2,7 @@ import json
 
 import pytest
 from huggingface_hub import ModelCard
-from tiny_models import build_tiny_pipeline
+from tiny_models import build_tiny_class_pipeline, build_tiny_pipeline
 
 from uniwetok_hf import embedded_path
 from uniwetok_hf.cards import card_to_push, describe_training, model_card
@@ -26,6 +26,19 @@ def test_card_of_the_image_model_alone(tiny_model):
     text = str(model_card(tiny_model))
     assert "UniWeTokImageProcessor" in text and "UniWeTokPipeline" not in text
     assert "Not described by whoever pushed this model." in text
+
+
+def test_card_of_a_class_to_image_pipeline_and_its_model():
+    pipe = build_tiny_class_pipeline(2)
+    card = model_card(pipe, "someone/classes")
+    assert "class-to-image" in card.data.tags and card.data.pipeline_tag == "unconditional-image-generation"
+    head = sum(parameter.numel() for parameter in pipe.transformer.image_head.parameters())
+    rest = sum(parameter.numel() for parameter in pipe.transformer.parameters()) - head
+    for text in (str(card), str(model_card(pipe.transformer))):
+        assert f"| parameters, transformer | {rest:,} |" in text and "| classes | 5 |" in text
+        assert "{{" not in text and "language model" not in text
+    assert "not given" not in str(card)
+    assert 'UniWeTokClassToImagePipeline.from_pretrained("someone/classes"' in str(card)
 
 
 def test_unknown_embedded_name():

@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import dynamic_modules_utils
 from huggingface_hub.errors import RevisionNotFoundError
 from safetensors.torch import load_file
-from tiny_models import build_tiny_pipeline
+from tiny_models import build_tiny_class_pipeline, build_tiny_pipeline
 from transformers import (
     AutoImageProcessor,
     AutoModel,
@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from uniwetok_hf import (
+    UniWeTokClassToImagePipeline,
     UniWeTokEditPipeline,
     UniWeTokForCausalLM,
     UniWeTokImageProcessor,
@@ -143,6 +144,24 @@ def test_generated_classes_compute_the_same(patch_size, execute, auto_classes):
     assert_same(found, wanted)
 
 
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_generated_classes_make_the_same_of_a_class(patch_size, execute, auto_classes):
+    pipeline = build_tiny_class_pipeline(patch_size)
+    names = ("UniWeTokClassToImageModel", "UniWeTokModel", "UniWeTokImageProcessor", "UniWeTokClassToImagePipeline")
+    model_file, vision_file, processor_file, pipeline_file = map(execute, names)
+    config = model_file.UniWeTokClassToImageConfig(**pipeline.transformer.config.to_dict())
+    model = model_file.UniWeTokClassToImageModel(config).eval()
+    model.load_state_dict(pipeline.transformer.state_dict())
+    vision = vision_file.UniWeTokModel(vision_file.UniWeTokConfig(**pipeline.vision_model.config.to_dict())).eval()
+    vision.load_state_dict(pipeline.vision_model.state_dict())
+    scheduler = execute("BinaryFlowScheduler").BinaryFlowScheduler()
+    processor = processor_file.UniWeTokImageProcessor(stride=32)
+    options = {name: pipeline.config[name] for name in ("id2label", "default_num_inference_steps")}
+    options["default_guidance_scale"] = pipeline.config.default_guidance_scale
+    own = pipeline_file.UniWeTokClassToImagePipeline(model, vision, processor, scheduler, **options)
+    assert_same(without_package.compute_classes(own), without_package.compute_classes(pipeline))
+
+
 def assert_same(found: dict, wanted: dict):
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
@@ -162,6 +181,17 @@ def test_code_of_a_folder(tmp_path):
     before = {path: (tmp_path / path).read_text() for path in written}
     add_code(tmp_path)
     assert before == {path: (tmp_path / path).read_text() for path in written}
+
+
+def test_code_of_a_class_to_image_folder(tmp_path):
+    build_tiny_class_pipeline().save_pretrained(tmp_path)
+    assert {path for path in add_code(tmp_path) if path.endswith(".py")} == {
+        "transformer/modeling_uniwetok_class_to_image.py",
+        "vision_model/modeling_uniwetok.py",
+        "image_processor/image_processing_uniwetok.py",
+        "scheduler/scheduling_binary_flow.py",
+        "pipeline_uniwetok_class_to_image.py",
+    }
 
 
 def test_folder_with_nothing_of_ours(tmp_path):
@@ -347,6 +377,7 @@ def test_everything_without_the_package(hub, tmp_path):
     for name, parts in {"mllm": (pipeline.mllm, pipeline.processor), "vision": (vision, image_processor)}.items():
         for part in parts:
             part.push_to_hub(f"org/{name}", include_code=True)
+    build_tiny_class_pipeline(2).push_to_hub("org/classes", include_code=True)
     command = [sys.executable, "-I", "-S", without_package.__file__, sysconfig.get_path("purelib"), tmp_path]
     run = subprocess.run(
         command, env=hub.environ(tmp_path), cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True
@@ -369,6 +400,8 @@ def test_everything_without_the_package(hub, tmp_path):
         "UniWeTokImageProcessor",
         "UniWeTokForCausalLM",
         "UniWeTokProcessor",
+        "UniWeTokClassToImagePipeline",
+        "UniWeTokClassToImageModel",
     ]
     assert not report["has the package"]
     wanted = without_package.compute(
@@ -381,3 +414,5 @@ def test_everything_without_the_package(hub, tmp_path):
     )
     for name in ("apart", "inner"):
         assert_same(load_file(tmp_path / f"{name}.safetensors"), wanted)
+    classes = UniWeTokClassToImagePipeline.from_pretrained("org/classes")
+    assert_same(load_file(tmp_path / "classes.safetensors"), without_package.compute_classes(classes))

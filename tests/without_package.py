@@ -44,6 +44,16 @@ def compute(vision, image_processor, mllm, processor, pipe, edit) -> dict:
     return {name: tensor.contiguous() for name, tensor in results.items()}
 
 
+def compute_classes(pipe) -> dict:
+    """The same of a class-to-image pipeline."""
+    import torch
+
+    pipe.set_progress_bar_config(disable=True)
+    pipe.transformer, pipe.vision_model = copy.deepcopy(pipe.transformer), copy.deepcopy(pipe.vision_model)
+    generators = {kind: torch.Generator().manual_seed(0) for kind in ("latent", "pt")}
+    return {kind: pipe("otter", output_type=kind, generator=one).images for kind, one in generators.items()}
+
+
 def main(packages: str, output: str):
     """Loads by id with every Auto class and with `DiffusionPipeline`; saves the results."""
     sys.path.append(packages)  # and not by `site`, which would find this package, installed for development
@@ -95,6 +105,9 @@ def main(packages: str, output: str):
     inner_processor = AutoProcessor.from_pretrained("org/pipe", subfolder="processor", **with_code)
     loaded = [pipe, edit, same_parts, vision, image_processor, mllm, chat, base, processor, inner_image_processor]
     loaded += [inner, inner_processor]
+    classes = DiffusionPipeline.from_pretrained("org/classes", **with_code)
+    loaded += [classes, AutoModel.from_pretrained("org/classes", subfolder="transformer", **with_code)]
+    save_file(compute_classes(classes), f"{output}/classes.safetensors")
     save_file(compute(vision, image_processor, mllm, processor, pipe, edit), f"{output}/apart.safetensors")
     whole = compute(inner.vision_model, inner_image_processor, chat, inner_processor, pipe, same_parts)
     save_file(whole, f"{output}/inner.safetensors")

@@ -25,6 +25,15 @@ PIPELINE_TAGS = {
     "image tokenizer": "image-feature-extraction",
     "language model": "image-text-to-text",
     "pipeline": "text-to-image",
+    "class-to-image model": "unconditional-image-generation",
+    "class-to-image pipeline": "unconditional-image-generation",
+}
+TAGS = {
+    "image tokenizer": [],
+    "language model": ["text-to-image", "image-editing"],
+    "pipeline": ["text-to-image", "image-editing"],
+    "class-to-image model": ["class-to-image"],
+    "class-to-image pipeline": ["class-to-image"],
 }
 # The description in the generic cards of transformers and diffusers.
 GENERIC = re.compile(r"This is the model card of .* has been automatically generated\.")
@@ -58,7 +67,7 @@ def model_card(
     results: Paths | None = None,
     **sections,
 ) -> ModelCard:
-    """The card of a [`UniWeTokModel`], a [`UniWeTokForCausalLM`] or a pipeline.
+    """The card of a [`UniWeTokModel`], a [`UniWeTokForCausalLM`], a [`UniWeTokClassToImageModel`] or a pipeline.
 
     Args:
         model: sizes and numbers of parameters are read from it.
@@ -73,35 +82,57 @@ def model_card(
     Raises:
         ValueError: when `results` has none, damaged ones, or those of several models.
     """
-    mllm = getattr(model, "mllm", model if hasattr(model, "image_head") else None)
-    kind = "image tokenizer" if mllm is None else "pipeline" if mllm is not model else "language model"
-    vision_model = model if mllm is None else mllm.vision_model
-    numbers = {
-        "stride": f"{vision_model.config.stride} x {vision_model.config.stride}",
-        "num_bits": vision_model.config.num_bits,
-        "encoder_parameters": _count(vision_model.encoder),
-        "decoder_parameters": _count(vision_model.decoder),
-        "stored_dtype": str(vision_model.dtype).removeprefix("torch."),
-    }
-    if mllm is not None:
-        numbers |= {
-            "language_model_parameters": _count(mllm.model.language_model),
-            "head_parameters": _count(mllm.image_head),
-            "patch_size": mllm.config.patch_size,
-        }
+    kind, numbers = _kind_and_numbers(model)
     name = sections.get("model_name") or (model_id or "UniWeTok model").split("/")[-1]
     tables, scores = (None, None) if results is None else read_results(results)
     data = ModelCardData(
         license=license,
         library_name="uniwetok-hf",
         pipeline_tag=PIPELINE_TAGS[kind],
-        tags=["uniwetok", "image-tokenizer", *(["text-to-image", "image-editing"] if mllm is not None else [])],
+        tags=["uniwetok", "image-tokenizer", *TAGS[kind]],
         datasets=datasets,
         model_name=name if scores else None,
         eval_results=scores or None,
     )
     texts = {"model_name": name, "evaluation": tables, **numbers, **sections}
     return _signed(ModelCard.from_template(data, TEMPLATE, kind=kind, model_id=model_id, **texts))
+
+
+def _kind_and_numbers(model) -> tuple[str, dict]:
+    """What the template calls a model or pipeline, and the numbers of its parts."""
+    mllm, transformer, vision_model = getattr(model, "mllm", None), getattr(model, "transformer", None), None
+    if mllm is not None or hasattr(model, "lm_head"):
+        kind = "language model" if mllm is None else "pipeline"
+        mllm = mllm or model
+        vision_model = mllm.vision_model
+        numbers = {
+            "language_model_parameters": _count(mllm.model.language_model),
+            "head_parameters": _count(mllm.image_head),
+            "patch_size": mllm.config.patch_size,
+        }
+    elif transformer is not None or hasattr(model, "class_embedding"):
+        kind = "class-to-image model" if transformer is None else "class-to-image pipeline"
+        vision_model, transformer = getattr(model, "vision_model", None), transformer or model
+        head = sum(parameter.numel() for parameter in transformer.image_head.parameters())
+        numbers = {
+            "transformer_parameters": f"{sum(one.numel() for one in transformer.parameters()) - head:,}",
+            "head_parameters": f"{head:,}",
+            "patch_size": transformer.config.patch_size,
+            "num_classes": transformer.config.num_classes,
+            "num_bits": transformer.config.num_bits,
+            "stored_dtype": str(transformer.dtype).removeprefix("torch."),
+        }
+    else:
+        kind, vision_model, numbers = "image tokenizer", model, {}
+    if vision_model is not None:
+        numbers |= {
+            "stride": f"{vision_model.config.stride} x {vision_model.config.stride}",
+            "num_bits": vision_model.config.num_bits,
+            "encoder_parameters": _count(vision_model.encoder),
+            "decoder_parameters": _count(vision_model.decoder),
+            "stored_dtype": str(vision_model.dtype).removeprefix("torch."),
+        }
+    return kind, numbers
 
 
 def adapter_card(

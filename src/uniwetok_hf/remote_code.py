@@ -56,6 +56,10 @@ PARTS = {
             "AutoModelForImageTextToText": "UniWeTokForCausalLM",
         },
     ),
+    "UniWeTokClassToImageModel": Part(
+        "modeling/modeling_uniwetok_class_to_image.py",
+        {"AutoConfig": "UniWeTokClassToImageConfig", "AutoModel": "UniWeTokClassToImageModel"},
+    ),
     "UniWeTokImageProcessor": Part(
         "modeling/image_processing_uniwetok.py", {"AutoImageProcessor": "UniWeTokImageProcessor"}
     ),
@@ -66,8 +70,14 @@ PARTS = {
     "BinaryFlowScheduler": Part("schedulers/scheduling_binary_flow.py"),
     "UniWeTokPipeline": Part("pipelines/pipeline_uniwetok.py"),
     "UniWeTokEditPipeline": Part("pipelines/pipeline_uniwetok_edit.py"),
+    "UniWeTokClassToImagePipeline": Part("pipelines/pipeline_uniwetok_class_to_image.py"),
 }
-MODEL_TYPES = {"uniwetok": "UniWeTokModel", "uniwetok_mllm": "UniWeTokForCausalLM"}
+MODEL_TYPES = {
+    "uniwetok": "UniWeTokModel",
+    "uniwetok_mllm": "UniWeTokForCausalLM",
+    "uniwetok_class_to_image": "UniWeTokClassToImageModel",
+}
+SAME_PARTS = ("UniWeTokPipeline", "UniWeTokEditPipeline")  # a folder of one loads as the other, too
 
 
 def add_code(folder: str | Path) -> list[str]:
@@ -99,7 +109,8 @@ def add_code(folder: str | Path) -> list[str]:
                 written[folder / component / f"{PARTS[value[1]].module}.py"] = generate(value[1])
         if isinstance(fields["_class_name"], str):
             fields["_class_name"] = [PARTS[fields["_class_name"]].module, fields["_class_name"]]
-        for name in ("UniWeTokPipeline", "UniWeTokEditPipeline"):  # they have the same parts
+        name = fields["_class_name"][1]
+        for name in SAME_PARTS if name in SAME_PARTS else (name,):
             written[folder / f"{PARTS[name].module}.py"] = generate(name)
         written[index] = _as_json(fields)
     if not written:

@@ -3,10 +3,10 @@
 import unittest
 
 import pytest
-from tiny_models import TINY_VISION, build_tiny_mllm
+from tiny_models import TINY_CLASS_TO_IMAGE, TINY_VISION, build_tiny_mllm
 
 from tests.contract.library_tests import library_tests
-from uniwetok_hf import UniWeTokConfig, UniWeTokHeadConfig, UniWeTokMLLMConfig
+from uniwetok_hf import UniWeTokClassToImageConfig, UniWeTokConfig, UniWeTokHeadConfig, UniWeTokMLLMConfig
 
 
 common = library_tests("test_configuration_common")
@@ -23,6 +23,9 @@ class TestConfigurations(unittest.TestCase):
 
     def test_head(self):
         self.run_tests(UniWeTokHeadConfig, num_bits=16, condition_size=64, hidden_size=32, head_dim=16)
+
+    def test_class_to_image(self):
+        self.run_tests(UniWeTokClassToImageConfig, **TINY_CLASS_TO_IMAGE)
 
     def test_language_model(self):
         self.model_tester = self  # of which the common tests want `get_config`

@@ -194,6 +194,13 @@ def test_what_training_leaves_out_and_flips():
     assert torch.equal(model(codes, labels, generator=seeded(0)).conditions, model.read(codes, labels))
 
 
+def test_a_tuple_holds_the_same():
+    model, codes, labels = build_tiny_class_to_image(), random_codes(), torch.tensor([0, 1])
+    named = model(codes, labels, generator=seeded(0))
+    for found, wanted in zip(model(codes, labels, generator=seeded(0), return_dict=False), named.values(), strict=True):
+        assert torch.equal(found, wanted)
+
+
 def test_fixed_times_need_no_draw_of_times():
     model = build_tiny_class_to_image()
     output = model(random_codes(), torch.tensor([0, 1]), generator=seeded(0), timesteps=[0.0, 0.5])
