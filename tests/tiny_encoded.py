@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
 from PIL import Image
 from tiny_training import VISION, write
 
@@ -122,6 +123,41 @@ def language_training(folder: Path) -> dict:
     vision = build_vision()
     vision.save_pretrained(folder / "vision")
     return {**LANGUAGE, **encode_tasks(folder, vision), "vision_model": str(folder / "vision")}
+
+
+CLASSES = {
+    "max_train_steps": 4,
+    "batch_size": 4,
+    "learning_rate": 1e-3,
+    "lr_warmup_steps": 1,
+    "ema_decay": 0.9,
+    "logging_steps": 1,
+    "validation_steps": 2,
+    "checkpointing_steps": 2,
+    "validation_samples": 5,
+    "num_inference_steps": 2,
+    "guidance_scale": 2.0,
+    "model": {"patch_size": 2, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+    "head": {"num_hidden_layers": 2, "num_modulation_layers": 1},
+}
+
+
+def class_training(folder: Path) -> dict:
+    """Fields of a training of a class-to-image model on squares of three colours; image tokenizer and codes are in
+    `folder`."""
+    vision = build_vision()
+    vision.save_pretrained(folder / "vision")
+    names = ["red", "green", "blue"]
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=names)})
+
+    def source(split: str, count: int, seed: int) -> list[dict]:
+        texts, images = zip(*shapes(count, seed), strict=True)
+        rows = {"image": list(images), "label": [names.index(text.split()[1]) for text in texts]}
+        dataset = Dataset.from_dict(rows, features=features)
+        return [{"path": encode(dataset, folder / split, vision, num_variants=3, mirrored=True)}]
+
+    data = {"data": source("train", 24, 0), "validation_data": source("test", 6, 1)}
+    return {**CLASSES, **data, "vision_model": str(folder / "vision")}
 
 
 def run(fields, folder, **more):

@@ -138,7 +138,6 @@ class TestClassToImage(ModelTest, unittest.TestCase):
     def setUp(self):
         self.model_tester = ClassToImageTester(self.patch_size)
 
-    test_model_get_set_embeddings = skipped("It embeds classes, not words.")
     test_hidden_states_output = skipped("It returns a loss and conditions.")
     test_retain_grad_hidden_states_attentions = skipped("It returns a loss and conditions.")
 

@@ -1,6 +1,7 @@
 """Two processes (gloo, CPU) on half batches compute what one computes on whole ones; with FSDP, too, which spreads the
 weights over them."""
 
+import json
 import os
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import dump_gradients
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_encoded import language_training, later
+from tiny_encoded import class_training, language_training, later
 from tiny_training import VISION, all_losses, assert_same_weights, log_lines, write
 
 from uniwetok_hf import UniWeTokPipeline
@@ -83,14 +84,15 @@ def language_fields(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(language_fields, fixtures, tmp_path_factory):
-    """Both trainings, that of the tokenizer with every loss, on one and on two processes; these do both in a row."""
+    """All trainings, that of the tokenizer with every loss, on one and on two processes; these do them in a row."""
     folder = tmp_path_factory.mktemp("runs")
     fields = {**VISION, "data": [{"path": str(fixtures / "emoji")}], **all_losses(folder), "max_train_steps": 3}
     fields["validation_data"] = {"path": str(fixtures / "emoji"), "split": "validation"}
     # Where gradients nearly cancel, rounding decides which way Adam goes, by the learning rate: so steps are small.
     # And the entropy of latents around 0 is 4 times as steep as they, not 400 times.
     fields |= {"max_grad_norm": None, "learning_rate": 1e-6, "entropy": {"temperature": 1.0}}
-    return on_one_and_two(folder, tokenizer=fields, mllm=language_fields)
+    classes = class_training(folder / "classes-data") | {"max_train_steps": 3, "max_grad_norm": None}
+    return on_one_and_two(folder, tokenizer=fields, mllm=language_fields, classes=classes | {"learning_rate": 1e-5})
 
 
 @pytest.fixture
@@ -122,6 +124,25 @@ def test_the_language_model_gets_the_same_gradients(language):
 
 def test_the_language_model_gets_the_same_losses(language):
     assert_same_logs(*(language[1][processes][1] for processes in (1, 2)))
+
+
+def test_the_class_to_image_model_gets_the_same(runs):
+    assert_same_gradients(runs["classes"], count=3)
+    assert_same_logs(*(runs["classes"][processes][1] for processes in (1, 2)))
+
+
+@pytest.mark.slow
+def test_fsdp_trains_classes_like_one_process(runs, tmp_path):
+    run = runs["classes"][1][1]
+    fields = {**json.loads((run / "config.json").read_text()), "ema_decay": None}
+    path = write(tmp_path, fields, output_dir=str(tmp_path / "run"))
+    settings = {"FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+    run_on_two("fsdp-classes", str(path), str(tmp_path / "none.pt"), ACCELERATE_USE_FSDP="true", **settings)
+    losses = [[line["loss"] for line in log_lines(folder)] for folder in (run, tmp_path / "run")]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5, rel=1e-5)
+    export_checkpoint(tmp_path / "run", tmp_path / "exported")
+    weights = Path("transformer", "model.safetensors")
+    assert_same_weights(tmp_path / "exported" / weights, tmp_path / "run" / "pipeline" / weights)
 
 
 @pytest.mark.slow

@@ -122,6 +122,11 @@ def _add_picture_options(parser: argparse.ArgumentParser) -> None:
         help="flip half of the crops horizontally; not where letters, or left and right, matter",
     )
     parser.add_argument(
+        "--mirrored",
+        action="store_true",
+        help="encode the mirror image of each of the K, too, for class-to-image training",
+    )
+    parser.add_argument(
         "--same-crops",
         action="store_true",
         help="use the same crops in all rows, for edits that are pairs of rows",
@@ -166,6 +171,7 @@ def run_encode_dataset(args: argparse.Namespace) -> None:
             num_variants=args.variants,
             crop_scale=args.crop_scale,
             flip=args.flip,
+            mirrored=args.mirrored,
             same_crops=args.same_crops,
             seed=args.seed,
             rows_per_part=args.rows_per_part,

@@ -1,4 +1,4 @@
-"""`uniwetok train tokenizer|mllm`: trainings that YAML files configure."""
+"""`uniwetok train tokenizer|mllm|class-to-image`: trainings that YAML files configure."""
 
 import argparse
 import contextlib
@@ -16,6 +16,7 @@ from .common import CommandError, add_group, load_package, user_errors
 TRAINERS = {
     "tokenizer": ("train_uniwetok", "UniWeTokTrainingConfig", "the image tokenizer"),
     "mllm": ("train_mllm", "MLLMTrainingConfig", "the unified language model"),
+    "class-to-image": ("train_class_to_image", "ClassToImageTrainingConfig", "the class-to-image model"),
 }
 DESCRIPTION = """\
 Train {what} with the settings of YAML files.
@@ -32,6 +33,10 @@ EXAMPLES = {
         "--config small_mllm",
         "--config my_mllm.yaml --set output_dir=runs/second --set seed=1",
         "--config small_lora --set output_dir=runs/adapter",
+    ],
+    "class-to-image": [
+        "--config small_class_to_image",
+        "--config imagenet_b --set output_dir=runs/b --set gradient_accumulation_steps=2",
     ],
 }
 
@@ -65,7 +70,7 @@ def add_commands(commands) -> None:
     kinds = add_group(
         commands,
         "train",
-        "Train the image tokenizer or the language model with the settings of YAML files.\n"
+        "Train the image tokenizer, the language model or the class-to-image model with the settings of YAML files.\n"
         "An interrupted training is resumed by the same command; needs the extra `train`.",
         [f"tokenizer {EXAMPLES['tokenizer'][0]}", f"mllm {EXAMPLES['mllm'][0]}"],
     )

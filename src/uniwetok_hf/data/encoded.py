@@ -6,7 +6,8 @@ A folder holds `part-00000.parquet`, `part-00001.parquet`, ... and `encoding.jso
 all columns of the source are as they were, but those of pictures: a picture is a list with one item per variant, the
 plain picture first and then its random crops. An item is `{"codes", "height", "width"}`: packed bits (`pack_codes`,
 row by row, 16 bytes a token of 128 bits) of height x width tokens. Variant k of all pictures of a row was cropped and
-mirrored alike; with `same_crops`, that of all rows. A column of lists of pictures holds lists of such lists.
+mirrored alike; with `same_crops`, that of all rows. With `mirrored`, each is followed by its mirror image. A column of
+lists of pictures holds lists of such lists.
 """
 
 import dataclasses

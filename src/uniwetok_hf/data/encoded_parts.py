@@ -48,6 +48,8 @@ class EncodingSettings:
     crop_scale: smallest side of a random crop, as a share of the picture's.
     flip: whether half of the random crops are mirrored. Off by default: captions and edits speak of left and right,
         and letters can't be mirrored.
+    mirrored: whether each encoding of a picture is followed by that of its mirror image, so that there are twice as
+        many.
     same_crops: whether variant k is the same crop in all rows, so that it stays comparable between rows: for edits
         that are a table of rows. Otherwise every row has its own crops.
     seed: of the random crops.
@@ -64,6 +66,7 @@ class EncodingSettings:
     num_variants: int = 1
     crop_scale: float = 0.8
     flip: bool = False
+    mirrored: bool = False
     same_crops: bool = False
     seed: int = 0
     rows_per_part: int = 1000
@@ -82,8 +85,15 @@ class EncodingSettings:
             raise ValueError(f"`fit` must be one of {', '.join(FITS)}, got {self.fit!r}.")
         if not 0 < self.crop_scale <= 1:
             raise ValueError(f"`crop_scale` must be above 0 and at most 1, got {self.crop_scale}.")
+        if self.flip and self.mirrored:
+            raise ValueError("`flip` and `mirrored` can't be given together: `mirrored` stores both of each.")
         if self.num_variants > 1 and self.crop_scale == 1 and not self.flip:
             raise ValueError("`num_variants`: with a `crop_scale` of 1 and no `flip` all variants would be the same.")
+
+    @property
+    def num_encodings(self) -> int:
+        """Encodings of one picture."""
+        return self.num_variants * (2 if self.mirrored else 1)
 
     def check_stride(self, stride: int) -> None:
         """Raises a ValueError unless all sizes are multiples of a patch of tokens of `stride` pixels."""
@@ -213,7 +223,10 @@ class PartEncoder:
         for _ in range(self.settings.num_variants - 1):
             numbers = torch.rand(4, dtype=torch.float32, generator=generator).tolist()
             pictures.append(random_crop(picture, self.settings.crop_scale, self.settings.flip, numbers))
-        return [self._fit(picture) for picture in pictures], stored_size(cell)
+        variants = [self._fit(picture) for picture in pictures]
+        if self.settings.mirrored:
+            variants = [one for variant in variants for one in (variant, np.ascontiguousarray(variant[..., ::-1]))]
+        return variants, stored_size(cell)
 
     def _fit(self, picture: Image.Image) -> np.ndarray:
         size = {"longest_edge": self.settings.longest_edge}

@@ -219,7 +219,7 @@ def _begin(folder: Path, state: dict) -> Encoding | None:
                 f"`dataset`: captions or other columns beside the pictures are not what they were when {folder} was "
                 "begun; name another folder, or remove this one."
             )
-        before = saved.get(name, False if name == "same_crops" else None)  # older folders don't say it
+        before = saved.get(name, False if name in ("same_crops", "mirrored") else None)  # older folders don't say it
         if name not in ("model", "source_words", "streams") and before != value:  # a model: by its fingerprint
             hint = ""
             if name == "fingerprint":
@@ -296,7 +296,7 @@ class _Progress:
 
         total = None
         if _has_length(dataset) and not any(isinstance(dataset.features[name], List) for name in settings.columns):
-            total = len(dataset) * len(settings.columns) * settings.num_variants
+            total = len(dataset) * len(settings.columns) * settings.num_encodings
         self.bar = tqdm(total=total, desc="encoding", unit=" pictures", leave=False, disable=None)
         self.count, self.start = 0, time.monotonic()
         self.times: list[tuple[float, int]] = []  # of the first and of the last report, with all encodings up to it
@@ -433,7 +433,7 @@ def _finish(folder: Path, state: dict, num_parts: int, speed: float | None) -> E
         num_bits=state["num_bits"],
         stride=state["stride"],
         picture_columns=state["columns"],
-        num_variants=state["num_variants"],
+        num_variants=state["num_variants"] * (2 if state["mirrored"] else 1),
         num_rows=sum(part.num_rows for part in parts) - len(skipped),
         num_parts=num_parts,
         num_skipped=len(skipped),

@@ -111,13 +111,14 @@ class UniWeTokClassToImageModel(UniWeTokAdapterMixin, PreTrainedModel):
     base_model_prefix = "transformer"
     main_input_name = "codes"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["UniWeTokLayer", "UniWeTokHeadLayer", "UniWeTokHeadFeedForwardLayer"]
+    _no_split_modules = ["UniWeTokLayer", "UniWeTokHeadLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    _input_embed_layer = "class_embedding"
 
     def __init__(self, config: UniWeTokClassToImageConfig):
         super().__init__(config)
@@ -221,7 +222,7 @@ class UniWeTokClassToImageModel(UniWeTokAdapterMixin, PreTrainedModel):
         """Conditions [B, N, D] of all tokens of `codes` [B, bits, h, w], in the order of generation; that of a token
         depends on the class and the patches before its own."""
         tokens = codes_to_tokens(codes, self.config.patch_size)[:, : -self.config.tokens_per_patch]
-        embeddings = torch.cat([self.embed_classes(class_labels), self.embed_tokens(tokens)], dim=1)
+        embeddings = torch.cat([self.embed_classes(class_labels), self.embed_image_tokens(tokens)], dim=1)
         hidden_states = self._transform(embeddings, self._rotary_tables(codes.device), **kwargs)
         return hidden_states[:, -self.config.num_tokens :] + self._token_positions(codes.device)
 
@@ -230,7 +231,7 @@ class UniWeTokClassToImageModel(UniWeTokAdapterMixin, PreTrainedModel):
         classes = self.class_embedding(class_labels).unflatten(-1, (self.config.num_class_tokens, -1))
         return classes if self.queries is None else torch.cat([classes, self.queries(len(classes))], dim=1)
 
-    def embed_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+    def embed_image_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         """Embeddings [..., D] of tokens [..., bits]."""
         return self.projector(tokens.to(self.dtype))
 
@@ -358,7 +359,7 @@ class UniWeTokClassToImageModel(UniWeTokAdapterMixin, PreTrainedModel):
                 conditions.append(condition)
             if callback is not None and callback(step, codes.clone()):
                 break
-            embeddings = self.embed_tokens(tokens.repeat(len(condition) // len(tokens), 1, 1))
+            embeddings = self.embed_image_tokens(tokens.repeat(len(condition) // len(tokens), 1, 1))
         return UniWeTokClassToImageCodes(codes, tuple(conditions) if output_conditions else None)
 
     def _sample_patch(

@@ -100,34 +100,27 @@ class UniWeTokHeadMLP(nn.Module):
 
 
 class UniWeTokHeadLayer(GradientCheckpointingLayer):
-    """One block, modulated by six vectors per token: scale, shift and gate of attention, then of the feed-forward."""
+    """One block, modulated by six vectors per token: scale, shift and gate of attention, then of the feed-forward. A
+    block without attention has the feed-forward and its three vectors alone."""
 
     def __init__(self, config: UniWeTokHeadConfig):
         super().__init__()
+        self.has_attention = config.has_attention
         self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
-        self.self_attn = UniWeTokHeadAttention(config)
-        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        if self.has_attention:
+            self.self_attn = UniWeTokHeadAttention(config)
+            self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
         self.mlp = UniWeTokHeadMLP(config)
 
     def forward(self, hidden_states: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
+        if not self.has_attention:
+            scale, shift, gate = modulation.chunk(3, dim=-1)
+            return hidden_states + gate * self.mlp(self.input_layernorm(hidden_states) * (1 + scale) + shift)
         scale1, shift1, gate1, scale2, shift2, gate2 = modulation.chunk(6, dim=-1)
         modulated = self.input_layernorm(hidden_states) * (1 + scale1) + shift1
         hidden_states = hidden_states + gate1 * self.self_attn(modulated)
         modulated = self.post_attention_layernorm(hidden_states) * (1 + scale2) + shift2
         return hidden_states + gate2 * self.mlp(modulated)
-
-
-class UniWeTokHeadFeedForwardLayer(GradientCheckpointingLayer):
-    """One block without attention, modulated by three vectors per token: scale, shift and gate."""
-
-    def __init__(self, config: UniWeTokHeadConfig):
-        super().__init__()
-        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
-        self.mlp = UniWeTokHeadMLP(config)
-
-    def forward(self, hidden_states: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
-        scale, shift, gate = modulation.chunk(3, dim=-1)
-        return hidden_states + gate * self.mlp(self.input_layernorm(hidden_states) * (1 + scale) + shift)
 
 
 class UniWeTokBinaryHead(UniWeTokAdapterMixin, PreTrainedModel):
@@ -138,7 +131,7 @@ class UniWeTokBinaryHead(UniWeTokAdapterMixin, PreTrainedModel):
     base_model_prefix = "image_head"
     main_input_name = "noisy_codes"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["UniWeTokHeadLayer", "UniWeTokHeadFeedForwardLayer"]
+    _no_split_modules = ["UniWeTokHeadLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -149,8 +142,8 @@ class UniWeTokBinaryHead(UniWeTokAdapterMixin, PreTrainedModel):
         self.input_proj = nn.Linear(config.num_bits, config.hidden_size)
         self.condition_proj = nn.Linear(config.condition_size, config.hidden_size)
         self.time_embed = UniWeTokHeadTimeEmbedding(config)
-        layer, vectors = (UniWeTokHeadLayer, 6) if config.has_attention else (UniWeTokHeadFeedForwardLayer, 3)
-        self.layers = nn.ModuleList([layer(config) for _ in range(config.num_hidden_layers)])
+        vectors = 6 if config.has_attention else 3
+        self.layers = nn.ModuleList([UniWeTokHeadLayer(config) for _ in range(config.num_hidden_layers)])
         self.modulations = nn.ModuleList(
             [
                 UniWeTokConstantLinear(config.hidden_size, vectors * config.hidden_size)

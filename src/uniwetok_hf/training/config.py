@@ -145,6 +145,19 @@ def check_at_least(config, least: int, *names: str) -> None:
             raise ValueError(f"`{name}` must be {least} or more, got {value}.")
 
 
+def check_fields(name: str, values: Mapping, config_class: type) -> None:
+    """Checks names that go into the config of a model, which takes any.
+
+    Raises:
+        ValueError: when `values` of the field `name` has one that `config_class`, a dataclass, does not.
+    """
+    known = [field.name for field in dataclasses.fields(config_class)]
+    for unknown in sorted(set(values) - set(known)):
+        close = difflib.get_close_matches(unknown, known, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise ValueError(f"`{name}.{unknown}` is no field of {config_class.__name__}{hint}.")
+
+
 def check_share(config, *names: str) -> None:
     """
     Raises:

@@ -20,9 +20,11 @@ from torch import nn
 from ..adapters import CONFIG_FILE, load_peft, save_adapter
 from ..files import WriteError, one_line, read_json, save_whole, write_failure
 from ..modeling.configuration_uniwetok import UniWeTokConfig
+from ..modeling.configuration_uniwetok_class_to_image import UniWeTokClassToImageConfig
 from ..modeling.configuration_uniwetok_mllm import UniWeTokMLLMConfig
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..modeling.modeling_uniwetok import UniWeTokModel
+from ..modeling.modeling_uniwetok_class_to_image import UniWeTokClassToImageModel
 from ..modeling.modeling_uniwetok_mllm import UniWeTokForCausalLM
 from ..modeling.processing_uniwetok import UniWeTokProcessor
 from ..provenance import RECORD
@@ -32,7 +34,7 @@ from .run import seeded_weights
 
 
 if TYPE_CHECKING:
-    from ..pipelines import UniWeTokPipeline  # slow to import, and no training of the image tokenizer needs it
+    from ..pipelines import UniWeTokClassToImagePipeline, UniWeTokPipeline  # slow to import, and no training of the image tokenizer needs it
 
 
 ARCHITECTURE, FIELDS = "architecture", "export.json"
@@ -45,7 +47,7 @@ WRAPPERS = ("module.", "_orig_mod.")  # what DDP and torch.compile put before na
 
 @dataclass
 class ExportFields:
-    """`export.json`: what the result is (`model`, `pipeline` or `adapter`), the parameters' names in the order of
+    """`export.json`: what the result is (one of `WRITERS`), the parameters' names in the order of
     their averages, the dtype in which the result is saved, and the name of an adapter's base model."""
 
     result: str
@@ -80,11 +82,19 @@ def pipeline_parts(pipeline: "UniWeTokPipeline") -> list[tuple]:
     return [*parts, (mllm.generation_config, "mllm"), (_PipelineConfig(pipeline), "")]
 
 
+def class_pipeline_parts(pipeline: "UniWeTokClassToImagePipeline") -> list[tuple]:
+    """The parts of a class-to-image pipeline for [`write_architecture`]: without the weights that are trained, but with
+    the image tokenizer, which is not in a checkpoint."""
+    parts = [(pipeline.vision_model, "vision_model"), (pipeline.image_processor, "image_processor")]
+    parts += [(pipeline.scheduler, "scheduler"), (pipeline.transformer.config, "transformer")]
+    return [*parts, (_PipelineConfig(pipeline), "")]
+
+
 @dataclass
 class _PipelineConfig:
     """`model_index.json`."""
 
-    pipeline: "UniWeTokPipeline"
+    pipeline: "UniWeTokPipeline | UniWeTokClassToImagePipeline"
 
     def save_pretrained(self, folder: Path) -> None:
         self.pipeline.save_config(folder)
@@ -251,6 +261,21 @@ def _write_pipeline(folder: Path, source: Path, weights: dict[str, torch.Tensor]
     UniWeTokPipeline(processor, model, scheduler, **defaults).save_pretrained(folder)
 
 
+def _write_class_pipeline(folder: Path, source: Path, weights: dict[str, torch.Tensor], fields: ExportFields) -> None:
+    from ..pipelines import UniWeTokClassToImagePipeline
+
+    with seeded_weights(0):
+        model = UniWeTokClassToImageModel(UniWeTokClassToImageConfig.from_pretrained(source / "transformer"))
+    _with_weights(model, weights)
+    vision_model = UniWeTokModel.from_pretrained(source / "vision_model", dtype=torch.float32)
+    image_processor = UniWeTokImageProcessor.from_pretrained(source / "image_processor")
+    scheduler = BinaryFlowScheduler.from_pretrained(source / "scheduler")
+    saved = UniWeTokClassToImagePipeline.load_config(source)
+    options = {name: value for name, value in saved.items() if name.startswith("default_") or name == "id2label"}
+    pipeline = UniWeTokClassToImagePipeline(model, vision_model, image_processor, scheduler, **options)
+    pipeline.to(getattr(torch, fields.dtype)).save_pretrained(folder)
+
+
 def _write_adapter(folder: Path, source: Path, weights: dict[str, torch.Tensor], fields: ExportFields) -> None:
     """The model that carries the adapter stays without memory."""
     with torch.device("meta"):
@@ -266,4 +291,9 @@ def _write_adapter(folder: Path, source: Path, weights: dict[str, torch.Tensor],
     save_adapter(model, folder, base_model=fields.base_model)
 
 
-WRITERS = {"model": _write_model, "pipeline": _write_pipeline, "adapter": _write_adapter}
+WRITERS = {
+    "model": _write_model,
+    "pipeline": _write_pipeline,
+    "adapter": _write_adapter,
+    "class_pipeline": _write_class_pipeline,
+}

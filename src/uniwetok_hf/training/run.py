@@ -1,5 +1,5 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""What both trainers share: Accelerate, the optimizer, which parameters train, the log, stopping, averaged weights."""
+"""What the trainers share: Accelerate, the optimizer, which parameters train, the log, stopping, averaged weights."""
 
 import contextlib
 import copy
@@ -184,9 +184,9 @@ def choose_parameters(model: nn.Module, trainable: Sequence[str], never: Sequenc
 
 
 def make_optimizer(
-    config, parameters: list[nn.Parameter], learning_rate: float, num_steps: int, epsilon: float = 1e-8
+    config, parameters: list[nn.Parameter] | list[dict], learning_rate: float, num_steps: int, epsilon: float = 1e-8
 ):
-    """AdamW and the learning rate schedule over `num_steps` steps.
+    """AdamW of parameters, or of groups of them, and the learning rate schedule over `num_steps` steps.
 
     Raises:
         ValueError: for a schedule that is unknown, does not take its arguments, or does not follow the steps alone.

@@ -28,7 +28,7 @@ from ..modeling.modeling_uniwetok_mllm import UniWeTokForCausalLM, UniWeTokProje
 from ..modeling.processing_uniwetok import UniWeTokProcessor
 from ..pipelines import UniWeTokPipeline
 from ..schedulers import BinaryFlowScheduler
-from .config import field_named
+from .config import check_fields, field_named
 from .run import seeded_weights
 
 
@@ -277,6 +277,8 @@ def _defaults(pipeline: UniWeTokPipeline) -> dict:
 
 
 def _config(text_config, vision_model, vocabulary, head: dict, mllm: dict, num_size_tokens: int) -> UniWeTokMLLMConfig:
+    check_fields("head", head, UniWeTokHeadConfig)
+    check_fields("mllm", mllm, UniWeTokMLLMConfig)
     with field_named("head"):
         bits = vision_model.config.num_bits
         head_config = UniWeTokHeadConfig(num_bits=bits, condition_size=text_config.hidden_size, **head)

@@ -46,7 +46,7 @@ from .bit_usage import BitUsage
 from .checkpoints import (
     make_output_folder,
 )
-from .config import config_values, field_named, read_config
+from .config import check_fields, config_values, field_named, read_config
 from .export import ARCHITECTURE, ExportFields, names_of, write_architecture
 from .picture_batches import PictureBatch, PictureBatches, validation_pictures
 from .resume import check_rows
@@ -393,6 +393,7 @@ def build_model(config: UniWeTokTrainingConfig) -> UniWeTokModel:
         with field_named("init_from"):
             model = UniWeTokModel.from_pretrained(start, dtype=torch.float32)
     else:
+        check_fields("model", config.model, UniWeTokConfig)
         with seeded_weights(config.seed), field_named("model"):
             model = UniWeTokModel(UniWeTokConfig(**config.model))
     for index, bucket in enumerate(config.buckets):

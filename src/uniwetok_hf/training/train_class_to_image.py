@@ -1,0 +1,398 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""Trains the class-to-image model: `uniwetok train class-to-image --config imagenet_b`, alone or under `accelerate
+launch`.
+
+    loss = diffusion loss of the tokens of pictures of a class                                   (docs/method.md 3.7)
+
+- Pictures come as codes of a frozen image tokenizer (`uniwetok encode-dataset`), several crops of each, all of them
+  also mirrored. So tokenizers can be compared by what is generated from their codes.
+- The class of one picture in ten is left out, for classifier-free guidance; in the input, but not in the targets, some
+  bits are flipped.
+- Each token is noised `num_diffusion_draws` times.
+
+A step is one optimizer step over `batch_size` pictures, whatever the number of processes and micro-batches: which
+pictures they are, their crops, flips, times and noise belong to their running numbers (`samples`). So 2 processes, or
+2 micro-batches, compute what 1 computes, and a resumed run continues exactly.
+"""
+
+import json
+import math
+import os
+import threading
+from pathlib import Path
+
+import torch
+from accelerate import DistributedType
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ..data.encoded import encoder_fingerprint
+from ..data.samples import NOISE, sample_generators
+from ..files import save_whole
+from ..modeling.configuration_uniwetok_class_to_image import UniWeTokClassToImageConfig
+from ..modeling.configuration_uniwetok_mllm import UniWeTokHeadConfig
+from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
+from ..modeling.modeling_uniwetok import UniWeTokModel
+from ..modeling.modeling_uniwetok_class_to_image import UniWeTokClassToImageModel
+from ..pipelines import UniWeTokClassToImagePipeline
+from ..provenance import RECORD, training_record
+from ..schedulers import BinaryFlowScheduler
+from .agreement import written_together
+from .checkpoints import make_output_folder
+from .class_batches import ClassBatch, ClassBatches
+from .config import check_fields, config_values, field_named, read_config
+from .conversation_batches import prefetched
+from .export import ARCHITECTURE, ExportFields, class_pipeline_parts, names_of, write_architecture
+from .resume import check_rows
+from .run import (
+    RunningMetrics,
+    SkippedSamples,
+    averaged_weights,
+    log_images,
+    make_average,
+    make_optimizer,
+    picture_grid,
+    seeded_weights,
+    stops_after_step,
+)
+from .settings_class_to_image import CHANGEABLE, ClassToImageTrainingConfig
+from .stage import StageTrainer
+from .start import find_result
+
+
+# Times of the flow at which a validation measures the share of bits that the head predicts right. At 0 its input is
+# noise alone: what exceeds one half there comes from the class and the patches before.
+ACCURACY_TIMES = (0.0, 0.25, 0.5, 0.75)
+PICTURES_PER_CLASS = 8  # in the grid of a validation
+
+
+class ClassToImageTrainer(StageTrainer):
+    """One training."""
+
+    def __init__(self, config: ClassToImageTrainingConfig, stop: threading.Event | None = None):
+        """When `stop` is set on any process, the run ends after the current step, with a checkpoint."""
+        super().__init__(config, config.result, stop)
+        self.is_sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if self.is_sharded and config.ema_decay is not None:
+            raise ValueError("`ema_decay` must be null under FSDP and DeepSpeed, where no process has all weights.")
+        self.batches = self.make_batches(config.data)
+        self.validation = self.make_batches(config.validation_data) if config.validation_data else None
+        self.pipeline = start_pipeline(config, self.batches)
+        fingerprint = encoder_fingerprint(self.pipeline.vision_model)
+        for batches in filter(None, (self.batches, self.validation)):
+            batches.check_encoder(fingerprint)
+            batches.check_rows(config.max_skipped_share)
+            check_data(batches, self.pipeline.transformer.config)
+        if strange := [label for label in config.sample_classes if not 0 <= label < self.batches.num_classes]:
+            raise ValueError(f"`sample_classes` must be from 0 to {self.batches.num_classes - 1}, got {strange[0]}.")
+        make_output_folder(self.folder, config.result)
+        self.skipped = SkippedSamples(self.folder, self.accelerator.process_index, config.max_skipped_share)
+        self.prepare_model()
+        self.metrics = RunningMetrics()
+
+    def make_batches(self, sources) -> ClassBatches:
+        config = self.config
+        return ClassBatches(
+            sources,
+            config.batch_size,
+            config.seed,
+            config.labels,
+            config.gradient_accumulation_steps,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+
+    def prepare_model(self) -> None:
+        """Makes optimizer and averages. Accelerate wraps the model with its compiled layers, so it comes after them;
+        averages are of parameters that it has placed."""
+        config, model = self.config, self.pipeline.transformer
+        if config.attn_implementation is not None:
+            model.set_attn_implementation(config.attn_implementation)
+        if model.config.tokens_per_patch == 1 and model.config.head_config.has_attention:
+            freeze_single_attention(model.image_head)
+        if config.gradient_checkpointing:
+            model.activation_checkpointing_enable()
+        if config.compile:
+            for layer in model.modules():
+                if isinstance(layer, GradientCheckpointingLayer):
+                    layer.compile(dynamic=True)
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer, scheduler = make_optimizer(
+            config, decay_groups(model), config.learning_rate, config.max_train_steps
+        )
+        if (deepspeed := self.accelerator.state.deepspeed_plugin) is not None:  # which would look for a DataLoader
+            deepspeed.deepspeed_config["train_micro_batch_size_per_gpu"] = self.batches.micro_batch_size
+        self.model, self.optimizer, self.scheduler = self.accelerator.prepare(model, optimizer, scheduler)
+        self.ema = None
+        if config.ema_decay is not None:
+            self.ema = make_average(self.parameters, config.ema_decay, config.max_train_steps)
+            self.accelerator.register_for_checkpointing(self.ema)
+
+    def train_steps(self, start: int) -> None:
+        config = self.config
+        validation_batches = self.validation.validation_batches(config.validation_samples) if self.validation else []
+        self.model.train()
+        steps = range(start, config.max_train_steps)
+
+        def read(step: int) -> tuple[list[ClassBatch], list[str]]:
+            return self.batches.step(step, config.crop_probability_at(step))
+
+        for done, (micro_batches, skipped) in enumerate(prefetched(read, steps), start + 1):
+            self.skipped.note(skipped, sum(len(batch.numbers) for batch in micro_batches))
+            self.train_step(micro_batches, done - 1)
+            self.bar.update()
+            is_last = done == config.max_train_steps
+            metrics = {}
+            if done % config.logging_steps == 0 or is_last:
+                metrics = self.take_metrics(done)
+                self.bar.set_postfix(loss=f"{metrics.get('loss', math.nan):.3f}")
+            if done % config.validation_steps == 0 or is_last:
+                metrics |= self.validate(validation_batches, done)
+            self.end_step(done, metrics)
+
+    def train_step(self, micro_batches: list[ClassBatch], step: int) -> None:
+        """One step. When its loss is not finite, weights and metrics stay as they were."""
+        config, accelerator = self.config, self.accelerator
+        losses, before = [], self.metrics.copy()
+        for batch in micro_batches:
+            with accelerator.accumulate(self.model):
+                output = self.compute_losses(batch)
+                losses.append(output.loss.detach())
+                if accelerator.distributed_type == DistributedType.DEEPSPEED:  # whose backward pass takes the step
+                    self.guard.require({"loss": output.loss}, step)
+                accelerator.backward(output.loss)  # all micro-batches are of one size: their mean is the step's loss
+                self.metrics.add({"loss": output.loss, "bit_accuracy": output.bit_accuracy.mean()})
+        norm = self.clip_gradients()
+        if self.guard.allows({"loss": torch.stack(losses)}, norm, step):
+            self.metrics.add(norm)
+        else:
+            self.optimizer.zero_grad()  # a step without gradients changes nothing but the scale of a scaler
+            self.metrics = before
+        self.optimizer.step()
+        self.scheduler.step()
+        if self.ema and not self.guard.was_skipped:
+            self.ema.step(self.parameters)
+        self.optimizer.zero_grad()
+        self.metrics.add({}, items=config.batch_size)
+
+    def compute_losses(self, batch: ClassBatch, **options):
+        """The output of the model for a micro-batch."""
+        device = self.accelerator.device
+        generators = sample_generators(self.config.seed, batch.numbers, NOISE)
+        return self.model(batch.codes.to(device), batch.class_labels.to(device), generator=generators, **options)
+
+    def clip_gradients(self) -> dict[str, torch.Tensor]:
+        """Scales the gradients of a step down to `max_grad_norm`; returns the norm that they had."""
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm or math.inf)
+        if norm is None:  # DeepSpeed clips by itself, and may have no norm yet
+            return {}
+        return {"grad_norm": norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)}
+
+    def take_metrics(self, done: int) -> dict[str, float]:
+        """The line of the log: means since the previous line, over all processes; and how much was seen so far."""
+        seen = done * self.config.batch_size
+        metrics = self.metrics.take(self.accelerator, "pictures") | {
+            "epoch": seen / sum(self.batches.num_rows),
+            "tokens_seen": seen * self.pipeline.transformer.config.num_tokens,
+            "crop_probability": self.config.crop_probability_at(done - 1),
+            "learning_rate": self.scheduler.get_last_lr()[0],
+            "skipped_samples": self.skipped.count,
+        }
+        return metrics | ({"skipped_steps": self.guard.num_skipped} if self.guard.num_skipped else {})
+
+    @torch.no_grad()
+    def validate(self, batches: list[ClassBatch], step: int) -> dict[str, float]:
+        """Loss and bit accuracies, and pictures of some classes, by the averaged model if there is one. All processes
+        compute the same."""
+        self.model.eval()
+        metrics = {}
+        with averaged_weights(self.ema, self.parameters), torch.compiler.set_stance("force_eager"):
+            if batches:
+                metrics = self.measure(batches)
+            if self.config.sample_classes and self.accelerator.is_main_process and not self.is_sharded:
+                self.generate_samples(step)
+        self.model.train()
+        return metrics
+
+    def measure(self, batches: list[ClassBatch]) -> dict[str, float]:
+        """Loss, and the share of right bits at each of `ACCURACY_TIMES`."""
+        loss, right, count = 0.0, torch.zeros(len(ACCURACY_TIMES), dtype=torch.float32), 0
+        for batch in batches:
+            loss += len(batch.numbers) * self.compute_losses(batch).loss.item()
+            accuracy = self.compute_losses(batch, timesteps=ACCURACY_TIMES).bit_accuracy
+            right += len(batch.numbers) * accuracy.float().cpu()
+            count += len(batch.numbers)
+        accuracies = {f"validation_bit_accuracy_t{time}": n.item() / count for time, n in zip(ACCURACY_TIMES, right)}
+        return {"validation_loss": loss / count} | accuracies
+
+    def generate_samples(self, step: int) -> None:
+        """Logs a grid with a row of pictures for each of `sample_classes`."""
+        self.pipeline.set_progress_bar_config(disable=True)
+        labels = list(self.config.sample_classes)
+        generators = [torch.Generator().manual_seed(seed) for _ in labels for seed in range(PICTURES_PER_CLASS)]
+        images = self.pipeline(
+            labels, num_images_per_label=PICTURES_PER_CLASS, generator=generators, output_type="pt"
+        ).images
+        log_images(self.accelerator, {"classes": picture_grid(list(images * 2 - 1), PICTURES_PER_CLASS)}, step)
+
+    def state_dict(self) -> dict:
+        """The state of a run besides what Accelerate saves. The position in the data follows from the step."""
+        return {
+            "metrics": self.metrics.state_dict(),
+            "skipped": self.skipped.state_dict(),
+            "skipped_steps": self.guard.num_skipped,
+            "rows": self.batches.num_rows,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        check_rows(state.get("rows"), self.batches.num_rows, self.config.data)
+        self.guard.resume(state.get("skipped_steps", 0))
+        self.metrics.load_state_dict(state["metrics"])
+        self.skipped.load_state_dict(state.get("skipped"))
+
+    def save(self) -> Path:
+        """Writes `pipeline`, which marks the training as finished."""
+        accelerator, folder = self.accelerator, self.folder / self.config.result
+        if self.ema:
+            self.ema.copy_to(self.parameters)
+        weights = accelerator.get_state_dict(self.model) if self.is_sharded else None
+        with written_together(accelerator, folder):
+            if accelerator.is_main_process:
+                if self.is_sharded:
+                    self.pipeline.transformer = whole_model(self.pipeline.transformer, weights)
+                pipeline = self.pipeline.to(getattr(torch, self.config.save_dtype))
+
+                def save_result(path: Path):
+                    pipeline.save_pretrained(path)
+                    (path / RECORD).write_text(json.dumps(self.record(), indent=1), encoding="utf-8")
+
+                save_whole(save_result, folder)
+        return folder
+
+    def record(self) -> dict:
+        """`training.json` of the result."""
+        return training_record(started_from=[start_folder(self.config)]) | {"training": config_values(self.config)}
+
+    def write_architecture(self) -> None:
+        """Writes what `uniwetok export` needs besides a checkpoint."""
+        config, model = self.config, self.pipeline.transformer
+        names = self.ema and names_of(self.parameters, model)
+        fields = ExportFields("class_pipeline", names, config.save_dtype)
+        with written_together(self.accelerator, self.folder / ARCHITECTURE):
+            if self.accelerator.is_main_process:
+                write_architecture(self.folder, fields, self.record(), *class_pipeline_parts(self.pipeline))
+
+
+def decay_groups(model: UniWeTokClassToImageModel) -> list[dict]:
+    """The parameters with weight decay, and those without: class embedding, queries, projector, and all that have less
+    than two axes (docs/method.md 3.7)."""
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_free = parameter.ndim < 2 or name.startswith(("class_embedding.", "queries.", "projector."))
+            groups[not is_free].append(parameter)
+    return [{"params": groups[True]}, {"params": groups[False], "weight_decay": 0.0}]
+
+
+def freeze_single_attention(head: nn.Module) -> None:
+    """Queries and keys of attention over one token change nothing: its result is its value."""
+    for name, parameter in head.named_parameters():
+        if "q_proj" in name or "k_proj" in name:
+            parameter.requires_grad_(False)
+
+
+def whole_model(model: UniWeTokClassToImageModel, weights: dict[str, torch.Tensor]) -> UniWeTokClassToImageModel:
+    """A copy of a model whose weights are sharded over processes, with the whole `weights`."""
+    with torch.device("meta"):
+        whole = UniWeTokClassToImageModel(model.config)
+    whole.load_state_dict(weights, assign=True)
+    return whole
+
+
+def start_folder(config: ClassToImageTrainingConfig) -> str:
+    """The pipeline that a training goes on with, or else the image tokenizer of its codes."""
+    if config.init_from is not None:
+        return find_result(config.init_from, "pipeline")
+    return find_result(config.vision_model, "model")
+
+
+def start_pipeline(config: ClassToImageTrainingConfig, batches: ClassBatches) -> UniWeTokClassToImagePipeline:
+    """The pipeline that a training starts from: that of `init_from`, or a new model for the codes of the data.
+
+    Raises:
+        ValueError: when what the config names is not what it should be, or does not fit the data.
+    """
+    folder = start_folder(config)
+    if config.init_from is not None:
+        with field_named("init_from"):
+            pipeline = UniWeTokClassToImagePipeline.from_pretrained(folder, dtype=torch.float32)
+        with field_named("model"):
+            for name in CHANGEABLE:
+                if name in config.model:
+                    setattr(pipeline.transformer.config, name, config.model[name])
+        return with_defaults(pipeline, config)
+    subfolder = "mllm" if os.path.isfile(os.path.join(folder, "model_index.json")) else ""  # of a pipeline
+    with field_named("vision_model"):
+        vision_model = UniWeTokModel.from_pretrained(folder, subfolder=subfolder, dtype=torch.float32)
+    check_fields("model", config.model, UniWeTokClassToImageConfig)
+    check_fields("head", config.head, UniWeTokHeadConfig)
+    with field_named("model`, `head"):
+        if batches.size[0] != batches.size[1]:
+            raise ValueError(f"pictures must be square, those of the data have {batches.size} tokens.")
+        fields = {"num_bits": batches.num_bits, "num_classes": batches.num_classes, "grid_size": batches.size[0]}
+        model_config = UniWeTokClassToImageConfig(**fields, **config.model)
+        if config.head:
+            head = model_config.head_config.to_dict() | {"intermediate_size": None} | config.head
+            model_config = UniWeTokClassToImageConfig(**fields, **config.model, head_config=head)
+        with seeded_weights(config.seed):
+            model = UniWeTokClassToImageModel(model_config)
+    scheduler = BinaryFlowScheduler(shift=model_config.head_config.timestep_shift)
+    id2label = dict(enumerate(batches.names)) if batches.names else None
+    image_processor = UniWeTokImageProcessor(stride=vision_model.config.stride)
+    pipeline = UniWeTokClassToImagePipeline(model, vision_model, image_processor, scheduler, id2label=id2label)
+    return with_defaults(pipeline, config)
+
+
+def with_defaults(
+    pipeline: UniWeTokClassToImagePipeline, config: ClassToImageTrainingConfig
+) -> UniWeTokClassToImagePipeline:
+    """Sets those of the pipeline's defaults that the config gives."""
+    names = ("num_inference_steps", "guidance_scale", "guidance_schedule")
+    given = {f"default_{name}": getattr(config, name) for name in names if getattr(config, name) is not None}
+    kept = {name: value for name, value in pipeline.config.items() if name.startswith("default_") or name == "id2label"}
+    return UniWeTokClassToImagePipeline(**pipeline.components, **kept | given)
+
+
+def check_data(batches: ClassBatches, config: UniWeTokClassToImageConfig) -> None:
+    """
+    Raises:
+        ValueError: when a model of `config` can't learn from the data.
+    """
+    found = {"num_bits": batches.num_bits, "grid_size": batches.size[0]}
+    for name, value in found.items():
+        if getattr(config, name) != value:
+            path = batches.sources[0].path
+            raise ValueError(f"`path` {path}: its codes have `{name}`={value}, the model {getattr(config, name)}.")
+    if batches.size[0] != batches.size[1] or batches.num_classes > config.num_classes:
+        raise ValueError(
+            f"`path` {batches.sources[0].path} has {batches.num_classes} classes of {batches.size[0]} x "
+            f"{batches.size[1]} tokens, the model {config.num_classes} of {config.grid_size} x {config.grid_size}."
+        )
+
+
+def finished(config: ClassToImageTrainingConfig) -> Path | None:
+    """The pipeline of a finished training, None when it is not finished."""
+    folder = Path(config.output_dir) / config.result
+    return folder if folder.is_dir() else None
+
+
+def train(config: ClassToImageTrainingConfig) -> Path:
+    """Runs one training, which SIGTERM and Ctrl-C stop; see [`ClassToImageTrainer.train`]."""
+    stop = threading.Event()
+    with stops_after_step(stop):
+        return ClassToImageTrainer(config, stop).train()
+
+
+def main(config_path: str, **overrides) -> Path:
+    return train(read_config(ClassToImageTrainingConfig, config_path, **overrides))
