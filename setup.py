@@ -92,7 +92,9 @@ setup(
     py_modules=["uniwetok_entry"],  # the command, which parses before the package is imported
     # Listed here and nowhere else: with include_package_data the wheel would depend on MANIFEST.in as well.
     include_package_data=False,
-    package_data={"uniwetok_hf": ["py.typed", "model_card.md", "embedded/**/*", "training/configs/**/*.yaml", "conversion/*.txt"]},
+    package_data={
+        "uniwetok_hf": ["py.typed", "model_card.md", "embedded/**/*", "training/configs/**/*.yaml", "conversion/*.txt"]
+    },
     exclude_package_data={"": ["*.pyc"]},
     zip_safe=False,
     python_requires=">=3.11",

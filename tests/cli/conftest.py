@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import TINY_VISION, build_tiny_pipeline
+from tiny_models import TINY_VISION, build_tiny_class_pipeline, build_tiny_pipeline
 
 from uniwetok_hf import UniWeTokConfig, UniWeTokModel, UniWeTokPipeline
 from uniwetok_hf.cli.main import main
@@ -37,6 +37,14 @@ def pipeline_folder(tmp_path_factory) -> Path:
     """A saved tiny pipeline; 64 x 64 pixels, 16 bits."""
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny-pipeline"
     build_tiny_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def class_folder(tmp_path_factory) -> Path:
+    """A saved tiny class-to-image pipeline; 128 x 128 pixels of five classes."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-classes"
+    build_tiny_class_pipeline(2).save_pretrained(folder)
     return folder
 
 

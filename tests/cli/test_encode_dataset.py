@@ -107,6 +107,13 @@ def test_edits_have_two_columns_of_pictures(vision_folder, succeeds):
     assert settings["same_crops"] is True
 
 
+def test_mirror_images_on_request(vision_folder, succeeds):
+    pictures = save_parquet("classes.parquet", image=[png(0), png(1)], label=[0, 1])
+    options = ("--size", 64, "--variants", 2, "--mirrored", "--model", vision_folder)
+    assert succeeds("encode-dataset", pictures, "codes", *options)[0] == "2 rows with 2 pictures, 4 variants of each"
+    assert all(len(row["image"]) == 4 for row in open_encoded("codes"))
+
+
 def test_columns_are_chosen(vision_folder, succeeds):
     edits = save_parquet("edits.parquet", source=[png(0)], instruction=["none"], target=[png(1)])
     succeeds("encode-dataset", edits, "codes", "--columns", "target", "--size", "32x64", "--model", vision_folder)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_encoded import language_training, later
+from tiny_encoded import class_training, language_training, later
 from tiny_training import VISION, write
 
 from uniwetok_hf import UniWeTokModel, UniWeTokPipeline
 from uniwetok_hf.provenance import read_training_record
-from uniwetok_hf.training import train_mllm, train_uniwetok
+from uniwetok_hf.training import train_class_to_image, train_mllm, train_uniwetok
 
 
 def assert_same(one: Path, other: Path, equal: bool = True) -> None:
@@ -115,3 +115,13 @@ def test_what_cannot_be_exported(fails, tokenizer, language, tmp_path):
     finally:
         architecture.rename(tokenizer / "architecture")
     assert sorted(path.name for path in Path().iterdir()) == ["empty", "full"]
+
+
+def test_a_class_to_image_training(succeeds, tmp_path):
+    fields = class_training(tmp_path)
+    run = train_class_to_image.main(write(tmp_path, fields, output_dir=str(tmp_path / "run"))).parent
+    succeeds("export", run, "mine")
+    assert_same(Path("mine/transformer/model.safetensors"), run / "pipeline" / "transformer" / "model.safetensors")
+    succeeds("export", run, "raw", "--raw")
+    assert_same(Path("raw/transformer/model.safetensors"), Path("mine/transformer/model.safetensors"), equal=False)
+    assert succeeds("generate", "--class", "red", "--model", "mine") == ["red-0.png"]

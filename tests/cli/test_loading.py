@@ -201,7 +201,8 @@ def test_wrong_kinds(fails, photo, fixtures, workplace, pipeline_folder, vision_
     (workplace / "flux").mkdir()
     (workplace / "flux" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     assert fails("generate", "a", "--model", "flux") == (
-        "flux holds a pipeline of the class FluxPipeline, expected UniWeTokPipeline"
+        "flux holds a pipeline of the class FluxPipeline, expected UniWeTokPipeline or UniWeTokEditPipeline or "
+        "UniWeTokClassToImagePipeline"
     )
     for name in ("t2i_4x", "tokenizer_uniwetok"):
         message = fails("reconstruct", photo, "--model", fixtures / "golden" / name)

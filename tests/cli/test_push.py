@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import HfApi, ModelCard
 from tiny_models import build_tiny_mllm
 
-from uniwetok_hf import UniWeTokModel, UniWeTokPipeline, load_codes
+from uniwetok_hf import UniWeTokClassToImagePipeline, UniWeTokModel, UniWeTokPipeline, load_codes
 from uniwetok_hf.adapters import lora_config, save_adapter
 from uniwetok_hf.evaluation.intervals import Score
 from uniwetok_hf.evaluation.reports import Report, ScoreRow
@@ -252,3 +252,12 @@ def test_an_adapter(hub, succeeds, fails, workplace):
     card = card_of(hub, "org/style")
     assert card.text == "# Mine\n" and (card.data.license, card.data.base_model) == ("mit", "org/base")
     assert "is an adapter, which takes no --include-code" in fails("push", "adapter", "org/style", "--include-code")
+
+
+def test_a_class_to_image_pipeline(hub, succeeds, class_folder):
+    succeeds("push", class_folder, "org/classes")
+    card = card_of(hub, "org/classes")
+    assert "| classes | 5 |" in card.text and "class-to-image" in card.data.tags
+    assert {"transformer/model.safetensors", "vision_model/model.safetensors"} <= {*hub.files("org/classes")}
+    loaded = UniWeTokClassToImagePipeline.from_pretrained("org/classes")
+    assert loaded.get_label_ids("otter") == [3]

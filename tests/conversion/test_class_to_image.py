@@ -134,7 +134,10 @@ def test_names_of_imagenet():
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda src: (src / "ae.safetensors").unlink(), "without an image tokenizer, neither as vae.. in that file nor"),
+        (
+            lambda src: (src / "ae.safetensors").unlink(),
+            "without an image tokenizer, neither as vae.. in that file nor",
+        ),
         (lambda src: edit_json(src / "config.json", latent_dim=16), "disagree: latent_dim is 16, not 32"),
         (lambda src: edit_json(src / "config.json", num_classes=1000), "disagree: num_classes is 1000, not 10"),
         (lambda src: edit_json(src / "config.json", id2label={"0": "a"}), "id2label must have a name for each of 10"),
@@ -171,7 +174,11 @@ def test_a_tokenizer_of_other_bits(src, out):
     shutil.copyfile(GOLDEN / "tokenizer_uniwetok" / "ae_config.json", src / "ae_config.json")
     tensors = load_file(src / "model.safetensors")
     tensors["proj_in.w1.weight"] = tensors["proj_in.w1.weight"][:, :16].clone()
-    for name in ("head.net.input_proj.weight", "head.net.final_layer.linear.weight", "head.net.final_layer.linear.bias"):
+    for name in (
+        "head.net.input_proj.weight",
+        "head.net.final_layer.linear.weight",
+        "head.net.final_layer.linear.bias",
+    ):
         axis = 1 if "input_proj" in name else 0
         tensors[name] = tensors[name].narrow(axis, 0, 16).clone()
     save_file(tensors, src / "model.safetensors")

@@ -180,6 +180,21 @@ def test_variants_are_a_function_of_seed_row_and_number(encode):
     assert len(set(crops)) == len(crops) == 18
 
 
+def test_mirror_images_follow_what_they_mirror(encode):
+    """Codes of the mirrored picture, and of the mirrored crops."""
+    picture = make_picture(0, 48, 32)
+    mirror = Image.fromarray(np.asarray(picture)[:, ::-1])
+    options = {"num_variants": 3, "crop_scale": 0.5}
+    [row], _ = encode(make_dataset(image=[picture]), mirrored=True, **options)
+    [plain], _ = encode(make_dataset(image=[picture]), **options)
+    [alone], _ = encode(make_dataset(image=[mirror]))
+    assert row["image"][::2] == plain["image"] and len(row["image"]) == 6
+    assert row["image"][1] == alone["image"][0]
+    assert len({variant["codes"] for variant in row["image"]}) == 6
+    with pytest.raises(ValueError, match="`flip` and `mirrored` can't be given together"):
+        encode(make_dataset(image=[picture]), mirrored=True, flip=True, **options)
+
+
 def test_same_crops_in_all_rows(encode):
     dataset = make_dataset(image=[make_picture(0, 32, 32)] * 3)
     rows, _ = encode(dataset, num_variants=4, crop_scale=0.3, same_crops=True)

@@ -158,15 +158,20 @@ def test_other_settings_are_refused_by_name(encode, make_model, change, finished
         encode(**change)
 
 
-def test_a_folder_that_is_older_than_same_crops_has_its_own_in_each_row(encode, tmp_path):
+@pytest.mark.parametrize("name", ["same_crops", "mirrored"])
+def test_a_folder_that_is_older_than_a_setting_has_its_default(encode, tmp_path, name):
     encoding = encode()
     path = tmp_path / "codes" / "encoding.json"
     values = json.loads(path.read_text())
-    del values["settings"]["same_crops"]
+    del values["settings"][name]
     path.write_text(json.dumps(values))
     assert encode().num_rows == encoding.num_rows
-    with pytest.raises(ValueError, match="`same_crops`: .* was begun with False, and can't go on with True"):
-        encode(same_crops=True)
+    with pytest.raises(ValueError, match=f"`{name}`: .* was begun with False, and can't go on with True"):
+        encode(**{name: True})
+
+
+def test_mirrored_encodings_are_counted(encode):
+    assert encode(num_variants=1, mirrored=True).num_variants == 2
 
 
 @pytest.mark.parametrize("num_variants", [1, 2])

@@ -134,7 +134,9 @@ def test_a_callback_sees_the_codes_and_ends_the_run():
         seen.append((step, int((codes != 0).sum())))
         return step == 1
 
-    codes = model.generate_codes(torch.tensor([0]), num_inference_steps=1, generator=seeded(0), callback=callback).codes
+    codes = model.generate_codes(
+        torch.tensor([0]), num_inference_steps=1, generator=seeded(0), callback=callback
+    ).codes
     assert seen == [(0, 64), (1, 128)]
     assert (codes[:, :, :2] != 0).all()
     assert (codes[:, :, 2:] == 0).all()
@@ -197,7 +199,9 @@ def test_what_training_leaves_out_and_flips():
 def test_a_tuple_holds_the_same():
     model, codes, labels = build_tiny_class_to_image(), random_codes(), torch.tensor([0, 1])
     named = model(codes, labels, generator=seeded(0))
-    for found, wanted in zip(model(codes, labels, generator=seeded(0), return_dict=False), named.values(), strict=True):
+    for found, wanted in zip(
+        model(codes, labels, generator=seeded(0), return_dict=False), named.values(), strict=True
+    ):
         assert torch.equal(found, wanted)
 
 
@@ -249,7 +253,9 @@ def test_save_and_load(tmp_path):
     loaded = UniWeTokClassToImageModel.from_pretrained(tmp_path)
     assert loaded.config.is_first_patch_apart
     labels = torch.tensor([0, 4])
-    first, second = (one.generate_codes(labels, 2.0, num_inference_steps=1, generator=seeded(0)) for one in (model, loaded))
+    first, second = (
+        one.generate_codes(labels, 2.0, num_inference_steps=1, generator=seeded(0)) for one in (model, loaded)
+    )
     assert torch.equal(first.codes, second.codes)
 
 

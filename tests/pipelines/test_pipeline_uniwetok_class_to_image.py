@@ -125,7 +125,9 @@ def test_pictures_are_the_decoded_codes(pipeline):
 
 
 def test_dict_and_tuple_are_the_same(pipeline):
-    as_dict, as_tuple = (pipeline(0, generator=seeded(0), output_type="np", return_dict=flag) for flag in (True, False))
+    as_dict, as_tuple = (
+        pipeline(0, generator=seeded(0), output_type="np", return_dict=flag) for flag in (True, False)
+    )
     assert isinstance(as_dict, UniWeTokPipelineOutput)
     np.testing.assert_array_equal(as_dict.images, as_tuple[0])
 

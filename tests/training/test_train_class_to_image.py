@@ -1,18 +1,15 @@
-"""The class-to-image training, for real but tiny: it runs, stops anywhere, resumes exactly, goes on from a finished one,
-and saves what the package can load."""
+"""The class-to-image training, for real but tiny: it runs, stops anywhere, resumes exactly, goes on from a finished
+one, and saves what the package can load."""
 
 import json
-import warnings
 
 import pytest
 import torch
-from datasets import Dataset
-from safetensors.torch import load_file
 from tiny_encoded import build_vision, class_training, encode, pictures
 from tiny_mllm import seeded
 from tiny_training import assert_same_weights, log_lines, write
 
-from uniwetok_hf import UniWeTokClassToImagePipeline, UniWeTokConfig, UniWeTokModel
+from uniwetok_hf import UniWeTokClassToImagePipeline, UniWeTokModel
 from uniwetok_hf.data.samples import NOISE, sample_generators
 from uniwetok_hf.training.class_batches import ClassBatches, ClassSource
 from uniwetok_hf.training.config import ConfigError, find_config, read_config
@@ -212,8 +209,9 @@ def test_samples_are_those_of_any_number_of_processes(fields):
     parts = [
         batch
         for rank in range(2)
-        for batch in ClassBatches([source(fields)], 8, seed=3, accumulation_steps=2, process_index=rank, num_processes=2)
-        .step(5, 0.5)[0]
+        for batch in ClassBatches(
+            [source(fields)], 8, seed=3, accumulation_steps=2, process_index=rank, num_processes=2
+        ).step(5, 0.5)[0]
     ]
     assert [len(part.numbers) for part in parts] == [2, 2, 2, 2]
     assert sum((part.numbers for part in parts), []) == alone.numbers == list(range(40, 48))
@@ -304,7 +302,9 @@ def test_data_that_does_not_fit(fields, tmp_path):
         run(fields, tmp_path, data=[fields["data"][0] | {"label_column": "class"}])
     with pytest.raises(ValueError, match="this makes them: `uniwetok encode-dataset SOURCE"):
         run(fields, tmp_path, data=[{"path": str(tmp_path / "nothing")}])
-    wide = encode({"image": pictures(4, size=(32, 16)), "label": [0] * 4}, tmp_path / "w", build_vision(), sizes=((32, 16),))
+    wide = encode(
+        {"image": pictures(4, size=(32, 16)), "label": [0] * 4}, tmp_path / "w", build_vision(), sizes=((32, 16),)
+    )
     with pytest.raises(ValueError, match="pictures must be square"):
         run(fields, tmp_path, data=[{"path": wide}], validation_data=[])
 
@@ -317,7 +317,9 @@ def test_single_tokens_and_patches(fields, tmp_path, patch_size):
     assert pipe.transformer.config.head_config.has_attention is (patch_size == 2)
 
 
-@pytest.mark.parametrize("name", ["imagenet_b", "imagenet_l", "imagenet_h", "imagenet_bitdance_b_1x", "imagenet_bitdance_b_4x"])
+@pytest.mark.parametrize(
+    "name", ["imagenet_b", "imagenet_l", "imagenet_h", "imagenet_bitdance_b_1x", "imagenet_bitdance_b_4x"]
+)
 def test_shipped_configs_make_the_published_models(name, monkeypatch):
     """Their sizes, and 400 or 800 epochs of ImageNet."""
     from uniwetok_hf.training import train_class_to_image as training
@@ -332,12 +334,15 @@ def test_shipped_configs_make_the_published_models(name, monkeypatch):
     model = training.UniWeTokClassToImageConfig(**fields, **config.model, head_config=head)
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in training.UniWeTokClassToImageModel(model).parameters())
-    assert count == {
-        "imagenet_b": 242_594_432,
-        "imagenet_l": 527_566_976,
-        "imagenet_h": 1_008_329_088,
-        "imagenet_bitdance_b_1x": 242_373_152,
-        "imagenet_bitdance_b_4x": 260_102_432,
-    }[name]
+    assert (
+        count
+        == {
+            "imagenet_b": 242_594_432,
+            "imagenet_l": 527_566_976,
+            "imagenet_h": 1_008_329_088,
+            "imagenet_bitdance_b_1x": 242_373_152,
+            "imagenet_bitdance_b_4x": 260_102_432,
+        }[name]
+    )
     if is_ours:  # 33 B tokens
         assert config.max_train_steps * config.batch_size * 64 == pytest.approx(33e9, rel=0.01)

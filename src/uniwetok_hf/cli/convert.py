@@ -16,8 +16,12 @@ def add_commands(commands) -> None:
         "convert",
         run_convert,
         "Convert a published checkpoint into a folder for from_pretrained.\n"
-        "SRC is a tokenizer file or folder (OUT: UniWeTokModel) or a text-to-image folder (OUT: UniWeTokPipeline).",
-        ["UniWeTok-1B uniwetok", "ae.ckpt uniwetok --num-attention-heads 16 --dtype bfloat16"],
+        "SRC is an image tokenizer (OUT: UniWeTokModel), a text-to-image or a class-to-image model (OUT: a pipeline).",
+        [
+            "UniWeTok-1B uniwetok",
+            "ae.ckpt uniwetok --num-attention-heads 16 --dtype bfloat16",
+            "BitDance_B_1x.pt bitdance-b-1x",
+        ],
     )
     parser.add_argument("src", metavar="SRC", help="published folder or file")
     parser.add_argument("out", metavar="OUT", help="output folder")

@@ -155,7 +155,7 @@ def run_encode_dataset(args: argparse.Namespace) -> None:
     from uniwetok_hf.data.sources import PictureSource, open_rows
 
     resolve_device(args.device)
-    rank, world_size = _machine()
+    rank, world_size = machine()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     model = load_vision_model(args.model, "cpu").to(getattr(torch, args.dtype))
@@ -211,8 +211,8 @@ def run_encode_dataset(args: argparse.Namespace) -> None:
     print(args.out)
 
 
-def _machine() -> tuple[int, int]:
-    """Which machine this is, and of how many, as the environment says."""
+def machine() -> tuple[int, int]:
+    """Which machine or process this is, and of how many, as the environment says."""
     rank, world_size = (os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if not (rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size)):
         raise CommandError(

@@ -17,9 +17,14 @@ from uniwetok_hf.files import read_json
 from .common import CommandError, hub_bars, one_line, resolve_device, user_errors
 
 
-PIPELINES = ("UniWeTokPipeline", "UniWeTokEditPipeline")
+PIPELINES = {
+    "UniWeTokPipeline": "pipeline",
+    "UniWeTokEditPipeline": "pipeline",
+    "UniWeTokClassToImagePipeline": "classes",
+}
 KINDS = {
     "pipeline": "a pipeline folder (model_index.json, mllm/, processor/, scheduler/)",
+    "classes": "a class-to-image pipeline (model_index.json, transformer/, vision_model/)",
     "mllm": "a language model without its processor (UniWeTokForCausalLM)",
     "vision": "an image tokenizer (UniWeTokModel)",
 }
@@ -27,6 +32,7 @@ KINDS = {
 PUBLISHED_FILES = ("ae_config.json", "ae.safetensors", "vision_head_config.json", "projector.safetensors")
 SMALL_FILES = ["*.json", "*.jinja", "*.txt"]
 LARGE_CHECKPOINT = 2e9  # bytes
+CLASS_FILES = ("image_processor/preprocessor_config.json", "scheduler/scheduler_config.json")
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Checkpoint:
     @property
     def model_folder(self) -> Path:
         """Where the weights are."""
-        return self.folder / "mllm" if self.kind == "pipeline" else self.folder
+        return self.folder / {"pipeline": "mllm", "classes": "transformer"}.get(self.kind, ".")
 
 
 def find_checkpoint(name: str | Checkpoint | None, kinds: Collection[str] = tuple(KINDS)) -> Checkpoint:
@@ -69,9 +75,9 @@ def _kind_of(folder: Path, name: str, kinds: Collection[str]) -> str:
         raise CommandError(f"{name} is a file; --model takes a folder or a Hub id (`uniwetok convert` makes folders)")
     kind = model_type = None
     if (folder / "model_index.json").is_file():
-        kind, found = "pipeline", _read_json(folder / "model_index.json").get("_class_name")
-        if found not in PIPELINES:
-            raise CommandError(f"{name} holds a pipeline of the class {found}, expected {PIPELINES[0]}")
+        found = _read_json(folder / "model_index.json").get("_class_name")
+        if (kind := PIPELINES.get(str(found))) is None:
+            raise CommandError(f"{name} holds a pipeline of the class {found}, expected {' or '.join(PIPELINES)}")
     elif (folder / "config.json").is_file():
         model_type = _read_json(folder / "config.json").get("model_type")
         kind = {"uniwetok": "vision", "uniwetok_mllm": "mllm"}.get(model_type)
@@ -202,16 +208,17 @@ def _loading(checkpoint: Checkpoint, part: str = "") -> Iterator[None]:
         raise CommandError(f"{checkpoint.folder / part} can't be loaded: {kind}{one_line(error)}") from error
 
 
-def _load_model(model_class: type, checkpoint: Checkpoint, device: str):
-    """The model in eval mode: in float32 on CPUs, where bfloat16 is slow, elsewhere in the dtype of the checkpoint."""
+def _load_model(model_class: type, checkpoint: Checkpoint, device: str, folder: Path | None = None):
+    """The model in eval mode, that of `model_folder` or of another folder of the checkpoint: in float32 on CPUs, where
+    bfloat16 is slow, elsewhere in the dtype of the checkpoint."""
     import torch
 
-    target = resolve_device(device)
-    check_weights(checkpoint.model_folder)
+    target, folder = resolve_device(device), folder or checkpoint.model_folder
+    check_weights(folder)
     dtype = torch.float32 if target.type == "cpu" else "auto"
-    with _loading(checkpoint, "mllm" if checkpoint.kind == "pipeline" else ""):
+    with _loading(checkpoint, folder.relative_to(checkpoint.folder).as_posix().strip(".")):
         model, report = model_class.from_pretrained(
-            checkpoint.model_folder,
+            folder,
             dtype=dtype,
             output_loading_info=True,
             local_files_only=True,
@@ -219,14 +226,12 @@ def _load_model(model_class: type, checkpoint: Checkpoint, device: str):
         )
     if lacking := sorted(report["missing_keys"]):
         raise CommandError(
-            f"{checkpoint.model_folder} is an incomplete checkpoint: {len(lacking)} tensors are missing, the first is "
-            f"{lacking[0]}"
+            f"{folder} is an incomplete checkpoint: {len(lacking)} tensors are missing, the first is {lacking[0]}"
         )
     if wrong := sorted(report["mismatched_keys"]):
         name, found, wanted = wrong[0]
         raise CommandError(
-            f"{checkpoint.model_folder} holds {name} of the shape {list(found)}; by its config.json it must be "
-            f"{list(wanted)}"
+            f"{folder} holds {name} of the shape {list(found)}; by its config.json it must be {list(wanted)}"
         )
     model.config._name_or_path = checkpoint.name  # goes into saved codes, where a local path would be private
     return model.to(target).eval()
@@ -236,7 +241,9 @@ def load_vision_model(name: str | Checkpoint | None, device: str):
     """The image tokenizer of any checkpoint, as a `UniWeTokModel`."""
     from uniwetok_hf import UniWeTokModel
 
-    return _load_model(UniWeTokModel, find_checkpoint(name), device)
+    checkpoint = find_checkpoint(name)
+    folder = checkpoint.folder / "vision_model" if checkpoint.kind == "classes" else None
+    return _load_model(UniWeTokModel, checkpoint, device, folder)
 
 
 def load_language_model(name: str | Checkpoint | None, device: str):
@@ -260,7 +267,11 @@ def check_pipeline(checkpoint: Checkpoint) -> None:
     Raises:
         CommandError: naming the file that is missing.
     """
-    _require(checkpoint.folder, "processor/processor_config.json", "scheduler/scheduler_config.json")
+    if checkpoint.kind == "classes":
+        _require(checkpoint.folder, *CLASS_FILES)
+        check_weights(checkpoint.folder / "vision_model")
+    else:
+        _require(checkpoint.folder, "processor/processor_config.json", "scheduler/scheduler_config.json")
 
 
 def describe_checkpoint(checkpoint: Checkpoint):
@@ -275,6 +286,8 @@ def describe_checkpoint(checkpoint: Checkpoint):
         UniWeTokProcessor,
     )
 
+    if checkpoint.kind == "classes":
+        return _describe_class_pipeline(checkpoint)
     model_class = UniWeTokModel if checkpoint.kind == "vision" else UniWeTokForCausalLM
     with _loading(checkpoint):
         config = model_class.config_class.from_pretrained(checkpoint.model_folder, local_files_only=True)
@@ -284,6 +297,53 @@ def describe_checkpoint(checkpoint: Checkpoint):
             return model
         processor = UniWeTokProcessor.from_pretrained(checkpoint.folder / "processor", local_files_only=True)
         return UniWeTokPipeline(processor, model, BinaryFlowScheduler())
+
+
+def _describe_class_pipeline(checkpoint: Checkpoint):
+    import torch
+
+    from uniwetok_hf import (
+        BinaryFlowScheduler,
+        UniWeTokClassToImageModel,
+        UniWeTokClassToImagePipeline,
+        UniWeTokImageProcessor,
+        UniWeTokModel,
+    )
+
+    models = []
+    with _loading(checkpoint):
+        for model_class, folder in ((UniWeTokClassToImageModel, "transformer"), (UniWeTokModel, "vision_model")):
+            config = model_class.config_class.from_pretrained(checkpoint.folder / folder, local_files_only=True)
+            with torch.device("meta"):
+                models.append(model_class._from_config(config, dtype=config.dtype or torch.float32))
+        return UniWeTokClassToImagePipeline(*models, UniWeTokImageProcessor(), BinaryFlowScheduler())
+
+
+def load_class_pipeline(name: str | Checkpoint | None, device: str):
+    """The class-to-image pipeline of a folder, without its progress bar."""
+    from uniwetok_hf import (
+        BinaryFlowScheduler,
+        UniWeTokClassToImageModel,
+        UniWeTokClassToImagePipeline,
+        UniWeTokImageProcessor,
+        UniWeTokModel,
+    )
+
+    checkpoint = find_checkpoint(name, ("classes",))
+    _require(checkpoint.folder, *CLASS_FILES)
+    transformer = _load_model(UniWeTokClassToImageModel, checkpoint, device)
+    vision_model = _load_model(UniWeTokModel, checkpoint, device, checkpoint.folder / "vision_model")
+    with _loading(checkpoint, "image_processor"):
+        path = checkpoint.folder / "image_processor"
+        image_processor = UniWeTokImageProcessor.from_pretrained(path, local_files_only=True)
+    with _loading(checkpoint, "scheduler"):
+        scheduler = BinaryFlowScheduler.from_pretrained(checkpoint.folder / "scheduler", local_files_only=True)
+    with _loading(checkpoint, "model_index.json"):
+        settings = UniWeTokClassToImagePipeline.load_config(checkpoint.folder)
+        options = {key: value for key, value in settings.items() if key.startswith("default_") or key == "id2label"}
+        pipeline = UniWeTokClassToImagePipeline(transformer, vision_model, image_processor, scheduler, **options)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def load_pipeline(name: str | Checkpoint | None, device: str):

@@ -32,6 +32,7 @@ from . import (
     generate,
     push,
     reconstruct,
+    sample_classes,
     train,
 )
 from .common import CommandError, load_package, one_line
@@ -51,6 +52,7 @@ COMMANDS = (
     encode_dataset,
     train,
     export,
+    sample_classes,
     evaluate,
     push,
 )

@@ -96,9 +96,9 @@ def model_source(args: argparse.Namespace) -> tuple[Path, str, Callable]:
     """
     from uniwetok_hf.cards import describe_training, model_card
 
-    checkpoint = find_checkpoint(args.folder, ("pipeline", "vision", "mllm"))
+    checkpoint = find_checkpoint(args.folder)
     check_weights(checkpoint.model_folder)
-    if checkpoint.kind == "pipeline":
+    if checkpoint.kind in ("pipeline", "classes"):
         check_pipeline(checkpoint)
     model = describe_checkpoint(checkpoint)
 

@@ -237,7 +237,9 @@ def read_class_to_image_config(transformer: PublishedPart) -> UniWeTokClassToIma
         "head.net.input_proj.weight": 2,
         "head.net.time_embed.mlp.0.weight": 2,
     }
-    if missing := [name for name, axes in wanted.items() if len(shapes.get(name, ())) != axes or not all(shapes[name])]:
+    if missing := [
+        name for name, axes in wanted.items() if len(shapes.get(name, ())) != axes or not all(shapes[name])
+    ]:
         raise ConversionError(f"{transformer.source.label} tells no model: it lacks {', '.join(missing)}.")
     hidden_size, num_tokens = shapes["emb_norm.weight"][0], shapes["pos_for_diff.weight"][0]
     queries = shapes.get("query_token", (1, 0, hidden_size))
@@ -277,8 +279,14 @@ def read_class_to_image_config(transformer: PublishedPart) -> UniWeTokClassToIma
         "diff_layers": (sizes, head_fields["num_hidden_layers"]),
         "diff_adanln_layers": (sizes, head_fields["num_modulation_layers"]),
     }
-    if wrong := [f"{name} is {place[name]!r}, not {told}" for name, (place, told) in stated.items() if place.get(name, told) != told]:
-        raise ConversionError(f"{transformer.settings_label} and {transformer.source.label} disagree: {'; '.join(wrong)}.")
+    if wrong := [
+        f"{name} is {place[name]!r}, not {told}"
+        for name, (place, told) in stated.items()
+        if place.get(name, told) != told
+    ]:
+        raise ConversionError(
+            f"{transformer.settings_label} and {transformer.source.label} disagree: {'; '.join(wrong)}."
+        )
     num_heads = sizes.get("n_head")
     if num_heads is None:
         num_heads = max(1, hidden_size // _CLASS_TO_IMAGE_HEAD_DIM)
@@ -334,7 +342,9 @@ def read_labels(transformer: PublishedPart, num_classes: int) -> dict[int, str]:
     if labels is None:
         labels = imagenet_labels() if num_classes == 1000 else {}
     elif not isinstance(labels, dict) or sorted(labels) != sorted(map(str, range(num_classes))):
-        raise ConversionError(f"{transformer.settings_label}: id2label must have a name for each of {num_classes} classes.")
+        raise ConversionError(
+            f"{transformer.settings_label}: id2label must have a name for each of {num_classes} classes."
+        )
     return {int(number): str(name) for number, name in labels.items()}
 
 

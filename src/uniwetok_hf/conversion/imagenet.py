@@ -1,6 +1,6 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Names of the 1,000 classes of ImageNet-1k, which the published class-to-image files don't hold: the words that WordNet
-has for each, in the order of the classes' numbers."""
+"""Names of the 1,000 classes of ImageNet-1k, which the published class-to-image files don't hold: the words that
+WordNet has for each, in the order of the classes' numbers."""
 
 from pathlib import Path
 

@@ -100,7 +100,10 @@ def class_to_image_rules(has_attention: bool) -> Rules:
     head_rules = HEAD_RULES if has_attention else (norm, *HEAD_RULES)
     return (
         *_CLASS_TO_IMAGE_RULES,
-        *((rf"head\.{pattern}", tuple(f"image_head.{target}" for target in targets)) for pattern, targets in head_rules),
+        *(
+            (rf"head\.{pattern}", tuple(f"image_head.{target}" for target in targets))
+            for pattern, targets in head_rules
+        ),
     )
 
 

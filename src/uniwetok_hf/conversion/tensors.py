@@ -138,7 +138,9 @@ class PickleSource:
                 f"run code ({type(error).__name__}: {' '.join(reason)})."
             ) from error
         found = [contents.get(name) for name in STATE_DICTS] + [contents] if isinstance(contents, dict) else []
-        state_dict = next((one for one in found if isinstance(one, dict) and any(map(torch.is_tensor, one.values()))), None)
+        state_dict = next(
+            (one for one in found if isinstance(one, dict) and any(map(torch.is_tensor, one.values()))), None
+        )
         if state_dict is None:
             found = list(contents) if isinstance(contents, dict) else type(contents).__name__
             raise ConversionError(

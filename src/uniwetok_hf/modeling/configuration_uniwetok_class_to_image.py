@@ -1,5 +1,5 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Configuration of the class-to-image model (docs/method.md 3.7), with which the paper generates ImageNet."""
+"""Configuration of the class-to-image model (docs/method.md 4), with which the paper generates ImageNet."""
 
 from typing import TYPE_CHECKING
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """Class-to-image: one transformer that generates the tokens of a picture of a class, the paper's ImageNet model
-(docs/method.md 3.7).
+(docs/method.md 4).
 
 What is unusual:
 - a class is not one position but `num_class_tokens`, all of them learned;
@@ -42,8 +42,8 @@ GUIDANCE_SCHEDULES = ("linear", "constant")
 
 @dataclass
 class UniWeTokClassToImageOutput(ModelOutput):
-    """`loss`, a scalar, and `conditions` [B, N, D], what the head is told of each token, in the order of generation. As
-    metrics, without gradients: `row_losses` [B], and `bit_accuracy` [draws], the share of bits whose sign the head
+    """`loss`, a scalar, and `conditions` [B, N, D], what the head is told of each token, in the order of generation.
+    As metrics, without gradients: `row_losses` [B], and `bit_accuracy` [draws], the share of bits whose sign the head
     predicted right."""
 
     loss: torch.Tensor | None = None
@@ -126,7 +126,8 @@ class UniWeTokClassToImageModel(UniWeTokAdapterMixin, PreTrainedModel):
         self.queries = UniWeTokClassToImageQueries(config) if config.tokens_per_patch > 1 else None
         self.projector = UniWeTokClassToImageProjector(config)
         self.embedding_norm = UniWeTokRMSNorm(config.hidden_size, config.norm_eps)
-        self.layers = nn.ModuleList([UniWeTokLayer(config, index) for index in range(config.num_hidden_layers)])
+        layers = [UniWeTokLayer(config, index) for index in range(config.num_hidden_layers)]  # ty: ignore[invalid-argument-type]  (its fields)
+        self.layers = nn.ModuleList(layers)
         self.norm = UniWeTokRMSNorm(config.hidden_size, config.norm_eps)
         self.position_embedding = nn.Embedding(config.num_tokens, config.hidden_size)
         self.image_head = UniWeTokBinaryHead._from_config(config.head_config)

@@ -157,7 +157,10 @@ class UniWeTokPipelineBase:
     ) -> Generator[Callable[[int, torch.Tensor], bool]]:
         """A generation that runs meanwhile, with its progress bar. Gives what a model is to call after each patch with
         its index and the codes so far, and which answers whether the run ends."""
-        with self._new_state(guidance_scale, num_patches) as state, self.progress_bar(total=num_patches) as progress_bar:
+        with (
+            self._new_state(guidance_scale, num_patches) as state,
+            self.progress_bar(total=num_patches) as progress_bar,
+        ):
 
             def on_patch(step: int, codes: torch.Tensor) -> bool:
                 progress_bar.update()
@@ -171,8 +174,8 @@ class UniWeTokPipelineBase:
 
 
 def bring_to_device(model: Any) -> None:
-    """Brings an offloaded model to its device: `enable_model_cpu_offload` waits for a call of the whole model, and these
-    pipelines call parts. `maybe_free_model_hooks` is the way back."""
+    """Brings an offloaded model to its device: `enable_model_cpu_offload` waits for a call of the whole model, and
+    these pipelines call parts. `maybe_free_model_hooks` is the way back."""
     if hasattr(model, "_hf_hook"):
         model._hf_hook.pre_forward(model)
 

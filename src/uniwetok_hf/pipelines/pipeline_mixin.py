@@ -116,9 +116,7 @@ class UniWeTokPipelineMixin(UniWeTokPipelineBase):
         """
         self.maybe_load_model()
         count = latents.shape[2] * latents.shape[3] // self.processor.patch_size**2
-        callback = self._generation(
-            guidance_scale, count, callback_on_step_end, callback_on_step_end_tensor_inputs
-        )
+        callback = self._generation(guidance_scale, count, callback_on_step_end, callback_on_step_end_tensor_inputs)
         with callback as on_patch:
             return self.mllm.generate_codes(
                 guidance_scale=guidance_scale,

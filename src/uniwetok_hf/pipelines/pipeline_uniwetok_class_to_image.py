@@ -1,5 +1,5 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Pictures of classes, as diffusers' `DiTPipeline` makes them (docs/method.md 3.7)."""
+"""Pictures of classes, as diffusers' `DiTPipeline` makes them (docs/method.md 4)."""
 
 import difflib
 from collections.abc import Callable, Sequence
@@ -107,7 +107,7 @@ class UniWeTokClassToImagePipeline(UniWeTokPipelineBase, DiffusionPipeline):
         """
         return [self._label_id(name) for name in ([label] if isinstance(label, str) else label)]
 
-    def _label_id(self, name: str) -> int:
+    def _label_id(self, name: object) -> int:
         numbers = self._ids_of.get(name.strip(), []) if isinstance(name, str) else []
         if len(numbers) == 1:
             return numbers[0]
@@ -224,14 +224,20 @@ class UniWeTokClassToImagePipeline(UniWeTokPipelineBase, DiffusionPipeline):
             ).codes
 
         # 3. Codes to pictures.
-        images = codes
-        if output_type != "latent":
-            bring_to_device(self.vision_model)
-            codes = codes.to(self._execution_device, self.vision_model.dtype)
-            sample = self.vision_model.decode(codes, generator=generator).sample
-            images = self.image_processor.postprocess(sample.float(), output_type=output_type)
+        images = self.decode(codes, generator, output_type)
         self.maybe_free_model_hooks()
         return UniWeTokPipelineOutput(images=images) if return_dict else (images,)
+
+    @torch.no_grad()
+    def decode(self, codes: torch.Tensor, generator: Generators, output_type: str):
+        """Pictures of codes [B, bits, h, w] of {-1, +1}, or 0 where a picture is unfinished; `output_type` is "pil",
+        "np", "pt" or "latent", and `generator` the source of the decoder's noise."""
+        if output_type == "latent":
+            return codes
+        bring_to_device(self.vision_model)
+        codes = codes.to(self._execution_device, self.vision_model.dtype)  # those of a file are on the CPU
+        sample = self.vision_model.decode(codes, generator=generator).sample
+        return self.image_processor.postprocess(sample.float(), output_type=output_type)
 
 
 def check_schedule(name: str, value) -> None:

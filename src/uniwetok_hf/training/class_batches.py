@@ -4,7 +4,7 @@
 Which rows a step has, and which encodings of their pictures, are functions of the seed and of running numbers
 (`samples`), on any number of processes. A row of an encoded dataset has the whole picture and crops of it
 (`encode-dataset --variants`), each also mirrored with `--mirrored`. Crops are shown until shortly before the end, and
-then, more and more often, the whole picture (docs/method.md 3.7).
+then, more and more often, the whole picture (docs/method.md 4).
 """
 
 import warnings
@@ -34,7 +34,7 @@ class ClassSource:
 
 @dataclass
 class ClassBatch:
-    """What one process computes at once: `codes` [b, bits, h, w], `class_labels` int64 [b], and the running numbers."""
+    """What one process computes at once: `codes` [b, bits, h, w], `class_labels` int64 [b], and running numbers."""
 
     codes: torch.Tensor
     class_labels: torch.Tensor
@@ -50,8 +50,8 @@ class _Rows:
             self.encoding = read_encoding(source.path)
         except ValueError as error:
             raise ValueError(
-                f"`path` {source.path}: {error} Training reads codes; this makes them: `uniwetok encode-dataset SOURCE "
-                f"{source.path} --size N --variants 11 --mirrored --model TOKENIZER`."
+                f"`path` {source.path}: {error} Training reads codes; this makes them: `uniwetok encode-dataset "
+                f"SOURCE {source.path} --size N --variants 11 --mirrored --model TOKENIZER`."
             ) from None
         dataset = open_encoded(source.path)
         for column, values in ((source.image_column, self.encoding.picture_columns), (source.label_column, None)):

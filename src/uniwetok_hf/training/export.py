@@ -34,7 +34,10 @@ from .run import seeded_weights
 
 
 if TYPE_CHECKING:
-    from ..pipelines import UniWeTokClassToImagePipeline, UniWeTokPipeline  # slow to import, and no training of the image tokenizer needs it
+    from ..pipelines import (  # slow to import, and no training of the image tokenizer needs it
+        UniWeTokClassToImagePipeline,
+        UniWeTokPipeline,
+    )
 
 
 ARCHITECTURE, FIELDS = "architecture", "export.json"
@@ -83,8 +86,8 @@ def pipeline_parts(pipeline: "UniWeTokPipeline") -> list[tuple]:
 
 
 def class_pipeline_parts(pipeline: "UniWeTokClassToImagePipeline") -> list[tuple]:
-    """The parts of a class-to-image pipeline for [`write_architecture`]: without the weights that are trained, but with
-    the image tokenizer, which is not in a checkpoint."""
+    """The parts of a class-to-image pipeline for [`write_architecture`]: without the weights that are trained, but
+    with the image tokenizer, which is not in a checkpoint."""
     parts = [(pipeline.vision_model, "vision_model"), (pipeline.image_processor, "image_processor")]
     parts += [(pipeline.scheduler, "scheduler"), (pipeline.transformer.config, "transformer")]
     return [*parts, (_PipelineConfig(pipeline), "")]

@@ -137,7 +137,9 @@ class ClassToImageTrainingConfig:
         check_at_least(self, 1, "validation_samples", "num_inference_steps")
         check_share(self, "crop_probability")
         if len(self.crop_end) != 2 or not 0 <= self.crop_end[0] <= self.crop_end[1] <= 1:
-            raise ValueError(f"`crop_end` must be two numbers from 0 to 1, the smaller one first, got {self.crop_end}.")
+            raise ValueError(
+                f"`crop_end` must be two numbers from 0 to 1, the smaller one first, got {self.crop_end}."
+            )
         if fixed := [name for name in INFERRED if name in self.model]:
             raise ValueError(f"`model.{fixed[0]}` follows from the data and can't be given.")
         if self.init_from is None and self.vision_model is None:
@@ -149,7 +151,7 @@ class ClassToImageTrainingConfig:
                 raise ValueError(f"`{given[0]}` can't be given together with `init_from`, which brings its own.")
 
     def crop_probability_at(self, step: int) -> float:
-        """The probability of showing a crop in `step`: constant, then falling to 0 (docs/method.md 3.7)."""
+        """The probability of showing a crop in `step`: constant, then falling to 0 (docs/method.md 4)."""
         start, end = (part * self.max_train_steps for part in self.crop_end)
         rest = 1.0 if step < start else 0.0 if step >= end else (end - step) / (end - start)
         return self.crop_probability * rest

@@ -2,7 +2,7 @@
 """Trains the class-to-image model: `uniwetok train class-to-image --config imagenet_b`, alone or under `accelerate
 launch`.
 
-    loss = diffusion loss of the tokens of pictures of a class                                   (docs/method.md 3.7)
+    loss = diffusion loss of the tokens of pictures of a class                                   (docs/method.md 4)
 
 - Pictures come as codes of a frozen image tokenizer (`uniwetok encode-dataset`), several crops of each, all of them
   also mirrored. So tokenizers can be compared by what is generated from their codes.
@@ -286,7 +286,7 @@ class ClassToImageTrainer(StageTrainer):
 
 def decay_groups(model: UniWeTokClassToImageModel) -> list[dict]:
     """The parameters with weight decay, and those without: class embedding, queries, projector, and all that have less
-    than two axes (docs/method.md 3.7)."""
+    than two axes (docs/method.md 4)."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -360,7 +360,9 @@ def with_defaults(
     """Sets those of the pipeline's defaults that the config gives."""
     names = ("num_inference_steps", "guidance_scale", "guidance_schedule")
     given = {f"default_{name}": getattr(config, name) for name in names if getattr(config, name) is not None}
-    kept = {name: value for name, value in pipeline.config.items() if name.startswith("default_") or name == "id2label"}
+    kept = {
+        name: value for name, value in pipeline.config.items() if name.startswith("default_") or name == "id2label"
+    }
     return UniWeTokClassToImagePipeline(**pipeline.components, **kept | given)
 
 
