@@ -217,7 +217,7 @@ def tokenizer_step(bench: Bench, folder: str, batch: int, is_compiled: bool) -> 
     from uniwetok_hf.training.config import find_config, read_config
     from uniwetok_hf.training.picture_batches import PictureBatch
 
-    def loss_networks(config, num_bits: int, device) -> tuple:
+    def loss_networks(config, num_bits: int, stride: int, device) -> tuple:
         seen, sizes = config.distillation, bench.sizes.teacher
         vision, size = SiglipVisionConfig(**sizes), (sizes["image_size"], sizes["image_size"])
         teacher = bench.build(lambda: Teacher(SiglipVisionModel(vision), size, pooling="pooled output"))

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from uniwetok_hf import load_codes
+from uniwetok_hf.cli.main import main
 from uniwetok_hf.embedded import FOLDER
 
 
@@ -15,7 +16,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(Path(name).name, EXAMPLES / f"{name}.py")
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     return example
@@ -45,3 +46,18 @@ def test_an_empty_folder_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         load("folder_to_codes").main([str(tmp_path)])
     assert f"{tmp_path} holds no PNG, JPEG or WebP pictures" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_drawn_classes(tmp_path, capsys, monkeypatch):
+    """As its README runs it, but with few pictures and steps."""
+    monkeypatch.chdir(tmp_path)
+    load("classes/draw_classes").main(["data/classes", "--per-class", "16"])
+    encode = ["encode-dataset", "data/classes", "runs/small_classes", "--split", "train", "--size", "128"]
+    assert main([*encode, "--variants", "2", "--mirrored"]) == 0
+    train = ["train", "class-to-image", "--config", "small_class_to_image", "--set", "max_train_steps=2"]
+    assert main([*train, "--set", "sample_classes=[]"]) == 0
+    load("classes/score_classes").main(["runs/small_class_to_image/pipeline", "data/classes", "--per-class", "1"])
+    out = capsys.readouterr().out
+    assert "chance 12.5%" in out and "test pictures: " in out and "(95 %: " in out and "N = 8)" in out
+    assert Image.open("classes.png").size == (130, 8 * 130)

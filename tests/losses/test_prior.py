@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from uniwetok_hf.losses.prior import GenerativePrior
+from uniwetok_hf.losses.prior import ClassToImagePrior, GenerativePrior
 from uniwetok_hf.modeling.modeling_uniwetok_head import UniWeTokBinaryHead
 
 
@@ -208,3 +208,47 @@ def test_it_learns_what_can_be_predicted(make_prior, device):
 def test_sizes_that_do_not_divide_are_refused(make_prior, sizes):
     with pytest.raises(ValueError, match="`hidden_size` must be a multiple"):
         make_prior(**sizes)
+
+
+# --- with the architecture of the class-to-image model ---
+
+
+def class_to_image_prior(device, is_new=False) -> ClassToImagePrior:
+    torch.manual_seed(0)
+    prior = ClassToImagePrior(8, 3, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    if not is_new:
+        for parameter in prior.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+    return prior.to(device)
+
+
+def test_default_size_of_the_class_to_image_prior():
+    count = sum(parameter.numel() for parameter in ClassToImagePrior(128, 8).parameters())
+    assert count == 8_516_480 and f"{count:,}" in ClassToImagePrior.__doc__
+
+
+def test_a_new_class_to_image_prior_expects_nothing(device):
+    _, codes = make_codes(2, 8, 3, 3, device=device)
+    assert class_to_image_prior(device, is_new=True)(codes, generators(0, 1)).item() == pytest.approx(1, abs=1e-6)
+
+
+def test_the_class_to_image_prior_reads_what_comes_before(device):
+    prior, (_, codes) = class_to_image_prior(device), make_codes(1, 8, 3, 3, device=device)
+    before = prior.conditions(codes)
+    for index in range(9):
+        changed = codes.clone()
+        changed[:, :, index // 3, index % 3] *= -1
+        moved = (prior.conditions(changed) != before).any(2)[0].tolist()
+        assert moved == [False] * (index + 1) + [True] * (8 - index)
+
+
+def test_the_encoder_and_all_of_the_class_to_image_prior_learn(device):
+    prior, (latents, codes) = class_to_image_prior(device), make_codes(2, 8, 3, 3, device=device)
+    prior(codes, generators(0, 1)).backward()
+    assert latents.grad.any(dim=1).all()
+    assert [name for name, parameter in prior.named_parameters() if parameter.grad is None] == []
+
+
+def test_the_class_to_image_prior_knows_one_size(device):
+    with pytest.raises(ValueError, match=r"`codes` must be \[B, 8, 3, 3\], got \[1, 8, 2, 3\]"):
+        class_to_image_prior(device)(make_codes(1, 8, 2, 3, device=device)[1])

@@ -206,7 +206,7 @@ def test_parts_that_do_not_fit():
 # --- saving ---
 
 
-def test_saved_and_loaded(pipeline, tmp_path):
+def test_saved_and_loaded(pipeline, tmp_path, capfd):
     pipeline.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["transformer"] == ["uniwetok_hf", "UniWeTokClassToImageModel"]
@@ -218,6 +218,7 @@ def test_saved_and_loaded(pipeline, tmp_path):
         "scheduler": BinaryFlowScheduler,
     }
     assert type(loaded) is UniWeTokClassToImagePipeline
+    assert "Expected types" not in capfd.readouterr().err  # of diffusers, about our arguments
     assert loaded.labels == pipeline.labels
     assert loaded.config.default_guidance_scale == 2.0
     loaded.set_progress_bar_config(disable=True)

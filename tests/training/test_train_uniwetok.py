@@ -150,6 +150,17 @@ def test_training_learns(fields, tmp_path):
     assert sum(errors[-5:]) < 0.8 * sum(errors[:5])
 
 
+def test_the_prior_may_be_a_class_to_image_model(fields, tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "architecture": "class_to_image"}
+    plain = {**fields, "perceptual": None, "adversarial": None, "distillation": None, "prior": sizes}
+    with pytest.raises(ValueError, match="`prior`: `architecture: class_to_image` needs one square size in `buckets`"):
+        train_uniwetok.main(write(tmp_path, plain, output_dir=str(tmp_path / "run")))
+    more = {"buckets": [{"height": 32, "width": 32}], "max_train_steps": 2}
+    run = train_uniwetok.main(write(tmp_path, plain, output_dir=str(tmp_path / "run"), **more)).parent
+    assert 0.5 < log_lines(run)[0]["prior"] < 2
+    assert "model.position_embedding.weight" in load_file(run / "losses" / "prior.safetensors")
+
+
 def test_frozen_parts_stay_as_they_were(fields, trained, tmp_path):
     more = {"model": {}, "init_from": str(trained), "trainable": ["decoder"], "max_train_steps": 2}
     run = train_uniwetok.main(write(tmp_path, {**fields, **more}, output_dir=str(tmp_path / "run"))).parent

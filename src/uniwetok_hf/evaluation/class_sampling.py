@@ -2,8 +2,8 @@
 """Many pictures of all classes, as scores of class-to-image models want them: 50,000 of ImageNet's 1,000.
 
 Picture i has the class i * classes // count, a generator of its own, and its place in a batch of pictures i // B * B
-to i // B * B + B - 1, so that it does not depend on how many processes share the work, nor on interruptions. A batch is
-a file in `parts` until the last one is there; then they become one `.npz` with `arr_0`, uint8 [count, H, W, 3], as the
+to i // B * B + B - 1: it depends neither on how many processes share the work, nor on interruptions. A batch is a file
+in `parts` until the last one is there; then they become one `.npz` with `arr_0`, uint8 [count, H, W, 3], as the
 evaluator of ADM (Dhariwal & Nichol 2021) reads it. No more than one batch is in memory.
 """
 

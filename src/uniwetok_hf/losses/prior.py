@@ -19,7 +19,9 @@ from torch import nn
 from transformers import AutoModel, Qwen3Config
 
 from ..modeling.codes_uniwetok import codes_to_tokens
+from ..modeling.configuration_uniwetok_class_to_image import UniWeTokClassToImageConfig
 from ..modeling.configuration_uniwetok_mllm import UniWeTokHeadConfig
+from ..modeling.modeling_uniwetok_class_to_image import UniWeTokClassToImageModel
 from ..modeling.modeling_uniwetok_head import UniWeTokBinaryHead
 from ..modeling.modeling_uniwetok_mllm import sinusoidal_positions
 from ..modeling.noise_uniwetok import Generators, draw_noise, draw_uniform
@@ -111,3 +113,54 @@ class GenerativePrior(nn.Module):
             noisy_tokens.flatten(0, 1)[:, None], timesteps.flatten(), self.conditions(codes).flatten(0, 1)[:, None]
         )
         return (prediction.view_as(tokens) - tokens).square().mean()
+
+
+class ClassToImagePrior(GenerativePrior):
+    """The prior with the architecture of the class-to-image model (docs/method.md 4), whose one class is the learned
+    query. The paper's "BitDance-T" is, by its name, such a network; its width and depth were not published: with the
+    defaults 8,516,480 parameters learn at 128 bits and 8 x 8 tokens. It knows one size of pictures, `grid_size` x
+    `grid_size` tokens.
+
+    Raises:
+        ValueError: when the sizes don't divide each other.
+    """
+
+    def __init__(
+        self,
+        num_bits: int,
+        grid_size: int,
+        hidden_size: int = 256,
+        num_hidden_layers: int = 8,
+        num_attention_heads: int = 4,
+        num_head_layers: int = 3,
+    ):
+        nn.Module.__init__(self)
+        head_config = UniWeTokHeadConfig(
+            num_bits=num_bits,
+            condition_size=hidden_size,
+            hidden_size=hidden_size,
+            num_hidden_layers=num_head_layers,
+            num_modulation_layers=1,
+            has_attention=False,
+            squash_output=False,
+            timestep_schedule="uniform",
+        )
+        config = UniWeTokClassToImageConfig(
+            num_bits=num_bits,
+            grid_size=grid_size,
+            num_classes=1,
+            num_class_tokens=1,
+            hidden_size=hidden_size,
+            num_hidden_layers=num_hidden_layers,
+            num_attention_heads=num_attention_heads,
+            head_config=head_config,
+        )
+        self.model = UniWeTokClassToImageModel(config)
+
+    @property
+    def head(self) -> UniWeTokBinaryHead:
+        return self.model.image_head
+
+    def conditions(self, codes: torch.Tensor) -> torch.Tensor:
+        self.model.check_codes(codes)
+        return self.model.read(codes, torch.zeros(len(codes), dtype=torch.long, device=codes.device))

@@ -54,7 +54,7 @@ class UniWeTokClassToImagePipeline(UniWeTokPipelineBase, DiffusionPipeline):
         vision_model: PreTrainedModel,
         image_processor: BaseImageProcessor,
         scheduler: SchedulerMixin,
-        id2label: dict[int, str] | None = None,
+        id2label: dict | None = None,
         default_num_inference_steps: int = 100,
         default_guidance_scale: float = 4.0,
         default_guidance_schedule: str = "linear",

@@ -2,6 +2,7 @@
 """The settings of a training of the image tokenizer: the fields of its YAML files (`config.py`)."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ..data.skipped import MAX_SHARE
 from ..data.sources import PictureSource
@@ -63,6 +64,12 @@ class PriorSettings:
     )
     num_hidden_layers: int = setting(8, "number of its blocks", on_resume=KEEP)
     num_attention_heads: int = setting(4, "attention heads of each of its blocks", on_resume=KEEP)
+    architecture: Literal["language_model", "class_to_image"] = setting(
+        "language_model",
+        "language_model: parts of the unified model, any size of pictures; class_to_image: the network that the "
+        "paper's BitDance-T is named after, for one square size",
+        on_resume=KEEP,
+    )
 
 
 @dataclass

@@ -34,7 +34,7 @@ from ..losses.distillation import PrePostDistillation
 from ..losses.entropy import entropy_loss
 from ..losses.perceptual import LPIPS, PerceptualLoss
 from ..losses.pixel import l1_loss, l2_loss
-from ..losses.prior import GenerativePrior
+from ..losses.prior import ClassToImagePrior, GenerativePrior
 from ..losses.teacher import Teacher
 from ..modeling.configuration_uniwetok import UniWeTokConfig
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
@@ -48,7 +48,7 @@ from .checkpoints import (
 )
 from .config import check_fields, config_values, field_named, read_config
 from .export import ARCHITECTURE, ExportFields, names_of, write_architecture
-from .picture_batches import PictureBatch, PictureBatches, validation_pictures
+from .picture_batches import Bucket, PictureBatch, PictureBatches, validation_pictures
 from .resume import check_rows
 from .run import (
     RunningMetrics,
@@ -89,7 +89,7 @@ class UniWeTokTrainer(StageTrainer):
 
         self.model = build_model(config)
         self.perceptual, self.teacher, self.distillation, self.prior, self.discriminator = build_loss_networks(
-            config, self.model.config.num_bits, accelerator.device
+            config, self.model.config.num_bits, self.model.config.stride, accelerator.device
         )
         self.lecam = LeCam()
         if stage := find_stage(config.init_from):
@@ -410,7 +410,18 @@ def build_model(config: UniWeTokTrainingConfig) -> UniWeTokModel:
     return model.train().to(memory_format=torch.channels_last)  # a fifth to a half faster convolutions on CPUs
 
 
-def build_loss_networks(config: UniWeTokTrainingConfig, num_bits: int, device: torch.device) -> tuple:
+def square_grid(buckets: list[Bucket], stride: int) -> int:
+    """Tokens of a side of the only size of pictures.
+
+    Raises:
+        ValueError: when there are several sizes, or pictures are not square.
+    """
+    if len(buckets) != 1 or buckets[0].height != buckets[0].width:
+        raise ValueError("`architecture: class_to_image` needs one square size in `buckets`.")
+    return buckets[0].height // stride
+
+
+def build_loss_networks(config: UniWeTokTrainingConfig, num_bits: int, stride: int, device: torch.device) -> tuple:
     """Networks of the losses, None for a loss that is off: perceptual and teacher, which are frozen, and distillation,
     prior and discriminator, which train."""
     perceptual = teacher = distillation = prior = discriminator = None
@@ -430,12 +441,16 @@ def build_loss_networks(config: UniWeTokTrainingConfig, num_bits: int, device: t
                 post_weight=settings.post_weight,
             )
         if settings := config.prior:
-            prior = GenerativePrior(
-                num_bits,
-                hidden_size=settings.hidden_size,
-                num_hidden_layers=settings.num_hidden_layers,
-                num_attention_heads=settings.num_attention_heads,
-            )
+            sizes = {
+                "hidden_size": settings.hidden_size,
+                "num_hidden_layers": settings.num_hidden_layers,
+                "num_attention_heads": settings.num_attention_heads,
+            }
+            if settings.architecture == "class_to_image":
+                with field_named("prior"):
+                    prior = ClassToImagePrior(num_bits, square_grid(config.buckets, stride), **sizes)
+            else:
+                prior = GenerativePrior(num_bits, **sizes)
         if settings := config.adversarial:
             groups = min(32, settings.base_channels)
             discriminator = PatchDiscriminator(settings.base_channels, settings.num_layers, groups)
