@@ -60,4 +60,4 @@ def test_drawn_classes(tmp_path, capsys, monkeypatch):
     load("classes/score_classes").main(["runs/small_class_to_image/pipeline", "data/classes", "--per-class", "1"])
     out = capsys.readouterr().out
     assert "chance 12.5%" in out and "test pictures: " in out and "(95 %: " in out and "N = 8)" in out
-    assert Image.open("classes.png").size == (130, 8 * 130)
+    assert Image.open("classes.png").copy().size == (130, 8 * 130)

@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"  {name}: {int(own.sum())} of {len(own)}")
     columns = min(8, args.per_class)
     shown = [one for start in range(0, len(wanted), args.per_class) for one in generated[start : start + columns]]
-    arrays = [torch.from_numpy(np.asarray(one)).permute(2, 0, 1).float() / 127.5 - 1 for one in shown]
+    arrays = [torch.from_numpy(np.array(one)).permute(2, 0, 1).float() / 127.5 - 1 for one in shown]
     picture_grid(arrays, columns).save(args.output)
     print(args.output)
 
