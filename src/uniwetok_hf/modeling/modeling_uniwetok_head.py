@@ -171,19 +171,22 @@ class UniWeTokBinaryHead(UniWeTokAdapterMixin, PreTrainedModel):
         elif isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
 
-    def forward(self, noisy_codes: torch.Tensor, timesteps: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, noisy_codes: torch.Tensor, timesteps: torch.Tensor, condition: torch.Tensor, is_projected: bool = False
+    ) -> torch.Tensor:
         """
         Args:
             noisy_codes: [M, P, bits], (1 - t) noise + t codes.
-            timesteps: [M] in [0, 1], one per patch.
+            timesteps: [M] in [0, 1], one per patch, or [1] for all.
             condition: [M, P, condition_size], the language model's hidden state for each token.
+            is_projected: whether `condition` has gone through `condition_proj` already, [M, P, C].
 
         Returns:
             Predicted codes [M, P, bits], float32.
         """
         dtype = condition.dtype
         time = self.time_embed(timesteps, dtype)[:, None]
-        condition = F.silu(time + self.condition_proj(condition))  # [M, P, C]
+        condition = F.silu(time + (condition if is_projected else self.condition_proj(condition)))  # [M, P, C]
         hidden_states = self.input_proj(noisy_codes.to(dtype))
         shared_by = len(self.layers) // len(self.modulations)
         for index, layer in enumerate(self.layers):
@@ -279,11 +282,12 @@ class UniWeTokBinaryHead(UniWeTokAdapterMixin, PreTrainedModel):
         repeats = 1 if guidance_scale <= 1 else 2 if image_guidance_scale is None else 3
         shape = (len(condition) // repeats, condition.shape[1], self.config.num_bits)
         sample = draw_noise(shape, generator, condition.device)
+        condition = self.condition_proj(condition)  # once, not in each step
         for timestep in scheduler.timesteps:
             inputs = torch.cat([sample] * repeats)
             # Written as a constant, not copied from the CPU: a copy would wait for the device in each step.
-            times = torch.full((len(inputs),), float(timestep), device=condition.device, dtype=torch.float32)
-            prediction = self(inputs, times, condition)
+            times = torch.full((1,), float(timestep), device=condition.device, dtype=torch.float32)
+            prediction = self(inputs, times, condition, is_projected=True)
             if repeats == 2:
                 conditional, unconditional = prediction.chunk(2)
                 prediction = unconditional + guidance_scale * (conditional - unconditional)
