@@ -2,15 +2,18 @@
 one, and saves what the package can load."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from tiny_encoded import build_vision, class_training, encode, pictures
+from PIL import Image
+from tiny_encoded import build_vision, class_training, encode, pictures, shapes
 from tiny_mllm import seeded
 from tiny_training import assert_same_weights, log_lines, write
 
 from uniwetok_hf import UniWeTokClassToImagePipeline, UniWeTokModel
 from uniwetok_hf.data.samples import NOISE, sample_generators
+from uniwetok_hf.modeling.image_processing_uniwetok import to_uint8
 from uniwetok_hf.training.class_batches import ClassBatches, ClassSource
 from uniwetok_hf.training.config import ConfigError, find_config, read_config
 from uniwetok_hf.training.export import export_checkpoint
@@ -172,6 +175,11 @@ def test_training_learns_the_classes(fields, tmp_path):
 # --- the data ---
 
 
+def batches_of(sources, batch_size, **more) -> ClassBatches:
+    """Of an image tokenizer of stride 8 and 16 bits."""
+    return ClassBatches(sources, batch_size, **{"seed": 0, "stride": 8, "num_bits": 16} | more)
+
+
 def source(fields) -> ClassSource:
     return ClassSource(**fields["data"][0])
 
@@ -179,7 +187,7 @@ def source(fields) -> ClassSource:
 def test_crops_give_way_to_whole_pictures(fields):
     config = read_config_of(fields, max_train_steps=80)
     assert [config.crop_probability_at(step) for step in (0, 69, 70, 72, 75, 79)] == [1, 1, 1, 0.6, 0, 0]
-    batches = ClassBatches([source(fields)], 8, seed=0)
+    batches = batches_of([source(fields)], 8)
     rows = batches.sources[0]
     cells = [rows.cells[index]["image"] for index in range(len(rows))]
     assert all(len(cell) == 6 for cell in cells)  # whole, two crops, and the mirror image of each
@@ -205,11 +213,11 @@ def read_config_of(fields, **more) -> ClassToImageTrainingConfig:
 
 
 def test_samples_are_those_of_any_number_of_processes(fields):
-    alone = ClassBatches([source(fields)], 8, seed=3).step(5, 0.5)[0][0]
+    alone = batches_of([source(fields)], 8, seed=3).step(5, 0.5)[0][0]
     parts = [
         batch
         for rank in range(2)
-        for batch in ClassBatches(
+        for batch in batches_of(
             [source(fields)], 8, seed=3, accumulation_steps=2, process_index=rank, num_processes=2
         ).step(5, 0.5)[0]
     ]
@@ -223,22 +231,78 @@ def test_classes_by_name_and_rows_without_one(tmp_path):
     vision = build_vision()
     rows = {"picture": pictures(48), "kind": ["cat", "dog", None, "cat"] * 12}
     path = encode(rows, tmp_path / "codes", vision)
-    batches = ClassBatches([ClassSource(path, image_column="picture", label_column="kind")], 4, seed=0)
+    batches = batches_of([ClassSource(path, image_column="picture", label_column="kind")], 4)
     assert batches.names == ["cat", "dog"] and batches.num_rows == [36] and batches.num_classes == 2
     with pytest.raises(ValueError, match="12 of 48|12 .*no class"):
         batches.check_rows(0.0)
     with pytest.warns(UserWarning, match="12 rows of .* are left out: no class"):
         batches.check_rows(0.5)
-    named = ClassBatches([ClassSource(path, 1.0, "picture", "kind")], 4, seed=0, labels=["dog", "cat", "bird"])
+    named = batches_of([ClassSource(path, 1.0, "picture", "kind")], 4, labels=["dog", "cat", "bird"])
     assert named.num_classes == 3 and named.sources[0].classes[:2].tolist() == [1, 0]
     with pytest.raises(ValueError, match="`labels` has no 'cat', a class of"):
-        ClassBatches([ClassSource(path, 1.0, "picture", "kind")], 4, seed=0, labels=["dog"])
+        batches_of([ClassSource(path, 1.0, "picture", "kind")], 4, labels=["dog"])
+
+
+@pytest.fixture
+def drawn(tmp_path) -> str:
+    """A folder of pictures of three colours, larger than the model's."""
+    for index, (text, picture) in enumerate(shapes(24)):
+        folder = tmp_path / "drawn" / text.split()[1]
+        folder.mkdir(parents=True, exist_ok=True)
+        picture.resize((48, 40)).save(folder / f"{index}.png")
+    return str(tmp_path / "drawn")
+
+
+def test_pictures_are_encoded_in_each_step(fields, drawn, tmp_path):
+    later = {"data": [{"path": drawn}], "validation_data": [], "resolution": 32, "max_train_steps": 2}
+    folder = run(fields, tmp_path, **later)
+    pipe = UniWeTokClassToImagePipeline.from_pretrained(folder / "pipeline")
+    assert pipe.labels == {"blue": 0, "green": 1, "red": 2} and pipe.transformer.config.grid_size == 4
+    path = write(tmp_path / "again", fields, output_dir=str(tmp_path / "again" / "run"), **later)
+    trainer = ClassToImageTrainer(read_config(ClassToImageTrainingConfig, path))
+    [batch], _ = trainer.batches.step(0, 1.0)
+    assert batch.codes is None and batch.pixel_values.shape == (4, 3, 32, 32)
+    codes = trainer.pipeline.vision_model.encode(batch.pixel_values).codes
+    generator = sample_generators(0, batch.numbers, NOISE)
+    loss = trainer.pipeline.transformer.train()(codes, batch.class_labels, generator=generator).loss
+    assert log_lines(folder)[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_pictures_are_cropped_and_mirrored(drawn):
+    """Whole pictures are the centre square; crops differ; half of each are mirrored."""
+    batches = batches_of([ClassSource(drawn)], 24, resolution=32)
+    whole = batches.step(0, 0.0)[0][0].pixel_values
+    rows = batches.sources[0]
+    centres = [Image.open(cell["path"]).copy() for cell in rows.cells["image"]]
+    centres = [image.resize((32, 32), Image.Resampling.BICUBIC, (4, 0, 44, 40)) for image in centres]
+    plain = {image.tobytes() for image in centres}
+    mirrored = {image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes() for image in centres}
+    shown = [to_uint8(picture).permute(1, 2, 0).numpy().tobytes() for picture in whole]
+    assert set(shown) <= plain | mirrored and set(shown) & plain and set(shown) & (mirrored - plain)
+    crops = batches.step(0, 1.0)[0][0].pixel_values
+    assert not any(torch.equal(one, other) for one, other in zip(crops, whole, strict=True))
+    two = [batches_of([ClassSource(drawn)], 24, resolution=32, process_index=n, num_processes=2) for n in range(2)]
+    assert torch.equal(torch.cat([part.step(0, 1.0)[0][0].pixel_values for part in two]), crops)
+
+
+def test_pictures_that_do_not_fit(fields, drawn, tmp_path):
+    with pytest.raises(ValueError, match="With `resolution`, pictures are read as they are"):
+        batches_of([ClassSource(drawn)], 4)
+    with pytest.raises(ValueError, match="`resolution` must be a multiple of 8, the pixels of a token, got 20"):
+        batches_of([ClassSource(drawn)], 4, resolution=20)
+    both = [ClassSource(drawn), source(fields)]
+    with pytest.raises(ValueError, match="one is encoded, the other is not"):
+        batches_of(both, 4, resolution=32, labels=["red", "green", "blue"])
+    broken = Path(drawn) / "red" / "0.png"
+    broken.write_bytes(b"no picture")
+    [batch], skipped = batches_of([ClassSource(drawn)], 24, resolution=32).step(0, 0.0)
+    assert len(batch.numbers) == 24 and len(skipped) == 1 and "0.png" in skipped[0]
 
 
 def test_a_damaged_row_is_left_out(tmp_path):
     vision = build_vision()
     path = encode({"image": pictures(8), "label": [0, 1] * 4}, tmp_path / "codes", vision)
-    batches = ClassBatches([ClassSource(path)], 8, seed=0)
+    batches = batches_of([ClassSource(path)], 8)
     read = batches.sources[0].cells
 
     class Cut:  # the codes of row 3 lost a byte
@@ -259,7 +323,7 @@ def test_other_sizes_than_the_first_are_left_out(tmp_path):
         build_vision(),
         sizes=((32, 32), (32, 16)),
     )
-    batches = ClassBatches([ClassSource(path)], 8, seed=0)
+    batches = batches_of([ClassSource(path)], 8)
     [batch], skipped = batches.step(0, 0.0)
     assert batch.codes.shape == (8, 16, 4, 4)
     assert skipped and all("has 4 x 2 tokens, the model's pictures 4 x 4" in reason for reason in skipped)
@@ -300,7 +364,7 @@ def test_data_that_does_not_fit(fields, tmp_path):
         run(fields, tmp_path, vision_model=str(tmp_path / "other"))
     with pytest.raises(ValueError, match="no such column `class`; there are image, label"):
         run(fields, tmp_path, data=[fields["data"][0] | {"label_column": "class"}])
-    with pytest.raises(ValueError, match="this makes them: `uniwetok encode-dataset SOURCE"):
+    with pytest.raises(ValueError, match="holds no encoded dataset. This makes one: `uniwetok encode-dataset SOURCE"):
         run(fields, tmp_path, data=[{"path": str(tmp_path / "nothing")}])
     wide = encode(
         {"image": pictures(4, size=(32, 16)), "label": [0] * 4}, tmp_path / "w", build_vision(), sizes=((32, 16),)

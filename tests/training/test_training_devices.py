@@ -6,15 +6,17 @@ from typing import Any
 
 import torch
 from one_device import CPU, DEVICE, assert_same, on
-from tiny_encoded import language_training
+from tiny_encoded import class_training, language_training
 from tiny_mllm import build, random_codes, seeded, training_batch
 from tiny_training import VISION, all_losses, write
 from torch import nn
 
 from uniwetok_hf.training.bit_usage import BitUsage
+from uniwetok_hf.training.class_batches import ClassBatch
 from uniwetok_hf.training.config import read_config
 from uniwetok_hf.training.conversation_batches import MicroBatch
 from uniwetok_hf.training.run import RunningMetrics
+from uniwetok_hf.training.train_class_to_image import ClassToImageTrainer, ClassToImageTrainingConfig
 from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig, TaskMetrics
 from uniwetok_hf.training.train_uniwetok import UniWeTokTrainer, UniWeTokTrainingConfig
 
@@ -74,6 +76,28 @@ def test_training_of_the_language_model(tmp_path, monkeypatch):
         return logged(trainer.take_metrics() | trainer.validate(validation, 1)), trainer.ema.shadow_params[0]
 
     assert_same(compute)
+
+
+def test_training_of_the_class_to_image_model(tmp_path, monkeypatch):
+    """A step on codes and one on pictures, a line of the log, and a validation with pictures of a class."""
+    fields = class_training(tmp_path) | {"sample_classes": [1]}
+    trainers = build_trainers(ClassToImageTrainer, ClassToImageTrainingConfig, fields, tmp_path)
+
+    def compute(device):
+        trainer = trainers[device]
+        place(trainer, [trainer.pipeline.transformer, trainer.pipeline.vision_model], device, monkeypatch)
+        [batch], _ = trainer.batches.step(0, 1.0)
+        trainer.train_step([batch], 0)
+        pictures = seeded_pictures(len(batch.numbers))
+        trainer.train_step([ClassBatch(None, pictures, batch.class_labels, batch.numbers)], 1)
+        validation = trainer.validation.validation_batches(2)
+        return logged(trainer.take_metrics(2) | trainer.validate(validation, 1)), trainer.ema.shadow_params[0]
+
+    assert_same(compute)
+
+
+def seeded_pictures(count: int) -> torch.Tensor:
+    return torch.rand(count, 3, 32, 32, generator=seeded(0)) * 2 - 1
 
 
 def build_trainers(trainer_class, config_class, fields: dict, folder: Path) -> dict[torch.device, Any]:

@@ -21,7 +21,7 @@ class ClassToImageTrainingConfig:
     output_dir: str = setting(
         help="folder of the run: checkpoints, log.jsonl, samples, and at the end `pipeline`", on_resume=APPLY
     )
-    data: list[ClassSource] = setting(help="encoded datasets with classes, each with a weight", on_resume=KEEP)
+    data: list[ClassSource] = setting(help="datasets with classes, each with a weight", on_resume=KEEP)
     max_train_steps: int = setting(help="optimizer steps", on_resume=APPLY)
     batch_size: int = setting(help="pictures per step over all processes", on_resume=KEEP)
     validation_data: list[ClassSource] = setting([], "data for validation; empty: no validation", on_resume=APPLY)
@@ -29,8 +29,8 @@ class ClassToImageTrainingConfig:
     # the model
     vision_model: str | None = setting(
         None,
-        "without init_from: the image tokenizer that encoded the data: its last stage, a model, or the name of an "
-        "embedded one",
+        "without init_from: the image tokenizer, the one that encoded the data: its last stage, a model, or the name "
+        "of an embedded one",
         on_resume=KEEP,
     )
     init_from: str | None = setting(
@@ -54,6 +54,10 @@ class ClassToImageTrainingConfig:
         [], "classes of which each validation generates eight pictures to look at; not under FSDP", on_resume=APPLY
     )
     # the samples
+    resolution: int | None = setting(
+        None, "side in pixels of pictures that are not encoded; null: all data are codes", on_resume=KEEP
+    )
+    num_threads: int = setting(2, "threads per process that read and crop pictures", on_resume=APPLY)
     crop_probability: float = setting(
         1.0, "probability of showing a crop in place of the whole picture, at first", on_resume=APPLY
     )
@@ -134,7 +138,7 @@ class ClassToImageTrainingConfig:
         if self.guidance_schedule not in (None, "linear", "constant"):
             raise ValueError(f"`guidance_schedule` must be linear or constant, got {self.guidance_schedule!r}.")
         check_training(self)
-        check_at_least(self, 1, "validation_samples", "num_inference_steps")
+        check_at_least(self, 1, "validation_samples", "num_inference_steps", "num_threads")
         check_share(self, "crop_probability")
         if len(self.crop_end) != 2 or not 0 <= self.crop_end[0] <= self.crop_end[1] <= 1:
             raise ValueError(
@@ -143,7 +147,7 @@ class ClassToImageTrainingConfig:
         if fixed := [name for name in INFERRED if name in self.model]:
             raise ValueError(f"`model.{fixed[0]}` follows from the data and can't be given.")
         if self.init_from is None and self.vision_model is None:
-            raise ValueError("Give `vision_model`, the image tokenizer that encoded the data, or `init_from`.")
+            raise ValueError("Give `vision_model`, the image tokenizer, or `init_from`.")
         if self.init_from is not None:
             given = [name for name in ("vision_model", "head") if getattr(self, name)]
             given += [f"model.{name}" for name in self.model if name not in CHANGEABLE]

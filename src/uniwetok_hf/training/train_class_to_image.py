@@ -5,7 +5,8 @@ launch`.
     loss = diffusion loss of the tokens of pictures of a class                                   (docs/method.md 4)
 
 - Pictures come as codes of a frozen image tokenizer (`uniwetok encode-dataset`), several crops of each, all of them
-  also mirrored. So tokenizers can be compared by what is generated from their codes.
+  also mirrored; or as pictures that it encodes in each step. So tokenizers can be compared by what is generated from
+  their codes.
 - The class of one picture in ten is left out, for classifier-free guidance; in the input, but not in the targets, some
   bits are flipped.
 - Each token is noised `num_diffusion_draws` times.
@@ -30,6 +31,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..data.encoded import encoder_fingerprint
 from ..data.samples import NOISE, sample_generators
 from ..files import save_whole
+from ..modeling.configuration_uniwetok import UniWeTokConfig
 from ..modeling.configuration_uniwetok_class_to_image import UniWeTokClassToImageConfig
 from ..modeling.configuration_uniwetok_mllm import UniWeTokHeadConfig
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
@@ -40,7 +42,7 @@ from ..provenance import RECORD, training_record
 from ..schedulers import BinaryFlowScheduler
 from .agreement import written_together
 from .checkpoints import make_output_folder
-from .class_batches import ClassBatch, ClassBatches
+from .class_batches import ClassBatch, ClassBatches, ClassSource
 from .config import check_fields, config_values, field_named, read_config
 from .conversation_batches import prefetched
 from .export import ARCHITECTURE, ExportFields, class_pipeline_parts, names_of, write_architecture
@@ -76,9 +78,11 @@ class ClassToImageTrainer(StageTrainer):
         self.is_sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         if self.is_sharded and config.ema_decay is not None:
             raise ValueError("`ema_decay` must be null under FSDP and DeepSpeed, where no process has all weights.")
-        self.batches = self.make_batches(config.data)
-        self.validation = self.make_batches(config.validation_data) if config.validation_data else None
-        self.pipeline = start_pipeline(config, self.batches)
+        start = load_start(config)
+        vision_config = (start if isinstance(start, UniWeTokModel) else start.vision_model).config
+        self.batches = self.make_batches(config.data, vision_config)
+        self.validation = self.make_batches(config.validation_data, vision_config) if config.validation_data else None
+        self.pipeline = start_pipeline(config, start, self.batches)
         fingerprint = encoder_fingerprint(self.pipeline.vision_model)
         for batches in filter(None, (self.batches, self.validation)):
             batches.check_encoder(fingerprint)
@@ -91,22 +95,27 @@ class ClassToImageTrainer(StageTrainer):
         self.prepare_model()
         self.metrics = RunningMetrics()
 
-    def make_batches(self, sources) -> ClassBatches:
+    def make_batches(self, sources: list[ClassSource], vision_config: UniWeTokConfig) -> ClassBatches:
         config = self.config
         return ClassBatches(
             sources,
             config.batch_size,
             config.seed,
+            vision_config.stride,
+            vision_config.num_bits,
             config.labels,
+            config.resolution,
             config.gradient_accumulation_steps,
             self.accelerator.process_index,
             self.accelerator.num_processes,
+            config.num_threads,
         )
 
     def prepare_model(self) -> None:
         """Makes optimizer and averages. Accelerate wraps the model with its compiled layers, so it comes after them;
         averages are of parameters that it has placed."""
         config, model = self.config, self.pipeline.transformer
+        self.pipeline.vision_model.to(self.accelerator.device).requires_grad_(False)
         if config.attn_implementation is not None:
             model.set_attn_implementation(config.attn_implementation)
         if model.config.tokens_per_patch == 1 and model.config.head_config.has_attention:
@@ -178,9 +187,12 @@ class ClassToImageTrainer(StageTrainer):
 
     def compute_losses(self, batch: ClassBatch, **options):
         """The output of the model for a micro-batch."""
-        device = self.accelerator.device
+        device, codes = self.accelerator.device, batch.codes
+        if codes is None:
+            with torch.no_grad(), self.accelerator.autocast():
+                codes = self.pipeline.vision_model.encode(batch.pixel_values.to(device)).codes.float()
         generators = sample_generators(self.config.seed, batch.numbers, NOISE)
-        return self.model(batch.codes.to(device), batch.class_labels.to(device), generator=generators, **options)
+        return self.model(codes.to(device), batch.class_labels.to(device), generator=generators, **options)
 
     def clip_gradients(self) -> dict[str, torch.Tensor]:
         """Scales the gradients of a step down to `max_grad_norm`; returns the norm that they had."""
@@ -317,24 +329,34 @@ def start_folder(config: ClassToImageTrainingConfig) -> str:
     return find_result(config.vision_model, "model")
 
 
-def start_pipeline(config: ClassToImageTrainingConfig, batches: ClassBatches) -> UniWeTokClassToImagePipeline:
-    """The pipeline that a training starts from: that of `init_from`, or a new model for the codes of the data.
+def load_start(config: ClassToImageTrainingConfig) -> UniWeTokClassToImagePipeline | UniWeTokModel:
+    """The pipeline of `init_from`, or the image tokenizer of a new one.
 
     Raises:
-        ValueError: when what the config names is not what it should be, or does not fit the data.
+        ValueError: when what the config names is not what it should be.
     """
     folder = start_folder(config)
     if config.init_from is not None:
         with field_named("init_from"):
-            pipeline = UniWeTokClassToImagePipeline.from_pretrained(folder, dtype=torch.float32)
-        with field_named("model"):
-            for name in CHANGEABLE:
-                if name in config.model:
-                    setattr(pipeline.transformer.config, name, config.model[name])
-        return with_defaults(pipeline, config)
+            return UniWeTokClassToImagePipeline.from_pretrained(folder, dtype=torch.float32)
     subfolder = "mllm" if os.path.isfile(os.path.join(folder, "model_index.json")) else ""  # of a pipeline
     with field_named("vision_model"):
-        vision_model = UniWeTokModel.from_pretrained(folder, subfolder=subfolder, dtype=torch.float32)
+        return UniWeTokModel.from_pretrained(folder, subfolder=subfolder, dtype=torch.float32)
+
+
+def start_pipeline(
+    config: ClassToImageTrainingConfig, start: UniWeTokClassToImagePipeline | UniWeTokModel, batches: ClassBatches
+) -> UniWeTokClassToImagePipeline:
+    """The pipeline that a training starts from: what [`load_start`] returned, or a new model around it.
+
+    Raises:
+        ValueError: when the fields of the model don't fit each other or the data.
+    """
+    if isinstance(start, UniWeTokClassToImagePipeline):
+        for name in CHANGEABLE:
+            if name in config.model:
+                setattr(start.transformer.config, name, config.model[name])
+        return with_defaults(start, config)
     check_fields("model", config.model, UniWeTokClassToImageConfig)
     check_fields("head", config.head, UniWeTokHeadConfig)
     with field_named("model`, `head"):
@@ -349,8 +371,8 @@ def start_pipeline(config: ClassToImageTrainingConfig, batches: ClassBatches) ->
             model = UniWeTokClassToImageModel(model_config)
     scheduler = BinaryFlowScheduler(shift=model_config.head_config.timestep_shift)
     id2label = dict(enumerate(batches.names)) if batches.names else None
-    image_processor = UniWeTokImageProcessor(stride=vision_model.config.stride)
-    pipeline = UniWeTokClassToImagePipeline(model, vision_model, image_processor, scheduler, id2label=id2label)
+    image_processor = UniWeTokImageProcessor(stride=start.config.stride)
+    pipeline = UniWeTokClassToImagePipeline(model, start, image_processor, scheduler, id2label=id2label)
     return with_defaults(pipeline, config)
 
 
