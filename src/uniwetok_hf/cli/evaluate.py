@@ -1,4 +1,4 @@
-"""`uniwetok evaluate reconstruction|latents|generation|editing|captioning`: scores that can be compared.
+"""`uniwetok evaluate reconstruction|latents|generation|editing|captioning|classes`: scores that can be compared.
 
 Of each protocol first the options, then what runs it: it opens the data, loads the models, and hands both to the
 protocol's function in `uniwetok_hf.evaluation`, which returns the report.
@@ -39,7 +39,7 @@ from .sampling import as_edit_pipeline
 
 
 DESCRIPTION = """\
-Measure reconstruction, latents, generation, editing or captioning on held-out data.
+Measure reconstruction, latents, generation, editing or captioning on held-out data, or samples of classes.
 Prints a Markdown table and writes results.json, results.md and model-index.yaml; needs the extra `eval`.
 """
 EXAMPLES = [
@@ -52,7 +52,7 @@ NATIVE = "native"
 def add_commands(commands) -> None:
     """Adds `evaluate` with a sub-command for each protocol."""
     protocols = add_group(commands, "evaluate", DESCRIPTION, EXAMPLES)
-    for add in (_add_reconstruction, _add_latents, _add_generation, _add_editing, _add_captioning):
+    for add in (_add_reconstruction, _add_latents, _add_generation, _add_editing, _add_captioning, _add_classes):
         add(protocols)
 
 
@@ -425,6 +425,52 @@ def _add_generation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance-scale", type=finite_float, metavar="W", help="weight of the prompt (default: the model's)"
     )
+
+
+def _add_classes(protocols) -> None:
+    parser = add_command(
+        protocols,
+        "classes",
+        run_evaluate_classes,
+        "Compare pictures of `uniwetok sample-classes` with real ones, as sets.\n"
+        "With the weights of FID's network: FID, Inception score, precision, recall; else by any vision model.",
+        [
+            "results/imagenet_b/samples.npz imagenet256.npz --inception pt_inception-2015-12-05-6726825d.pth",
+            "results/classes/samples.npz real.npz --features timm/inception_v3.tf_in1k",
+        ],
+    )
+    parser.add_argument("samples", metavar="SAMPLES", help="npz with arr_0, uint8 [N, H, W, 3]")
+    parser.add_argument("references", metavar="REAL", help="the same of real pictures")
+    parser.add_argument(
+        "--inception", metavar="FILE", help="weights of FID's Inception network; needs torch-fidelity and torchvision"
+    )
+    parser.add_argument("--features", metavar="M", help="instead, folder or Hub name of a vision model")
+    parser.add_argument("--output", metavar="DIR", help="folder of the result files (default: beside SAMPLES)")
+    parser.add_argument("--batch-size", type=positive_int, default=64, metavar="N", help="at once (default: 64)")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ... or mps")
+
+
+def run_evaluate_classes(args: argparse.Namespace) -> None:
+    """`uniwetok evaluate classes`."""
+    from uniwetok_hf.evaluation.class_scores import evaluate_classes
+    from uniwetok_hf.evaluation.judges import Judge
+
+    if bool(args.inception) == bool(args.features):
+        raise CommandError("give either --inception or --features")
+    output = output_folder(args.output or Path(args.samples).parent / "scores")
+    with user_errors(ValueError, ImportError):
+        feature_model = None
+        if args.features:
+            with quiet_transformers():
+                feature_model = Judge.from_pretrained(args.features, args.device)
+        report = evaluate_classes(
+            args.samples, args.references, args.inception, feature_model, args.batch_size, args.device
+        )
+    report.model, report.data, report.split = Path(args.samples).parent.name, Path(args.references).name, "all"
+    written = report.save(output)
+    print(report.to_markdown())
+    for path in written:
+        print(path)
 
 
 def _open_rows(

@@ -23,6 +23,8 @@ METRICS = {
     "ssim": ("SSIM ↑", "{:.3f}"),
     "perceptual": ("perceptual ↓", "{:.3f}"),
     "frechet": ("Fréchet ↓", "{:.2f}"),
+    "fid": ("FID ↓", "{:.2f}"),
+    "inception_score": ("inception score ↑", "{:.1f}"),
     "precision": ("precision ↑", "{:.1%}"),
     "recall": ("recall ↑", "{:.1%}"),
     "r_precision": ("R-precision ↑", "{:.1%}"),

@@ -1,0 +1,94 @@
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_judges import build_vit
+
+from uniwetok_hf.cli.main import main
+from uniwetok_hf.evaluation.class_scores import evaluate_classes, open_samples
+from uniwetok_hf.evaluation.distributions import frechet_distance, precision_recall
+from uniwetok_hf.evaluation.judges import Judge
+
+
+def make_samples(path, count: int = 12, seed: int = 0, side: int = 32) -> Path:
+    pictures = np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    np.savez(path, arr_0=pictures)
+    return path
+
+
+def test_samples_lie_in_their_file(tmp_path):
+    path = make_samples(tmp_path / "a.npz", 7)
+    samples = open_samples(path)
+    assert isinstance(samples, np.memmap)
+    with np.load(path) as archive:
+        assert (samples == archive["arr_0"]).all()
+
+
+def test_files_that_are_none(tmp_path):
+    pictures = np.zeros((2, 8, 8, 3), np.uint8)
+    np.savez_compressed(tmp_path / "packed.npz", arr_0=pictures)
+    np.savez(tmp_path / "named.npz", pictures=pictures)
+    np.savez(tmp_path / "float.npz", arr_0=pictures.astype(np.float32))
+    np.savez(tmp_path / "grey.npz", arr_0=pictures[..., 0])
+    whole = make_samples(tmp_path / "whole.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    wanted = {"packed": "it is compressed", "named": "arr_0.npy", "float": "float32", "grey": r"\[2, 8, 8\]"}
+    for name, message in (wanted | {"cut": "not a zip file", "absent": "No such file"}).items():
+        with pytest.raises(ValueError, match=f"{name}.npz is no file of pictures: .*{message}"):
+            open_samples(tmp_path / f"{name}.npz")
+
+
+def test_scores_by_the_features_of_a_model(tmp_path):
+    judge = Judge.from_pretrained(build_vit(tmp_path / "vit"))
+    paths = [make_samples(tmp_path / f"{seed}.npz", 12 + seed, seed) for seed in range(2)]
+    report = evaluate_classes(*paths, feature_model=judge, batch_size=5)
+    features = [judge.embed_images([Image.fromarray(np.array(one)) for one in open_samples(path)]) for path in paths]
+    scores = report.rows[0].scores
+    assert scores["frechet"].value == pytest.approx(frechet_distance(*features), rel=1e-4)
+    assert (scores["precision"].value, scores["recall"].value) == precision_recall(*features)
+    assert "no FID" in report.protocol["features"] and "fid" not in scores
+    same = evaluate_classes(paths[0], paths[0], feature_model=judge).rows[0].scores
+    assert same["frechet"].value == pytest.approx(0, abs=1e-6) and same["precision"].value == 1
+
+
+def test_one_kind_of_features(tmp_path):
+    path = make_samples(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match="Give either `inception` or `feature_model`"):
+        evaluate_classes(path, path)
+
+
+def test_without_torch_fidelity(tmp_path):
+    if importlib.util.find_spec("torch_fidelity"):
+        pytest.skip("it is installed")
+    path = make_samples(tmp_path / "a.npz")
+    with pytest.raises(ImportError, match="`inception` needs torch-fidelity, and torchvision"):
+        evaluate_classes(path, path, inception="weights.pth")
+
+
+@pytest.mark.skipif("UNIWETOK_INCEPTION" not in os.environ, reason="UNIWETOK_INCEPTION names no file of its weights")
+def test_published_scores(tmp_path):
+    weights = os.environ["UNIWETOK_INCEPTION"]
+    paths = [make_samples(tmp_path / f"{seed}.npz", 20, seed) for seed in range(2)]
+    scores = evaluate_classes(*paths, inception=weights, batch_size=10).rows[0].scores
+    assert set(scores) == {"fid", "inception_score", "precision", "recall"}
+    assert scores["fid"].value > 0 and scores["inception_score"].value >= 1
+    same = evaluate_classes(paths[0], paths[0], inception=weights, batch_size=10).rows[0].scores
+    assert same["fid"].value == pytest.approx(0, abs=1e-3) and same["precision"].value == 1
+
+
+def test_the_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    make_samples("run/samples.npz"), make_samples("real.npz", 14, 1)
+    judge = build_vit(tmp_path / "vit")
+    assert main(["evaluate", "classes", "run/samples.npz", "real.npz", "--features", judge]) == 0
+    out = capsys.readouterr().out
+    assert "Classes: run on real.npz" in out and "Fréchet" in out and "no FID" in out
+    saved = json.loads(Path("run/scores/results.json").read_text())
+    assert saved["results"][0]["scores"]["frechet"]["count"] == 12
+    assert main(["evaluate", "classes", "run/samples.npz", "real.npz"]) == 1
+    assert "give either --inception or --features" in capsys.readouterr().err
