@@ -46,6 +46,7 @@ def row_of(report: dict, what: str) -> dict:
     return next(row for row in report["rows"] if row["what"] == what)
 
 
+@pytest.mark.slow
 def test_all_parts_on_the_cpu(gpu, tmp_path):
     command = [sys.executable, SCRIPT, "--tiny", "--device", "cpu", "--minutes", "30", "--output", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True)

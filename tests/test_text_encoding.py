@@ -11,7 +11,8 @@ FILES = [
     path for part in ("src", "examples") for path in sorted((ROOT / part).rglob("*.py")) if "tests" not in path.parts
 ]
 # Opens no text: pictures, archives, tensors, sockets, file descriptors.
-OTHERS = {"Image", "PILImage", "Picture", "tarfile", "zipfile", "fsspec", "gzip", "os", "webbrowser", "request"}
+OTHERS = {"Image", "PILImage", "Picture", "archive", "tarfile", "zipfile", "fsspec", "gzip", "os", "webbrowser"}
+OTHERS |= {"request"}
 
 
 def without_encoding(source: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Any value of any field of both trainers is accepted, or refused by a ValueError that names the field."""
+"""Any value of any field of the trainers is accepted, or refused by a ValueError that names the field."""
 
 import copy
 import dataclasses
@@ -17,6 +17,7 @@ from uniwetok_hf.cli.main import main
 from uniwetok_hf.training.config import ConfigError, config_values, read_config, section_of
 from uniwetok_hf.training.resume import check_resume, saved_settings
 from uniwetok_hf.training.run import make_optimizer
+from uniwetok_hf.training.train_class_to_image import ClassToImageTrainingConfig
 from uniwetok_hf.training.train_mllm import MLLMTrainingConfig
 from uniwetok_hf.training.train_uniwetok import UniWeTokTrainingConfig
 
@@ -43,6 +44,14 @@ PLAIN = {
         "batch_size": 4,
         "init_from": "before",
         "lora": {},
+    },
+    ClassToImageTrainingConfig: {
+        "output_dir": "run",
+        "data": [{"path": "codes"}],
+        "validation_data": [{"path": "held-out"}],
+        "max_train_steps": 4,
+        "batch_size": 4,
+        "vision_model": "vision",
     },
 }
 

@@ -9,25 +9,27 @@ from types import SimpleNamespace
 
 import pytest
 from full_disk import files_limited
-from tiny_encoded import language_training
+from tiny_encoded import class_training, language_training
 from tiny_training import VISION, assert_same_weights, write
 
 from uniwetok_hf.cli.main import main
 from uniwetok_hf.training.checkpoints import list_checkpoints
 from uniwetok_hf.training.run import JsonLinesTracker, SkippedSamples
 from uniwetok_hf.training.status import RunStatus
+from uniwetok_hf.training.train_class_to_image import ClassToImageTrainer
 from uniwetok_hf.training.train_mllm import MLLMTrainer
 from uniwetok_hf.training.train_uniwetok import UniWeTokTrainer
 
 
-TRAINERS = {"tokenizer": UniWeTokTrainer, "mllm": MLLMTrainer}
+TRAINERS = {"tokenizer": UniWeTokTrainer, "mllm": MLLMTrainer, "class-to-image": ClassToImageTrainer}
 
 
 @pytest.fixture(scope="module")
 def configs(fixtures, tmp_path_factory) -> dict[str, dict]:
     folder = tmp_path_factory.mktemp("start")
     vision = {**VISION, "data": [{"path": str(fixtures / "emoji")}], "max_train_steps": 4, "ema_decay": 0.5}
-    return {"tokenizer": vision, "mllm": language_training(folder)}
+    classes = class_training(folder / "classes")
+    return {"tokenizer": vision, "mllm": language_training(folder), "class-to-image": classes}
 
 
 def at_step(monkeypatch, kind: str, step: int, happens) -> None:
@@ -71,7 +73,11 @@ def test_a_full_disk(kind, size, configs, tmp_path, monkeypatch, capsys):
     assert train(capsys, kind, path) == (0, [])
     whole = write(tmp_path / "whole", configs[kind], output_dir=str(tmp_path / "whole" / "run"))
     assert train(capsys, kind, whole) == (0, [])
-    weights = {"tokenizer": "model/model.safetensors", "mllm": "pipeline/mllm/model.safetensors"}[kind]
+    weights = {
+        "tokenizer": "model/model.safetensors",
+        "mllm": "pipeline/mllm/model.safetensors",
+        "class-to-image": "pipeline/transformer/model.safetensors",
+    }[kind]
     assert_same_weights(run / weights, tmp_path / "whole" / "run" / weights)
 
 

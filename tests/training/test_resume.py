@@ -17,6 +17,7 @@ from tiny_training import VISION, log_lines, write
 from uniwetok_hf.data.sources import PictureSource
 from uniwetok_hf.training import train_uniwetok
 from uniwetok_hf.training.checkpoints import list_checkpoints
+from uniwetok_hf.training.class_batches import ClassSource
 from uniwetok_hf.training.config import APPLY, KEEP, KEEP_NULL, read_config, section_of
 from uniwetok_hf.training.lora import LoraSettings
 from uniwetok_hf.training.picture_batches import Bucket
@@ -30,6 +31,7 @@ from uniwetok_hf.training.settings_uniwetok import (
     UniWeTokTrainingConfig,
 )
 from uniwetok_hf.training.tasks import TaskSource
+from uniwetok_hf.training.train_class_to_image import ClassToImageTrainingConfig
 from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig
 from uniwetok_hf.training.train_uniwetok import UniWeTokTrainer
 
@@ -58,6 +60,14 @@ MLLM = MLLMTrainingConfig(
     lora=LoraSettings(),
     ema_decay=0.9,
 )
+CLASSES = ClassToImageTrainingConfig(
+    output_dir="run",
+    data=[ClassSource("one"), ClassSource("two")],
+    max_train_steps=4,
+    batch_size=4,
+    validation_data=[ClassSource("held-out")],
+    init_from="before",
+)
 # What decides about weights that are there, about the order of samples, or about what a result may be judged by.
 FIXED = {
     UniWeTokTrainingConfig: {
@@ -66,13 +76,17 @@ FIXED = {
         *("perceptual.model", "adversarial.base_channels", "adversarial.num_layers", "distillation.teacher", "seed"),
         *(f"{section}.{name}" for section in ("distillation", "prior") for name in ("hidden_size",)),
         *(f"{section}.num_attention_heads" for section in ("distillation", "prior")),
-        "prior.num_hidden_layers",
+        *("prior.num_hidden_layers", "prior.architecture"),
     },
     MLLMTrainingConfig: {
         *("data", "batch_size", "init_from", "vision_model", "language_model", "text_model", "vocab_size", "seed"),
         *("num_size_tokens", "head", "trainable", "lora", "length_group_steps"),
         *(f"data[1].{name}" for name in ("path", "task", "weight", "columns", "options")),
         *(f"lora.{name}" for name in ("r", "alpha", "targets", "options")),
+    },
+    ClassToImageTrainingConfig: {
+        *("data", "batch_size", "init_from", "vision_model", "head", "labels", "resolution", "seed"),
+        *(f"data[1].{name}" for name in ("path", "weight", "image_column", "label_column", "split", "name")),
     },
 }
 
@@ -89,7 +103,9 @@ def siglip_config() -> type:
     return importlib.import_module(spec.name).SiglipTrainingConfig
 
 
-@pytest.mark.parametrize("config_class", [UniWeTokTrainingConfig, MLLMTrainingConfig, siglip_config()])
+@pytest.mark.parametrize(
+    "config_class", [UniWeTokTrainingConfig, MLLMTrainingConfig, ClassToImageTrainingConfig, siglip_config()]
+)
 def test_every_field_says_what_a_change_does(config_class):
     for section in sections(config_class):
         if section in (Bucket,):  # its field is applied as a whole
@@ -148,7 +164,7 @@ def changes(config) -> dict[str, tuple[str, object]]:
     return found
 
 
-CHANGES = [(config, name) for config in (TOKENIZER, MLLM) for name in changes(config)]
+CHANGES = [(config, name) for config in (TOKENIZER, MLLM, CLASSES) for name in changes(config)]
 
 
 @pytest.mark.parametrize("config, name", CHANGES, ids=[f"{type(config).__name__}-{name}" for config, name in CHANGES])
@@ -160,8 +176,8 @@ def test_each_field_is_applied_or_refused_by_its_name(config, name):
         ) as e:
             check_resume(saved_settings(config), changed, where)
         assert str(e.value).startswith(f"`{name}` is ")
-    elif name == "mllm":
-        with pytest.raises(ValueError, match="`mllm.new` is 1 and was None"):
+    elif name in ("mllm", "model") and config is not TOKENIZER:
+        with pytest.raises(ValueError, match=f"`{name}.new` is 1 and was None"):
             check_resume(saved_settings(config), changed, where)
     else:
         assert list(check_resume(saved_settings(config), changed, where)) == [name]
@@ -169,7 +185,7 @@ def test_each_field_is_applied_or_refused_by_its_name(config, name):
 
 
 def test_the_names_of_refused_fields_are_fields():
-    for config in (TOKENIZER, MLLM):
+    for config in (TOKENIZER, MLLM, CLASSES):
         assert FIXED[type(config)] <= changes(config).keys()
 
 
