@@ -70,7 +70,7 @@ def draw(name: str, generator: np.random.Generator) -> Image.Image:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to be made")
-    parser.add_argument("--per-class", type=int, default=400, help="training pictures of each class (default: 400)")
+    parser.add_argument("--per-class", type=int, default=250, help="training pictures of each class (default: 250)")
     args = parser.parse_args(argv)
     if args.out.exists():
         raise SystemExit(f"{args.out} exists already")
