@@ -2,10 +2,12 @@
 one, and saves what the package can load."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 from tiny_encoded import build_vision, class_training, encode, pictures, shapes
 from tiny_mllm import seeded
@@ -285,6 +287,17 @@ def test_pictures_are_cropped_and_mirrored(drawn):
     assert torch.equal(torch.cat([part.step(0, 1.0)[0][0].pixel_values for part in two]), crops)
 
 
+def test_classes_are_those_of_the_rows_of_a_shuffled_dataset(tmp_path):
+    rows = {"image": pictures(9), "label": list(range(9))}
+    Dataset.from_dict(rows).shuffle(seed=0).save_to_disk(tmp_path / "saved")
+    batches = batches_of([ClassSource(str(tmp_path / "saved"))], 9, resolution=32)
+    [batch], _ = batches.step(0, 0.0)
+    plain = {picture.tobytes(): label for label, picture in enumerate(rows["image"])}
+    plain |= {one.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes(): n for n, one in enumerate(rows["image"])}
+    shown = [to_uint8(one).permute(1, 2, 0).numpy().tobytes() for one in batch.pixel_values]
+    assert [plain[picture] for picture in shown] == batch.class_labels.tolist()
+
+
 def test_pictures_that_do_not_fit(fields, drawn, tmp_path):
     with pytest.raises(ValueError, match="With `resolution`, pictures are read as they are"):
         batches_of([ClassSource(drawn)], 4)
@@ -297,6 +310,19 @@ def test_pictures_that_do_not_fit(fields, drawn, tmp_path):
     broken.write_bytes(b"no picture")
     [batch], skipped = batches_of([ClassSource(drawn)], 24, resolution=32).step(0, 0.0)
     assert len(batch.numbers) == 24 and len(skipped) == 1 and "0.png" in skipped[0]
+
+
+def test_a_split_without_a_class_has_the_numbers_of_the_training(fields, drawn, tmp_path):
+    """A folder that lacks one numbers the others from 0 on."""
+    some = tmp_path / "some"
+    shutil.copytree(drawn, some)
+    shutil.rmtree(some / "blue")
+    more = {"data": [{"path": drawn}], "validation_data": [{"path": str(some)}], "resolution": 32}
+    path = write(tmp_path, fields, output_dir=str(tmp_path / "run"), **more)
+    trainer = ClassToImageTrainer(read_config(ClassToImageTrainingConfig, path))
+    assert trainer.batches.names == ["blue", "green", "red"]
+    shown = {int(label) for batch in trainer.validation.validation_batches(16) for label in batch.class_labels}
+    assert shown == {1, 2}
 
 
 def test_a_damaged_row_is_left_out(tmp_path):

@@ -140,7 +140,11 @@ def _read_classes(dataset, source: ClassSource, labels: list[str] | None) -> tup
     """Names of the classes, None where nothing tells them, and the class of each row, -1 where it has none."""
     from datasets import ClassLabel
 
-    feature, values = dataset.features[source.label_column], dataset.data.column(source.label_column).to_pylist()
+    feature = dataset.features[source.label_column]
+    values = list(dataset.select_columns([source.label_column])[:][source.label_column])
+    if isinstance(feature, ClassLabel) and labels is not None and set(feature.names) <= set(labels):
+        # By name: a split in which a class is missing numbers the others differently.
+        values = [None if value is None or value < 0 else feature.names[value] for value in values]
     names = labels if labels is not None else feature.names if isinstance(feature, ClassLabel) else None
     if any(isinstance(value, str) for value in values):
         names = sorted({value for value in values if value}) if names is None else names

@@ -80,8 +80,10 @@ class ClassToImageTrainer(StageTrainer):
             raise ValueError("`ema_decay` must be null under FSDP and DeepSpeed, where no process has all weights.")
         start = load_start(config)
         vision_config = (start if isinstance(start, UniWeTokModel) else start.vision_model).config
-        self.batches = self.make_batches(config.data, vision_config)
-        self.validation = self.make_batches(config.validation_data, vision_config) if config.validation_data else None
+        self.batches = self.make_batches(config.data, vision_config, config.labels)
+        self.validation = None
+        if config.validation_data:
+            self.validation = self.make_batches(config.validation_data, vision_config, self.batches.names)
         self.pipeline = start_pipeline(config, start, self.batches)
         fingerprint = encoder_fingerprint(self.pipeline.vision_model)
         for batches in filter(None, (self.batches, self.validation)):
@@ -95,7 +97,9 @@ class ClassToImageTrainer(StageTrainer):
         self.prepare_model()
         self.metrics = RunningMetrics()
 
-    def make_batches(self, sources: list[ClassSource], vision_config: UniWeTokConfig) -> ClassBatches:
+    def make_batches(
+        self, sources: list[ClassSource], vision_config: UniWeTokConfig, labels: list[str] | None
+    ) -> ClassBatches:
         config = self.config
         return ClassBatches(
             sources,
@@ -103,7 +107,7 @@ class ClassToImageTrainer(StageTrainer):
             config.seed,
             vision_config.stride,
             vision_config.num_bits,
-            config.labels,
+            labels,
             config.resolution,
             config.gradient_accumulation_steps,
             self.accelerator.process_index,
