@@ -103,7 +103,18 @@ class _CodeRows(_Rows):
                 f"`path` {source.path}: column `{source.image_column}` holds no codes; those that do are {known}."
             )
         self.copies = 2 if self.encoding.settings.get("mirrored") else 1
-        self.size = tuple(self.read(0, 0.0, torch.Generator()).shape[1:])
+        self.size = self._size()
+
+    def _size(self) -> tuple[int, int]:
+        """Height and width in tokens of the first picture that can be read."""
+        reason = None
+        for place in range(min(len(self), MAX_FAILURES)):
+            try:
+                height, width = self.read(place, 0.0, torch.Generator()).shape[1:]
+                return height, width
+            except ValueError as error:
+                reason = error
+        raise ValueError(f"`path` {self.path}: no codes can be read: {reason}")
 
     def read(self, place: int, crop_probability: float, generator: torch.Generator) -> torch.Tensor:
         index, copies = self.indices[place], self.copies
