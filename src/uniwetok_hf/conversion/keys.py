@@ -16,6 +16,22 @@ _DOWN, _NATIVE_DOWN = r"encoder\.down\.(\d+)", r"encoder.down_blocks.\1"
 _UP, _NATIVE_UP = r"decoder\.up\.(\d+)", r"decoder.up_blocks.\1"
 _LAYER, _NATIVE_LAYER = rf"{_HALF}\.mid_attn_blocks\.(\d+)", r"\1.transformer.layers.\2"
 
+
+def _block_rules(block: str, native: str) -> Rules:
+    """Rules of an attention block of the image tokenizer and of the class-to-image models."""
+    return (
+        (rf"{block}\.attention\.wqkv\.weight", tuple(rf"{native}.self_attn.{part}_proj.weight" for part in "qkv")),
+        (rf"{block}\.attention\.wo\.weight", (rf"{native}.self_attn.o_proj.weight",)),
+        (
+            rf"{block}\.feed_forward\.w1\.weight",
+            (rf"{native}.mlp.gate_proj.weight", rf"{native}.mlp.up_proj.weight"),
+        ),
+        (rf"{block}\.feed_forward\.w2\.weight", (rf"{native}.mlp.down_proj.weight",)),
+        (rf"{block}\.attention_norm\.weight", (rf"{native}.input_layernorm.weight",)),
+        (rf"{block}\.ffn_norm\.weight", (rf"{native}.post_attention_layernorm.weight",)),
+    )
+
+
 VISION_RULES: Rules = (
     (rf"{_HALF}\.(conv_in|norm_out|conv_out)\.(weight|bias)", (r"\1.\2.\3",)),
     (rf"{_DOWN}\.block\.(\d+)\.{_RES}", (rf"{_NATIVE_DOWN}.blocks.\2.\3",)),
@@ -28,18 +44,7 @@ VISION_RULES: Rules = (
     (r"decoder\.adaptive\.(\d+)\.gamma\.(weight|bias)", (rf"{_NATIVE_UP}.adaptive_norm.gain.\2",)),
     (r"decoder\.adaptive\.(\d+)\.beta\.(weight|bias)", (rf"{_NATIVE_UP}.adaptive_norm.shift.\2",)),
     (rf"{_HALF}\.register_token\.weight", (r"\1.transformer.register_tokens.weight",)),
-    (
-        rf"{_LAYER}\.attention\.wqkv\.weight",
-        tuple(rf"{_NATIVE_LAYER}.self_attn.{part}_proj.weight" for part in "qkv"),
-    ),
-    (rf"{_LAYER}\.attention\.wo\.weight", (rf"{_NATIVE_LAYER}.self_attn.o_proj.weight",)),
-    (
-        rf"{_LAYER}\.feed_forward\.w1\.weight",
-        (rf"{_NATIVE_LAYER}.mlp.gate_proj.weight", rf"{_NATIVE_LAYER}.mlp.up_proj.weight"),
-    ),
-    (rf"{_LAYER}\.feed_forward\.w2\.weight", (rf"{_NATIVE_LAYER}.mlp.down_proj.weight",)),
-    (rf"{_LAYER}\.attention_norm\.weight", (rf"{_NATIVE_LAYER}.input_layernorm.weight",)),
-    (rf"{_LAYER}\.ffn_norm\.weight", (rf"{_NATIVE_LAYER}.post_attention_layernorm.weight",)),
+    *_block_rules(_LAYER, _NATIVE_LAYER),
 )
 
 _HEAD_RULES: Rules = (
@@ -68,7 +73,6 @@ PLAIN_HEAD_RULES: Rules = (
     (r"net\.res_blocks\.(\d+)\.mlp\.2\.(weight|bias)", (r"layers.\1.mlp.down_proj.\2",)),
 )
 
-_BLOCK, _NATIVE_BLOCK = r"layers\.(\d+)", r"layers.\1"
 _CLASS_TO_IMAGE_RULES: Rules = (
     (r"cls_embedding\.weight", ("class_embedding.weight",)),
     (r"query_token", ("queries.weight",)),
@@ -77,19 +81,9 @@ _CLASS_TO_IMAGE_RULES: Rules = (
     (r"emb_norm\.weight", ("embedding_norm.weight",)),
     (r"norm\.weight", ("norm.weight",)),
     (r"pos_for_diff\.weight", ("position_embedding.weight",)),
-    (
-        rf"{_BLOCK}\.attention\.wqkv\.weight",
-        tuple(rf"{_NATIVE_BLOCK}.self_attn.{part}_proj.weight" for part in "qkv"),
-    ),
-    (rf"{_BLOCK}\.attention\.wo\.weight", (rf"{_NATIVE_BLOCK}.self_attn.o_proj.weight",)),
-    (
-        rf"{_BLOCK}\.feed_forward\.w1\.weight",
-        (rf"{_NATIVE_BLOCK}.mlp.gate_proj.weight", rf"{_NATIVE_BLOCK}.mlp.up_proj.weight"),
-    ),
-    (rf"{_BLOCK}\.feed_forward\.w2\.weight", (rf"{_NATIVE_BLOCK}.mlp.down_proj.weight",)),
-    (rf"{_BLOCK}\.attention_norm\.weight", (rf"{_NATIVE_BLOCK}.input_layernorm.weight",)),
-    (rf"{_BLOCK}\.ffn_norm\.weight", (rf"{_NATIVE_BLOCK}.post_attention_layernorm.weight",)),
+    *_block_rules(r"layers\.(\d+)", r"layers.\1"),
 )
+
 PROJECTOR_RULES: Rules = ((r"(fc1|fc2)\.(weight|bias)", (r"\1.\2",)),)
 
 

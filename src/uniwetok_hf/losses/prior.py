@@ -82,9 +82,7 @@ class GenerativePrior(nn.Module):
             timestep_schedule="uniform",
         )
         self.head = UniWeTokBinaryHead(head_config)
-        for name, parameter in self.head.named_parameters():
-            if "q_proj" in name or "k_proj" in name:  # each token is its own patch: there is nothing to attend to
-                parameter.requires_grad_(False)
+        self.head.freeze_queries_and_keys()  # each token is its own patch
 
     def conditions(self, codes: torch.Tensor) -> torch.Tensor:
         """What the transformer expects of each token, [B, h*w, hidden_size], in row-major order, of codes [B, bits, h,

@@ -34,7 +34,7 @@ from .configuration_uniwetok_class_to_image import UniWeTokClassToImageConfig
 from .flow_uniwetok import BinaryFlow
 from .modeling_uniwetok import UniWeTokLayer, UniWeTokRMSNorm, rotary_tables
 from .modeling_uniwetok_head import UniWeTokBinaryHead
-from .noise_uniwetok import Generators, draw_uniform
+from .noise_uniwetok import Generators, draw_uniform, flip_bits
 
 
 GUIDANCE_SCHEDULES = ("linear", "constant")
@@ -190,12 +190,10 @@ class UniWeTokClassToImageModel(UniWeTokAdapterMixin, PreTrainedModel):
     def _perturb(
         self, codes: torch.Tensor, class_labels: torch.Tensor, generator: Generators
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Labels of which some are left out, and codes of which each bit is flipped with its own random probability
-        between 0 and `bit_flip_probability` (docs/method.md 3.5)."""
-        config, count, device = self.config, len(codes), codes.device
-        is_left_out = draw_uniform((count,), generator, device) < config.class_dropout
-        chance, draw = draw_uniform((count, 2, *codes.shape[1:]), generator, device).unbind(1)
-        flipped = torch.where(draw < config.bit_flip_probability * chance, -codes, codes)
+        """Codes with flipped bits, and labels of which some are left out."""
+        config = self.config
+        is_left_out = draw_uniform((len(codes),), generator, codes.device) < config.class_dropout
+        flipped = flip_bits(codes, config.bit_flip_probability, generator)
         return flipped, class_labels.masked_fill(is_left_out, config.num_classes)
 
     def _patch_losses(

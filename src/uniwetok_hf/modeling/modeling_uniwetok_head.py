@@ -197,6 +197,12 @@ class UniWeTokBinaryHead(UniWeTokAdapterMixin, PreTrainedModel):
         output = self.proj_out(self.norm_out(hidden_states) * (1 + scale) + shift).float()
         return 2 * torch.sigmoid(output) - 1 if self.config.squash_output else output
 
+    def freeze_queries_and_keys(self) -> None:
+        """For patches of one token, where there is nothing to attend to: the result of attention is its value."""
+        for name, parameter in self.named_parameters():
+            if "q_proj" in name or "k_proj" in name:
+                parameter.requires_grad_(False)
+
     def draw_timesteps(self, count: int, generator: Generators, device: torch.device) -> torch.Tensor:
         """Training times [count] in (0, 1) by the config's law, shifted."""
         if self.config.timestep_schedule == "uniform":

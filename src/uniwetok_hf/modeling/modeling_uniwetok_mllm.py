@@ -34,7 +34,7 @@ from .configuration_uniwetok_mllm import UniWeTokMLLMConfig
 from .generation_uniwetok_mllm import UniWeTokGenerationMixin
 from .modeling_uniwetok import UniWeTokModel
 from .modeling_uniwetok_head import UniWeTokBinaryHead
-from .noise_uniwetok import Generators, draw_uniform
+from .noise_uniwetok import Generators, flip_bits
 
 
 @dataclass
@@ -488,8 +488,7 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
         inputs = list(codes)
         for index, picture in enumerate(codes):
             if targets[index]:
-                chance, draw = draw_uniform((2, *picture.shape), generators[index], picture.device)
-                inputs[index] = torch.where(draw < self.config.bit_flip_probability * chance, -picture, picture)
+                inputs[index] = flip_bits(picture[None], self.config.bit_flip_probability, generators[index])[0]
         return inputs
 
     @can_return_tuple

@@ -32,6 +32,13 @@ def draw_uniform(
     return _draw(torch.rand, shape, generator, device, dtype)
 
 
+def flip_bits(codes: torch.Tensor, probability: float, generator: Generators) -> torch.Tensor:
+    """Codes [B, bits, h, w] with each bit flipped with its own random probability between 0 and `probability`
+    (docs/method.md 3.5)."""
+    chance, draw = draw_uniform((len(codes), 2, *codes.shape[1:]), generator, codes.device).unbind(1)
+    return torch.where(draw < probability * chance, -codes, codes)
+
+
 def _draw(
     law: Callable, shape: Sequence[int], generator: Generators, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
@@ -47,4 +54,4 @@ def _draw(
     return drawn.to(device, non_blocking=bool(pinned)).to(dtype)
 
 
-__all__ = ["Generators", "draw_noise", "draw_uniform"]
+__all__ = ["Generators", "draw_noise", "draw_uniform", "flip_bits"]

@@ -1,20 +1,31 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""The way through one stage of a training, the same for both trainers: it is resumed, logged, stopped and finished
+"""The way through one stage of a training, the same for all trainers: it is resumed, logged, stopped and finished
 here, and what a step computes is theirs."""
 
+import json
+import math
 import threading
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
+import torch
+from accelerate import DistributedType
 from accelerate.utils import tqdm
 from diffusers.training_utils import EMAModel
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ..files import save_whole
+from ..provenance import RECORD
 from ..signals import Stopped
-from .agreement import any_process, lost_processes_named
+from .agreement import any_process, lost_processes_named, written_together
 from .checkpoints import check_run, find_own_disks, list_checkpoints, load_checkpoint, readable, save_checkpoint
 from .config import flat_values
 from .resume import saved_settings
-from .run import CheckpointClock, StepGuard, start_accelerator, stopped_after
+from .run import CheckpointClock, StepGuard, make_average, make_optimizer, start_accelerator, stopped_after
 from .status import RunStatus
 
 
@@ -110,3 +121,112 @@ class StageTrainer:
             self.status.saved(done)
         if is_stopped and not is_last:
             raise stopped_after(done)
+
+
+# Times of the flow at which a validation measures the share of bits that the head predicts right. At 0 its input is
+# noise alone: what exceeds one half there comes from what the head is told.
+ACCURACY_TIMES = (0.0, 0.25, 0.5, 0.75)
+
+
+class PipelineTrainer(StageTrainer):
+    """One stage of training the model `part` of a `pipeline`, by itself or under FSDP and DeepSpeed."""
+
+    part: str
+    pipeline: Any
+    parameters: list[nn.Parameter]
+
+    def __init__(self, config, stop: threading.Event | None = None):
+        super().__init__(config, config.result, stop)
+        self.is_sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if self.is_sharded and config.ema_decay is not None:
+            raise ValueError("`ema_decay` must be null under FSDP and DeepSpeed, where no process has all weights.")
+
+    def record(self) -> dict:
+        """`training.json` of the result."""
+        raise NotImplementedError
+
+    def place_model(
+        self, micro_batch_size: int, groups: list[nn.Parameter] | list[dict], epsilon: float = 1e-8
+    ) -> None:
+        """Makes the optimizer of `groups`, and averages of `parameters`. Accelerate wraps the model as it is, with
+        adapters and compiled layers; averages are of parameters that it has placed."""
+        config, accelerator = self.config, self.accelerator
+        optimizer, scheduler = make_optimizer(config, groups, config.learning_rate, config.max_train_steps, epsilon)
+        if (deepspeed := accelerator.state.deepspeed_plugin) is not None:  # which would look for a DataLoader
+            deepspeed.deepspeed_config["train_micro_batch_size_per_gpu"] = micro_batch_size
+        model = getattr(self.pipeline, self.part)
+        self.model, self.optimizer, self.scheduler = accelerator.prepare(model, optimizer, scheduler)
+        self.ema = None
+        if config.ema_decay is not None:
+            self.ema = make_average(self.parameters, config.ema_decay, config.max_train_steps)
+            accelerator.register_for_checkpointing(self.ema)
+
+    def backward(self, loss: torch.Tensor, step: int) -> None:
+        """The backward pass of a micro-batch."""
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:  # whose backward pass takes the step
+            self.guard.require({"loss": loss}, step)
+        self.accelerator.backward(loss)
+
+    def take_step(self, losses: list[torch.Tensor], step: int) -> dict[str, torch.Tensor] | None:
+        """Clips the gradients of all micro-batches and changes the weights; returns the norm of the gradients. When
+        one of `losses` or the norm is not finite, the weights stay as they were, and it returns None."""
+        norm = self.clip_gradients()
+        is_taken = self.guard.allows({"loss": torch.stack(losses)}, norm, step)
+        if not is_taken:
+            self.optimizer.zero_grad()  # a step without gradients changes nothing but the scale of a scaler
+        self.optimizer.step()
+        self.scheduler.step()
+        if self.ema and not self.guard.was_skipped:
+            self.ema.step(self.parameters)
+        self.optimizer.zero_grad()
+        return norm if is_taken else None
+
+    def clip_gradients(self) -> dict[str, torch.Tensor]:
+        """Scales the gradients of a step down to `max_grad_norm`; returns the norm that they had."""
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm or math.inf)
+        if norm is None:  # DeepSpeed clips by itself, and may have no norm yet
+            return {}
+        return {"grad_norm": norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)}
+
+    def save_result(self, path: Path) -> None:
+        """Writes the result of the stage, but its record, to the folder `path`."""
+        self.pipeline.save_pretrained(path)
+
+    def save(self) -> Path:
+        """Writes the result, which marks the stage as finished."""
+        accelerator, folder = self.accelerator, self.folder / self.config.result
+        if self.ema:
+            self.ema.copy_to(self.parameters)
+        weights = accelerator.get_state_dict(self.model) if self.is_sharded else None
+        with written_together(accelerator, folder):
+            if accelerator.is_main_process:
+                if weights is not None:
+                    setattr(self.pipeline, self.part, whole_model(getattr(self.pipeline, self.part), weights))
+                self.pipeline.to(getattr(torch, self.config.save_dtype))
+
+                def save(path: Path) -> None:
+                    self.save_result(path)
+                    (path / RECORD).write_text(json.dumps(self.record(), indent=1), encoding="utf-8")
+
+                save_whole(save, folder)
+        return folder
+
+
+def whole_model(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> PreTrainedModel:
+    """A copy of a model whose weights are sharded over processes, with the whole `weights`."""
+    with torch.device("meta"):
+        whole = type(model)(model.config)
+    whole.load_state_dict(weights, assign=True)
+    whole.tie_weights()
+    if model.can_generate():
+        whole.generation_config = model.generation_config
+    return whole
+
+
+def compile_layers(*parts: nn.Module) -> None:
+    """Compiles the layers of `parts` in place: one graph for all layers of a kind, for any length. The code between
+    them may depend on the data, and would break a graph of a whole model."""
+    for part in parts:
+        for layer in part.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.compile(dynamic=True)

@@ -16,21 +16,16 @@ pictures they are, their crops, flips, times and noise belong to their running n
 2 micro-batches, compute what 1 computes, and a resumed run continues exactly.
 """
 
-import json
 import math
 import os
 import threading
 from pathlib import Path
 
 import torch
-from accelerate import DistributedType
 from torch import nn
-from torch.distributed.tensor import DTensor
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..data.encoded import encoder_fingerprint
 from ..data.samples import NOISE, sample_generators
-from ..files import save_whole
 from ..modeling.configuration_uniwetok import UniWeTokConfig
 from ..modeling.configuration_uniwetok_class_to_image import UniWeTokClassToImageConfig
 from ..modeling.configuration_uniwetok_mllm import UniWeTokHeadConfig
@@ -38,7 +33,7 @@ from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..modeling.modeling_uniwetok import UniWeTokModel
 from ..modeling.modeling_uniwetok_class_to_image import UniWeTokClassToImageModel
 from ..pipelines import UniWeTokClassToImagePipeline
-from ..provenance import RECORD, training_record
+from ..provenance import training_record
 from ..schedulers import BinaryFlowScheduler
 from .agreement import written_together
 from .checkpoints import make_output_folder
@@ -52,32 +47,26 @@ from .run import (
     SkippedSamples,
     averaged_weights,
     log_images,
-    make_average,
-    make_optimizer,
     picture_grid,
     seeded_weights,
     stops_after_step,
 )
 from .settings_class_to_image import CHANGEABLE, ClassToImageTrainingConfig
-from .stage import StageTrainer
+from .stage import ACCURACY_TIMES, PipelineTrainer, compile_layers
 from .start import find_result
 
 
-# Times of the flow at which a validation measures the share of bits that the head predicts right. At 0 its input is
-# noise alone: what exceeds one half there comes from the class and the patches before.
-ACCURACY_TIMES = (0.0, 0.25, 0.5, 0.75)
 PICTURES_PER_CLASS = 8  # in the grid of a validation
 
 
-class ClassToImageTrainer(StageTrainer):
+class ClassToImageTrainer(PipelineTrainer):
     """One training."""
+
+    part = "transformer"
 
     def __init__(self, config: ClassToImageTrainingConfig, stop: threading.Event | None = None):
         """When `stop` is set on any process, the run ends after the current step, with a checkpoint."""
-        super().__init__(config, config.result, stop)
-        self.is_sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if self.is_sharded and config.ema_decay is not None:
-            raise ValueError("`ema_decay` must be null under FSDP and DeepSpeed, where no process has all weights.")
+        super().__init__(config, stop)
         start = load_start(config)
         vision_config = (start if isinstance(start, UniWeTokModel) else start.vision_model).config
         self.batches = self.make_batches(config.data, vision_config, config.labels)
@@ -116,31 +105,19 @@ class ClassToImageTrainer(StageTrainer):
         )
 
     def prepare_model(self) -> None:
-        """Makes optimizer and averages. Accelerate wraps the model with its compiled layers, so it comes after them;
-        averages are of parameters that it has placed."""
+        """Makes the model ready for training, and its optimizer and averages."""
         config, model = self.config, self.pipeline.transformer
         self.pipeline.vision_model.to(self.accelerator.device).requires_grad_(False)
         if config.attn_implementation is not None:
             model.set_attn_implementation(config.attn_implementation)
-        if model.config.tokens_per_patch == 1 and model.config.head_config.has_attention:
-            freeze_single_attention(model.image_head)
+        if model.config.tokens_per_patch == 1:
+            model.image_head.freeze_queries_and_keys()
         if config.gradient_checkpointing:
             model.activation_checkpointing_enable()
         if config.compile:
-            for layer in model.modules():
-                if isinstance(layer, GradientCheckpointingLayer):
-                    layer.compile(dynamic=True)
+            compile_layers(model)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer, scheduler = make_optimizer(
-            config, decay_groups(model), config.learning_rate, config.max_train_steps
-        )
-        if (deepspeed := self.accelerator.state.deepspeed_plugin) is not None:  # which would look for a DataLoader
-            deepspeed.deepspeed_config["train_micro_batch_size_per_gpu"] = self.batches.micro_batch_size
-        self.model, self.optimizer, self.scheduler = self.accelerator.prepare(model, optimizer, scheduler)
-        self.ema = None
-        if config.ema_decay is not None:
-            self.ema = make_average(self.parameters, config.ema_decay, config.max_train_steps)
-            self.accelerator.register_for_checkpointing(self.ema)
+        self.place_model(self.batches.micro_batch_size, decay_groups(model))
 
     def train_steps(self, start: int) -> None:
         config = self.config
@@ -172,21 +149,12 @@ class ClassToImageTrainer(StageTrainer):
             with accelerator.accumulate(self.model):
                 output = self.compute_losses(batch)
                 losses.append(output.loss.detach())
-                if accelerator.distributed_type == DistributedType.DEEPSPEED:  # whose backward pass takes the step
-                    self.guard.require({"loss": output.loss}, step)
-                accelerator.backward(output.loss)  # all micro-batches are of one size: their mean is the step's loss
+                self.backward(output.loss, step)  # all micro-batches are of one size: their mean is the loss
                 self.metrics.add({"loss": output.loss, "bit_accuracy": output.bit_accuracy.mean()})
-        norm = self.clip_gradients()
-        if self.guard.allows({"loss": torch.stack(losses)}, norm, step):
+        if (norm := self.take_step(losses, step)) is not None:
             self.metrics.add(norm)
         else:
-            self.optimizer.zero_grad()  # a step without gradients changes nothing but the scale of a scaler
             self.metrics = before
-        self.optimizer.step()
-        self.scheduler.step()
-        if self.ema and not self.guard.was_skipped:
-            self.ema.step(self.parameters)
-        self.optimizer.zero_grad()
         self.metrics.add({}, items=config.batch_size)
 
     def compute_losses(self, batch: ClassBatch, **options):
@@ -197,13 +165,6 @@ class ClassToImageTrainer(StageTrainer):
                 codes = self.pipeline.vision_model.encode(batch.pixel_values.to(device)).codes.float()
         generators = sample_generators(self.config.seed, batch.numbers, NOISE)
         return self.model(codes.to(device), batch.class_labels.to(device), generator=generators, **options)
-
-    def clip_gradients(self) -> dict[str, torch.Tensor]:
-        """Scales the gradients of a step down to `max_grad_norm`; returns the norm that they had."""
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm or math.inf)
-        if norm is None:  # DeepSpeed clips by itself, and may have no norm yet
-            return {}
-        return {"grad_norm": norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)}
 
     def take_metrics(self, done: int) -> dict[str, float]:
         """The line of the log: means since the previous line, over all processes; and how much was seen so far."""
@@ -267,27 +228,7 @@ class ClassToImageTrainer(StageTrainer):
         self.metrics.load_state_dict(state["metrics"])
         self.skipped.load_state_dict(state.get("skipped"))
 
-    def save(self) -> Path:
-        """Writes `pipeline`, which marks the training as finished."""
-        accelerator, folder = self.accelerator, self.folder / self.config.result
-        if self.ema:
-            self.ema.copy_to(self.parameters)
-        weights = accelerator.get_state_dict(self.model) if self.is_sharded else None
-        with written_together(accelerator, folder):
-            if accelerator.is_main_process:
-                if self.is_sharded:
-                    self.pipeline.transformer = whole_model(self.pipeline.transformer, weights)
-                pipeline = self.pipeline.to(getattr(torch, self.config.save_dtype))
-
-                def save_result(path: Path):
-                    pipeline.save_pretrained(path)
-                    (path / RECORD).write_text(json.dumps(self.record(), indent=1), encoding="utf-8")
-
-                save_whole(save_result, folder)
-        return folder
-
     def record(self) -> dict:
-        """`training.json` of the result."""
         return training_record(started_from=[start_folder(self.config)]) | {"training": config_values(self.config)}
 
     def write_architecture(self) -> None:
@@ -309,21 +250,6 @@ def decay_groups(model: UniWeTokClassToImageModel) -> list[dict]:
             is_free = parameter.ndim < 2 or name.startswith(("class_embedding.", "queries.", "projector."))
             groups[not is_free].append(parameter)
     return [{"params": groups[True]}, {"params": groups[False], "weight_decay": 0.0}]
-
-
-def freeze_single_attention(head: nn.Module) -> None:
-    """Queries and keys of attention over one token change nothing: its result is its value."""
-    for name, parameter in head.named_parameters():
-        if "q_proj" in name or "k_proj" in name:
-            parameter.requires_grad_(False)
-
-
-def whole_model(model: UniWeTokClassToImageModel, weights: dict[str, torch.Tensor]) -> UniWeTokClassToImageModel:
-    """A copy of a model whose weights are sharded over processes, with the whole `weights`."""
-    with torch.device("meta"):
-        whole = UniWeTokClassToImageModel(model.config)
-    whole.load_state_dict(weights, assign=True)
-    return whole
 
 
 def start_folder(config: ClassToImageTrainingConfig) -> str:

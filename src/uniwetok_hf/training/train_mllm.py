@@ -17,22 +17,18 @@ computes, and a resumed run continues exactly.
 """
 
 import copy
-import json
 import math
 import threading
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from torch import nn
-from torch.distributed.tensor import DTensor
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..adapters import save_adapter
 from ..data.encoded import encoder_fingerprint
 from ..data.samples import NOISE, sample_generators
-from ..files import save_whole
-from ..provenance import RECORD, training_record
+from ..provenance import training_record
 from .agreement import written_together
 from .checkpoints import (
     make_output_folder,
@@ -48,31 +44,23 @@ from .run import (
     averaged_weights,
     choose_parameters,
     log_images,
-    make_average,
-    make_optimizer,
     picture_grid,
     stops_after_step,
 )
 from .settings_mllm import MLLMTrainingConfig
-from .stage import StageTrainer
+from .stage import ACCURACY_TIMES, PipelineTrainer, compile_layers
 from .start import start_folder, start_pipeline
 from .tasks import TaskMixture
 
 
-# Times of the flow at which a validation measures the share of bits that the head predicts right. At 0 its input is
-# noise alone: what exceeds one half there comes from the language model.
-ACCURACY_TIMES = (0.0, 0.25, 0.5, 0.75)
-
-
-class MLLMTrainer(StageTrainer):
+class MLLMTrainer(PipelineTrainer):
     """One stage of training."""
+
+    part = "mllm"
 
     def __init__(self, config: MLLMTrainingConfig, stop: threading.Event | None = None):
         """When `stop` is set on any process, the run ends after the current step, with a checkpoint."""
-        super().__init__(config, config.result, stop)
-        self.is_sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if self.is_sharded and config.ema_decay is not None:
-            raise ValueError("`ema_decay` must be null under FSDP and DeepSpeed, where no process has all weights.")
+        super().__init__(config, stop)
         if self.is_sharded and config.lora:
             raise ValueError("`lora` trains on one device or on copies (DDP), not yet under FSDP and DeepSpeed.")
 
@@ -98,8 +86,7 @@ class MLLMTrainer(StageTrainer):
         self.metrics, self.task_metrics = RunningMetrics(), TaskMetrics(self.batches.names)
 
     def prepare_model(self) -> None:
-        """Chooses the parameters that train, and makes their optimizer and averages. Accelerate wraps the model with
-        its adapters and compiled layers, so it comes after them; averages are of parameters that it has placed."""
+        """Chooses the parameters that train, and makes their optimizer and averages."""
         config = self.config
         if config.lora:
             self.parameters = add_lora(self.mllm, config.lora, config.seed)
@@ -109,17 +96,8 @@ class MLLMTrainer(StageTrainer):
         if config.gradient_checkpointing:
             self.mllm.activation_checkpointing_enable()
         if config.compile:
-            compile_layers(self.mllm)
-        optimizer, scheduler = make_optimizer(
-            config, self.parameters, config.learning_rate, config.max_train_steps, config.adam_epsilon
-        )
-        if (deepspeed := self.accelerator.state.deepspeed_plugin) is not None:  # which would look for a DataLoader
-            deepspeed.deepspeed_config["train_micro_batch_size_per_gpu"] = self.batches.micro_batch_size
-        self.model, self.optimizer, self.scheduler = self.accelerator.prepare(self.mllm, optimizer, scheduler)
-        self.ema = None
-        if config.ema_decay is not None:
-            self.ema = make_average(self.parameters, config.ema_decay, config.max_train_steps)
-            self.accelerator.register_for_checkpointing(self.ema)
+            compile_layers(self.mllm.model.language_model, self.mllm.image_head)
+        self.place_model(self.batches.micro_batch_size, self.parameters, config.adam_epsilon)
 
     def make_batches(self, mixture: TaskMixture) -> ConversationBatches:
         config = self.config
@@ -185,22 +163,13 @@ class MLLMTrainer(StageTrainer):
                 # The losses add up to that of the step; accumulation and DDP would take their mean.
                 loss = output.loss * config.gradient_accumulation_steps * accelerator.num_processes
                 losses.append(loss.detach())
-                if accelerator.distributed_type == DistributedType.DEEPSPEED:  # whose backward pass takes the step
-                    self.guard.require({"loss": loss}, step)
-                accelerator.backward(loss)
+                self.backward(loss, step)
                 self.task_metrics.add(batch, output)
                 self.metrics.add({"loss": loss})
-        norm = self.clip_gradients()
-        if self.guard.allows({"loss": torch.stack(losses)}, norm, step):
+        if (norm := self.take_step(losses, step)) is not None:
             self.metrics.add(norm)
         else:
-            self.optimizer.zero_grad()  # a step without gradients changes nothing but the scale of a scaler
             self.metrics, self.task_metrics = before
-        self.optimizer.step()
-        self.scheduler.step()
-        if self.ema and not self.guard.was_skipped:
-            self.ema.step(self.parameters)
-        self.optimizer.zero_grad()
         self.metrics.add({}, items=config.batch_size)
 
     def compute_losses(self, batch: MicroBatch, **options):
@@ -213,14 +182,6 @@ class MLLMTrainer(StageTrainer):
             use_cache=False,
             **options,
         )
-
-    def clip_gradients(self) -> dict[str, torch.Tensor]:
-        """Scales the gradients of a step down to `max_grad_norm`; returns the norm that they had."""
-        accelerator = self.accelerator
-        norm = accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm or math.inf)
-        if norm is None:  # DeepSpeed clips by itself, and may have no norm yet
-            return {}
-        return {"grad_norm": norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)}
 
     def take_metrics(self) -> dict[str, float]:
         """The line of the log: means since the previous line, over all processes."""
@@ -271,27 +232,11 @@ class MLLMTrainer(StageTrainer):
         images = self.pipeline(prompts, num_images_per_prompt=4, generator=generators, output_type="pt").images
         log_images(self.accelerator, {"drawings": picture_grid(list(images * 2 - 1), columns=4)}, step)
 
-    def save(self) -> Path:
-        """Writes `pipeline` or `adapter`, which marks the stage as finished."""
-        accelerator, folder = self.accelerator, self.folder / self.config.result
-        if self.ema:
-            self.ema.copy_to(self.parameters)
-        weights = accelerator.get_state_dict(self.model) if self.is_sharded else None
-        with written_together(accelerator, folder):
-            if accelerator.is_main_process:
-                if self.is_sharded:
-                    self.pipeline.mllm = whole_model(self.mllm, weights)
-                pipeline = self.pipeline.to(getattr(torch, self.config.save_dtype))
-
-                def save_result(path: Path):
-                    if self.config.lora:
-                        save_adapter(pipeline.mllm, path, base_model=self.config.init_from)
-                    else:
-                        pipeline.save_pretrained(path)
-                    (path / RECORD).write_text(json.dumps(self.record(), indent=1), encoding="utf-8")
-
-                save_whole(save_result, folder)
-        return folder
+    def save_result(self, path: Path) -> None:
+        if self.config.lora:
+            save_adapter(self.mllm, path, base_model=self.config.init_from)
+        else:
+            super().save_result(path)
 
     def record(self) -> dict:
         """`training.json` of the result. No loss here looks through a network, but those of the image tokenizer or of
@@ -368,25 +313,6 @@ def frozen_patterns(model: nn.Module) -> list[str]:
     and with patches of one token the queries and keys of the head, since attention over one token is its value."""
     head = [r"^image_head\..*\.(q|k)_proj\."] if model.config.patch_size == 1 else []
     return [r"^model\.vision_model\.", *head]
-
-
-def compile_layers(model: nn.Module) -> None:
-    """Compiles the layers of language model and head in place: one graph for all layers of a kind, for any length. The
-    code between them depends on the data, and would break a graph of the whole model."""
-    for part in (model.model.language_model, model.image_head):
-        for layer in part.modules():
-            if isinstance(layer, GradientCheckpointingLayer):
-                layer.compile(dynamic=True)
-
-
-def whole_model(model: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
-    """A copy of a model whose weights are sharded over processes, with the whole `weights`."""
-    with torch.device("meta"):
-        whole = type(model)(model.config)
-    whole.load_state_dict(weights, assign=True)
-    whole.tie_weights()
-    whole.generation_config = model.generation_config
-    return whole
 
 
 def finished(config: MLLMTrainingConfig) -> Path | None:
