@@ -19,6 +19,7 @@ import types
 from pathlib import Path
 
 import torch
+import torch._inductor.config
 from torch.nn import functional as F
 
 from uniwetok_hf import UniWeTokClassToImageConfig, UniWeTokClassToImageModel
@@ -54,6 +55,7 @@ def load_published(folder: Path, model: UniWeTokClassToImageModel, is_compiled: 
     sys.modules["flash_attn"] = types.SimpleNamespace(flash_attn_func=flash_attention)
     if not is_compiled:
         torch._dynamo.config.disable = True
+    torch._inductor.config.fallback_random = True  # noise by the same generator
     sys.path.insert(0, str(folder))
     patch_size, config = model.config.patch_size, model.config
     module = importlib.import_module("src.model" if patch_size == 1 else "src.model_parallel")

@@ -77,7 +77,7 @@ def test_training_tells_the_head_the_same_as_generation(patch_size, num_modulati
     prompt = "draw a cat" + size_text(random_codes(patch_size, 2, 2), patch_size)
     output = generate(model, tokenize(prompt, patch_size=patch_size), generator=seeded(1))
     told = []
-    model.image_head.register_forward_pre_hook(lambda module, inputs: told.append(inputs[2]))
+    model.image_head.condition_proj.register_forward_pre_hook(lambda module, inputs: told.append(inputs[0]))
     ids = tokenize(prompt + "<|image_pad|>" * output.codes[0, 0].numel(), patch_size=patch_size)["input_ids"]
     model(ids, codes=output.codes, image_is_target=torch.tensor([True]), labels=ids, generator=seeded(0))
     torch.testing.assert_close(told[0], torch.cat(output.conditions), atol=1e-5, rtol=1e-5)

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from uniwetok_hf import UniWeTokBinaryHead, UniWeTokHeadConfig
+from uniwetok_hf.modeling import modeling_uniwetok_head
 from uniwetok_hf.modeling.flow_uniwetok import BinaryFlow, flow_timesteps
 
 
@@ -125,11 +126,30 @@ def test_consecutive_blocks_share_a_modulation(num_modulation_layers):
     for linear in head.modulations:
         linear.register_forward_hook(lambda module, inputs, output: made.append(output))
     for layer in head.layers:
-        layer.register_forward_pre_hook(lambda module, inputs: used.append(inputs[1]))
+        layer.register_forward_pre_hook(lambda module, inputs: used.append(inputs[1:]))
     head(*make_inputs(2, 4))
     assert len(made) == num_modulation_layers
-    for index, modulation in enumerate(used):
-        torch.testing.assert_close(modulation, made[index * num_modulation_layers // 4], atol=0, rtol=0)
+    for index, (scale1, shift1, gate1, scale2, shift2, gate2) in enumerate(used):
+        modulation = torch.cat([scale1 - 1, shift1, gate1, scale2 - 1, shift2, gate2], dim=-1)
+        torch.testing.assert_close(modulation, made[index * num_modulation_layers // 4], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("rows", [1, 12, 1000], ids=["step by step", "three at once", "all at once"])
+def test_modulations_of_several_steps_are_made_at_once(monkeypatch, rows):
+    monkeypatch.setattr(modeling_uniwetok_head, "MODULATED_ROWS", rows)
+    head, scheduler = make_head(), make_sampler(7)  # 8 times
+    condition = make_inputs(1, 4)[2]
+    sample = head.sample(condition, scheduler, generator=seeded(3))
+    made = []
+    head.modulation_out.register_forward_hook(lambda module, inputs, output: made.append(len(output)))
+    assert sample.equal(head.sample(condition, scheduler, generator=seeded(3)))
+    assert made == {1: [1] * 8, 12: [3, 3, 2], 1000: [8]}[rows]
+    generator = seeded(3)
+    wanted = torch.randn(sample.shape, generator=generator)
+    for timestep in scheduler.timesteps:
+        prediction = head(wanted, timestep[None], condition)
+        wanted = scheduler.advance(prediction, timestep, wanted, generator=generator)
+    torch.testing.assert_close(sample, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_time_embedding_has_cosines_first():
@@ -249,30 +269,30 @@ def test_uniform_times(shift):
 # --- the sampler ---
 
 
-def record_calls(head: UniWeTokBinaryHead) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Appends (noisy codes, times, prediction) of each call of the network to the returned list."""
-    calls = []
-    head.register_forward_hook(lambda module, inputs, output: calls.append((*inputs[:2], output)))
-    return calls
+def record_predictions(head: UniWeTokBinaryHead) -> list[torch.Tensor]:
+    """Appends the prediction of each call of the network to the returned list."""
+    predictions = []
+    head.register_forward_hook(lambda module, inputs, output: predictions.append(output))
+    return predictions
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 @pytest.mark.parametrize("shift", [1.0, 2.0])
 def test_samples_are_the_mixed_prediction_of_the_last_of_n_plus_1_calls(shift, guidance_scale):
     head = make_head()
-    calls = record_calls(head)
+    predictions, times = record_predictions(head), []
+    head.time_embed.register_forward_pre_hook(lambda module, inputs: times.extend(inputs[0].flatten().tolist()))
     condition = make_inputs(6, 4)[2]
     sample = head.sample(condition, make_sampler(5, shift), guidance_scale, seeded(0))
-    assert len(calls) == 5 + 1
-    times = torch.stack([call[1][0] for call in calls])
-    torch.testing.assert_close(times, flow_timesteps(5, shift))
-    assert times[-1].item() == pytest.approx(0.95)
+    assert len(predictions) == 5 + 1
+    assert times == flow_timesteps(5, shift).tolist()
+    assert times[-1] == pytest.approx(0.95)
     if guidance_scale == 1:
         assert sample.shape == (6, 4, BITS)
-        assert torch.equal(sample, calls[-1][2])
+        assert torch.equal(sample, predictions[-1])
     else:
         assert sample.shape == (3, 4, BITS)
-        conditional, unconditional = calls[-1][2].chunk(2)
+        conditional, unconditional = predictions[-1].chunk(2)
         torch.testing.assert_close(sample, unconditional + 3 * (conditional - unconditional))
 
 
@@ -299,10 +319,10 @@ def test_sampler_by_hand_with_guidance():
 
 def test_samples_with_picture_guidance_mix_three_predictions():
     head = make_head()
-    calls = record_calls(head)
+    predictions = record_predictions(head)
     sample = head.sample(make_inputs(6, 4)[2], make_sampler(3), 4.0, seeded(0), image_guidance_scale=3.0)
     assert sample.shape == (2, 4, BITS)
-    conditional, picture, unconditional = calls[-1][2].chunk(3)
+    conditional, picture, unconditional = predictions[-1].chunk(3)
     torch.testing.assert_close(sample, -2 * unconditional - picture + 4 * conditional)
 
 

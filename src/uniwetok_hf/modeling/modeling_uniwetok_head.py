@@ -30,6 +30,24 @@ from .modeling_uniwetok import UniWeTokConstantLinear, eager_attention_forward
 from .noise_uniwetok import Generators, draw_noise, draw_uniform
 
 
+# The sampler makes the modulations of several steps at once, up to so many tokens in all: of a few tokens at a time,
+# reading the weights takes longer than computing with them.
+MODULATED_ROWS = 256
+
+
+def guide(
+    prediction: torch.Tensor, repeats: int, guidance_scale: float, image_guidance_scale: float | None
+) -> torch.Tensor:
+    """Guided prediction [M, ...] of `repeats` of them [repeats * M, ...], see [`UniWeTokBinaryHead.sample`]."""
+    if repeats == 1:
+        return prediction
+    conditional, *picture, unconditional = prediction.chunk(repeats)
+    if not picture:
+        return unconditional + guidance_scale * (conditional - unconditional)
+    by_picture = unconditional + image_guidance_scale * (picture[0] - unconditional)  # ty: ignore[unsupported-operator]
+    return by_picture + guidance_scale * (conditional - picture[0])
+
+
 class UniWeTokHeadTimeLinear(nn.Linear):
     """Linear layer of the time embedding, with starting weights of its own."""
 
@@ -46,7 +64,7 @@ class UniWeTokHeadTimeEmbedding(nn.Module):
     def forward(self, timesteps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         half = torch.arange(self.size // 2, device=timesteps.device, dtype=torch.float32)
         frequencies = torch.exp(-math.log(10000.0) * half / (self.size // 2))
-        angles = 1000 * timesteps.float()[:, None] * frequencies  # [M, size / 2]
+        angles = 1000 * timesteps.float()[..., None] * frequencies  # [..., size / 2]
         embedding = torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype)
         return self.fc2(F.silu(self.fc1(embedding)))
 
@@ -100,7 +118,7 @@ class UniWeTokHeadMLP(nn.Module):
 
 
 class UniWeTokHeadLayer(GradientCheckpointingLayer):
-    """One block, modulated by six vectors per token: scale, shift and gate of attention, then of the feed-forward. A
+    """One block, modulated by six vectors [M, P, C]: scale, shift and gate of attention, then of the feed-forward. A
     block without attention has the feed-forward and its three vectors alone."""
 
     def __init__(self, config: UniWeTokHeadConfig):
@@ -112,15 +130,16 @@ class UniWeTokHeadLayer(GradientCheckpointingLayer):
             self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
         self.mlp = UniWeTokHeadMLP(config)
 
-    def forward(self, hidden_states: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, *modulation: torch.Tensor) -> torch.Tensor:
         if not self.has_attention:
-            scale, shift, gate = modulation.chunk(3, dim=-1)
-            return hidden_states + gate * self.mlp(self.input_layernorm(hidden_states) * (1 + scale) + shift)
-        scale1, shift1, gate1, scale2, shift2, gate2 = modulation.chunk(6, dim=-1)
-        modulated = self.input_layernorm(hidden_states) * (1 + scale1) + shift1
-        hidden_states = hidden_states + gate1 * self.self_attn(modulated)
-        modulated = self.post_attention_layernorm(hidden_states) * (1 + scale2) + shift2
-        return hidden_states + gate2 * self.mlp(modulated)
+            scale, shift, gate = modulation
+            modulated = torch.addcmul(shift, self.input_layernorm(hidden_states), scale)
+            return torch.addcmul(hidden_states, gate, self.mlp(modulated))
+        scale1, shift1, gate1, scale2, shift2, gate2 = modulation
+        modulated = torch.addcmul(shift1, self.input_layernorm(hidden_states), scale1)
+        hidden_states = torch.addcmul(hidden_states, gate1, self.self_attn(modulated))
+        modulated = torch.addcmul(shift2, self.post_attention_layernorm(hidden_states), scale2)
+        return torch.addcmul(hidden_states, gate2, self.mlp(modulated))
 
 
 class UniWeTokBinaryHead(UniWeTokAdapterMixin, PreTrainedModel):
@@ -172,30 +191,49 @@ class UniWeTokBinaryHead(UniWeTokAdapterMixin, PreTrainedModel):
             init.xavier_uniform_(module.weight)
 
     def forward(
-        self, noisy_codes: torch.Tensor, timesteps: torch.Tensor, condition: torch.Tensor, is_projected: bool = False
+        self,
+        noisy_codes: torch.Tensor,
+        timesteps: torch.Tensor | None = None,
+        condition: torch.Tensor | None = None,
+        modulations: Sequence[Sequence[torch.Tensor]] | None = None,
     ) -> torch.Tensor:
         """
         Args:
             noisy_codes: [M, P, bits], (1 - t) noise + t codes.
             timesteps: [M] in [0, 1], one per patch, or [1] for all.
             condition: [M, P, condition_size], the language model's hidden state for each token.
-            is_projected: whether `condition` has gone through `condition_proj` already, [M, P, C].
+            modulations: what [`modulate`] made of times and conditions, in place of both.
 
         Returns:
             Predicted codes [M, P, bits], float32.
         """
-        dtype = condition.dtype
-        time = self.time_embed(timesteps, dtype)[:, None]
-        condition = F.silu(time + (condition if is_projected else self.condition_proj(condition)))  # [M, P, C]
-        hidden_states = self.input_proj(noisy_codes.to(dtype))
-        shared_by = len(self.layers) // len(self.modulations)
+        if modulations is None:
+            modulations = self.modulate(timesteps, self.condition_proj(condition))  # ty: ignore[invalid-argument-type]
+        *of_layers, (scale, shift) = modulations
+        hidden_states = self.input_proj(noisy_codes.to(scale.dtype))
+        shared_by = len(self.layers) // len(of_layers)
         for index, layer in enumerate(self.layers):
-            if index % shared_by == 0:
-                modulation = self.modulations[index // shared_by](condition)
-            hidden_states = layer(hidden_states, modulation)
-        scale, shift = self.modulation_out(condition).chunk(2, dim=-1)
-        output = self.proj_out(self.norm_out(hidden_states) * (1 + scale) + shift).float()
+            hidden_states = layer(hidden_states, *of_layers[index // shared_by])
+        output = self.proj_out(torch.addcmul(shift, self.norm_out(hidden_states), scale)).float()
         return 2 * torch.sigmoid(output) - 1 if self.config.squash_output else output
+
+    def modulate(self, timesteps: torch.Tensor, condition: torch.Tensor) -> list[list[torch.Tensor]]:
+        """The vectors [..., M, P, C] that modulate the blocks, in the order of [`UniWeTokHeadLayer`], 1 added to the
+        scales: a list from each of `self.modulations`, last scale and shift of the output. They do not depend on the
+        noisy codes.
+
+        Args:
+            timesteps: [M] or [1], or [steps, 1] for several times at once.
+            condition: [M, P, C], what `condition_proj` gave.
+        """
+        time = self.time_embed(timesteps, condition.dtype)[..., None, :]
+        condition = F.silu(time + condition)  # [..., M, P, C]
+        modulations = []
+        for modulation in (*self.modulations, self.modulation_out):
+            vectors = list(modulation(condition).split(self.config.hidden_size, dim=-1))
+            vectors[::3] = [1 + scale for scale in vectors[::3]]  # scale, shift, gate, scale, ...
+            modulations.append(vectors)
+        return modulations
 
     def freeze_queries_and_keys(self) -> None:
         """For patches of one token, where there is nothing to attend to: the result of attention is its value."""
@@ -288,20 +326,17 @@ class UniWeTokBinaryHead(UniWeTokAdapterMixin, PreTrainedModel):
         repeats = 1 if guidance_scale <= 1 else 2 if image_guidance_scale is None else 3
         shape = (len(condition) // repeats, condition.shape[1], self.config.num_bits)
         sample = draw_noise(shape, generator, condition.device)
-        condition = self.condition_proj(condition)  # once, not in each step
-        for timestep in scheduler.timesteps:
-            inputs = torch.cat([sample] * repeats)
-            # Written as a constant, not copied from the CPU: a copy would wait for the device in each step.
-            times = torch.full((1,), float(timestep), device=condition.device, dtype=torch.float32)
-            prediction = self(inputs, times, condition, is_projected=True)
-            if repeats == 2:
-                conditional, unconditional = prediction.chunk(2)
-                prediction = unconditional + guidance_scale * (conditional - unconditional)
-            elif repeats == 3:
-                conditional, picture, unconditional = prediction.chunk(3)
-                prediction = unconditional + image_guidance_scale * (picture - unconditional)
-                prediction = prediction + guidance_scale * (conditional - picture)
-            sample = scheduler.advance(prediction, timestep, sample, generator=generator)
+        condition = self.condition_proj(condition)
+        steps_at_once = max(1, MODULATED_ROWS // condition.shape[:-1].numel())
+        for timesteps in scheduler.timesteps.split(steps_at_once):
+            times = timesteps.to(condition.device, non_blocking=True)
+            modulations = self.modulate(times[:, None], condition)
+            for index, timestep in enumerate(timesteps):
+                inputs = torch.cat([sample] * repeats)
+                at_step = [[vectors[index] for vectors in modulation] for modulation in modulations]
+                prediction = self(inputs, modulations=at_step)
+                prediction = guide(prediction, repeats, guidance_scale, image_guidance_scale)
+                sample = scheduler.advance(prediction, timestep, sample, generator=generator)
         return sample
 
 
