@@ -22,6 +22,7 @@ from pathlib import Path
 from emoji_edits import find_edits
 from emoji_packages import (
     DEFAULT_STYLES,
+    FOOD,
     GROUPS,
     PACKAGES,
     PEOPLE,
@@ -94,6 +95,18 @@ def one_tone(split: str):
         if tone in ("", f"{chosen} skin tone"):
             kept.append(index)
     return rows.select(kept)  # `filter` would write a cache beside the set
+
+
+def food(split: str):
+    """The pictures of food and drink of a split of `data/emoji`: a small set of classes, in the column `name`.
+
+    Returns:
+        A `datasets.Dataset`.
+    """
+    from datasets import load_from_disk
+
+    rows = load_from_disk(f"{DATA}/pictures")[split]
+    return rows.select([index for index, group in enumerate(rows["group"]) if group == FOOD])
 
 
 def build_emoji_dataset(

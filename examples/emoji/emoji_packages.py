@@ -121,7 +121,7 @@ GROUPS = {
 }
 """Groups of emojibase -> what tables call them."""
 
-PEOPLE = "people-body"
+PEOPLE, FOOD = "people-body", "food-drink"
 
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 """The skin tones, in the order of emojibase's `tone` numbers 1 to 5."""

@@ -9,7 +9,7 @@ from PIL import Image
 from tiny_judges import build_vit
 
 from uniwetok_hf.cli.main import main
-from uniwetok_hf.evaluation.class_scores import evaluate_classes, open_samples
+from uniwetok_hf.evaluation.class_scores import evaluate_classes, open_samples, open_statistics
 from uniwetok_hf.evaluation.distributions import frechet_distance, precision_recall
 from uniwetok_hf.evaluation.judges import Judge
 
@@ -78,6 +78,26 @@ def test_published_scores(tmp_path):
     assert scores["fid"].value > 0 and scores["inception_score"].value >= 1
     same = evaluate_classes(paths[0], paths[0], inception=weights, batch_size=10).rows[0].scores
     assert same["fid"].value == pytest.approx(0, abs=1e-3) and same["precision"].value == 1
+    with np.load(paths[1]) as archive:
+        far = {"mu": np.full(2048, 100.0), "sigma": np.zeros((2048, 2048))}
+        np.savez(tmp_path / "statistics.npz", arr_0=archive["arr_0"], **far)
+    report = evaluate_classes(paths[0], tmp_path / "statistics.npz", inception=weights, batch_size=10)
+    assert report.protocol["FID against"] == "statistics of the file"
+    against = report.rows[0].scores
+    assert against["fid"].value > scores["fid"].value and against["recall"].value == scores["recall"].value
+
+
+def test_statistics_of_a_reference_batch(tmp_path):
+    pictures = np.zeros((2, 8, 8, 3), np.uint8)
+    assert open_statistics(make_samples(tmp_path / "none.npz")) is None
+    found = {"mu": np.ones(2048, np.float32), "sigma": np.eye(2048, dtype=np.float32)}
+    np.savez(tmp_path / "batch.npz", arr_0=pictures, **found)
+    statistics = open_statistics(tmp_path / "batch.npz")
+    assert {name: array.dtype for name, array in statistics.items()} == dict.fromkeys(found, np.float64)
+    assert (statistics["sigma"] == found["sigma"]).all()
+    np.savez(tmp_path / "half.npz", arr_0=pictures, mu=found["mu"])
+    with pytest.raises(ValueError, match=r"half.npz: mu \[2048\] and sigma .* are needed, got {'mu': \[2048\]}"):
+        open_statistics(tmp_path / "half.npz")
 
 
 def test_the_command(tmp_path, capsys, monkeypatch):

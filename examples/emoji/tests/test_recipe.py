@@ -6,18 +6,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import emoji_data
 import emoji_tasks
 import pytest
 from train_siglip import SiglipTrainingConfig
 
-from uniwetok_hf.training.config import read_config
+from uniwetok_hf.training.config import find_config, read_config
+from uniwetok_hf.training.settings_class_to_image import ClassToImageTrainingConfig
 from uniwetok_hf.training.train_mllm import MLLMTrainingConfig
 from uniwetok_hf.training.train_uniwetok import UniWeTokTrainingConfig
 
 
 RECIPE = Path(__file__).parent.parent
 SCRIPT = (RECIPE / "run.sh").read_text(encoding="utf-8")
-SCRIPTS = ["emoji_data", "faces_and_text", "photographs", "train_siglip", "evaluate_emoji"]
+SCRIPTS = ["emoji_data", "faces_and_text", "photographs", "train_siglip", "evaluate_emoji", "evaluate_concepts"]
 
 
 def test_the_script_is_bash_and_names_what_is_there():
@@ -49,6 +51,15 @@ def test_the_language_model_follows_the_tokenizer():
         for source in config.data + config.validation_data:
             assert hasattr(emoji_tasks, source.task.rsplit(":", 1)[1])
             assert source.path in ("data/emoji_codes/train", "data/emoji_codes/validation")
+
+
+def test_the_class_to_image_config_changes_the_data_of_the_small_one():
+    config = read_config(ClassToImageTrainingConfig, RECIPE / "emoji_class_to_image.yaml")
+    (source,) = config.data
+    assert (source.path, source.label_column) == ("runs/emoji_food", "name")
+    assert hasattr(emoji_data, "food") and config.vision_model == "uniwetok-emoji"
+    small = read_config(ClassToImageTrainingConfig, find_config("small_class_to_image"))
+    assert (config.max_train_steps, config.model) == (small.max_train_steps, small.model)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

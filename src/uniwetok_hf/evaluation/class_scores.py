@@ -6,7 +6,8 @@ precision and recall as they are published. Without them, the features of any vi
 are comparable only with those of the same model, and are never called FID.
 
 Both sets are `.npz` files with `arr_0`, uint8 [N, H, W, 3], as `uniwetok sample-classes` writes them. They stay on the
-disk, but for the batch that is looked at.
+disk, but for the batch that is looked at. ADM's reference batches hold 10,000 pictures, and mean and covariance of the
+features of all, against which FID is published.
 """
 
 import struct
@@ -25,6 +26,7 @@ from .reports import Report, ScoreRow
 
 
 PROTOCOL = "classes"
+FEATURES = 2048  # of FID's network
 LOCAL_HEADER = 30  # bytes of a file's header in a zip, before its name
 
 
@@ -53,6 +55,23 @@ def open_samples(path: str | Path) -> np.ndarray:
         raise ValueError(f"{path} is no file of pictures: {error}.") from error
 
 
+def open_statistics(path: str | Path) -> dict[str, np.ndarray] | None:
+    """`mu` [2048] and `sigma` [2048, 2048] of an `.npz`, float64, or None when it has none: mean and covariance of
+    FID's features of more pictures than `arr_0` holds, as the reference batches of ADM have them.
+
+    Raises:
+        ValueError: when they have other shapes, or one is missing.
+    """
+    with np.load(path, allow_pickle=False) as archive:
+        found = {name: archive[name].astype(np.float64) for name in ("mu", "sigma") if name in archive.files}
+    if not found:
+        return None
+    shapes = {name: list(array.shape) for name, array in found.items()}
+    if shapes != {"mu": [FEATURES], "sigma": [FEATURES, FEATURES]}:
+        raise ValueError(f"{path}: mu [{FEATURES}] and sigma [{FEATURES}, {FEATURES}] are needed, got {shapes}.")
+    return found
+
+
 class _Pictures(torch.utils.data.Dataset):
     """Pictures one by one, uint8 [3, H, W], as torch-fidelity reads them."""
 
@@ -78,7 +97,8 @@ def evaluate_classes(
     Compares generated pictures with real ones.
 
     Args:
-        samples, references: `.npz` files.
+        samples, references: `.npz` files. FID is computed against `mu` and `sigma` of the references, where they have
+            them.
         inception: file of the weights of FID's Inception network, as torch-fidelity takes it.
         feature_model: instead, any vision model.
         batch_size: pictures at once.
@@ -94,7 +114,9 @@ def evaluate_classes(
     protocol = {"generated": f"{len(generated)} pictures", "real": f"{len(real)} pictures of {Path(references).name}"}
     if inception is not None:
         protocol["features"] = f"FID's Inception network ({Path(inception).name}), by torch-fidelity"
-        scores = _published_scores(generated, real, inception, batch_size, device)
+        statistics = open_statistics(references)
+        protocol["FID against"] = "statistics of the file" if statistics else "its pictures"
+        scores = _published_scores(generated, real, statistics, inception, batch_size, device)
     else:
         protocol["features"] = f"{feature_model.describe()}: no FID"
         scores = _scores_of_features(
@@ -104,33 +126,43 @@ def evaluate_classes(
 
 
 def _published_scores(
-    generated: np.ndarray, real: np.ndarray, inception: str | Path, batch_size: int, device: str
+    generated: np.ndarray,
+    real: np.ndarray,
+    statistics: dict[str, np.ndarray] | None,
+    inception: str | Path,
+    batch_size: int,
+    device: str,
 ) -> dict[str, Score]:
     try:
-        import torch_fidelity
+        from torch_fidelity import metric_fid, metric_isc, metric_prc, utils
     except ImportError as error:
         raise ImportError(
             f"`inception` needs torch-fidelity, and torchvision: pip install torch-fidelity ({error})"
         ) from error
-    found = torch_fidelity.calculate_metrics(
-        input1=_Pictures(generated),
-        input2=_Pictures(real),
-        fid=True,
-        isc=True,
-        prc=True,
-        feature_extractor="inception-v3-compat",  # for precision and recall, too, as ADM's evaluator has them
-        feature_extractor_weights_path=str(inception),
-        batch_size=batch_size,
-        cuda=torch.device(device).type == "cuda",
-        verbose=False,
+    options = {"verbose": False, "cuda": torch.device(device).type == "cuda"}
+    # One network for precision and recall, too, as ADM's evaluator has it.
+    name, pooled, classified = "inception-v3-compat", "2048", "logits_unbiased"
+    network = utils.create_feature_extractor(
+        name, [pooled, classified], feature_extractor_weights_path=str(inception), **options
     )
-    names = {
-        "fid": "frechet_inception_distance",
-        "inception_score": "inception_score_mean",
-        "precision": "precision",
-        "recall": "recall",
+    found, wanted = (
+        utils.get_featuresdict_from_dataset(_Pictures(part), network, batch_size, save_cpu_ram=False, **options)
+        for part in (generated, real)
+    )
+    statistics = statistics or metric_fid.fid_features_to_statistics(wanted[pooled].double())
+    own = metric_fid.fid_features_to_statistics(found[pooled].double())
+    scores = {
+        **metric_fid.fid_statistics_to_metric(own, statistics, verbose=False),
+        **metric_isc.isc_featuresdict_to_metric(found, classified, **options),
+        **metric_prc.prc_featuresdict_to_metric(found, wanted, pooled, **options),
     }
-    return {name: Score(float(found[key]), len(generated)) for name, key in names.items()}
+    names = {
+        "fid": metric_fid.KEY_METRIC_FID,
+        "inception_score": metric_isc.KEY_METRIC_ISC_MEAN,
+        "precision": metric_prc.KEY_METRIC_PRECISION,
+        "recall": metric_prc.KEY_METRIC_RECALL,
+    }
+    return {name: Score(float(scores[key]), len(generated)) for name, key in names.items()}
 
 
 def _features(model: Judge, samples: np.ndarray, batch_size: int) -> np.ndarray:
