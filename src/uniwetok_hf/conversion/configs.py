@@ -17,7 +17,7 @@ from ..modeling.configuration_uniwetok_class_to_image import UniWeTokClassToImag
 from ..modeling.configuration_uniwetok_mllm import UniWeTokHeadConfig, UniWeTokMLLMConfig
 from .imagenet import imagenet_labels
 from .layouts import PublishedPart, PublishedTextToImage
-from .tensors import ConversionError
+from .tensors import ConversionError, TensorSource
 
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -227,7 +227,33 @@ def read_class_to_image_config(transformer: PublishedPart) -> UniWeTokClassToIma
     Raises:
         ConversionError: when tensors are missing that tell it, or the JSON says something else.
     """
-    shapes = {name: info.shape for name, info in transformer.source.tensors.items()}
+    label, settings = transformer.source.label, transformer.settings or {}
+    fields, head_fields = _class_to_image_sizes(transformer.source)
+    num_heads, hidden_size = _class_to_image_heads(transformer, fields, head_fields), fields["hidden_size"]
+    try:
+        return UniWeTokClassToImageConfig(
+            **fields,
+            num_attention_heads=num_heads,
+            bit_flip_probability=0.1 if hidden_size <= 768 else 0.05,
+            is_first_patch_apart=True,
+            head_config=UniWeTokHeadConfig(
+                **head_fields,
+                **_CLASS_TO_IMAGE_TIMESTEPS,
+                num_bits=fields["num_bits"],
+                condition_size=hidden_size,
+                head_dim=_CLASS_TO_IMAGE_HEAD_DIM,
+                squash_output=False,
+                timestep_schedule=settings.get("time_schedule", "logit_normal"),
+                timestep_shift=float(settings.get("time_shift", 1.0)),
+            ),
+        )
+    except (*_ConfigErrors, ZeroDivisionError) as error:
+        raise ConversionError(f"{label} is no class-to-image model that can be built: {one_line(error)}") from error
+
+
+def _class_to_image_sizes(source: TensorSource) -> tuple[dict, dict]:
+    """What the shapes of the tensors tell: fields of the config, and of that of the head."""
+    shapes = {name: info.shape for name, info in source.tensors.items()}
     wanted = {
         "cls_embedding.weight": 2,
         "emb_norm.weight": 1,
@@ -240,20 +266,20 @@ def read_class_to_image_config(transformer: PublishedPart) -> UniWeTokClassToIma
     if missing := [
         name for name, axes in wanted.items() if len(shapes.get(name, ())) != axes or not all(shapes[name])
     ]:
-        raise ConversionError(f"{transformer.source.label} tells no model: it lacks {', '.join(missing)}.")
+        raise ConversionError(f"{source.label} tells no model: it lacks {', '.join(missing)}.")
     hidden_size, num_tokens = shapes["emb_norm.weight"][0], shapes["pos_for_diff.weight"][0]
     queries = shapes.get("query_token", (1, 0, hidden_size))
     tokens_per_patch = queries[1] + 1 if len(queries) == 3 else 0
     grid_size, patch_size = math.isqrt(num_tokens), math.isqrt(tokens_per_patch)
     if grid_size**2 != num_tokens or patch_size**2 != tokens_per_patch or tokens_per_patch == 0:
         raise ConversionError(
-            f"{transformer.source.label}: {num_tokens} tokens (pos_for_diff.weight) and {tokens_per_patch} per step "
-            "(query_token) must be squares."
+            f"{source.label}: {num_tokens} tokens (pos_for_diff.weight) and {tokens_per_patch} per step (query_token) "
+            "must be squares."
         )
-    head_width = shapes["head.net.input_proj.weight"][0]
-    has_attention = any(name.startswith("head.net.res_blocks.0.attn.") for name in shapes)
     fields = {
         "num_bits": shapes["proj_in.w1.weight"][1],
+        "grid_size": grid_size,
+        "patch_size": patch_size,
         "num_classes": shapes["cls_embedding.weight"][0] - 1,
         "num_class_tokens": shapes["cls_embedding.weight"][1] // hidden_size,
         "hidden_size": hidden_size,
@@ -261,21 +287,28 @@ def read_class_to_image_config(transformer: PublishedPart) -> UniWeTokClassToIma
         "intermediate_size": shapes["layers.0.feed_forward.w1.weight"][0] // 2,
     }
     head_fields = {
-        "hidden_size": head_width,
+        "hidden_size": shapes["head.net.input_proj.weight"][0],
         "num_hidden_layers": _count(shapes, r"head\.net\.res_blocks\.(\d+)\.") or 0,
         "num_modulation_layers": _count(shapes, r"head\.net\.ada_ln_blocks\.(\d+)\.") or 0,
+        "has_attention": any(name.startswith("head.net.res_blocks.0.attn.") for name in shapes),
+        "timestep_embedding_size": shapes["head.net.time_embed.mlp.0.weight"][1],
     }
-    settings = transformer.settings or {}
+    return fields, head_fields
+
+
+def _class_to_image_heads(transformer: PublishedPart, fields: dict, head_fields: dict) -> int:
+    """Attention heads, which only the JSON tells; what else it says must be as the tensors are."""
+    settings, label = transformer.settings or {}, transformer.source.label
     sizes = settings.get("architecture", {})
     sizes = sizes if isinstance(sizes, dict) else {}
     stated = {
         "latent_dim": (settings, fields["num_bits"]),
         "num_classes": (settings, fields["num_classes"]),
         "cls_token_num": (settings, fields["num_class_tokens"]),
-        "parallel_num": (settings, tokens_per_patch),
-        "dim": (sizes, hidden_size),
+        "parallel_num": (settings, fields["patch_size"] ** 2),
+        "dim": (sizes, fields["hidden_size"]),
         "n_layer": (sizes, fields["num_hidden_layers"]),
-        "diff_dim": (sizes, head_width),
+        "diff_dim": (sizes, head_fields["hidden_size"]),
         "diff_layers": (sizes, head_fields["num_hidden_layers"]),
         "diff_adanln_layers": (sizes, head_fields["num_modulation_layers"]),
     }
@@ -284,43 +317,17 @@ def read_class_to_image_config(transformer: PublishedPart) -> UniWeTokClassToIma
         for name, (place, told) in stated.items()
         if place.get(name, told) != told
     ]:
-        raise ConversionError(
-            f"{transformer.settings_label} and {transformer.source.label} disagree: {'; '.join(wrong)}."
+        raise ConversionError(f"{transformer.settings_label} and {label} disagree: {'; '.join(wrong)}.")
+    if sizes.get("n_head") is not None:
+        return sizes["n_head"]
+    num_heads = max(1, fields["hidden_size"] // _CLASS_TO_IMAGE_HEAD_DIM)
+    if fields["hidden_size"] not in _CLASS_TO_IMAGE_WIDTHS:
+        warnings.warn(
+            f"No JSON tells the attention heads of {label}: {num_heads} are assumed. Another number loads just as "
+            "well but computes something else.",
+            stacklevel=3,
         )
-    num_heads = sizes.get("n_head")
-    if num_heads is None:
-        num_heads = max(1, hidden_size // _CLASS_TO_IMAGE_HEAD_DIM)
-        if hidden_size not in _CLASS_TO_IMAGE_WIDTHS:
-            warnings.warn(
-                f"No JSON tells the attention heads of {transformer.source.label}: {num_heads} are assumed. Another "
-                "number loads just as well but computes something else.",
-                stacklevel=2,
-            )
-    try:
-        return UniWeTokClassToImageConfig(
-            **fields,
-            grid_size=grid_size,
-            patch_size=patch_size,
-            num_attention_heads=num_heads,
-            bit_flip_probability=0.1 if hidden_size <= 768 else 0.05,
-            is_first_patch_apart=True,
-            head_config=UniWeTokHeadConfig(
-                **head_fields,
-                **_CLASS_TO_IMAGE_TIMESTEPS,
-                num_bits=fields["num_bits"],
-                condition_size=hidden_size,
-                head_dim=_CLASS_TO_IMAGE_HEAD_DIM,
-                has_attention=has_attention,
-                squash_output=False,
-                timestep_schedule=settings.get("time_schedule", "logit_normal"),
-                timestep_shift=float(settings.get("time_shift", 1.0)),
-                timestep_embedding_size=shapes["head.net.time_embed.mlp.0.weight"][1],
-            ),
-        )
-    except (*_ConfigErrors, ZeroDivisionError) as error:
-        raise ConversionError(
-            f"{transformer.source.label} is no class-to-image model that can be built: {one_line(error)}"
-        ) from error
+    return num_heads
 
 
 # Guidance scales with which the published scores were measured, by width of the transformer and tokens per step.
