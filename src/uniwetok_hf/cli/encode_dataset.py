@@ -222,6 +222,12 @@ def machine() -> tuple[int, int]:
     return int(rank), int(world_size)
 
 
+def device_of_process(device: str) -> str:
+    """`device`, of "cuda" that of this process of a machine."""
+    rank = os.environ.get("LOCAL_RANK", "")
+    return f"cuda:{rank}" if device == "cuda" and rank.isdecimal() else device
+
+
 def _time_of(path: Path) -> int | None:
     """When a file was written, if it was."""
     return path.stat().st_mtime_ns if path.exists() else None

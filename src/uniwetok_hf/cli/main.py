@@ -20,6 +20,7 @@ from uniwetok_hf.signals import EXIT_CODE, Stopped
 
 from . import (
     app,
+    benchmark,
     convert,
     decode,
     demo,
@@ -54,6 +55,7 @@ COMMANDS = (
     export,
     sample_classes,
     evaluate,
+    benchmark,
     push,
 )
 DESCRIPTION = """\

@@ -1,14 +1,13 @@
 """`uniwetok sample-classes`: many pictures of all classes, for the scores of a class-to-image model."""
 
 import argparse
-import os
 import sys
 import threading
 
 from uniwetok_hf.signals import signals_set
 
 from .common import add_command, add_seed_option, finite_float, positive_int, user_errors
-from .encode_dataset import machine
+from .encode_dataset import device_of_process, machine
 
 
 def add_commands(commands) -> None:
@@ -53,10 +52,7 @@ def run_sample_classes(args: argparse.Namespace) -> None:
     from .loading import load_class_pipeline
 
     rank, world_size = machine()
-    device = args.device
-    if device == "cuda" and os.environ.get("LOCAL_RANK", "").isdecimal():  # a GPU for each process
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-    pipeline = load_class_pipeline(args.pipeline, device)
+    pipeline = load_class_pipeline(args.pipeline, device_of_process(args.device))
     stop = threading.Event()
     share = sum(
         min(start + args.batch_size, args.num_images) - start

@@ -7,8 +7,6 @@ in `parts` until the last one is there; then they become one `.npz` with `arr_0`
 evaluator of ADM (Dhariwal & Nichol 2021) reads it. No more than one batch is in memory.
 """
 
-import hashlib
-import json
 import shutil
 import threading
 import zipfile
@@ -19,21 +17,12 @@ import numpy as np
 import torch
 
 from ..data.samples import stream_seed
-from ..files import read_json, whole_file, writing
+from ..files import whole_file, writing
 from ..signals import Stopped
+from .runs import begin_run, weights_digest
 
 
-SETTINGS_FILE, PARTS = "settings.json", "parts"
-
-
-def weights_digest(*models) -> str:
-    """SHA-256 of the weights of models, by name."""
-    digest = hashlib.sha256()
-    for model in models:
-        for name, tensor in sorted(model.state_dict().items()):
-            digest.update(f"{name} {list(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()
+PARTS = "parts"
 
 
 def sample_classes(
@@ -87,7 +76,9 @@ def sample_classes(
         "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
         "weights": weights_digest(pipe.transformer, pipe.vision_model),
     }
-    _begin(folder, settings)
+    begin_run(folder, settings)
+    with writing(folder):
+        (folder / PARTS).mkdir(exist_ok=True)
     result, options = folder / "samples.npz", ("num_inference_steps", "guidance_scale", "guidance_schedule")
     if result.is_file():
         return result
@@ -112,24 +103,6 @@ def sample_classes(
 
 def _part(folder: Path, index: int) -> Path:
     return folder / PARTS / f"{index:06d}.npy"
-
-
-def _begin(folder: Path, settings: dict) -> None:
-    """Saves the settings, or compares them with those that the folder was begun with."""
-    path = folder / SETTINGS_FILE
-    if path.is_file():
-        before = read_json(path)
-        for name, value in settings.items():
-            if before.get(name) != value:
-                raise ValueError(
-                    f"`{name}`: {folder} was begun with {before.get(name)!r}, and can't go on with {value!r}; name "
-                    "another folder, or remove this one."
-                )
-        return
-    with writing(folder):
-        (folder / PARTS).mkdir(parents=True, exist_ok=True)
-    with whole_file(path, is_shared=True) as temporary:
-        temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
 
 def _finish(folder: Path, num_images: int, num_batches: int) -> Path | None:

@@ -34,6 +34,13 @@ METRICS = {
     "top1": ("top 1 ↑", "{:.1%}"),
     "top5": ("top 5 ↑", "{:.1%}"),
     "probe": ("linear probe ↑", "{:.1%}"),
+    "geneval": ("GenEval ↑", "{:.1%}"),
+    "dpg": ("DPG ↑", "{:.1%}"),
+    "wiscore": ("WiScore ↑", "{:.3f}"),
+    "gedit_sc": ("SC ↑", "{:.2f}"),
+    "gedit_pq": ("PQ ↑", "{:.2f}"),
+    "gedit_o": ("O ↑", "{:.2f}"),
+    "imgedit": ("ImgEdit ↑", "{:.2f}"),
     "exact_match": ("exact match ↑", "{:.1%}"),
     "f1": ("word F1 ↑", "{:.3f}"),
 }

@@ -1,0 +1,153 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""A run of a benchmark: from its prompts to a folder that its judge reads, and from the judge's output to a report."""
+
+import threading
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from itertools import groupby, islice
+from pathlib import Path
+
+from ...files import read_json
+from ...pipelines import UniWeTokEditPipeline
+from ...provenance import short_name
+from ...version import __version__
+from ..reports import Report
+from ..rows import batched
+from ..runs import SETTINGS_FILE, begin_run, weights_digest
+from .base import Benchmark
+from .files import BenchmarkFile, check_files, generate_files, missing_files, prompts_digest
+
+
+PROMPTS_AT_ONCE = 64  # read at the door
+
+
+def run_benchmark(
+    benchmark: Benchmark,
+    pipe,
+    out: str | Path,
+    prompts: str,
+    model_name: str,
+    images: str | None = None,
+    num_images: int | None = None,
+    limit: int | None = None,
+    variant: str | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    process_index: int = 0,
+    num_processes: int = 1,
+    on_start: Callable[[int], object] | None = None,
+    on_images: Callable[[int], object] | None = None,
+    stop: threading.Event | None = None,
+    **call,
+) -> list[str] | None:
+    """Generates this process' pictures, and goes on where an interrupted run stopped.
+
+    Args:
+        benchmark: one of `BENCHMARKS`.
+        pipe: a [`UniWeTokPipeline`].
+        out: gets `settings.json` and the folder that the judge reads.
+        prompts, images: where they lie, see `prompts_help` of the benchmark.
+        model_name: of the pipeline, for results.
+        num_images: pictures of each prompt, by default as published.
+        limit: only the first prompts: a dry run.
+        variant: what results call prompts that are not the published ones.
+        batch_size, seed, process_index, num_processes, on_images, stop: see [`generate_files`].
+        on_start: called with the number of pictures of all processes.
+        call: further arguments of the pipeline.
+
+    Returns:
+        The commands of the judge, when all pictures are there and can be read; None when other processes still work.
+
+    Raises:
+        ValueError: for prompts that are not those of the benchmark, and when `out` was begun with other settings.
+        Stopped: when `stop` was set.
+        OSError: when the folder can't be written.
+    """
+    out, num_images = Path(out), num_images or benchmark.num_images
+    name_of_set = benchmark.name_of_set(benchmark.read(prompts, images, 1), variant)
+    files = first_files(benchmark.read(prompts, images, num_images), limit)
+    if benchmark.is_editing:
+        pipe = UniWeTokEditPipeline.from_pipe(pipe)
+    pipe.set_progress_bar_config(disable=True)
+    call = {name: value for name, value in call.items() if value is not None}
+    if not benchmark.is_editing:  # edits have the size of their source
+        call = {"height": pipe.config.default_size, "width": pipe.config.default_size} | call
+        check_prompts(pipe, files, call["height"], call["width"])
+    settings = {
+        "benchmark": benchmark.name,
+        "set": name_of_set,
+        "prompts": prompts_digest(files),
+        "limit": limit,
+        "num_images": num_images,
+        "batch_size": batch_size,
+        "seed": seed,
+        "num_inference_steps": pipe.config.default_num_inference_steps,
+        "guidance_scale": pipe.config.default_guidance_scale,
+        **call,
+        "dtype": str(pipe.mllm.dtype).removeprefix("torch."),
+        "weights": weights_digest(pipe.mllm),
+    }
+    notes = {
+        "model": model_name,
+        "paths": {"prompts": str(prompts), "images": images and str(images)},
+        "picture k": "has the seed stream_seed(seed, k), counted over all prompts",
+        "versions": {"uniwetok-hf": __version__} | {name: version(name) for name in ("torch", "transformers")},
+    }
+    begin_run(out, settings, notes)
+    folder = out / benchmark.root(short_name(model_name))
+    if on_start is not None:
+        on_start(sum(file.num_images for file in files))
+    generate_files(pipe, files, folder, batch_size, seed, process_index, num_processes, on_images, stop, **call)
+    if num_processes > 1 and missing_files(folder, files):
+        return None
+    benchmark.write_beside(folder, files, prompts)
+    check_files(folder, files)
+    return benchmark.judge_commands(folder.resolve(), str(prompts), images, call.get("height", 0))
+
+
+def check_prompts(pipe, files: Sequence[BenchmarkFile], height: int, width: int) -> None:
+    """
+    Raises:
+        ValueError: when a prompt is longer than the model can read, or holds special tokens.
+    """
+    for part in batched(dict.fromkeys(file.prompt for file in files), PROMPTS_AT_ONCE):
+        pipe.encode_prompt(part, height, width)
+
+
+def first_files(files: Sequence[BenchmarkFile], limit: int | None) -> list[BenchmarkFile]:
+    """The files of the first `limit` prompts."""
+    by_prompt = groupby(files, key=lambda file: file.prompt)
+    return [file for _, own in islice(by_prompt, limit) for file in own]
+
+
+def collect_benchmark(benchmark: Benchmark, out: str | Path, output: str | Path, judge: str | None = None) -> Report:
+    """The report of what the judge wrote about a run.
+
+    Args:
+        benchmark: one of `BENCHMARKS`.
+        out: folder of the run.
+        output: file or folder that the judge wrote.
+        judge: the judge and its version, where they differ from `benchmark.judge`.
+
+    Raises:
+        ValueError: when `out` is no run of the benchmark, or the output can't be read or lacks pictures.
+    """
+    path = Path(out) / SETTINGS_FILE
+    if not path.is_file():
+        raise ValueError(f"{out} is no folder of a benchmark: it has no {SETTINGS_FILE}.")
+    settings = read_json(path)
+    if settings.get("benchmark") != benchmark.name:
+        raise ValueError(f"{out} is a run of {settings.get('benchmark')!r}, not of {benchmark.name!r}.")
+    paths = settings["paths"]
+    files = benchmark.read(paths["prompts"], paths["images"], settings["num_images"])
+    files = first_files(files, settings["limit"])
+    if prompts_digest(files) != settings["prompts"]:
+        raise ValueError(f"`prompts` {paths['prompts']} has changed since {out} was generated.")
+    rows = benchmark.collect(Path(output), files, paths["prompts"])
+    told = ("num_images", "num_inference_steps", "guidance_scale", "image_guidance_scale", "height", "width", "seed")
+    protocol = {"judge": judge or benchmark.judge, "prompts": settings["set"]}
+    if settings["limit"] is not None:
+        protocol["only the first prompts"] = settings["limit"]
+    protocol |= {name.replace("_", " "): settings[name] for name in told if settings.get(name) is not None}
+    protocol["dtype"] = settings["dtype"]
+    return Report(benchmark.title, short_name(settings["model"]), benchmark.title, settings["set"], protocol, rows)

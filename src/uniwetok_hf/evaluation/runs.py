@@ -1,0 +1,48 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""A folder of generated pictures knows what made it: a run goes on with the same settings and weights only."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from ..files import read_json, whole_file, writing
+
+
+SETTINGS_FILE = "settings.json"
+
+
+def weights_digest(*models) -> str:
+    """SHA-256 of the weights of models, by name."""
+    digest = hashlib.sha256()
+    for model in models:
+        for name, tensor in sorted(model.state_dict().items()):
+            digest.update(f"{name} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def begin_run(folder: Path, settings: Mapping, notes: Mapping | None = None) -> None:
+    """Makes the folder and saves `settings` and `notes` in it, or compares the settings with those that it was begun
+    with.
+
+    Raises:
+        ValueError: when they differ.
+        OSError: when the folder can't be written.
+    """
+    path = folder / SETTINGS_FILE
+    if path.is_file():
+        before = read_json(path)
+        for name, value in settings.items():
+            if before.get(name) != value:
+                raise ValueError(
+                    f"`{name}`: {folder} was begun with {before.get(name)!r}, and can't go on with {value!r}; name "
+                    "another folder, or remove this one."
+                )
+        return
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(path, is_shared=True) as temporary:
+        temporary.write_text(json.dumps({**settings, **(notes or {})}, indent=1, ensure_ascii=False), encoding="utf-8")

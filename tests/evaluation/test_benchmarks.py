@@ -1,0 +1,427 @@
+"""Benchmarks with judges of their own: folders as the judges read them, and their output read back.
+
+The readers here are written by the judges' documented layouts (docs/benchmarks.md).
+"""
+
+import csv
+import json
+import os
+import re
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+from tiny_models import build_tiny_pipeline
+
+from uniwetok_hf import UniWeTokEditPipeline
+from uniwetok_hf.cli.main import main
+from uniwetok_hf.data.samples import stream_seed
+from uniwetok_hf.evaluation.benchmarks import BENCHMARKS, BenchmarkFile, collect_benchmark, run_benchmark
+from uniwetok_hf.evaluation.benchmarks.files import make_grid, plan_batches
+from uniwetok_hf.signals import Stopped
+
+
+PROMPTS = ("a red circle", "two cats", "a dog and a cat")
+TASKS = ("single_object", "counting", "two_object")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return build_tiny_pipeline()
+
+
+@pytest.fixture
+def sets(tmp_path):
+    """A small set of each benchmark: `prompts` by name."""
+    return {name: make(tmp_path / f"{name}-prompts") for name, make in MAKERS.items()}
+
+
+def make_geneval(path: Path) -> str:
+    rows = [
+        {"tag": task, "include": [{"class": "cat", "count": 1}], "prompt": prompt}
+        for task, prompt in zip(TASKS, PROMPTS, strict=True)
+    ]
+    path.mkdir()
+    (path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path / "metadata.jsonl")
+
+
+def make_dpg(path: Path) -> str:
+    path.mkdir()
+    for name, prompt in zip(("0", "partiprompts13", "drawbench_7"), PROMPTS, strict=True):
+        (path / f"{name}.txt").write_text(f"{prompt}\n", encoding="utf-8")
+    return str(path)
+
+
+def make_wise(path: Path) -> str:
+    path.mkdir()
+    names = ("cultural_common_sense", "spatio-temporal_reasoning", "natural_science")
+    for name, number, prompt in zip(names, (1, 450, 641), PROMPTS, strict=True):
+        row = {"Prompt": prompt, "Explanation": "it is", "Subcategory": "x", "prompt_id": number}
+        (path / f"{name}.json").write_text(json.dumps([row]), encoding="utf-8")
+        (path / f"{name}_rewrite.json").write_text(json.dumps([row]), encoding="utf-8")
+    return str(path)
+
+
+def colour(index: int, side: int = 64) -> Image.Image:
+    return Image.new("RGB", (side, 64), (80 * index, 30, 200))
+
+
+def make_gedit(path: Path) -> str:
+    rows = [
+        {
+            "key": f"key{index}",
+            "task_type": ("subject-add", "style_change", "subject-add")[index],
+            "instruction": prompt,
+            "instruction_language": ("en", "cn", "en")[index],
+            "input_image": colour(index, 32),
+            "input_image_raw": colour(index, 64 + 64 * (index == 1)),
+            "Intersection_exist": True,
+        }
+        for index, prompt in enumerate(PROMPTS)
+    ]
+    Dataset.from_list(rows).save_to_disk(path)
+    return str(path)
+
+
+def make_imgedit(path: Path) -> str:
+    edits = {}
+    for index, prompt in enumerate(PROMPTS):
+        (path / "animal").mkdir(parents=True, exist_ok=True)
+        colour(index).save(path / "animal" / f"{index}.jpg")
+        edits[str(1000 + index)] = {
+            "id": f"animal/{index}.jpg",
+            "prompt": prompt,
+            "edit_type": ("add", "style", "add")[index],
+        }
+    (path / "edits.json").write_text(json.dumps(edits), encoding="utf-8")
+    return str(path / "edits.json")
+
+
+MAKERS = {"geneval": make_geneval, "dpg": make_dpg, "wise": make_wise, "gedit": make_gedit, "imgedit": make_imgedit}
+
+
+def run(name: str, pipe, sets, out, **options):
+    options.setdefault("variant", "ours")
+    images = str(Path(sets["imgedit"]).parent) if name == "imgedit" else None
+    return run_benchmark(BENCHMARKS[name], pipe, out, sets[name], "someone/tiny", images, batch_size=4, **options)
+
+
+def pictures_in(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
+
+
+def test_geneval_is_read_by_its_judge(pipe, sets, tmp_path):
+    commands = run("geneval", pipe, sets, tmp_path / "out")
+    folder, seen = tmp_path / "out" / "images", {}
+    for sub in os.listdir(folder):  # as evaluate_images.py does
+        assert sub.isdigit()
+        metadata = json.loads((folder / sub / "metadata.jsonl").read_text(encoding="utf-8"))
+        names = [name for name in os.listdir(folder / sub / "samples") if re.match(r"\d+\.png", name)]
+        seen[int(sub)] = (metadata["tag"], metadata["prompt"], len(names))
+    assert seen == {index: (TASKS[index], prompt, 4) for index, prompt in enumerate(PROMPTS)}
+    assert commands[0].startswith(f"python evaluation/evaluate_images.py {folder} --outfile ")
+    for number in (0, 5, 11):
+        generator = torch.Generator().manual_seed(stream_seed(0, number))
+        wanted = np.asarray(pipe([PROMPTS[number // 4]], generator=[generator]).images[0])
+        found = np.asarray(Image.open(folder / f"{number // 4:05d}" / "samples" / f"{number % 4:05d}.png"))
+        assert np.abs(found.astype(int) - wanted).max() <= 1  # of another batch
+
+
+def test_dpg_grids_are_cut_by_its_judge(pipe, sets, tmp_path):
+    (command,) = run("dpg", pipe, sets, tmp_path / "out")
+    folder = tmp_path / "out" / "images"
+    assert command == f"PIC_NUM=4 bash dpg_bench/dist_eval.sh {folder} 64"
+    assert sorted(os.listdir(folder)) == ["0.png", "drawbench_7.png", "partiprompts13.png"]
+    files = BENCHMARKS["dpg"].read(sets["dpg"], None, 4)
+    place = [file.path for file in files].index("drawbench_7.png")
+    grid = Image.open(folder / "drawbench_7.png")
+    assert grid.size == (128, 128)
+    generators = [torch.Generator().manual_seed(stream_seed(0, 4 * place + k)) for k in range(4)]
+    wanted = pipe([PROMPTS[2]] * 4, generator=generators).images
+    for k, box in enumerate([(0, 0, 64, 64), (64, 0, 128, 64), (0, 64, 64, 128), (64, 64, 128, 128)]):
+        assert (np.asarray(grid.crop(box)) == np.asarray(wanted[k])).all()
+
+
+def test_wise_names_are_numbers(pipe, sets, tmp_path):
+    (command,) = run("wise", pipe, sets, tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "out" / "images")) == ["1.png", "450.png", "641.png"]
+    assert command == f"IMAGE_DIR={tmp_path / 'out' / 'images'} bash eval_qwen.sh"
+
+
+def test_gedit_has_results_and_sources(pipe, sets, tmp_path):
+    (command,) = run("gedit", pipe, sets, tmp_path / "out")
+    folder = tmp_path / "out" / "tiny"
+    assert f"--model_name tiny --save_path {tmp_path / 'out'} " in command
+    wanted = {"subject-add/en/key0", "style_change/cn/key1", "subject-add/en/key2"}
+    assert set(pictures_in(folder / "fullset")) == {f"{key}{end}.png" for key in wanted for end in ("", "_SRCIMG")}
+    assert Image.open(folder / "fullset/style_change/cn/key1.png").copy().size == (128, 64)
+    source = Image.open(folder / "fullset/style_change/cn/key1_SRCIMG.png").copy()
+    assert (np.asarray(source) == np.asarray(colour(1, 32))).all()
+    generator = torch.Generator().manual_seed(stream_seed(0, 1))
+    edit = UniWeTokEditPipeline.from_pipe(pipe)(colour(1, 128), PROMPTS[1], generator=[generator]).images[0]
+    found = Image.open(folder / "fullset/style_change/cn/key1.png").copy()
+    assert (np.asarray(found) == np.asarray(edit)).all()
+
+
+def test_imgedit_names_are_keys(pipe, sets, tmp_path):
+    (command,) = run("imgedit", pipe, sets, tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "out" / "images")) == ["1000.png", "1001.png", "1002.png"]
+    assert f"--origin_img_root {Path(sets['imgedit']).parent}" in command
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_processes_and_interruptions_make_the_same_files(name, pipe, sets, tmp_path):
+    run(name, pipe, sets, tmp_path / "alone")
+    two, stop = tmp_path / "two", threading.Event()
+    assert run(name, pipe, sets, two, process_index=1, num_processes=2) is None or name == "wise"
+    stop.set()
+    with pytest.raises(Stopped, match="the same command continues from there"):
+        run(name, pipe, sets, two, process_index=0, num_processes=2, stop=stop)
+    counted = []
+    assert run(name, pipe, sets, two, process_index=0, num_processes=2, on_images=counted.append)
+    assert pictures_in(two) == pictures_in(tmp_path / "alone")
+    again = []
+    assert run(name, pipe, sets, two, on_images=again.append)  # nothing left to do
+    assert sum(again) == 3 * BENCHMARKS[name].num_images > 0
+    assert pictures_in(two) == pictures_in(tmp_path / "alone")
+
+
+def test_batches_are_of_one_size(pipe, sets):
+    files = BENCHMARKS["gedit"].read(sets["gedit"], None, 1)
+    assert plan_batches(UniWeTokEditPipeline.from_pipe(pipe), files, 8) == [[0, 2], [1]]
+    drawn = [BenchmarkFile(f"{index}.png", "x", 4) for index in range(5)]
+    assert plan_batches(pipe, drawn, 8) == [[0, 1], [2, 3], [4]]
+    assert plan_batches(pipe, drawn, 3) == [[0], [1], [2], [3], [4]]
+
+
+def test_a_grid_goes_row_by_row():
+    grid = np.asarray(make_grid([Image.new("RGB", (2, 1), (index, 0, 0)) for index in range(4)]))
+    assert grid[:, :, 0].tolist() == [[0, 0, 1, 1], [2, 2, 3, 3]]
+
+
+def test_a_dry_run(pipe, sets, tmp_path):
+    run("geneval", pipe, sets, tmp_path / "out", limit=2, num_images=1)
+    assert set(pictures_in(tmp_path / "out")) == {f"images/{number:05d}/samples/00000.png" for number in range(2)}
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text(encoding="utf-8"))
+    assert (settings["limit"], settings["set"], settings["height"]) == (2, "ours", 64)
+    assert settings["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("name", [name for name, one in BENCHMARKS.items() if one.official])
+def test_other_prompts_are_another_benchmark(name, pipe, sets, tmp_path):
+    with pytest.raises(ValueError, match="`prompts`: these 3 files are not those of .* `variant` names it"):
+        run(name, pipe, sets, tmp_path / "out", variant=None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_settings_are_another_folder(pipe, sets, tmp_path):
+    run("wise", pipe, sets, tmp_path / "out")
+    before = pictures_in(tmp_path)
+    for options in ({"seed": 1}, {"guidance_scale": 3.0}, {"limit": 1}, {"variant": "theirs"}):
+        with pytest.raises(ValueError, match=f"`{'prompts' if 'limit' in options else ''}.*was begun with"):
+            run("wise", pipe, sets, tmp_path / "out", **options)
+    with pytest.raises(ValueError, match="`benchmark`: .* was begun with 'wise'"):
+        run("dpg", pipe, sets, tmp_path / "out")
+    assert pictures_in(tmp_path) == before
+
+
+def test_what_the_judge_could_not_read_is_found(pipe, sets, tmp_path):
+    run("wise", pipe, sets, tmp_path / "out")
+    path = tmp_path / "out" / "images" / "450.png"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-30])
+    with pytest.raises(ValueError, match=r"450.png can't be read .*: remove it, and run the same command again"):
+        run("wise", pipe, sets, tmp_path / "out")
+    path.unlink()
+    assert run("wise", pipe, sets, tmp_path / "out") and path.read_bytes() == whole
+    colour(0).save(path.with_name("7.png"))
+    with pytest.raises(ValueError, match=r"7.png is no picture of this benchmark"):
+        run("wise", pipe, sets, tmp_path / "out")
+
+
+def damage(sets, name: str, text: str) -> None:
+    path = Path(sets[name])
+    (path if path.is_file() else sorted(path.glob("*"))[0]).write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("geneval", "", "is empty"),
+        ("geneval", "{", "line 1 is no JSON"),
+        ("geneval", '{"tag": "x", "prompt": 3, "include": []}', "line 1 has no `prompt`"),
+        ("dpg", "  \n", "0.txt is empty"),
+        ("wise", '{"Prompt": "x"}', "has no `prompt_id`"),
+        ("imgedit", "[]", "must be an object of edits"),
+        ("imgedit", '{"../x": {"id": "a.jpg", "prompt": "x", "edit_type": "add"}}', "can't be the name of a file"),
+        ("imgedit", '{"x": {"id": "a.jpg", "prompt": "x", "edit_type": "add"}}', "the source of x.png can't be read"),
+    ],
+)
+def test_damaged_prompts(name, text, message, pipe, sets, tmp_path):
+    damage(sets, name, text)
+    with pytest.raises(ValueError, match=message):
+        run(name, pipe, sets, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_prompts_that_are_not_there(pipe, sets, tmp_path):
+    for name in ("geneval", "dpg", "wise", "imgedit"):
+        with pytest.raises(ValueError, match="`prompts`"):
+            run(name, pipe, sets | {name: str(tmp_path / "nowhere")}, tmp_path / "out")
+    with pytest.raises(ValueError, match="is not GEdit-Bench: it has no key, task_type"):
+        rows = Dataset.from_list([{"input_image_raw": colour(0)}])
+        rows.save_to_disk(tmp_path / "other")
+        run("gedit", pipe, sets | {"gedit": str(tmp_path / "other")}, tmp_path / "out")
+
+
+# --- what the judges write ---
+
+
+def geneval_output(out: Path, right) -> Path:
+    lines = []
+    for number, (path, metadata) in enumerate(
+        (path, json.loads((path.parents[1] / "metadata.jsonl").read_text(encoding="utf-8")))
+        for path in sorted((out / "images").glob("*/samples/*.png"))
+    ):
+        row = {"filename": str(path), "tag": metadata["tag"], "prompt": metadata["prompt"], "correct": right[number]}
+        lines.append(json.dumps(row | {"reason": "", "metadata": json.dumps(metadata), "details": "{}"}))
+    (out / "results.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return out / "results.jsonl"
+
+
+def test_geneval_scores_are_means_of_tasks(pipe, sets, tmp_path):
+    run("geneval", pipe, sets, tmp_path / "out")
+    output = geneval_output(tmp_path / "out", [True] * 4 + [True, False] * 2 + [False] * 4)
+    report = collect_benchmark(BENCHMARKS["geneval"], tmp_path / "out", output)
+    scores = {row.labels["of"]: row.scores["geneval"].value for row in report.rows}
+    assert scores == {"overall": 0.5, "single_object": 1.0, "counting": 0.5, "two_object": 0.0}
+    assert (report.model, report.split, report.protocol["num images"]) == ("someone/tiny", "ours", 4)
+    assert "GenEval on GenEval, ours" not in report.model_index() and "GenEval" in report.model_index()
+    lines = output.read_text(encoding="utf-8").splitlines()
+    for kept, message in (
+        (lines[1:], "lacks 1 of 12"),
+        ([*lines, lines[0]], "more than once"),
+        (["{"], "line 1 is no"),
+    ):
+        output.write_text("\n".join(kept), encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            collect_benchmark(BENCHMARKS["geneval"], tmp_path / "out", output)
+
+
+def test_dpg_scores(pipe, sets, tmp_path):
+    run("dpg", pipe, sets, tmp_path / "out")
+    output = tmp_path / "dpg-bench_results.txt"
+    names = ("0", "drawbench_7", "partiprompts13")
+    lines = [
+        f"/a, b/{name}.png, 0.5, 1.0, 0.25, 0.25, {mean}" for name, mean in zip(names, (0.5, 1.0, 0.0), strict=True)
+    ]
+    summary = (
+        "Model: x\nL1 category scores:\n\tentity: 50.0\n\tglobal: 75.5\nL2 category scores:\n\tentity - whole: 50.0\n"
+    )
+    output.write_text("\n".join(lines) + f"\n{summary}DPG-Bench score: 50.0\n", encoding="utf-8")
+    report = collect_benchmark(BENCHMARKS["dpg"], tmp_path / "out", output)
+    scores = {row.labels["of"]: row.scores["dpg"].value for row in report.rows}
+    assert scores == {"overall": 0.5, "entity": 0.5, "global": 0.755}
+    output.write_text("\n".join(lines[:2]), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"lacks 1 of 3 pictures, the first is partiprompts13.png"):
+        collect_benchmark(BENCHMARKS["dpg"], tmp_path / "out", output)
+
+
+def test_wise_scores_by_either_judge(pipe, sets, tmp_path):
+    run("wise", pipe, sets, tmp_path / "out")
+    output = tmp_path / "scores.jsonl"
+    rows = [{"prompt_id": number, "score": score} for number, score in ((1, 1), (450, 0), (641, 1))]
+    output.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    report = collect_benchmark(BENCHMARKS["wise"], tmp_path / "out", output)
+    scores = {row.labels["of"]: row.scores["wiscore"].value for row in report.rows}
+    assert scores == {"culture": 1.0, "time": 0.0, "biology": 1.0}  # no overall of three categories
+    rows = [{"prompt_id": n, "consistency": 2, "realism": 1, "aesthetic_quality": 0} for n in (1, 450, 641)]
+    output.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    report = collect_benchmark(BENCHMARKS["wise"], tmp_path / "out", output, judge="GPT-4o of May 2024")
+    assert report.rows[0].scores["wiscore"].value == pytest.approx((0.7 * 2 + 0.2) / 2)
+    assert report.protocol["judge"] == "GPT-4o of May 2024"
+
+
+def test_the_overall_score_of_wise_is_weighted(tmp_path):
+    files = [BenchmarkFile(f"{number}.png", "x") for number in range(1, 1001)]
+    output = tmp_path / "scores.jsonl"
+    rows = [{"prompt_id": number, "score": int(number <= 400 or number > 880)} for number in range(1, 1001)]
+    output.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    overall = BENCHMARKS["wise"].collect(output, files, "")[0]
+    assert overall.labels == {"of": "overall"}
+    assert overall.scores["wiscore"].value == pytest.approx(0.4 + 0.12)
+
+
+def test_gedit_scores_by_language(pipe, sets, tmp_path):
+    run("gedit", pipe, sets, tmp_path / "out")
+    output = tmp_path / "eval_results_new"
+    output.mkdir()
+    values = {"subject-add": [("en", "key0", 4, 9), ("en", "key2", 1, 4)], "style_change": [("cn", "key1", 10, 10)]}
+    fields = ["source_image", "edited_image", "instruction", "sementics_score", "quality_score"]
+    fields += ["intersection_exist", "instruction_language"]
+    for task, rows in values.items():
+        with open(output / f"tiny_{task}_gpt_score.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(fields)
+            for language, key, semantics, quality in rows:
+                path = f"/x/tiny/fullset/{task}/{language}/{key}.png"
+                writer.writerow(["s", path, "do it", semantics, quality, True, language])
+    (output / "tiny_combined_gpt_score.csv").write_text("not read", encoding="utf-8")
+    report = collect_benchmark(BENCHMARKS["gedit"], tmp_path / "out", output)
+    scores = {tuple(row.labels.values()): [score.value for score in row.scores.values()] for row in report.rows}
+    assert scores == {
+        ("en", "mean of the tasks"): [2.5, 6.5, 4.0],
+        ("en", "subject-add"): [2.5, 6.5, 4.0],
+        ("cn", "mean of the tasks"): [10.0, 10.0, 10.0],
+        ("cn", "style_change"): [10.0, 10.0, 10.0],
+    }
+    (output / "tiny_style_change_gpt_score.csv").unlink()
+    with pytest.raises(ValueError, match=r"lacks 1 of 3 pictures, the first is fullset/style_change/cn/key1.png"):
+        collect_benchmark(BENCHMARKS["gedit"], tmp_path / "out", output)
+
+
+def test_imgedit_scores_by_kind(pipe, sets, tmp_path):
+    run("imgedit", pipe, sets, tmp_path / "out")
+    output, text = tmp_path / "result.json", "Brief reasoning: fine.\nPrompt Compliance: {}\nVisual: {}\nDetail: 3\n"
+    answers = {"1000": text.format(5, 4), "1001": text.format(1, 2), "1002": text.format(3, 3)}
+    output.write_text(json.dumps(answers), encoding="utf-8")
+    report = collect_benchmark(BENCHMARKS["imgedit"], tmp_path / "out", output)
+    scores = {row.labels["of"]: row.scores["imgedit"].value for row in report.rows}
+    assert scores == {"mean of the kinds": 2.75, "add": 3.5, "style": 2.0}
+    output.write_text(json.dumps(answers | {"1001": {"error": "timeout"}}), encoding="utf-8")
+    with pytest.raises(ValueError, match="1001: the judge gave no score"):
+        collect_benchmark(BENCHMARKS["imgedit"], tmp_path / "out", output)
+
+
+def test_scores_of_another_run(pipe, sets, tmp_path):
+    with pytest.raises(ValueError, match=r"is no folder of a benchmark: it has no settings.json"):
+        collect_benchmark(BENCHMARKS["wise"], tmp_path, tmp_path / "scores.jsonl")
+    run("wise", pipe, sets, tmp_path / "out")
+    with pytest.raises(ValueError, match="is a run of 'wise', not of 'dpg'"):
+        collect_benchmark(BENCHMARKS["dpg"], tmp_path / "out", tmp_path / "scores.txt")
+    with pytest.raises(ValueError, match=r"the judge's output .*scores.jsonl: No such file"):
+        collect_benchmark(BENCHMARKS["wise"], tmp_path / "out", tmp_path / "scores.jsonl")
+
+
+def test_the_command(sets, tmp_path, capsys):
+    """A dry run on the embedded model, and the scores of its judge."""
+    out = tmp_path / "out"
+    command = ["benchmark", "geneval", "uniwetok-emoji", str(out)]
+    assert main(command) == 1 and "--prompts is needed: evaluation_metadata.jsonl" in capsys.readouterr().err
+    options = ["--prompts", sets["geneval"], "--limit", "1", "--num-images", "2", "--steps", "1"]
+    assert main([*command, *options]) == 1
+    assert "are not those of GenEval" in capsys.readouterr().err and not out.exists()
+    assert main([*command, *options, "--variant", "mine"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "all pictures are there" in lines[0] and lines[1].startswith("python evaluation/evaluate_images.py")
+    assert lines[2].startswith(f"uniwetok benchmark geneval uniwetok-emoji {out} --collect")
+    output = geneval_output(out, [True, False])
+    assert main([*command, "--collect", str(output), "--judge", "GenEval of 2023"]) == 0
+    assert "50.0%" in capsys.readouterr().out
+    saved = json.loads((out / "scores" / "results.json").read_text(encoding="utf-8"))
+    assert saved["protocol"]["judge"] == "GenEval of 2023" and saved["protocol"]["only the first prompts"] == 1
