@@ -425,3 +425,4 @@ def test_the_command(sets, tmp_path, capsys):
     assert "50.0%" in capsys.readouterr().out
     saved = json.loads((out / "scores" / "results.json").read_text(encoding="utf-8"))
     assert saved["protocol"]["judge"] == "GenEval of 2023" and saved["protocol"]["only the first prompts"] == 1
+    assert not (out / "scores" / "model-index.yaml").exists()  # no score of a dry run gets on a card

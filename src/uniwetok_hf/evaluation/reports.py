@@ -121,7 +121,12 @@ class Report:
 
     def to_markdown(self) -> str:
         """Heading, table, and below it the facts and the protocol."""
-        lines = [f"## {self.task.capitalize()}: {self.model} on {self.data}, {self.split}", "", *self._table(), ""]
+        lines = [
+            f"## {self.task[:1].upper()}{self.task[1:]}: {self.model} on {self.data}, {self.split}",
+            "",
+            *self._table(),
+            "",
+        ]
         lines += ["In brackets: 95 % interval; N: samples.", ""]
         if self.facts:
             lines += [*self._facts_table(), ""]

@@ -3,6 +3,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import groupby, islice
 from pathlib import Path
@@ -148,6 +149,7 @@ def collect_benchmark(benchmark: Benchmark, out: str | Path, output: str | Path,
     protocol = {"judge": judge or benchmark.judge, "prompts": settings["set"]}
     if settings["limit"] is not None:
         protocol["only the first prompts"] = settings["limit"]
+        rows = [replace(row, for_card=False) for row in rows]
     protocol |= {name.replace("_", " "): settings[name] for name in told if settings.get(name) is not None}
     protocol["dtype"] = settings["dtype"]
     return Report(benchmark.title, short_name(settings["model"]), benchmark.title, settings["set"], protocol, rows)
