@@ -100,5 +100,8 @@ setup(
     python_requires=">=3.11",
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["uniwetok = uniwetok_entry:main"]},
+    entry_points={
+        "console_scripts": ["uniwetok = uniwetok_entry:main"],
+        "lmms_eval.models": ["uniwetok = uniwetok_hf.evaluation.lmms:manifest"],
+    },
 )
