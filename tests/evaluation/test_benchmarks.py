@@ -18,6 +18,7 @@ from PIL import Image
 from tiny_models import build_tiny_pipeline
 
 from uniwetok_hf import UniWeTokEditPipeline
+from uniwetok_hf.cli.benchmark import EDITING, NAMES
 from uniwetok_hf.cli.main import main
 from uniwetok_hf.data.samples import stream_seed
 from uniwetok_hf.evaluation.benchmarks import BENCHMARKS, BenchmarkFile, collect_benchmark, run_benchmark
@@ -406,6 +407,11 @@ def test_scores_of_another_run(pipe, sets, tmp_path):
         collect_benchmark(BENCHMARKS["dpg"], tmp_path / "out", tmp_path / "scores.txt")
     with pytest.raises(ValueError, match=r"the judge's output .*scores.jsonl: No such file"):
         collect_benchmark(BENCHMARKS["wise"], tmp_path / "out", tmp_path / "scores.jsonl")
+
+
+def test_the_command_knows_the_benchmarks():
+    assert list(NAMES) == list(BENCHMARKS)
+    assert [name for name, one in BENCHMARKS.items() if one.is_editing] == list(EDITING)
 
 
 def test_the_command(sets, tmp_path, capsys):

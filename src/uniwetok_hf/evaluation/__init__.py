@@ -1,5 +1,6 @@
 """Metrics of pictures, codes, generations, edits and answers, and the protocols of `uniwetok evaluate`, one file each:
-`reconstruction`, `latents`, `generation`, `editing`, `captioning` (docs/evaluation.md).
+`reconstruction`, `latents`, `generation`, `editing`, `captioning`, `class_scores` (docs/evaluation.md). `benchmarks`
+have judges of their own, `lmms` is the model for lmms-eval (docs/benchmarks.md).
 
 Only what needs no model is imported here. `METRICS_MODULE` is the path of all metrics as a module of the `evaluate`
 library: `evaluate.load(METRICS_MODULE, "psnr")`.
