@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from uniwetok_hf import UniWeTokClassToImagePipeline
+from uniwetok_hf.evaluation.generation import generate_classes
 from uniwetok_hf.evaluation.intervals import wilson_interval
 from uniwetok_hf.training.run import picture_grid, seeded_weights
 
@@ -88,11 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             for part in tqdm(shown.split(BATCH), desc="through the codes")
         ]
     right["through the codes"] = accuracy(judge, pixels(chain(*decoded)), labels["test"])
-    generated, wanted = [], [number for number in range(len(names)) for _ in range(args.per_class)]
-    for start in tqdm(range(0, len(wanted), BATCH), desc="generating"):
-        part = range(start, min(start + BATCH, len(wanted)))
-        generators = [torch.Generator().manual_seed(number) for number in part]
-        generated += pipe([wanted[number] for number in part], generator=generators).images
+    wanted = [number for number in range(len(names)) for _ in range(args.per_class)]
+    generated = generate_classes(pipe, wanted, BATCH)
     right["generated"] = accuracy(judge, pixels(generated), torch.tensor(wanted))
 
     print(f"right of pictures by a judge; chance {1 / len(names):.1%}")

@@ -19,15 +19,15 @@ import torch
 from emoji_data import food
 from evaluate_emoji import EMOJI_PROMPT
 from PIL import Image
-from tqdm.auto import tqdm
 
 from uniwetok_hf import UniWeTokClassToImagePipeline
 from uniwetok_hf.evaluation.choices import cosines, thumbnail, top_k_outcomes
+from uniwetok_hf.evaluation.generation import generate_classes
 from uniwetok_hf.evaluation.intervals import share_score
 from uniwetok_hf.evaluation.judges import Judge
 from uniwetok_hf.evaluation.reconstruction import reconstruct_all
 from uniwetok_hf.evaluation.reports import Report, ScoreRow
-from uniwetok_hf.evaluation.rows import batched, picture_of
+from uniwetok_hf.evaluation.rows import picture_of
 from uniwetok_hf.training.run import picture_grid
 
 
@@ -78,18 +78,6 @@ class ConceptScore:
         return float(np.mean((np.bincount(self.numbers) / len(self.numbers))[np.array(wanted)]))
 
 
-def generate(pipe, classes: Sequence[int], batch_size: int = 32) -> list[Image.Image]:
-    """One picture for each class; picture i is generated with the seed i."""
-    pipe.set_progress_bar_config(disable=True)
-    pictures = []
-    with tqdm(total=len(classes), desc="generating", disable=None) as bar:
-        for part in batched(range(len(classes)), batch_size):
-            generators = [torch.Generator().manual_seed(number) for number in part]
-            pictures += pipe([classes[number] for number in part], generator=generators).images
-            bar.update(len(part))
-    return pictures
-
-
 def evaluate(args: argparse.Namespace) -> tuple[Report, Image.Image]:
     """The table, and the grid of random classes."""
     pipe = UniWeTokClassToImagePipeline.from_pretrained(args.pipeline, dtype=torch.float32)
@@ -99,7 +87,8 @@ def evaluate(args: argparse.Namespace) -> tuple[Report, Image.Image]:
     classes = sorted(set(names))
     score = ConceptScore(judge, pictures, names, rows["style"], classes)
     wanted = [number for number in range(len(classes)) for _ in range(args.per_class)]
-    drawn = generate(pipe, pipe.get_label_ids([classes[number] for number in wanted]))
+    pipe.set_progress_bar_config(disable=True)
+    drawn = generate_classes(pipe, pipe.get_label_ids([classes[number] for number in wanted]))
     chance = 1 / len(classes)
     table = []
     for what, made, own in (

@@ -190,6 +190,18 @@ def generate_all(
     return generated
 
 
+def generate_classes(pipe, classes: Sequence[int], batch_size: int = 32) -> list[Image.Image]:
+    """One picture for each class number by a [`UniWeTokClassToImagePipeline`], in batches; picture i is generated with
+    the seed i."""
+    pictures = []
+    with tqdm(total=len(classes), desc="generating", disable=None) as bar:
+        for part in batched(range(len(classes)), batch_size):
+            generators = [torch.Generator().manual_seed(number) for number in part]
+            pictures += pipe([classes[number] for number in part], generator=generators).images
+            bar.update(len(part))
+    return pictures
+
+
 def generation_protocol(num_inference_steps: int, guidance_scale: float, seed: int) -> dict:
     """The lines of a protocol that say how pictures are generated and compared."""
     return {

@@ -44,8 +44,9 @@ class Benchmark:
         """Name of the folder that the judge reads."""
         return "images"
 
-    def write_beside(self, folder: Path, files: Sequence[BenchmarkFile], prompts: str) -> None:
-        """Writes what the judge reads beside the pictures."""
+    def write_beside(self, folder: Path, files: Sequence[BenchmarkFile], prompts: str) -> list[str]:
+        """Writes what the judge reads beside the files; returns the paths of what are pictures."""
+        return []
 
     def judge_commands(self, folder: Path, prompts: str, images: str | None, side: int) -> list[str]:
         """Commands to run in the judge's repository; `side` is that of a picture in pixels."""

@@ -33,7 +33,10 @@ class GEditBench(Benchmark):
     def read(self, prompts: str, images: str | None, num_images: int) -> list[BenchmarkFile]:
         if num_images != 1:
             raise ValueError(f"`num_images` of GEdit-Bench must be 1, got {num_images}.")
-        rows, files = self._rows(prompts), []
+        return self._files(self._rows(prompts), prompts)
+
+    def _files(self, rows, prompts: str) -> list[BenchmarkFile]:
+        files = []
         texts = rows.select_columns(["task_type", "instruction_language", "key", "instruction"])
         for index, row in enumerate(texts):
             where = f"`prompts` {prompts}, row {index}"
@@ -52,13 +55,14 @@ class GEditBench(Benchmark):
     def root(self, model_name: str) -> str:
         return model_name.removesuffix("/pipeline").rsplit("/", 1)[-1]  # of runs/name/pipeline, or owner/name
 
-    def write_beside(self, folder: Path, files: Sequence[BenchmarkFile], prompts: str) -> None:
-        rows, wanted = self._rows(prompts), {file.path for file in files}
-        for index, file in enumerate(self.read(prompts, None, 1)):
-            path = folder / file.path
-            path = path.with_name(f"{path.stem}_SRCIMG.png")
-            if file.path in wanted and not path.is_file():
-                save_picture(_cell(rows, index, "input_image"), path)
+    def write_beside(self, folder: Path, files: Sequence[BenchmarkFile], prompts: str) -> list[str]:
+        rows, wanted, sources = self._rows(prompts), {file.path for file in files}, []
+        for index, file in enumerate(self._files(rows, prompts)):
+            if file.path in wanted:
+                sources.append(f"{file.path.removesuffix('.png')}_SRCIMG.png")
+                if not (folder / sources[-1]).is_file():
+                    save_picture(_cell(rows, index, "input_image"), folder / sources[-1])
+        return sources
 
     def judge_commands(self, folder: Path, prompts: str, images: str | None, side: int) -> list[str]:
         where = f"--model_name {quote(folder.name)} --save_path {quote(str(folder.parent))}"

@@ -8,7 +8,7 @@ again.
 
 import hashlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
@@ -150,8 +150,9 @@ def missing_files(folder: Path, files: Sequence[BenchmarkFile]) -> list[str]:
     return [file.path for file in files if not (folder / file.path).is_file()]
 
 
-def check_files(folder: Path, files: Sequence[BenchmarkFile]) -> None:
-    """Reads every file: judges leave out what they can't read, and the score is that of the others.
+def check_files(folder: Path, files: Sequence[BenchmarkFile], beside: Iterable[str] = ()) -> None:
+    """Reads every file: judges leave out what they can't read, and the score is that of the others. `beside` are paths
+    of further pictures that the judge reads.
 
     Raises:
         ValueError: when one is missing, can't be read, or lies there without belonging to the benchmark.
@@ -166,7 +167,6 @@ def check_files(folder: Path, files: Sequence[BenchmarkFile]) -> None:
             raise ValueError(
                 f"{folder / file.path} can't be read ({error}): remove it, and run the same command again."
             ) from error
-    known = {Path(file.path) for file in files}
-    known |= {path.with_name(f"{path.stem}_SRCIMG.png") for path in known}
-    if strange := sorted(path for path in folder.rglob("*.png") if path.relative_to(folder) not in known):
+    known = {*(file.path for file in files), *beside}
+    if strange := sorted(path for path in folder.rglob("*.png") if path.relative_to(folder).as_posix() not in known):
         raise ValueError(f"{strange[0]} is no picture of this benchmark: the judge would count it.")

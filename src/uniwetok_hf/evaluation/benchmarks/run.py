@@ -82,11 +82,7 @@ def run_benchmark(
         "num_images": num_images,
         "batch_size": batch_size,
         "seed": seed,
-        "num_inference_steps": pipe.config.default_num_inference_steps,
-        "guidance_scale": pipe.config.default_guidance_scale,
-        **call,
-        "dtype": str(pipe.mllm.dtype).removeprefix("torch."),
-        "weights": weights_digest(pipe.mllm),
+        **settings_of_pipeline(pipe, call),
     }
     notes = {
         "model": model_name,
@@ -101,9 +97,19 @@ def run_benchmark(
     generate_files(pipe, files, folder, batch_size, seed, process_index, num_processes, on_images, stop, **call)
     if num_processes > 1 and missing_files(folder, files):
         return None
-    benchmark.write_beside(folder, files, prompts)
-    check_files(folder, files)
+    check_files(folder, files, benchmark.write_beside(folder, files, prompts))
     return benchmark.judge_commands(folder.resolve(), str(prompts), images, call.get("height", 0))
+
+
+def settings_of_pipeline(pipe, call: dict) -> dict:
+    """What the pictures of a pipeline depend on, called with the arguments `call`."""
+    return {
+        "num_inference_steps": pipe.config.default_num_inference_steps,
+        "guidance_scale": pipe.config.default_guidance_scale,
+        **call,
+        "dtype": str(pipe.mllm.dtype).removeprefix("torch."),
+        "weights": weights_digest(pipe.mllm),
+    }
 
 
 def check_prompts(pipe, files: Sequence[BenchmarkFile], height: int, width: int) -> None:

@@ -43,12 +43,13 @@ class GenEval(Benchmark):
             raise ValueError(f"`prompts` {prompts} is empty.")
         return rows
 
-    def write_beside(self, folder: Path, files: Sequence[BenchmarkFile], prompts: str) -> None:
+    def write_beside(self, folder: Path, files: Sequence[BenchmarkFile], prompts: str) -> list[str]:
         lines = read_text(prompts, "`prompts`").splitlines()
         for number in sorted({file.path.split("/")[0] for file in files}):
             path = folder / number / "metadata.jsonl"
             with whole_file(path, is_shared=True) as temporary:
                 temporary.write_text(lines[int(number)] + "\n", encoding="utf-8")
+        return []
 
     def judge_commands(self, folder: Path, prompts: str, images: str | None, side: int) -> list[str]:
         results = folder.parent / "results.jsonl"
