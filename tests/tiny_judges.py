@@ -9,6 +9,8 @@ from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTForImageClassifica
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from uniwetok_hf.evaluation.inception import InceptionNetwork
+
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -46,6 +48,15 @@ def build_vit(folder: Path, seed: int = 0, has_pooler: bool = True) -> str:
     _random((ViTModel if has_pooler else ViTForImageClassification)(config), seed).save_pretrained(folder)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
     return str(folder)
+
+
+def random_inception() -> InceptionNetwork:
+    """FID's network with random weights that keep the scale of what goes through it."""
+    network, generator = InceptionNetwork(), torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.kaiming_normal_(parameter, generator=generator)
+    return network
 
 
 def _random(model: torch.nn.Module, seed: int) -> torch.nn.Module:

@@ -119,7 +119,8 @@ def test_evaluation_and_training_skip_and_name_them(damaged):
     source = PictureSource(str(folder))
     rows = PictureRows(open_source(source))
     assert {row["txt"] for row in rows} == {f"noise {index}" for index in whole}
-    assert len(rows.skipped) == (message is not None) and all(message in reason for reason in rows.skipped)
+    reasons = rows.all_skipped()
+    assert len(reasons) == (message is not None) and all(message in reason for reason in reasons)
     batch = next(iter(PictureBatches([source], [Bucket(32, 32)], 6, seed=0)))
     assert len(batch.pixel_values) == 6 and len(batch.skipped) <= 1
 
@@ -208,7 +209,7 @@ def test_an_evaluation_ends_when_too_much_is_damaged():
         list(PictureRows(rows))
     assert len(list(PictureRows(rows, max_skipped_share=1.0))) == 18
     rows = PictureRows([{"image": picture(0), "text": text} for text in ("a", None, "b")], columns=["text"])
-    assert [row["text"] for row in rows] == ["a", "b"] and rows.skipped == ["row 1 has no text"]
+    assert [row["text"] for row in rows] == ["a", "b"] and rows.all_skipped() == ["row 1 has no text"]
 
 
 def test_a_readme_beside_archives_changes_nothing(tmp_path):

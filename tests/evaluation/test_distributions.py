@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 
-from uniwetok_hf.evaluation.distributions import frechet_distance, precision_recall, precision_recall_outcomes
+from uniwetok_hf.evaluation.distributions import (
+    FeatureSums,
+    frechet_distance,
+    frechet_of_moments,
+    frechet_score,
+    precision_recall,
+    precision_recall_outcomes,
+)
+from uniwetok_hf.evaluation.intervals import jackknife_score
 
 
 def normal(count, channels, seed=0, shift=0.0, scale=1.0):
@@ -95,3 +103,26 @@ def test_errors(features, references, message):
         precision_recall(np.zeros((3, 2)), np.zeros((5, 2)))
     with pytest.raises(ValueError, match="num_neighbours"):
         precision_recall(np.zeros((3, 2)), np.zeros((5, 2)), num_neighbours=0)
+
+
+@pytest.mark.parametrize("channels", [4, 100])  # more and fewer than pictures: of sums, and of features
+def test_a_score_of_sets_in_their_order(channels):
+    left, right = normal(60, channels), normal(60, channels, seed=1, shift=0.5, scale=1.5)
+    score = frechet_score(dict(enumerate(left)), dict(enumerate(right)))
+    expected = jackknife_score(frechet_distance, left, right)
+    assert score.value == pytest.approx(expected.value, rel=1e-9) and score.count == expected.count
+    assert score.interval == pytest.approx(expected.interval, rel=1e-6)
+
+
+def test_sums_add_up():
+    values = normal(30, 5, shift=3)
+    mean, covariance = FeatureSums.of(values).moments()
+    assert mean == pytest.approx(values.mean(0)) and covariance == pytest.approx(np.cov(values.T))
+    rest = FeatureSums.of(values) - FeatureSums.of(values[:10])
+    assert rest.count == 20 and rest.moments()[1] == pytest.approx(np.cov(values[10:].T))
+
+
+def test_moments_of_fewer_pictures_than_channels():
+    left, right = normal(10, 60), normal(12, 60, seed=1, scale=2)
+    found = frechet_of_moments(FeatureSums.of(left).moments(), FeatureSums.of(right).moments())
+    assert found == pytest.approx(frechet_distance(left, right), rel=1e-6)

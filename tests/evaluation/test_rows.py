@@ -54,11 +54,10 @@ def test_unreadable_pictures_are_left_out_and_told():
         {"bytes": png("blue"), "path": None},
     ]
     dataset = Dataset.from_dict({"image": cells, "n": [0, 1, 2]}).cast_column("image", ImageFeature(decode=False))
-    skipped = []
-    rows = PictureRows(dataset, ["image"], ["n"], skipped=skipped)
+    rows = PictureRows(dataset, ["image"], ["n"])
     found = list(rows)
     assert [row["n"] for row in found] == [0, 2] and found[1]["image"].getpixel((0, 0)) == (0, 0, 255)
-    assert len(skipped) == 1 and "row 1" in skipped[0]
+    assert list(rows.skipped) == [1] and len(rows.all_skipped()) == 1 and "row 1" in rows.all_skipped()[0]
     assert length_hint(rows) == 3 and length_hint(PictureRows(dataset, count=2)) == 2
     with pytest.raises(ValueError, match="no column label; they have image, n"):
         PictureRows(dataset, ["image"], ["label"])
@@ -70,12 +69,13 @@ def test_lists_of_pictures_without_those_that_can_not_be_read():
     dataset = Dataset.from_dict(
         {"n": [0, 1, 2], "others": lists}, features=Features({"n": Value("int64"), "others": column})
     )
-    skipped = []
-    found = list(PictureRows(dataset, [], ["n"], skipped=skipped, picture_lists=["others", "more"]))
+    rows = PictureRows(dataset, [], ["n"], picture_lists=["others", "more"])
+    found = list(rows)
     assert [row["n"] for row in found] == [0, 1, 2] and all(row["more"] is None for row in found)
     assert found[0]["others"][0].getpixel((0, 0)) == (0, 0, 255) and len(found[0]["others"]) == 1
     assert [row["others"] for row in found[1:]] == [None, []]
-    assert len(skipped) == 1 and skipped[0].startswith("others[1] of row 0: not a picture")
+    (skipped,) = rows.all_skipped()
+    assert skipped.startswith("others[1] of row 0: not a picture")
 
 
 def test_class_labels_are_given_by_name():

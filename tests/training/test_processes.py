@@ -2,15 +2,13 @@
 weights over them."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import dump_gradients
 import pytest
 import torch
+from launched import launch_two
 from safetensors.torch import load_file
 from tiny_encoded import class_training, language_training, later
 from tiny_training import VISION, all_losses, assert_same_weights, log_lines, write
@@ -19,23 +17,7 @@ from uniwetok_hf import UniWeTokPipeline
 from uniwetok_hf.training.export import export_checkpoint
 
 
-def run_on_two(*jobs: str, **environment) -> None:
-    """Arguments of `dump_gradients.py` for two processes, started as torchrun does, but without its own process."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    environment |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, dump_gradients.__file__, *jobs]
-    processes = [
-        subprocess.Popen(
-            command,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors[0][-3000:] + errors[1][-3000:]
+PROGRAM = sys.executable, dump_gradients.__file__
 
 
 def on_one_and_two(folder: Path, **trainings: dict) -> dict[str, dict[int, tuple[list, Path]]]:
@@ -47,7 +29,7 @@ def on_one_and_two(folder: Path, **trainings: dict) -> dict[str, dict[int, tuple
             config = write(place, fields, output_dir=str(place / "run"))
             arguments += [what, str(config), str(place / "gradients.pt")]
     dump_gradients.main(*jobs[1])
-    run_on_two(*jobs[2])
+    launch_two(*PROGRAM, *jobs[2])
     return {
         what: {
             processes: (
@@ -137,7 +119,7 @@ def test_fsdp_trains_classes_like_one_process(runs, tmp_path):
     fields = {**json.loads((run / "config.json").read_text()), "ema_decay": None}
     path = write(tmp_path, fields, output_dir=str(tmp_path / "run"))
     settings = {"FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
-    run_on_two("fsdp-classes", str(path), str(tmp_path / "none.pt"), ACCELERATE_USE_FSDP="true", **settings)
+    launch_two(*PROGRAM, "fsdp-classes", str(path), str(tmp_path / "none.pt"), ACCELERATE_USE_FSDP="true", **settings)
     losses = [[line["loss"] for line in log_lines(folder)] for folder in (run, tmp_path / "run")]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5, rel=1e-5)
     export_checkpoint(tmp_path / "run", tmp_path / "exported")
@@ -165,7 +147,7 @@ def test_fsdp_trains_like_one_process(language, tmp_path):
     fields, runs = language
     path = write(tmp_path, {**fields, "ema_decay": None}, output_dir=str(tmp_path / "run"))
     settings = {"FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
-    run_on_two("fsdp", str(path), str(tmp_path / "none.pt"), ACCELERATE_USE_FSDP="true", **settings)
+    launch_two(*PROGRAM, "fsdp", str(path), str(tmp_path / "none.pt"), ACCELERATE_USE_FSDP="true", **settings)
     alone, spread = log_lines(runs[1][1]), log_lines(tmp_path / "run")
     for name in ("loss", "bit_accuracy"):
         assert [line[name] for line in spread] == pytest.approx([line[name] for line in alone], abs=1e-5, rel=1e-5)

@@ -26,6 +26,7 @@ from .common import (
     user_errors,
     warn,
 )
+from .encode_dataset import device_of_process, machine
 from .loading import (
     EMBEDDED,
     Checkpoint,
@@ -41,6 +42,7 @@ from .sampling import as_edit_pipeline
 DESCRIPTION = """\
 Measure reconstruction, latents, generation, editing or captioning on held-out data, or samples of classes.
 Prints a Markdown table and writes results.json, results.md and model-index.yaml; needs the extra `eval`.
+Under `accelerate launch` all processes share the pictures, with the same scores.
 """
 EXAMPLES = [
     "reconstruction data/photos --sizes 128 --by style",
@@ -62,21 +64,31 @@ def run_evaluate(args: argparse.Namespace) -> None:
     if lacking := [name for module, name in needed.items() if find_spec(module) is None]:
         raise CommandError(f'evaluate needs {" and ".join(lacking)}: pip install "uniwetok-hf[eval]"')
     from uniwetok_hf.data.places import is_place
+    from uniwetok_hf.evaluation.processes import Processes
+    from uniwetok_hf.evaluation.rows import PictureRows
     from uniwetok_hf.provenance import short_name
 
     output = output_folder(args.output or Path("results") / args.kind)
-    skipped: list[str] = []  # why pictures can't be read
+    args.device = device_of_process(args.device)
+    opened: list[PictureRows] = []
     with user_errors(ValueError, ImportError):
-        report = args.measure(args, skipped)
-    report.skipped = skipped
+        processes = Processes.join()
+        report = args.measure(args, opened, processes)
+        report.skipped = [reason for rows in opened for reason in rows.all_skipped(processes)]
     report.model = short_name(args.model or EMBEDDED)
     report.data, report.split = "photographs", "scikit-image"
     if args.data:
         data = Path(args.data).name if is_place(args.data) else short_name(args.data)
         report.data, report.split = " ".join(filter(None, [data, args.name])), args.split
+    if processes.is_main:
+        _tell(report, output)
+
+
+def _tell(report, output: Path) -> None:
+    """Saves and prints a report."""
     written = report.save(output)
-    if skipped:
-        warn(f"{len(skipped)} pictures could not be read and are left out; the first: {skipped[0]}")
+    if report.skipped:
+        warn(f"{len(report.skipped)} pictures could not be read and are left out; the first: {report.skipped[0]}")
     print(report.to_markdown())
     for path in written:
         print(path)
@@ -91,7 +103,7 @@ def _add_reconstruction(protocols) -> None:
         "Beside the model: WebP of as many bytes, an 8x8 thumbnail, all white; and statistics of the codes.",
         [
             "data/photos --sizes 128 192 256 --by style",
-            "imagenet/val --sizes 256 --features timm/inception_v3.tf_in1k",
+            "imagenet/val --sizes 256 --inception inception.safetensors",
         ],
         ANY_CHECKPOINT,
         needs_data=False,
@@ -112,6 +124,11 @@ def _add_reconstruction(protocols) -> None:
         "--features", metavar="M", help="folder or Hub name of a vision model: adds the Fréchet distance"
     )
     parser.add_argument(
+        "--inception",
+        metavar="FILE",
+        help="instead, FID's network, a .safetensors file of convert_inception: adds rFID",
+    )
+    parser.add_argument(
         "--perceptual", metavar="M", help="vision model, or .safetensors file of LPIPS: adds a perceptual distance"
     )
     _add_count(parser, None, "pictures")
@@ -123,9 +140,9 @@ def _size(text: str) -> int | None:
     return None if text == NATIVE else positive_int(text)
 
 
-def measure_reconstruction(args: argparse.Namespace, skipped: list[str]):
+def measure_reconstruction(args: argparse.Namespace, opened: list, processes):
     """Runs the protocol `reconstruction`."""
-    from uniwetok_hf.evaluation.judges import Judge, PerceptualNetwork
+    from uniwetok_hf.evaluation.judges import PerceptualNetwork
     from uniwetok_hf.evaluation.reconstruction import evaluate_reconstruction, photographs
 
     if bool(args.data) == args.photographs:
@@ -133,12 +150,10 @@ def measure_reconstruction(args: argparse.Namespace, skipped: list[str]):
     if args.photographs:
         rows, image_column, by = photographs()[: args.count], "image", args.by or "name"
     else:
-        rows, image_column, by = _open_rows(args, skipped, [args.image_column], [args.by]), args.image_column, args.by
+        rows, image_column, by = _open_rows(args, opened, [args.image_column], [args.by]), args.image_column, args.by
     checkpoint = find_checkpoint(args.model)
-    feature_model = perceptual = None
+    feature_model, perceptual = _load_feature_model(args, args.device), None
     if args.features:
-        with quiet_transformers():
-            feature_model = Judge.from_pretrained(args.features, args.device)
         feature_model.seen = _warn_if_seen(feature_model.model, checkpoint)
     if args.perceptual:
         with quiet_transformers():
@@ -154,6 +169,7 @@ def measure_reconstruction(args: argparse.Namespace, skipped: list[str]):
         perceptual=perceptual,
         seed=args.seed,
         batch_size=args.batch_size,
+        processes=processes,
     )
 
 
@@ -188,16 +204,16 @@ def _add_latents(protocols) -> None:
     add_seed_option(parser, "seed of the choice")
 
 
-def measure_latents(args: argparse.Namespace, skipped: list[str]):
+def measure_latents(args: argparse.Namespace, opened: list, processes):
     """Runs the protocol `latents`."""
     from uniwetok_hf.evaluation.latents import evaluate_latents
 
     if args.no_probe and args.teacher is None:
         raise CommandError("nothing to measure: --no-probe leaves zero-shot accuracy, which needs --teacher")
-    rows = _open_rows(args, skipped, [args.image_column], [args.label])
+    rows = _open_rows(args, opened, [args.image_column], [args.label])
     train_rows = None
     if not args.no_probe:
-        train_rows = _open_rows(args, skipped, [args.image_column], [args.label], split=args.train_split)
+        train_rows = _open_rows(args, opened, [args.image_column], [args.label], split=args.train_split)
     checkpoint = find_checkpoint(args.model)
     pools, teacher = _load_distillation(args, checkpoint.folder)
     report = evaluate_latents(
@@ -211,6 +227,7 @@ def measure_latents(args: argparse.Namespace, skipped: list[str]):
         teacher=teacher,
         templates=args.template or ["a photo of {label}"],
         batch_size=args.batch_size,
+        processes=processes,
     )
     if train_rows is not None:
         report.protocol["probes fitted on"] += f" of {args.train_split}"
@@ -232,7 +249,7 @@ def _load_distillation(args: argparse.Namespace, folder: Path):
     if args.pools or beside.is_dir():
         pools = PrePostDistillation.from_pretrained(args.pools or beside).to(args.device)
     else:
-        warn(f"no --pools, and none in {beside}: zero-shot accuracy of the teacher only")
+        _warn_once(f"no --pools, and none in {beside}: zero-shot accuracy of the teacher only")
     with quiet_transformers(), user_errors(OSError):
         teacher = Teacher.from_pretrained(args.teacher).to(args.device)
     record = read_training_record(folder)
@@ -272,14 +289,14 @@ def _add_generation(protocols) -> None:
     add_seed_option(parser, "seed of the first picture and of all choices")
 
 
-def measure_generation(args: argparse.Namespace, skipped: list[str]):
+def measure_generation(args: argparse.Namespace, opened: list, processes):
     """Runs the protocol `generation`."""
     from uniwetok_hf.evaluation.generation import evaluate_generation
     from uniwetok_hf.evaluation.rows import template_columns
 
     columns = [args.within, *template_columns(args.prompt)]
     # Half of them as other real pictures.
-    rows = _open_rows(args, skipped, [args.image_column], columns, 2 * args.count)
+    rows = _open_rows(args, opened, [args.image_column], columns, 2 * args.count)
     checkpoint = find_checkpoint(args.model, ("pipeline",))
     judge = _load_judge(args.judge, args.device, checkpoint)
     return evaluate_generation(
@@ -296,6 +313,7 @@ def measure_generation(args: argparse.Namespace, skipped: list[str]):
         guidance_scale=args.guidance_scale,
         seed=args.seed,
         batch_size=args.batch_size,
+        processes=processes,
     )
 
 
@@ -320,11 +338,11 @@ def _add_editing(protocols) -> None:
     add_seed_option(parser, "seed of the first picture and of all choices")
 
 
-def measure_editing(args: argparse.Namespace, skipped: list[str]):
+def measure_editing(args: argparse.Namespace, opened: list, processes):
     """Runs the protocol `editing`."""
     from uniwetok_hf.evaluation.editing import evaluate_editing
 
-    rows = _open_rows(args, skipped, ["source", "target"], ["instruction", args.by], picture_lists=["others"])
+    rows = _open_rows(args, opened, ["source", "target"], ["instruction", args.by], picture_lists=["others"])
     checkpoint = find_checkpoint(args.model, ("pipeline",))
     judge = _load_judge(args.judge, args.device, checkpoint)
     pipe = load_pipeline(checkpoint, args.device)
@@ -341,6 +359,7 @@ def measure_editing(args: argparse.Namespace, skipped: list[str]):
         describe_first=args.describe_first,
         seed=args.seed,
         batch_size=args.batch_size,
+        processes=processes,
     )
 
 
@@ -362,13 +381,15 @@ def _add_captioning(protocols) -> None:
     add_seed_option(parser, "seed of the choice")
 
 
-def measure_captioning(args: argparse.Namespace, skipped: list[str]):
+def measure_captioning(args: argparse.Namespace, opened: list, processes):
     """Runs the protocol `captioning`."""
     from uniwetok_hf.evaluation.captioning import evaluate_captioning
 
-    rows = _open_rows(args, skipped, [args.image_column], ["question", "answer", args.by])
+    rows = _open_rows(args, opened, [args.image_column], ["question", "answer", args.by])
     mllm, processor = load_language_model(args.model, args.device)
-    return evaluate_captioning(mllm, processor, rows, args.image_column, args.by, args.max_new_tokens, args.batch_size)
+    return evaluate_captioning(
+        mllm, processor, rows, args.image_column, args.by, args.max_new_tokens, args.batch_size, processes
+    )
 
 
 def _add_protocol(
@@ -381,8 +402,8 @@ def _add_protocol(
     needs_data: bool = True,
     has_image_column: bool = True,
 ) -> argparse.ArgumentParser:
-    """A protocol with the options that all have. `measure(args, skipped)` returns its report, and adds to `skipped`
-    why pictures can't be read."""
+    """A protocol with the options that all have. `measure(args, opened, processes)` returns its report, and adds
+    the `PictureRows` that it reads to `opened`."""
     parser = add_command(protocols, name, run_evaluate, description, examples)
     parser.set_defaults(measure=measure)
     parser.add_argument(
@@ -435,14 +456,14 @@ def _add_classes(protocols) -> None:
         "Compare pictures of `uniwetok sample-classes` with real ones, as sets.\n"
         "With the weights of FID's network: FID, Inception score, precision, recall; else by any vision model.",
         [
-            "results/imagenet_b/samples.npz imagenet256.npz --inception pt_inception-2015-12-05-6726825d.pth",
+            "results/imagenet_b/samples.npz imagenet256.npz --inception inception.safetensors",
             "results/classes/samples.npz real.npz --features timm/inception_v3.tf_in1k",
         ],
     )
     parser.add_argument("samples", metavar="SAMPLES", help="npz with arr_0, uint8 [N, H, W, 3]")
     parser.add_argument("references", metavar="REAL", help="the same of real pictures")
     parser.add_argument(
-        "--inception", metavar="FILE", help="weights of FID's Inception network; needs torch-fidelity and torchvision"
+        "--inception", metavar="FILE", help="FID's Inception network, a .safetensors file of convert_inception"
     )
     parser.add_argument("--features", metavar="M", help="instead, folder or Hub name of a vision model")
     parser.add_argument("--output", metavar="DIR", help="folder of the result files (default: beside SAMPLES)")
@@ -453,29 +474,38 @@ def _add_classes(protocols) -> None:
 def run_evaluate_classes(args: argparse.Namespace) -> None:
     """`uniwetok evaluate classes`."""
     from uniwetok_hf.evaluation.class_scores import evaluate_classes
-    from uniwetok_hf.evaluation.judges import Judge
+    from uniwetok_hf.evaluation.processes import Processes
 
-    if bool(args.inception) == bool(args.features):
-        raise CommandError("give either --inception or --features")
     output = output_folder(args.output or Path(args.samples).parent / "scores")
     with user_errors(ValueError, ImportError):
-        feature_model = None
-        if args.features:
-            with quiet_transformers():
-                feature_model = Judge.from_pretrained(args.features, args.device)
-        report = evaluate_classes(
-            args.samples, args.references, args.inception, feature_model, args.batch_size, args.device
-        )
+        processes = Processes.join()
+        feature_model = _load_feature_model(args, device_of_process(args.device))
+        if feature_model is None:
+            raise CommandError("give either --inception or --features")
+        report = evaluate_classes(args.samples, args.references, feature_model, args.batch_size, processes)
     report.model, report.data, report.split = Path(args.samples).parent.name, Path(args.references).name, "all"
-    written = report.save(output)
-    print(report.to_markdown())
-    for path in written:
-        print(path)
+    if processes.is_main:
+        _tell(report, output)
+
+
+def _load_feature_model(args: argparse.Namespace, device: str):
+    """Of --inception or --features; None without both."""
+    from uniwetok_hf.evaluation.inception import InceptionFeatures
+    from uniwetok_hf.evaluation.judges import Judge
+
+    if args.inception and args.features:
+        raise CommandError("give either --inception or --features")
+    if args.inception:
+        return InceptionFeatures.from_file(args.inception, device)
+    if args.features:
+        with quiet_transformers():
+            return Judge.from_pretrained(args.features, device)
+    return None
 
 
 def _open_rows(
     args: argparse.Namespace,
-    skipped: list[str],
+    opened: list,
     pictures: list[str],
     columns: list[str | None],
     count: int | None = None,
@@ -493,9 +523,11 @@ def _open_rows(
             rows = rows_of_place(args.data, split)
         else:
             rows = open_source(PictureSource(args.data, split, args.name, pictures[0], args.streaming))
-        return PictureRows(
-            rows, pictures, filter(None, columns), count, args.seed, skipped, picture_lists, args.max_skipped_share
+        read = PictureRows(
+            rows, pictures, filter(None, columns), count, args.seed, picture_lists, args.max_skipped_share
         )
+    opened.append(read)
+    return read
 
 
 def _load_judge(source: str | None, device: str, checkpoint: Checkpoint):
@@ -514,8 +546,14 @@ def _warn_if_seen(network, checkpoint: Checkpoint) -> str:
 
     seen, words = find_seen(network, checkpoint.folder)
     if seen is not None:
-        warn(f"the model was trained against {seen.name} ({seen.role}): the scores that it gives are flattered")
+        _warn_once(f"the model was trained against {seen.name} ({seen.role}): the scores that it gives are flattered")
     return words
+
+
+def _warn_once(text: str) -> None:
+    """Warns from the first process only."""
+    if machine()[0] == 0:
+        warn(text)
 
 
 @contextlib.contextmanager

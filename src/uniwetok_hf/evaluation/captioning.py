@@ -7,14 +7,17 @@ The level of chance is the score of the most common right answer of each kind, g
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from operator import length_hint
 
 from PIL import Image
 from tqdm.auto import tqdm
 
 from ..pipelines.writing import generate_text, question_texts
 from .intervals import Score, mean_score, share_score
+from .processes import ALONE, Processes
 from .reports import Report, score_rows
-from .rows import batched
+from .rows import batched, own_batches
 from .words import exact_match, normalize_answer, token_f1
 
 
@@ -26,6 +29,7 @@ def evaluate_captioning(
     by: str | None = None,
     max_new_tokens: int = 40,
     batch_size: int = 16,
+    processes: Processes = ALONE,
 ) -> Report:
     """
     Answers the questions of all rows and compares the answers with the right ones.
@@ -35,18 +39,27 @@ def evaluate_captioning(
         rows: with a PIL picture in `image_column`, `question` and `answer`, and the column `by` ([`PictureRows`]).
         by: column of the kind of question: its values have a row of the table each, beside the row of all questions.
 
+        processes: those that share the questions, batch by batch.
+
+    Returns:
+        The report, the same in all processes.
+
     Raises:
         ValueError: when there are no questions.
     """
     report = Report("captioning")
-    read = list(rows)
-    if not read:
+    found = {}
+    with processes.bar(length_hint(rows), "answering") as bar:
+        for number, part in own_batches(rows, batch_size, processes):
+            questions, references = [row["question"] for row in part], [row["answer"] for row in part]
+            kinds = [str(row[by]) if by else "" for row in part]
+            answers = answer_batch(mllm, processor, [row[image_column] for row in part], questions, max_new_tokens)
+            found[number] = list(zip(answers, references, kinds, strict=True))
+            bar.update(batch_size)
+    answered = list(chain.from_iterable(processes.merge(found)))
+    if not answered:
         raise ValueError("`rows` holds no question whose picture can be read.")
-    pictures = [row[image_column] for row in read]
-    questions = [row["question"] for row in read]
-    references = [row["answer"] for row in read]
-    kinds = [str(row[by]) if by else "" for row in read]
-    answers = answer_all(mllm, processor, pictures, questions, max_new_tokens, batch_size)
+    answers, references, kinds = zip(*answered, strict=True)
     usual = most_common_answers(references, kinds)
 
     def score(chosen: Sequence[int]) -> dict[str, Score]:
@@ -79,11 +92,19 @@ def answer_all(
     answers = []
     with tqdm(total=len(questions), desc="answering", disable=None) as bar:
         for part in batched(zip(pictures, questions, strict=True), batch_size):
-            texts = question_texts(processor, [question for _, question in part])
-            images = [picture for picture, _ in part]
-            answers += generate_text(mllm, processor, texts, images, max_new_tokens, argument="question")
+            answers += answer_batch(mllm, processor, *zip(*part, strict=True), max_new_tokens)
             bar.update(len(part))
     return answers
+
+
+def answer_batch(
+    mllm, processor, pictures: Sequence[Image.Image], questions: Sequence[str], max_new_tokens: int = 40
+) -> list[str]:
+    """As [`answer_all`], all at once."""
+    if not questions:
+        return []
+    texts = question_texts(processor, list(questions))
+    return generate_text(mllm, processor, texts, list(pictures), max_new_tokens, argument="question")
 
 
 def most_common_answers(references: Sequence[str], kinds: Sequence[str]) -> dict[str, str]:

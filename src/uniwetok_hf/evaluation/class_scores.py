@@ -1,9 +1,9 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Scores of many generated pictures as a set, against real ones: Fréchet distance, precision and recall.
+"""Scores of many generated pictures as a set, against real ones: FID, Inception score, precision and recall.
 
-With the weights of FID's Inception network, which the user gives, `torch-fidelity` computes FID, Inception score,
-precision and recall as they are published. Without them, the features of any vision model are compared; such numbers
-are comparable only with those of the same model, and are never called FID.
+They are those that are published when the features are of FID's Inception network, whose weights the user gives. The
+features of any other vision model give a Fréchet distance that is comparable only with those of the same model, and is
+never called FID.
 
 Both sets are `.npz` files with `arr_0`, uint8 [N, H, W, 3], as `uniwetok sample-classes` writes them. They stay on the
 disk, but for the batch that is looked at. ADM's reference batches hold 10,000 pictures, and mean and covariance of the
@@ -15,13 +15,13 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
-from .distributions import frechet_distance, precision_recall_outcomes
-from .intervals import Score, jackknife_score, share_score
+from .distributions import FeatureSums, frechet_of_moments, frechet_score, precision_recall_outcomes
+from .inception import InceptionFeatures, inception_score
+from .intervals import Score, share_score
 from .judges import Judge
+from .processes import ALONE, Processes
 from .reports import Report, ScoreRow
 
 
@@ -55,7 +55,7 @@ def open_samples(path: str | Path) -> np.ndarray:
         raise ValueError(f"{path} is no file of pictures: {error}.") from error
 
 
-def open_statistics(path: str | Path) -> dict[str, np.ndarray] | None:
+def open_statistics(path: str | Path) -> tuple[np.ndarray, np.ndarray] | None:
     """`mu` [2048] and `sigma` [2048, 2048] of an `.npz`, float64, or None when it has none: mean and covariance of
     FID's features of more pictures than `arr_0` holds, as the reference batches of ADM have them.
 
@@ -69,29 +69,15 @@ def open_statistics(path: str | Path) -> dict[str, np.ndarray] | None:
     shapes = {name: list(array.shape) for name, array in found.items()}
     if shapes != {"mu": [FEATURES], "sigma": [FEATURES, FEATURES]}:
         raise ValueError(f"{path}: mu [{FEATURES}] and sigma [{FEATURES}, {FEATURES}] are needed, got {shapes}.")
-    return found
-
-
-class _Pictures(torch.utils.data.Dataset):
-    """Pictures one by one, uint8 [3, H, W], as torch-fidelity reads them."""
-
-    def __init__(self, samples: np.ndarray):
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return torch.from_numpy(np.array(self.samples[index])).permute(2, 0, 1)
+    return found["mu"], found["sigma"]
 
 
 def evaluate_classes(
     samples: str | Path,
     references: str | Path,
-    inception: str | Path | None = None,
-    feature_model: Judge | None = None,
+    feature_model: Judge | InceptionFeatures,
     batch_size: int = 64,
-    device: str = "cpu",
+    processes: Processes = ALONE,
 ) -> Report:
     """
     Compares generated pictures with real ones.
@@ -99,84 +85,74 @@ def evaluate_classes(
     Args:
         samples, references: `.npz` files. FID is computed against `mu` and `sigma` of the references, where they have
             them.
-        inception: file of the weights of FID's Inception network, as torch-fidelity takes it.
-        feature_model: instead, any vision model.
+        feature_model: FID's Inception network, or any other vision model.
         batch_size: pictures at once.
-        device: where the Inception network computes.
+        processes: those that share the pictures, batch by batch.
+
+    Returns:
+        The report, the same in all processes.
 
     Raises:
-        ValueError: when neither or both of `inception` and `feature_model` are given, or a file is damaged.
-        ImportError: when `torch-fidelity` is needed and not installed.
+        ValueError: when a file is damaged.
     """
-    if (inception is None) == (feature_model is None):
-        raise ValueError("Give either `inception` or `feature_model`.")
     generated, real = open_samples(samples), open_samples(references)
-    protocol = {"generated": f"{len(generated)} pictures", "real": f"{len(real)} pictures of {Path(references).name}"}
-    if inception is not None:
-        protocol["features"] = f"FID's Inception network ({Path(inception).name}), by torch-fidelity"
+    protocol = {
+        "generated": f"{len(generated)} pictures",
+        "real": f"{len(real)} pictures of {Path(references).name}",
+        "features": feature_model.describe(),
+    }
+    if isinstance(feature_model, InceptionFeatures):
         statistics = open_statistics(references)
         protocol["FID against"] = "statistics of the file" if statistics else "its pictures"
-        scores = _published_scores(generated, real, statistics, inception, batch_size, device)
+        scores = _published_scores(feature_model, generated, real, statistics, batch_size, processes)
     else:
-        protocol["features"] = f"{feature_model.describe()}: no FID"
-        scores = _scores_of_features(
-            _features(feature_model, generated, batch_size), _features(feature_model, real, batch_size)
-        )
+        protocol["features"] += ": no FID"
+        scores = _scores_of_features(feature_model, generated, real, batch_size, processes)
     return Report(PROTOCOL, "", "", "", protocol, [ScoreRow({"what": "generated"}, scores, for_card=True)])
 
 
 def _published_scores(
+    network: InceptionFeatures,
     generated: np.ndarray,
     real: np.ndarray,
-    statistics: dict[str, np.ndarray] | None,
-    inception: str | Path,
+    statistics: tuple[np.ndarray, np.ndarray] | None,
     batch_size: int,
-    device: str,
+    processes: Processes,
 ) -> dict[str, Score]:
-    try:
-        from torch_fidelity import metric_fid, metric_isc, metric_prc, utils
-    except ImportError as error:
-        raise ImportError(
-            f"`inception` needs torch-fidelity, and torchvision: pip install torch-fidelity ({error})"
-        ) from error
-    options = {"verbose": False, "cuda": torch.device(device).type == "cuda"}
-    # One network for precision and recall, too, as ADM's evaluator has it.
-    name, pooled, classified = "inception-v3-compat", "2048", "logits_unbiased"
-    network = utils.create_feature_extractor(
-        name, [pooled, classified], feature_extractor_weights_path=str(inception), **options
-    )
-    found, wanted = (
-        utils.get_featuresdict_from_dataset(_Pictures(part), network, batch_size, save_cpu_ram=False, **options)
-        for part in (generated, real)
-    )
-    statistics = statistics or metric_fid.fid_features_to_statistics(wanted[pooled].double())
-    own = metric_fid.fid_features_to_statistics(found[pooled].double())
-    scores = {
-        **metric_fid.fid_statistics_to_metric(own, statistics, verbose=False),
-        **metric_isc.isc_featuresdict_to_metric(found, classified, **options),
-        **metric_prc.prc_featuresdict_to_metric(found, wanted, pooled, **options),
-    }
-    names = {
-        "fid": metric_fid.KEY_METRIC_FID,
-        "inception_score": metric_isc.KEY_METRIC_ISC_MEAN,
-        "precision": metric_prc.KEY_METRIC_PRECISION,
-        "recall": metric_prc.KEY_METRIC_RECALL,
-    }
-    return {name: Score(float(scores[key]), len(generated)) for name, key in names.items()}
+    def embed(pictures: np.ndarray, what: str) -> list[np.ndarray]:
+        def batch(part: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+            return network.embed_batch(pictures[part[0] : part[-1] + 1])
 
+        found = processes.map(batch, range(len(pictures)), batch_size, f"features of {what} pictures")
+        return [np.stack(values) for values in zip(*found, strict=True)]
 
-def _features(model: Judge, samples: np.ndarray, batch_size: int) -> np.ndarray:
-    parts = []
-    for start in tqdm(range(0, len(samples), batch_size), desc="features", disable=None):
-        pictures = [Image.fromarray(np.array(one)) for one in samples[start : start + batch_size]]
-        parts.append(model.embed_images(pictures, batch_size))
-    return np.concatenate(parts)
-
-
-def _scores_of_features(generated: np.ndarray, real: np.ndarray) -> dict[str, Score]:
-    precise, recalled = precision_recall_outcomes(generated, real)
+    (features, logits), (references, _) = embed(generated, "generated"), embed(real, "real")
+    if statistics is not None:
+        fid = Score(frechet_of_moments(FeatureSums.of(features).moments(), statistics), len(generated))
+    else:
+        fid = frechet_score(dict(enumerate(features)), dict(enumerate(references)))
+    precise, recalled = precision_recall_outcomes(features, references)
     return {
-        "frechet": jackknife_score(frechet_distance, generated, real),
+        "fid": fid,
+        "inception_score": Score(inception_score(logits), len(generated)),
+        "precision": share_score(precise),
+        "recall": share_score(recalled),
+    }
+
+
+def _scores_of_features(
+    model: Judge, generated: np.ndarray, real: np.ndarray, batch_size: int, processes: Processes
+) -> dict[str, Score]:
+    def embed(pictures: np.ndarray, what: str) -> np.ndarray:
+        def batch(part: list[int]) -> np.ndarray:
+            return model.embed_images([Image.fromarray(np.array(pictures[number])) for number in part], batch_size)
+
+        return np.stack(processes.map(batch, range(len(pictures)), batch_size, f"features of {what} pictures"))
+
+    features, references = embed(generated, "generated"), embed(real, "real")
+    precise, recalled = precision_recall_outcomes(features, references)
+    return {
+        "frechet": frechet_score(dict(enumerate(features)), dict(enumerate(references))),
         "precision": share_score(precise),
         "recall": share_score(recalled),
     }

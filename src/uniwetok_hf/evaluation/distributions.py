@@ -6,7 +6,13 @@ The features come from any model. A value is comparable only together with the f
 the number of samples, which results therefore name.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
+
+from .intervals import NUM_GROUPS, Score, jackknife_interval, jackknife_score
+from .processes import ALONE, Processes
 
 
 def frechet_distance(features: np.ndarray, references: np.ndarray) -> float:
@@ -34,6 +40,80 @@ def frechet_distance(features: np.ndarray, references: np.ndarray) -> float:
 def _factor(values: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """A [min(N, channels), channels] with A^T A = the sample covariance."""
     return np.linalg.qr((values - mean) / np.sqrt(len(values) - 1), mode="r")
+
+
+@dataclass
+class FeatureSums:
+    """Sums over features, float64: their number, `total` [channels] and `products` [channels, channels], the sum of
+    x x^T. They add up over parts of a set and over processes, whatever the number of features."""
+
+    count: int
+    total: np.ndarray
+    products: np.ndarray
+
+    @classmethod
+    def of(cls, features: np.ndarray, processes: Processes = ALONE) -> "FeatureSums":
+        """Of this process' features [N, channels], N may be 0, and those of the others."""
+        features = np.asarray(features, dtype=np.float64)
+        own = np.array([len(features)]), features.sum(axis=0), features.T @ features
+        count, total, products = map(processes.sum, own)
+        return cls(int(count[0]), total, products)
+
+    def __sub__(self, part: "FeatureSums") -> "FeatureSums":
+        return FeatureSums(self.count - part.count, self.total - part.total, self.products - part.products)
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean [channels] and sample covariance [channels, channels]."""
+        mean = self.total / self.count
+        return mean, (self.products - self.count * np.outer(mean, mean)) / (self.count - 1)
+
+
+def frechet_of_moments(
+    moments: tuple[np.ndarray, np.ndarray], reference_moments: tuple[np.ndarray, np.ndarray]
+) -> float:
+    """[`frechet_distance`] of two normal distributions, each given by mean [channels] and covariance [channels,
+    channels]."""
+    (mean, covariance), (reference_mean, reference_covariance) = moments, reference_moments
+    mixed = np.linalg.svd(_root(covariance) @ _root(reference_covariance).T, compute_uv=False).sum()
+    value = ((mean - reference_mean) ** 2).sum() + np.trace(covariance) + np.trace(reference_covariance) - 2 * mixed
+    return max(0.0, float(value))
+
+
+def _root(covariance: np.ndarray) -> np.ndarray:
+    """A [rank, channels] with A^T A = a covariance; what rounding makes of eigenvalues of zero is left out."""
+    values, vectors = np.linalg.eigh(covariance)
+    kept = values > np.finfo(np.float64).eps * len(values) * values.max(initial=0)
+    return np.sqrt(values[kept])[:, None] * vectors.T[kept]
+
+
+def frechet_score(
+    features: Mapping[int, np.ndarray], references: Mapping[int, np.ndarray], processes: Processes = ALONE
+) -> Score:
+    """
+    The Fréchet distance of two sets that lie in several processes, with a jackknife of their groups i modulo 20.
+
+    Features of few pictures are brought together. Of more pictures than channels, only sums are.
+
+    Args:
+        features, references: this process' features [channels], by the number of the picture.
+    """
+    channels = max(processes.gather(max((len(one) for one in references.values()), default=0)))
+    sets = features, references
+    counts = [sum(processes.gather(len(own))) for own in sets]
+    if min(counts) <= channels:
+        return jackknife_score(frechet_distance, *(np.stack(processes.merge(own)) for own in sets))
+
+    def sums(own: Mapping[int, np.ndarray], group: int | None = None) -> FeatureSums:
+        chosen = [one for number, one in own.items() if group is None or number % NUM_GROUPS == group]
+        return FeatureSums.of(np.array(chosen).reshape(len(chosen), channels), processes)
+
+    whole = [sums(own) for own in sets]
+    value = frechet_of_moments(*(one.moments() for one in whole))
+    without = []
+    for group in range(NUM_GROUPS):
+        parts = [one - sums(own, group) for one, own in zip(whole, sets, strict=True)]
+        without.append(frechet_of_moments(*(part.moments() for part in parts)))
+    return Score(value, counts[0], jackknife_interval(value, without))
 
 
 def precision_recall(features: np.ndarray, references: np.ndarray, num_neighbours: int = 3) -> tuple[float, float]:

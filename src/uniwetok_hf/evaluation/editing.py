@@ -19,6 +19,7 @@ from .generation import generate_all, generation_protocol
 from .intervals import Score, mean_score, share_score
 from .judges import Judge
 from .metrics import psnr
+from .processes import ALONE, Processes
 from .reconstruction import reconstruct_all
 from .reports import Report, score_rows
 
@@ -47,6 +48,7 @@ def evaluate_editing(
     describe_first: bool | None = None,
     seed: int = 0,
     batch_size: int = 16,
+    processes: Processes = ALONE,
 ) -> Report:
     """
     Edits the pictures of all rows and scores the results.
@@ -61,6 +63,10 @@ def evaluate_editing(
         num_inference_steps, guidance_scale: of both pipelines, their defaults when None.
         image_guidance_scale, describe_first: of `edit_pipe`, its defaults when None.
         seed: of the choice of rivals; picture i is generated with the seed `seed` + i.
+        processes: those that share the edits, batch by batch.
+
+    Returns:
+        The report, the same in all processes.
 
     Raises:
         ValueError: when there are no edits.
@@ -81,15 +87,16 @@ def evaluate_editing(
     call = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     edit_call = call | {"image_guidance_scale": image_guidance_scale, "describe_first": describe_first}
     results = {
-        "model": generate_all(edit_pipe, instructions, sources, seed, batch_size, **edit_call),
+        "model": generate_all(edit_pipe, instructions, sources, seed, batch_size, processes, **edit_call),
         "copy of the source": sources,
-        "words alone": generate_all(pipe, instructions, None, seed, batch_size, **call),
-        "targets, through the codes": reconstruct_all(pipe.mllm.vision_model, targets, seed, batch_size),
+        "words alone": generate_all(pipe, instructions, None, seed, batch_size, processes, **call),
+        "targets, through the codes": reconstruct_all(pipe.mllm.vision_model, targets, seed, batch_size, processes),
     }
 
     report = Report("editing")
     for what, pictures in results.items():
-        outcomes = edit_outcomes(pictures, pairs, judge)
+        judged = list(zip(pictures, pairs, strict=True))
+        outcomes = processes.map(lambda part: edit_outcomes(*zip(*part, strict=True), judge), judged, batch_size)
 
         def score(chosen: Sequence[int], outcomes: list = outcomes) -> dict[str, Score]:
             return edit_scores([outcomes[index] for index in chosen])

@@ -15,9 +15,10 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .choices import chance_of, choose_rivals, nearest_is_own, r_precision_outcomes, thumbnail
-from .distributions import frechet_distance, precision_recall_outcomes
-from .intervals import Score, jackknife_score, share_score
+from .distributions import frechet_score, precision_recall_outcomes
+from .intervals import Score, share_score
 from .judges import Judge
+from .processes import ALONE, Processes
 from .reconstruction import reconstruct_all
 from .reports import Report, ScoreRow
 from .rows import batched, choose_rows, fill_template
@@ -40,6 +41,7 @@ def evaluate_generation(
     guidance_scale: float | None = None,
     seed: int = 0,
     batch_size: int = 16,
+    processes: Processes = ALONE,
 ) -> Report:
     """
     Generates and scores one picture per row.
@@ -57,10 +59,11 @@ def evaluate_generation(
         num_rivals: candidates beside the right one.
         num_inference_steps, guidance_scale: of the pipeline, its defaults when None.
         seed: of the choice of rivals; picture i is generated with the seed `seed` + i.
+        processes: those that share the pictures, batch by batch.
 
     Returns:
-        The report, with rows for the model; the real pictures after the image tokenizer, a ceiling; the real pictures;
-        other real pictures.
+        The report, the same in all processes, with rows for the model; the real pictures after the image tokenizer, a
+        ceiling; the real pictures; other real pictures.
 
     Raises:
         ValueError: when fewer than two prompts differ, or the judge reads no texts.
@@ -89,10 +92,10 @@ def evaluate_generation(
         guidance_scale = pipe.config.default_guidance_scale
     call = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     pictures = {
-        "model": generate_all(pipe, prompts, seed=seed, batch_size=batch_size, **call),
-        "real, through the codes": reconstruct_all(pipe.mllm.vision_model, real, seed, batch_size),
+        "model": generate_all(pipe, prompts, seed=seed, batch_size=batch_size, processes=processes, **call),
+        "real, through the codes": reconstruct_all(pipe.mllm.vision_model, real, seed, batch_size, processes),
     }
-    scores = generation_scores(pictures, real, others, rivals, texts, judge, feature_model)
+    scores = generation_scores(pictures, real, others, rivals, texts, judge, feature_model, processes)
     report = Report("generation")
     report.rows = [ScoreRow({"what": what}, found, what == "model") for what, found in scores.items() if found]
     report.protocol = {
@@ -117,6 +120,7 @@ def generation_scores(
     texts: np.ndarray | None = None,
     judge: Judge | None = None,
     feature_model: Judge | None = None,
+    processes: Processes = ALONE,
 ) -> dict[str, dict[str, Score]]:
     """
     The scores of `pictures` by what made them, and those of real pictures.
@@ -138,17 +142,17 @@ def generation_scores(
         ]
         scores[what]["nearest_by_pixels"] = share_score(nearest, chance)
     if judge is not None:
-        references = judge.embed_images(real)
+        references = judge.embed_images(real, processes=processes)
         scores["real"]["r_precision"] = share_score(r_precision_outcomes(references, texts, rivals), chance)
         for what, made in pictures.items():
-            found = judge.embed_images(made)
+            found = judge.embed_images(made, processes=processes)
             scores[what]["r_precision"] = share_score(r_precision_outcomes(found, texts, rivals), chance)
             scores[what]["nearest_by_judge"] = share_score(r_precision_outcomes(found, references, rivals), chance)
     if feature_model is not None:
-        references = feature_model.embed_images(real)
+        references = feature_model.embed_images(real, processes=processes)
         for what, made in {**pictures, "other real": others}.items():
             if made:
-                scores[what] |= set_scores(feature_model.embed_images(made), references)
+                scores[what] |= set_scores(feature_model.embed_images(made, processes=processes), references)
     return scores
 
 
@@ -158,6 +162,7 @@ def generate_all(
     images: Sequence[Image.Image] | None = None,
     seed: int = 0,
     batch_size: int = 16,
+    processes: Processes = ALONE,
     **call,
 ) -> list[Image.Image]:
     """One picture for each prompt, in batches; picture i is generated with the seed `seed` + i.
@@ -165,6 +170,7 @@ def generate_all(
     Args:
         pipe: a [`UniWeTokPipeline`], or with `images` a [`UniWeTokEditPipeline`].
         images: the pictures to edit, of any sizes; those of one encoded size share batches.
+        processes: those that share the batches.
         call: further arguments of the pipeline.
 
     Raises:
@@ -175,19 +181,23 @@ def generate_all(
             raise ValueError(f"`prompts` must be texts that are not empty, got {prompt!r} for picture {number}.")
     sources, sizes = None, [None] * len(prompts)
     if images is not None:
+        # By each process: it takes little beside editing.
         sources = [source for part in batched(images, batch_size) for source in pipe.encode_image(part)]
         sizes = [source.pixel_size for source in sources]
-    generated: list = [None] * len(prompts)
-    with tqdm(total=len(prompts), desc="generating" if images is None else "editing", disable=None) as bar:
-        for size in dict.fromkeys(sizes):
-            for part in batched((i for i, own in enumerate(sizes) if own == size), batch_size):
-                picture = {} if sources is None else {"image": [sources[i] for i in part]}
-                generators = [torch.Generator().manual_seed(seed + i) for i in part]
-                results = pipe(prompt=[prompts[i] for i in part], generator=generators, **picture, **call).images
-                for i, result in zip(part, results, strict=True):
-                    generated[i] = result
-                bar.update(len(part))
-    return generated
+    parts = [
+        part
+        for size in dict.fromkeys(sizes)
+        for part in batched((i for i, own in enumerate(sizes) if own == size), batch_size)
+    ]
+    generated = {}
+    with processes.bar(len(prompts), "generating" if images is None else "editing") as bar:
+        for _, part in processes.own(parts):
+            picture = {} if sources is None else {"image": [sources[i] for i in part]}
+            generators = [torch.Generator().manual_seed(seed + i) for i in part]
+            results = pipe(prompt=[prompts[i] for i in part], generator=generators, **picture, **call).images
+            generated |= zip(part, results, strict=True)
+            bar.update(len(part))
+    return processes.merge(generated)
 
 
 def generate_classes(pipe, classes: Sequence[int], batch_size: int = 32) -> list[Image.Image]:
@@ -218,7 +228,7 @@ def set_scores(features: np.ndarray, references: np.ndarray) -> dict[str, Score]
         return {}
     precision, recall = precision_recall_outcomes(features, references, NUM_NEIGHBOURS)
     return {
-        "frechet": jackknife_score(frechet_distance, features, references),
+        "frechet": frechet_score(dict(enumerate(features)), dict(enumerate(references))),
         "precision": share_score(precision),
         "recall": share_score(recall),
     }

@@ -15,6 +15,7 @@ import numpy as np
 
 
 Z_95 = 1.959964
+NUM_GROUPS = 20  # of a jackknife
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def mean_of_scores(scores: Sequence[Score]) -> Score:
 
 
 def jackknife_score(
-    statistic: Callable[..., float], *samples: np.ndarray, chance: float | None = None, num_groups: int = 20
+    statistic: Callable[..., float], *samples: np.ndarray, chance: float | None = None, num_groups: int = NUM_GROUPS
 ) -> Score:
     """A statistic of whole sets, `statistic(*samples)`, with a grouped jackknife over the first axis of all of them.
 
@@ -99,9 +100,14 @@ def jackknife_score(
     if num_groups < 3:
         return Score(value, len(samples[0]), None, chance)
     kept = [[_without(sample, group, num_groups) for sample in samples] for group in range(num_groups)]
-    without = np.array([statistic(*sets) for sets in kept])
-    error = math.sqrt((num_groups - 1) / num_groups * float(((without - without.mean()) ** 2).sum()))
-    return Score(value, len(samples[0]), (value - Z_95 * error, value + Z_95 * error), chance)
+    return Score(value, len(samples[0]), jackknife_interval(value, [statistic(*sets) for sets in kept]), chance)
+
+
+def jackknife_interval(value: float, without: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of a statistic, from its values without each of the groups."""
+    values = np.asarray(without, dtype=np.float64)
+    error = math.sqrt((len(values) - 1) / len(values) * float(((values - values.mean()) ** 2).sum()))
+    return value - Z_95 * error, value + Z_95 * error
 
 
 def _without(sample: Sequence | np.ndarray, group: int, num_groups: int) -> np.ndarray:

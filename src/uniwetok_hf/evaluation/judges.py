@@ -20,6 +20,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from ..losses.perceptual import LPIPS, FeatureDistance, PerceptualLoss
 from ..provenance import check_unseen, short_name, weight_digests
+from .processes import ALONE, Processes
 
 
 NOT_CHECKED = "not checked"
@@ -91,16 +92,18 @@ class Judge:
         digest = hashlib.sha256(" ".join(weight_digests(self.model)).encode()).hexdigest()[:8]
         return f"{self.name} ({type(self.model).__name__}, weights {digest})"
 
+    def embed_images(
+        self, images: Sequence[Image.Image], batch_size: int = 32, processes: Processes = ALONE
+    ) -> np.ndarray:
+        """Features float32 [N, channels] of RGB pictures of any sizes; `processes` share the batches."""
+        return np.stack(processes.map(self._embed_batch, images, batch_size))
+
     @torch.no_grad()
-    def embed_images(self, images: Sequence[Image.Image], batch_size: int = 32) -> np.ndarray:
-        """Features float32 [N, channels] of RGB pictures of any sizes."""
-        parts = []
-        for start in range(0, len(images), batch_size):
-            inputs = self.image_processor(images=list(images[start : start + batch_size]), return_tensors="pt")
-            inputs = {name: self._place(value) for name, value in inputs.items()}
-            output = self.model.get_image_features(**inputs) if self.reads_texts else self.model(**inputs)
-            parts.append(self._pooled(output).float().cpu().numpy())
-        return np.concatenate(parts)
+    def _embed_batch(self, images: list[Image.Image]) -> np.ndarray:
+        inputs = self.image_processor(images=images, return_tensors="pt")
+        inputs = {name: self._place(value) for name, value in inputs.items()}
+        output = self.model.get_image_features(**inputs) if self.reads_texts else self.model(**inputs)
+        return self._pooled(output).float().cpu().numpy()
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:

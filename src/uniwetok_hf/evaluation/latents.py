@@ -13,7 +13,6 @@ from operator import length_hint
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from ..losses.distillation import PrePostDistillation
 from ..losses.teacher import Teacher
@@ -23,8 +22,9 @@ from ..provenance import short_name
 from .choices import cosines, thumbnail, top_k_outcomes
 from .intervals import Score, share_score
 from .probe import linear_probe_outcomes
+from .processes import ALONE, Processes
 from .reports import Report, ScoreRow
-from .rows import batched
+from .rows import batched, own_batches
 
 
 PIXELS = "8x8 pixels"
@@ -41,6 +41,7 @@ def evaluate_latents(
     teacher: Teacher | None = None,
     templates: Sequence[str] = ("a photo of {label}",),
     batch_size: int = 16,
+    processes: Processes = ALONE,
 ) -> Report:
     """
     Accuracy of a label that is read from latents and codes.
@@ -51,6 +52,10 @@ def evaluate_latents(
         train_rows: rows that linear probes are fitted on; without them there are no probes.
         pools, teacher: of the Pre-Post Distillation that the model was trained with, for zero-shot accuracy.
         templates: texts of the classes, with `{label}` in them; the directions of the texts of a class are averaged.
+        processes: those that share the pictures, batch by batch.
+
+    Returns:
+        The report, the same in all processes.
 
     Raises:
         ValueError: for a size that is no multiple of the stride, pools for another number of bits or another teacher,
@@ -59,7 +64,7 @@ def evaluate_latents(
     report, stride = Report("latents"), model.config.stride
     if size < stride or size % stride:
         raise ValueError(f"`size` must be a multiple of the model's {stride} pixels, got {size}.")
-    settings = (size, label, image_column, pools, teacher, batch_size)
+    settings = (size, label, image_column, pools, teacher, batch_size, processes)
     test = embed_rows(model, rows, *settings)
     classes, texts, train = sorted(set(test.labels)), None, None
     report.protocol = {
@@ -99,6 +104,7 @@ def embed_rows(
     pools: PrePostDistillation | None = None,
     teacher: Teacher | None = None,
     batch_size: int = 16,
+    processes: Processes = ALONE,
 ) -> EmbeddedPictures:
     """Vectors of all rows, at centre crops of `size` x `size` pixels (the crop of `reconstruction`). Arguments as in
     [`evaluate_latents`]."""
@@ -106,33 +112,36 @@ def embed_rows(
         raise ValueError(f"`pools` are for {pools.config['num_bits']} bits, the model has {model.config.num_bits}.")
     square = {"height": size, "width": size}
     processor = UniWeTokImageProcessor(stride=model.config.stride, fit="crop", size=square)
-    embedded, means, pooled = EmbeddedPictures(), {}, {}
-    with tqdm(total=length_hint(rows) or None, desc="encoding", disable=None) as bar:
-        for part in batched(rows, batch_size):
+    found = {}
+    with processes.bar(length_hint(rows), "encoding") as bar:
+        for number, part in own_batches(rows, batch_size, processes):
+            bar.update(batch_size)
+            if not part:
+                continue
             pictures = [row[image_column] for row in part]
             pixel_values = processor(pictures)["pixel_values"].to(model.device)
-            found = model.encode(pixel_values.to(model.dtype))
-            latents, codes = found.latents.float(), found.codes.float()
-            vectors = {
+            encoded = model.encode(pixel_values.to(model.dtype))
+            latents, codes = encoded.latents.float(), encoded.codes.float()
+            means = {
                 "latents": latents.mean((2, 3)),
                 "codes": codes.mean((2, 3)),
                 PIXELS: torch.stack([torch.from_numpy(thumbnail(picture, 8)).flatten() for picture in pictures]),
             }
-            inside = {}
+            pooled = {}
             if pools is not None:
-                inside = {"latents": pools.embed_latents(latents), "codes": pools.embed_codes(codes)}
+                pooled = {"latents": pools.embed_latents(latents), "codes": pools.embed_codes(codes)}
             if teacher is not None:
-                vectors["teacher"] = inside["teacher"] = teacher.embed_pictures(pixel_values)
-            for kept, new in ((means, vectors), (pooled, inside)):
-                for name, values in new.items():
-                    kept.setdefault(name, []).append(values.cpu().numpy())
-            embedded.labels += [str(row[label]) for row in part]
-            bar.update(len(part))
-    if not embedded.labels:
+                means["teacher"] = pooled["teacher"] = teacher.embed_pictures(pixel_values)
+            vectors = [{name: values.cpu().numpy() for name, values in kind.items()} for kind in (means, pooled)]
+            found[number] = EmbeddedPictures([str(row[label]) for row in part], *vectors)
+    parts = processes.merge(found)
+    if not parts:
         raise ValueError("`rows` holds no picture that can be read.")
-    embedded.means = {name: np.concatenate(parts) for name, parts in means.items()}
-    embedded.pooled = {name: np.concatenate(parts) for name, parts in pooled.items()}
-    return embedded
+    return EmbeddedPictures(
+        [one for part in parts for one in part.labels],
+        {name: np.concatenate([part.means[name] for part in parts]) for name in parts[0].means},
+        {name: np.concatenate([part.pooled[name] for part in parts]) for name in parts[0].pooled},
+    )
 
 
 def class_embeddings(teacher: Teacher, labels: Sequence[str], templates: Sequence[str]) -> np.ndarray:

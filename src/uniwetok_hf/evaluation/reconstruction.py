@@ -17,18 +17,20 @@ import numpy as np
 import PIL
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
+from ..modeling.codes_uniwetok import pack_codes, unpack_codes
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..modeling.modeling_uniwetok import UniWeTokModel
 from .baselines import small_thumbnail, webp, white
 from .bits import BitStatistics
-from .distributions import frechet_distance
-from .intervals import Score, jackknife_score, mean_score
+from .distributions import frechet_score
+from .inception import InceptionFeatures
+from .intervals import Score, mean_score
 from .judges import Judge, PerceptualNetwork
 from .metrics import perceptual_distance, psnr, ssim
+from .processes import ALONE, Processes
 from .reports import Report, ScoreRow, score_rows
-from .rows import batched
+from .rows import own_batches
 
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
@@ -42,10 +44,11 @@ def evaluate_reconstruction(
     sizes: Sequence[int | None] = (None,),
     image_column: str = "image",
     by: str | None = None,
-    feature_model: Judge | None = None,
+    feature_model: Judge | InceptionFeatures | None = None,
     perceptual: PerceptualNetwork | None = None,
     seed: int = 0,
     batch_size: int = 16,
+    processes: Processes = ALONE,
 ) -> Report:
     """
     Scores of the model and the baselines at each size.
@@ -54,13 +57,15 @@ def evaluate_reconstruction(
         rows: with a PIL picture in `image_column` ([`PictureRows`]). One batch is kept at a time.
         sizes: sides of the square crops in pixels, multiples of the model's stride; None for the native size.
         by: column whose values have a row of the table each, beside the row of all pictures.
-        feature_model: a vision model for the Fréchet distance.
+        feature_model: a vision model for the Fréchet distance; FID's Inception network gives rFID.
         perceptual: a network for the perceptual distance.
         seed: of the decoder's noise.
+        processes: those that share the pictures, batch by batch.
 
     Returns:
-        The report. Its facts are statistics of the codes, the number of pictures that were enlarged, and the number of
-        pictures that WebP can't make as small as their codes, which are left out of its scores.
+        The report, the same in all processes. Its facts are statistics of the codes, the number of pictures that were
+        enlarged, and the number of pictures that WebP can't make as small as their codes, which are left out of its
+        scores.
 
     Raises:
         ValueError: for a size that is no multiple of the stride, or when there is no picture.
@@ -70,16 +75,19 @@ def evaluate_reconstruction(
         if size is not None and (size < stride or size % stride):
             raise ValueError(f"`size` must be a multiple of the model's {stride} pixels, got {size}.")
     tables = [_SizeTable(model, size, feature_model, perceptual, seed) for size in sizes]
-    with tqdm(total=length_hint(rows) or None, desc="reconstructing", disable=None) as bar:
-        for part in batched(rows, batch_size):
-            groups = [str(row[by]) if by else "" for row in part]
-            for table in tables:
-                table.add([row[image_column] for row in part], groups)
-            bar.update(len(part))
-    if not tables[0].groups:
+    with processes.bar(length_hint(rows), "reconstructing") as bar:
+        for number, part in own_batches(rows, batch_size, processes):
+            if part:
+                numbers = range(number * batch_size, number * batch_size + len(part))
+                groups = [str(row[by]) if by else "" for row in part]
+                for table in tables:
+                    table.add(numbers, [row[image_column] for row in part], groups)
+            bar.update(batch_size)
+    if not any(processes.gather(len(tables[0].groups))):
         raise ValueError("`rows` holds no picture that can be read.")
 
     for table in tables:
+        table.merge(processes)
         report.rows += table.rows()
         report.facts[f"codes at {table.size or NATIVE}"] = table.facts()
     report.protocol = {
@@ -98,28 +106,29 @@ def evaluate_reconstruction(
 
 
 class _SizeTable:
-    """The scores of all methods at one size; only numbers are kept of the pictures."""
+    """The scores of all methods at one size. Of the pictures only numbers and codes are kept, by their places."""
 
-    def __init__(self, model, size, feature_model: Judge | None, perceptual: PerceptualNetwork | None, seed: int):
+    def __init__(self, model, size, feature_model, perceptual, seed: int):
         crop = {"fit": "crop", "size": {"height": size, "width": size}} if size is not None else {}
         self.processor = UniWeTokImageProcessor(stride=model.config.stride, **crop)
         self.model, self.size, self.seed = model, size, seed
         self.feature_model, self.perceptual = feature_model, perceptual
-        self.groups: list[str] = []
-        self.values: dict[str, dict[str, list[float]]] = {method: {} for method in METHODS}  # nan: no score
-        self.features: dict[str, list[np.ndarray]] = {method: [] for method in (*METHODS, "reference")}
-        self.statistics = BitStatistics(model.config.num_bits)
-        self.num_enlarged = self.num_without_webp = 0
+        self.groups: dict[int, str] = {}
+        self.enlarged: dict[int, bool] = {}
+        self.packed_codes: dict[int, np.ndarray] = {}  # uint8 [1, h, w, bits / 8]
+        self.values: dict[str, dict[int, dict[str, float]]] = {method: {} for method in METHODS}  # nan: no score
+        self.features: dict[str, dict[int, np.ndarray]] = {method: {} for method in (*METHODS, "reference")}
 
-    def add(self, pictures: Sequence[Image.Image], groups: Sequence[str]) -> None:
+    def add(self, numbers: Sequence[int], pictures: Sequence[Image.Image], groups: Sequence[str]) -> None:
         """Reconstructs pictures and scores the outputs of all methods."""
         found = reconstruct(self.model, pictures, self.seed, self.processor)
-        self.groups += groups
-        self.num_enlarged += sum(min(picture.size) < (self.size or 0) for picture in pictures)
-        self.statistics.add_all(one.codes for one in found)
+        self.groups |= zip(numbers, groups, strict=True)
+        self.enlarged |= {
+            number: min(picture.size) < (self.size or 0) for number, picture in zip(numbers, pictures, strict=True)
+        }
+        self.packed_codes |= zip(numbers, (pack_codes(one.codes[None]).cpu().numpy() for one in found), strict=True)
         originals = [one.original for one in found]
         squeezed = [webp(one.original, one.num_bytes) for one in found]
-        self.num_without_webp += squeezed.count(None)
         outputs = (
             [one.result for one in found],
             [None if result is None else result[0] for result in squeezed],
@@ -127,13 +136,14 @@ class _SizeTable:
             [white(original) for original in originals],
         )
         for method, results in zip(METHODS, outputs, strict=True):
-            for result, original in zip(results, originals, strict=True):
-                for metric, value in self._score(result, original).items():
-                    self.values[method].setdefault(metric, []).append(value)
+            for number, result, original in zip(numbers, results, originals, strict=True):
+                self.values[method][number] = self._score(result, original)
         if self.feature_model is not None:
             for method, results in zip(self.features, (*outputs, originals), strict=True):
-                if made := [result for result in results if result is not None]:
-                    self.features[method].append(self.feature_model.embed_images(made))
+                made = {number: one for number, one in zip(numbers, results, strict=True) if one is not None}
+                if made:
+                    embedded = self.feature_model.embed_images(list(made.values()))
+                    self.features[method] |= zip(made, embedded, strict=True)
 
     def _score(self, result: Image.Image | None, original: Image.Image) -> dict[str, float]:
         """The metrics of one output; nan without an output, and for SSIM where a side is shorter than its window."""
@@ -147,6 +157,21 @@ class _SizeTable:
             scores["perceptual"] = math.nan if result is None else perceptual_distance(result, original, network)
         return scores
 
+    def merge(self, processes: Processes) -> None:
+        """Brings together what all processes have found, in the order of the pictures."""
+        self.all_groups = processes.merge(self.groups)
+        self.all_values = {method: processes.merge(found) for method, found in self.values.items()}
+        self.num_enlarged = sum(processes.merge(self.enlarged))
+        self.statistics = BitStatistics(self.model.config.num_bits)
+        self.statistics.add_all(
+            unpack_codes(torch.from_numpy(packed)) for packed in processes.merge(self.packed_codes)
+        )
+        self.frechet = {
+            method: frechet_score(found, self.features["reference"], processes)
+            for method, found in self.features.items()
+            if method in METHODS and sum(processes.gather(len(found))) >= 3
+        }
+
     def rows(self) -> list[ScoreRow]:
         """The table, method by method. A method without an output in a group has no row there."""
         label = NATIVE if self.size is None else f"{self.size}x{self.size}"
@@ -154,30 +179,24 @@ class _SizeTable:
         for method in METHODS:
 
             def score(chosen: Sequence[int], method: str = method) -> dict[str, Score]:
-                values = {metric: [found[i] for i in chosen] for metric, found in self.values[method].items()}
-                if all(math.isnan(value) for value in values["psnr"]):
+                values = [self.all_values[method][i] for i in chosen]
+                if all(math.isnan(found["psnr"]) for found in values):
                     return {}
-                scores = {metric: mean_score(found) for metric, found in values.items()}
-                if len(chosen) == len(self.groups):
-                    scores |= self._frechet(method)
+                scores = {metric: mean_score(found[metric] for found in values) for metric in values[0]}
+                if len(chosen) == len(self.all_groups) and method in self.frechet:
+                    scores["rfid" if isinstance(self.feature_model, InceptionFeatures) else "frechet"] = self.frechet[
+                        method
+                    ]
                 return scores
 
-            rows += score_rows({"what": method, "size": label}, self.groups, score, method == "model")
+            rows += score_rows({"what": method, "size": label}, self.all_groups, score, method == "model")
         return rows
-
-    def _frechet(self, method: str) -> dict[str, Score]:
-        if not self.features[method]:
-            return {}
-        features, references = np.concatenate(self.features[method]), np.concatenate(self.features["reference"])
-        if len(features) < 3:
-            return {}
-        return {"frechet": jackknife_score(frechet_distance, features, references)}
 
     def facts(self) -> dict[str, float | int]:
         """Statistics of the codes, and the counts of pictures that are not measured like the others."""
         counts = {
             "pictures_that_were_enlarged": self.num_enlarged,
-            "pictures_too_small_for_WebP": self.num_without_webp,
+            "pictures_too_small_for_WebP": sum(math.isnan(found["psnr"]) for found in self.all_values[METHODS[1]]),
         }
         return {name: count for name, count in counts.items() if count} | self.statistics.compute()
 
@@ -237,11 +256,14 @@ def reconstruct_prepared(
 
 
 def reconstruct_all(
-    model: UniWeTokModel, pictures: Sequence[Image.Image], seed: int = 0, batch_size: int = 16
+    model: UniWeTokModel,
+    pictures: Sequence[Image.Image],
+    seed: int = 0,
+    batch_size: int = 16,
+    processes: Processes = ALONE,
 ) -> list[Image.Image]:
     """Pictures after the image tokenizer: the ceiling of what a model that writes its codes can reach."""
-    parts = [pictures[start : start + batch_size] for start in range(0, len(pictures), batch_size)]
-    return [one.result for part in parts for one in reconstruct(model, part, seed)]
+    return processes.map(lambda part: [one.result for one in reconstruct(model, part, seed)], pictures, batch_size)
 
 
 def photographs() -> list[dict]:

@@ -23,6 +23,7 @@ METRICS = {
     "ssim": ("SSIM ↑", "{:.3f}"),
     "perceptual": ("perceptual ↓", "{:.3f}"),
     "frechet": ("Fréchet ↓", "{:.2f}"),
+    "rfid": ("rFID ↓", "{:.2f}"),
     "fid": ("FID ↓", "{:.2f}"),
     "inception_score": ("inception score ↑", "{:.1f}"),
     "precision": ("precision ↑", "{:.1%}"),

@@ -3,7 +3,7 @@
 
 import re
 import string
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
 from operator import length_hint
 
@@ -14,11 +14,13 @@ from ..data.archives import ERROR_COLUMN
 from ..data.images import ImageReadError, read_image
 from ..data.skipped import MAX_SHARE, SkippedItems
 from ..data.sources import read_cell
+from .processes import ALONE, Processes
 
 
 class PictureRows:
     """
-    The rows of an evaluation, read when they are iterated. Class labels are given by name.
+    The rows of an evaluation, read when they are iterated. Class labels are given by name. Rows without one of
+    `pictures` or of `columns` are left out; `skipped` has the reasons.
 
     Args:
         rows: a `datasets.Dataset`, a stream, or dicts.
@@ -27,8 +29,6 @@ class PictureRows:
         picture_lists: columns of lists of pictures, which rows may lack or have empty (None). Of a list, only the
             pictures that can't be read are left out.
         count, seed: as in [`choose_rows`].
-        skipped: a list for the reasons why rows and pictures can't be used; rows without one of `pictures` or of
-            `columns` are left out.
         max_skipped_share: largest share of the rows that may be left out; ten always may.
 
     Raises:
@@ -42,7 +42,6 @@ class PictureRows:
         columns: Iterable[str] = (),
         count: int | None = None,
         seed: int = 0,
-        skipped: list[str] | None = None,
         picture_lists: Sequence[str] = (),
         max_skipped_share: float = MAX_SHARE,
     ):
@@ -51,31 +50,64 @@ class PictureRows:
         self.pictures, self.picture_lists = pictures, picture_lists
         features = getattr(self.rows, "features", None) or {}
         self.class_names = {name: feature.names for name, feature in features.items() if hasattr(feature, "names")}
-        self.skipped = [] if skipped is None else skipped
         self.columns, self.max_skipped_share = columns, max_skipped_share
+        self.skipped: dict[int, list[str]] = {}  # by the number of the row
+        self.num_rows = 0  # read by all processes
 
     def __iter__(self) -> Iterator[dict]:
-        counts = SkippedItems(self.max_skipped_share)
-        for number, row in enumerate(self.rows):
-            before = len(self.skipped)
-            yield from self._read(number, row)
-            counts.add(self.skipped[before:], 1)
+        for _, rows in self.batches(1):
+            yield from rows
 
-    def _read(self, number: int, row: Mapping) -> Iterator[dict]:
+    def batches(self, size: int, processes: Processes = ALONE) -> Iterator[tuple[int, list[dict]]]:
+        """This process' batches of `size` rows, with their numbers. Rows that are left out leave a batch shorter, or
+        empty."""
+        counts = SkippedItems(self.max_skipped_share)
+        self.skipped, self.num_rows = {}, 0
+        for number, part in processes.own(self._parts(size)):
+            read = []
+            for index, row in part:
+                read += self._read(index, row)
+                counts.add(self.skipped.get(index, []), 1)
+            yield number, read
+
+    def _parts(self, size: int) -> Iterator[Iterable[tuple[int, Mapping]]]:
+        """Rows with their numbers. Those of other processes are read from a stream only."""
+        if isinstance(self.rows, Sized):
+            for numbers in batched(range(len(self.rows)), size):
+                self.num_rows += len(numbers)
+                yield ((index, self.rows[index]) for index in numbers)
+        else:
+            for part in batched(enumerate(self.rows), size):
+                self.num_rows += len(part)
+                yield part
+
+    def all_skipped(self, processes: Processes = ALONE) -> list[str]:
+        """The reasons of all processes, in the order of the rows.
+
+        Raises:
+            ValueError: when too many rows are left out.
+        """
+        reasons = [reason for own in processes.merge(self.skipped) for reason in own]
+        SkippedItems(self.max_skipped_share).add(reasons, self.num_rows)
+        return reasons
+
+    def _read(self, number: int, row: Mapping) -> list[dict]:
         """The row, or nothing when it is left out."""
         if row.get(ERROR_COLUMN):
-            self.skipped.append(f"row {number}: {row[ERROR_COLUMN]}")
-        elif missing := [name for name in self.columns if row.get(name) is None]:
-            self.skipped.append(f"row {number} has no {', '.join(missing)}")
-        else:
-            try:
-                read = {column: picture_of(row.get(column), f"{column} of row {number}") for column in self.pictures}
-            except ImageReadError as error:
-                self.skipped.append(str(error))
-                return
-            labels = {name: names[row[name]] for name, names in self.class_names.items()}
-            lists = {column: self._read_list(row.get(column), column, number) for column in self.picture_lists}
-            yield dict(row) | labels | read | lists
+            return self._skip(number, f"row {number}: {row[ERROR_COLUMN]}")
+        if missing := [name for name in self.columns if row.get(name) is None]:
+            return self._skip(number, f"row {number} has no {', '.join(missing)}")
+        try:
+            read = {column: picture_of(row.get(column), f"{column} of row {number}") for column in self.pictures}
+        except ImageReadError as error:
+            return self._skip(number, str(error))
+        labels = {name: names[row[name]] for name, names in self.class_names.items()}
+        lists = {column: self._read_list(row.get(column), column, number) for column in self.picture_lists}
+        return [dict(row) | labels | read | lists]
+
+    def _skip(self, number: int, reason: str) -> list[dict]:
+        self.skipped.setdefault(number, []).append(reason)
+        return []
 
     def _read_list(self, cells: Sequence | None, column: str, number: int) -> list[Image.Image] | None:
         if cells is None:
@@ -85,11 +117,16 @@ class PictureRows:
             try:
                 pictures.append(picture_of(cell, f"{column}[{position}] of row {number}"))
             except ImageReadError as error:
-                self.skipped.append(str(error))
+                self._skip(number, str(error))
         return pictures
 
     def __length_hint__(self) -> int:
         return length_hint(self.rows)
+
+
+def own_batches(rows: Iterable, size: int, processes: Processes = ALONE) -> Iterator[tuple[int, list[dict]]]:
+    """This process' batches of rows, with their numbers. Of [`PictureRows`], no others are read."""
+    return rows.batches(size, processes) if isinstance(rows, PictureRows) else processes.own(batched(rows, size))
 
 
 def choose_rows(rows: Iterable[Mapping], columns: Iterable[str] = (), count: int | None = None, seed: int = 0):
