@@ -42,6 +42,8 @@ EXTRAS = {
     # What examples/emoji draws its data with.
     "emoji": ["datasets>=5.2.0", "python-avatars>=1.4.1", "resvg-py>=0.5.0"],
     "eval": ["datasets>=5.2.0", "evaluate>=0.4.6", "scikit-image>=0.26.0"],
+    # Text that is read back from reconstructions; its models come inside its wheel.
+    "ocr": ["onnxruntime>=1.32.0", "rapidocr>=3.10.0"],
     "app": ["gradio>=6.31.0"],
     "docs": ["mkdocs>=1.6.1", "mkdocs-material>=9.8.2", "mkdocstrings[python]>=1.0.8"],
     # What docs/deployment.md needs; large, so not part of `dev` (`make test-all` installs them).

@@ -40,8 +40,7 @@ def pictures(path) -> np.ndarray:
 def test_pictures_are_those_of_the_pipeline(pipe, alone):
     found = pictures(alone)
     assert found.shape == (12, 128, 128, 3) and found.dtype == np.uint8
-    labels = [number * 5 // 12 for number in range(12)]
-    assert labels == sorted(labels) and set(labels) == set(range(5))
+    labels = [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]  # every part of the file has all classes
     generators = [torch.Generator().manual_seed(stream_seed(0, number)) for number in range(5, 10)]
     for image, wanted in zip(found[5:10], pipe(labels[5:10], generator=generators).images, strict=True):
         assert (image == np.asarray(wanted)).all()

@@ -23,6 +23,7 @@ from uniwetok_hf.cli.main import main
 from uniwetok_hf.data.samples import stream_seed
 from uniwetok_hf.evaluation.benchmarks import BENCHMARKS, BenchmarkFile, collect_benchmark, run_benchmark
 from uniwetok_hf.evaluation.benchmarks.files import make_grid, plan_batches
+from uniwetok_hf.evaluation.processes import Processes
 from uniwetok_hf.signals import Stopped
 
 
@@ -179,12 +180,12 @@ def test_imgedit_names_are_keys(pipe, sets, tmp_path):
 def test_processes_and_interruptions_make_the_same_files(name, pipe, sets, tmp_path):
     run(name, pipe, sets, tmp_path / "alone")
     two, stop = tmp_path / "two", threading.Event()
-    assert run(name, pipe, sets, two, process_index=1, num_processes=2) is None or name == "wise"
+    assert run(name, pipe, sets, two, processes=Processes(1, 2)) is None or name == "wise"
     stop.set()
     with pytest.raises(Stopped, match="the same command continues from there"):
-        run(name, pipe, sets, two, process_index=0, num_processes=2, stop=stop)
+        run(name, pipe, sets, two, processes=Processes(0, 2), stop=stop)
     counted = []
-    assert run(name, pipe, sets, two, process_index=0, num_processes=2, on_images=counted.append)
+    assert run(name, pipe, sets, two, processes=Processes(0, 2), on_images=counted.append)
     assert pictures_in(two) == pictures_in(tmp_path / "alone")
     again = []
     assert run(name, pipe, sets, two, on_images=again.append)  # nothing left to do

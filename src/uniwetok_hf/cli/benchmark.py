@@ -1,12 +1,13 @@
-"""`uniwetok benchmark geneval|dpg|wise|gedit|imgedit`: pictures as the judge of each reads them, and its scores."""
+"""`uniwetok benchmark geneval|dpg|wise|gedit|imgedit`: pictures as the judge of each reads them, and its scores; and
+those of `benchmark_imagenet`."""
 
 import argparse
-import sys
 import threading
 from pathlib import Path
 
 from uniwetok_hf.signals import signals_set
 
+from . import benchmark_imagenet
 from .common import (
     CommandError,
     add_command,
@@ -18,7 +19,7 @@ from .common import (
     positive_int,
     user_errors,
 )
-from .encode_dataset import device_of_process, machine
+from .encode_dataset import device_of_process
 
 
 DESCRIPTION = """\
@@ -53,6 +54,7 @@ def add_commands(commands) -> None:
             [example.partition(" ")[2] for example in EXAMPLES if example.startswith(f"{name} ")],
         )
         _add_options(parser, name, prompts_help)
+    benchmark_imagenet.add_commands(group)
 
 
 def _add_options(parser: argparse.ArgumentParser, name: str, prompts_help: str) -> None:
@@ -74,6 +76,11 @@ def _add_options(parser: argparse.ArgumentParser, name: str, prompts_help: str) 
     else:
         parser.add_argument("--height", type=positive_int, metavar="N", help="in pixels (default: the model's)")
         parser.add_argument("--width", type=positive_int, metavar="N", help="in pixels (default: the model's)")
+        parser.add_argument(
+            "--rewriter",
+            metavar="M",
+            help="chat model that rewrites the prompts first: folder, Hub name or server's URL",
+        )
     parser.add_argument(
         "--steps", type=positive_int, metavar="N", help="diffusion steps per patch (default: the model's)"
     )
@@ -94,6 +101,7 @@ def _add_options(parser: argparse.ArgumentParser, name: str, prompts_help: str) 
 def run_benchmark(args: argparse.Namespace) -> None:
     """`uniwetok benchmark`."""
     from uniwetok_hf.evaluation.benchmarks import BENCHMARKS
+    from uniwetok_hf.evaluation.processes import Processes
 
     benchmark = BENCHMARKS[args.kind]
     output_folder(args.out)
@@ -102,24 +110,27 @@ def run_benchmark(args: argparse.Namespace) -> None:
         return
     if args.prompts is None:
         raise CommandError(f"--prompts is needed: {benchmark.prompts_help}")
-    commands = _generate(args, benchmark)
-    if commands is None:
-        print(f"{args.out}: the pictures of this process are done, others still work", file=sys.stderr)
+    with user_errors():
+        processes = Processes.join()
+    commands = _generate(args, benchmark, processes)
+    processes.gather(None)  # all are done
+    if not processes.is_main:
         return
+    if commands is None:  # when this process was done, others were not
+        commands = _generate(args, benchmark, processes)
     print(f"{args.out}: all pictures are there. In the judge's repository:")
     for line in commands:
         print(line)
     print(f"uniwetok benchmark {args.kind} {args.pipeline} {args.out} --collect WHAT_IT_WROTE")
 
 
-def _generate(args: argparse.Namespace, benchmark) -> list[str] | None:
+def _generate(args: argparse.Namespace, benchmark, processes) -> list[str] | None:
     from tqdm.auto import tqdm
 
     from uniwetok_hf.evaluation.benchmarks import run_benchmark as generate
 
     from .loading import load_pipeline
 
-    rank, world_size = machine()
     call = {
         "num_inference_steps": args.steps,
         "guidance_scale": args.guidance_scale,
@@ -130,7 +141,7 @@ def _generate(args: argparse.Namespace, benchmark) -> list[str] | None:
     with (
         user_errors(),
         signals_set(stop, "Stopping after this batch. Press Ctrl-C again to stop at once."),
-        tqdm(desc="generating", unit=" pictures", disable=None if rank == 0 else True) as bar,
+        tqdm(desc="generating", unit=" pictures", disable=None if processes.is_main else True) as bar,
     ):
         return generate(
             benchmark,
@@ -144,9 +155,9 @@ def _generate(args: argparse.Namespace, benchmark) -> list[str] | None:
             args.variant,
             args.batch_size,
             args.seed,
-            rank,
-            world_size,
-            lambda total: bar.reset(-(-total // world_size)),
+            getattr(args, "rewriter", None),
+            processes,
+            lambda total: bar.reset(-(-total // processes.count)),
             bar.update,
             stop,
             **call,

@@ -131,6 +131,9 @@ def _add_reconstruction(protocols) -> None:
     parser.add_argument(
         "--perceptual", metavar="M", help="vision model, or .safetensors file of LPIPS: adds a perceptual distance"
     )
+    parser.add_argument(
+        "--text-column", metavar="COLUMN", help="text that stands in a picture: adds the share read back (extra `ocr`)"
+    )
     _add_count(parser, None, "pictures")
     add_seed_option(parser, "seed of the decoder's noise and of the choice")
 
@@ -144,6 +147,8 @@ def measure_reconstruction(args: argparse.Namespace, opened: list, processes):
     """Runs the protocol `reconstruction`."""
     from uniwetok_hf.evaluation.judges import PerceptualNetwork
     from uniwetok_hf.evaluation.reconstruction import evaluate_reconstruction, photographs
+    from uniwetok_hf.evaluation.rows import choose_rows
+    from uniwetok_hf.evaluation.text_reading import TextReader
 
     if bool(args.data) == args.photographs:
         raise CommandError("give either DATA or --photographs")
@@ -151,6 +156,10 @@ def measure_reconstruction(args: argparse.Namespace, opened: list, processes):
         rows, image_column, by = photographs()[: args.count], "image", args.by or "name"
     else:
         rows, image_column, by = _open_rows(args, opened, [args.image_column], [args.by]), args.image_column, args.by
+    text_reader = None
+    if args.text_column:
+        choose_rows(getattr(rows, "rows", rows), [args.text_column])
+        text_reader = TextReader()
     checkpoint = find_checkpoint(args.model)
     feature_model, perceptual = _load_feature_model(args, args.device), None
     if args.features:
@@ -167,6 +176,8 @@ def measure_reconstruction(args: argparse.Namespace, opened: list, processes):
         by=by,
         feature_model=feature_model,
         perceptual=perceptual,
+        text_column=args.text_column,
+        text_reader=text_reader,
         seed=args.seed,
         batch_size=args.batch_size,
         processes=processes,

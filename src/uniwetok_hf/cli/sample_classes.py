@@ -3,6 +3,7 @@
 import argparse
 import sys
 import threading
+from pathlib import Path
 
 from uniwetok_hf.signals import signals_set
 
@@ -20,6 +21,11 @@ def add_commands(commands) -> None:
         "Under `accelerate launch` all processes share them; an interrupted run is resumed by the same command.",
         ["runs/imagenet_b/pipeline results/imagenet_b", "runs/classes/pipeline results/classes --num-images 1000"],
     )
+    add_sampling_options(parser)
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """What `run_sample_classes` reads."""
     parser.add_argument("pipeline", metavar="PIPELINE", help="class-to-image pipeline folder or Hub id")
     parser.add_argument("out", metavar="OUT", help="folder: settings.json, and at the end samples.npz")
     parser.add_argument(
@@ -43,8 +49,8 @@ def add_commands(commands) -> None:
     add_seed_option(parser, "seed of all pictures")
 
 
-def run_sample_classes(args: argparse.Namespace) -> None:
-    """`uniwetok sample-classes`."""
+def run_sample_classes(args: argparse.Namespace) -> Path | None:
+    """`uniwetok sample-classes`; returns the `.npz`, or None where other processes still work."""
     from tqdm.auto import tqdm
 
     from uniwetok_hf.evaluation.class_sampling import sample_classes
@@ -84,3 +90,4 @@ def run_sample_classes(args: argparse.Namespace) -> None:
         )
     else:
         print(result)
+    return result

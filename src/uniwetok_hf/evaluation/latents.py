@@ -208,6 +208,6 @@ def _zero_shot(
     similarities = cosines(vectors, texts)
     return {
         f"top{k}": share_score(top_k_outcomes(similarities, right, k), k / len(classes))
-        for k in (1, 5)
+        for k in (1, 5, 10)
         if k < len(classes)
     }

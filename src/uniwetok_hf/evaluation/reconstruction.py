@@ -31,11 +31,14 @@ from .metrics import perceptual_distance, psnr, ssim
 from .processes import ALONE, Processes
 from .reports import Report, ScoreRow, score_rows
 from .rows import own_batches
+from .text_reading import TextReader
+from .words import character_accuracy
 
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 NATIVE = "native"
 METHODS = ("model", "WebP of as many bytes", "8x8 thumbnail", "all white")
+ORIGINAL = "the pictures themselves"
 
 
 def evaluate_reconstruction(
@@ -46,6 +49,8 @@ def evaluate_reconstruction(
     by: str | None = None,
     feature_model: Judge | InceptionFeatures | None = None,
     perceptual: PerceptualNetwork | None = None,
+    text_column: str | None = None,
+    text_reader: TextReader | None = None,
     seed: int = 0,
     batch_size: int = 16,
     processes: Processes = ALONE,
@@ -59,6 +64,8 @@ def evaluate_reconstruction(
         by: column whose values have a row of the table each, beside the row of all pictures.
         feature_model: a vision model for the Fréchet distance; FID's Inception network gives rFID.
         perceptual: a network for the perceptual distance.
+        text_column: column of the text that can be read in a picture; rows may have None.
+        text_reader: reads it back, for the share of its characters that are right.
         seed: of the decoder's noise.
         processes: those that share the pictures, batch by batch.
 
@@ -74,14 +81,17 @@ def evaluate_reconstruction(
     for size in sizes:
         if size is not None and (size < stride or size % stride):
             raise ValueError(f"`size` must be a multiple of the model's {stride} pixels, got {size}.")
-    tables = [_SizeTable(model, size, feature_model, perceptual, seed) for size in sizes]
+    if (text_column is None) != (text_reader is None):
+        raise ValueError("`text_column` and `text_reader` must be given together.")
+    tables = [_SizeTable(model, size, feature_model, perceptual, text_reader, seed) for size in sizes]
     with processes.bar(length_hint(rows), "reconstructing") as bar:
         for number, part in own_batches(rows, batch_size, processes):
             if part:
                 numbers = range(number * batch_size, number * batch_size + len(part))
                 groups = [str(row[by]) if by else "" for row in part]
+                texts = [row.get(text_column) if text_column else None for row in part]
                 for table in tables:
-                    table.add(numbers, [row[image_column] for row in part], groups)
+                    table.add(numbers, [row[image_column] for row in part], groups, texts)
             bar.update(batch_size)
     if not any(processes.gather(len(tables[0].groups))):
         raise ValueError("`rows` holds no picture that can be read.")
@@ -102,25 +112,36 @@ def evaluate_reconstruction(
     if perceptual is not None:
         report.protocol["perceptual distance"] = perceptual.describe()
         report.protocol["did training losses see it"] = perceptual.seen
+    if text_reader is not None:
+        report.protocol["text read back"] = (
+            f"{text_reader.describe()}: 1 - edit distance / length, without case and white space, mean over pictures"
+        )
     return report
 
 
 class _SizeTable:
     """The scores of all methods at one size. Of the pictures only numbers and codes are kept, by their places."""
 
-    def __init__(self, model, size, feature_model, perceptual, seed: int):
+    def __init__(self, model, size, feature_model, perceptual, text_reader, seed: int):
         crop = {"fit": "crop", "size": {"height": size, "width": size}} if size is not None else {}
         self.processor = UniWeTokImageProcessor(stride=model.config.stride, **crop)
         self.model, self.size, self.seed = model, size, seed
-        self.feature_model, self.perceptual = feature_model, perceptual
+        self.feature_model, self.perceptual, self.text_reader = feature_model, perceptual, text_reader
         self.groups: dict[int, str] = {}
         self.enlarged: dict[int, bool] = {}
         self.packed_codes: dict[int, np.ndarray] = {}  # uint8 [1, h, w, bits / 8]
-        self.values: dict[str, dict[int, dict[str, float]]] = {method: {} for method in METHODS}  # nan: no score
+        # nan: no score
+        self.values: dict[str, dict[int, dict[str, float]]] = {method: {} for method in (*METHODS, ORIGINAL)}
         self.features: dict[str, dict[int, np.ndarray]] = {method: {} for method in (*METHODS, "reference")}
 
-    def add(self, numbers: Sequence[int], pictures: Sequence[Image.Image], groups: Sequence[str]) -> None:
-        """Reconstructs pictures and scores the outputs of all methods."""
+    def add(
+        self,
+        numbers: Sequence[int],
+        pictures: Sequence[Image.Image],
+        groups: Sequence[str],
+        texts: Sequence[str | None],
+    ) -> None:
+        """Reconstructs pictures and scores the outputs of all methods; `texts` can be read in them."""
         found = reconstruct(self.model, pictures, self.seed, self.processor)
         self.groups |= zip(numbers, groups, strict=True)
         self.enlarged |= {
@@ -138,6 +159,11 @@ class _SizeTable:
         for method, results in zip(METHODS, outputs, strict=True):
             for number, result, original in zip(numbers, results, originals, strict=True):
                 self.values[method][number] = self._score(result, original)
+        if self.text_reader is not None:
+            for method, results in zip(self.values, (*outputs, originals), strict=True):
+                for number, result, text in zip(numbers, results, texts, strict=True):
+                    read = self.values[method].setdefault(number, {})
+                    read["text"] = self._score_text(result, text)
         if self.feature_model is not None:
             for method, results in zip(self.features, (*outputs, originals), strict=True):
                 made = {number: one for number, one in zip(numbers, results, strict=True) if one is not None}
@@ -156,6 +182,10 @@ class _SizeTable:
             network = self.perceptual.network
             scores["perceptual"] = math.nan if result is None else perceptual_distance(result, original, network)
         return scores
+
+    def _score_text(self, result: Image.Image | None, text: str | None) -> float:
+        """The share of the characters that can be read; nan without an output or a text."""
+        return math.nan if result is None or not text else character_accuracy(self.text_reader(result), text)
 
     def merge(self, processes: Processes) -> None:
         """Brings together what all processes have found, in the order of the pictures."""
@@ -176,13 +206,13 @@ class _SizeTable:
         """The table, method by method. A method without an output in a group has no row there."""
         label = NATIVE if self.size is None else f"{self.size}x{self.size}"
         rows = []
-        for method in METHODS:
+        for method in (method for method, found in self.all_values.items() if found):
 
             def score(chosen: Sequence[int], method: str = method) -> dict[str, Score]:
                 values = [self.all_values[method][i] for i in chosen]
-                if all(math.isnan(found["psnr"]) for found in values):
-                    return {}
                 scores = {metric: mean_score(found[metric] for found in values) for metric in values[0]}
+                if all(math.isnan(score.value) for score in scores.values()):
+                    return {}
                 if len(chosen) == len(self.all_groups) and method in self.frechet:
                     scores["rfid" if isinstance(self.feature_model, InceptionFeatures) else "frechet"] = self.frechet[
                         method

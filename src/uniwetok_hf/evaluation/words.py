@@ -1,5 +1,6 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Scores of short answers: exact match and F1 of the words, as in SQuAD, except that articles are kept."""
+"""Scores of short answers: exact match and F1 of the words, as in SQuAD, except that articles are kept; and of texts
+that were read from pictures."""
 
 import re
 from collections import Counter
@@ -23,3 +24,16 @@ def token_f1(answer: str, reference: str) -> float:
         return float(words == wanted)
     common = sum((Counter(words) & Counter(wanted)).values())
     return 2 * common / (len(words) + len(wanted))
+
+
+def character_accuracy(found: str, wanted: str) -> float:
+    """1 - edit distance / length of the longer text, where neither case nor white space counts; 1 for equal texts."""
+    left, right = ("".join(text.casefold().split()) for text in (found, wanted))
+    if not left or not right:
+        return float(left == right)
+    row = list(range(len(right) + 1))  # edit distances of the first characters of `left` to all starts of `right`
+    for place, character in enumerate(left, 1):
+        diagonal, row[0] = row[0], place
+        for index, other in enumerate(right, 1):
+            diagonal, row[index] = row[index], min(row[index] + 1, row[index - 1] + 1, diagonal + (character != other))
+    return 1 - row[-1] / max(len(left), len(right))

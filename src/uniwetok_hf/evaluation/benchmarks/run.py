@@ -12,11 +12,13 @@ from ...files import read_json
 from ...pipelines import UniWeTokEditPipeline
 from ...provenance import short_name
 from ...version import __version__
+from ..processes import ALONE, Processes
 from ..reports import Report
 from ..rows import batched
 from ..runs import SETTINGS_FILE, begin_run, weights_digest
 from .base import Benchmark
 from .files import BenchmarkFile, check_files, generate_files, missing_files, prompts_digest
+from .rewriting import REWRITTEN_FILE, load_rewriter, rewrite_prompts
 
 
 PROMPTS_AT_ONCE = 64  # read at the door
@@ -34,8 +36,8 @@ def run_benchmark(
     variant: str | None = None,
     batch_size: int = 16,
     seed: int = 0,
-    process_index: int = 0,
-    num_processes: int = 1,
+    rewriter: str | None = None,
+    processes: Processes = ALONE,
     on_start: Callable[[int], object] | None = None,
     on_images: Callable[[int], object] | None = None,
     stop: threading.Event | None = None,
@@ -52,7 +54,9 @@ def run_benchmark(
         num_images: pictures of each prompt, by default as published.
         limit: only the first prompts: a dry run.
         variant: what results call prompts that are not the published ones.
-        batch_size, seed, process_index, num_processes, on_images, stop: see [`generate_files`].
+        batch_size, seed, on_images, stop: see [`generate_files`].
+        rewriter: a chat model that rewrites the prompts first, see [`load_rewriter`]. It is off for published scores.
+        processes: those that share the pictures.
         on_start: called with the number of pictures of all processes.
         call: further arguments of the pipeline.
 
@@ -74,10 +78,13 @@ def run_benchmark(
     if not benchmark.is_editing:  # edits have the size of their source
         call = {"height": pipe.config.default_size, "width": pipe.config.default_size} | call
         check_prompts(pipe, files, call["height"], call["width"])
+    elif rewriter is not None:
+        raise ValueError(f"`rewriter`: {benchmark.title} is of edits, whose instructions are not rewritten.")
     settings = {
         "benchmark": benchmark.name,
         "set": name_of_set,
         "prompts": prompts_digest(files),
+        "rewriter": rewriter,
         "limit": limit,
         "num_images": num_images,
         "batch_size": batch_size,
@@ -91,11 +98,17 @@ def run_benchmark(
         "versions": {"uniwetok-hf": __version__} | {name: version(name) for name in ("torch", "transformers")},
     }
     begin_run(out, settings, notes)
+    if rewriter is not None:
+        files = rewrite_prompts(
+            files, out, rewriter, lambda: load_rewriter(rewriter, pipe.mllm.device.type), processes
+        )
+        check_prompts(pipe, files, call["height"], call["width"])
     folder = out / benchmark.root(short_name(model_name))
     if on_start is not None:
         on_start(sum(file.num_images for file in files))
-    generate_files(pipe, files, folder, batch_size, seed, process_index, num_processes, on_images, stop, **call)
-    if num_processes > 1 and missing_files(folder, files):
+    shares = processes.index, processes.count
+    generate_files(pipe, files, folder, batch_size, seed, *shares, on_images, stop, **call)
+    if processes.count > 1 and missing_files(folder, files):
         return None
     check_files(folder, files, benchmark.write_beside(folder, files, prompts))
     return benchmark.judge_commands(folder.resolve(), str(prompts), images, call.get("height", 0))
@@ -150,12 +163,15 @@ def collect_benchmark(benchmark: Benchmark, out: str | Path, output: str | Path,
     files = first_files(files, settings["limit"])
     if prompts_digest(files) != settings["prompts"]:
         raise ValueError(f"`prompts` {paths['prompts']} has changed since {out} was generated.")
+    name_of_set = settings["set"]
+    if settings.get("rewriter") is not None:
+        name_of_set += f", rewritten by {read_json(Path(out) / REWRITTEN_FILE)['model']}"
     rows = benchmark.collect(Path(output), files, paths["prompts"])
     told = ("num_images", "num_inference_steps", "guidance_scale", "image_guidance_scale", "height", "width", "seed")
-    protocol = {"judge": judge or benchmark.judge, "prompts": settings["set"]}
+    protocol = {"judge": judge or benchmark.judge, "prompts": name_of_set}
     if settings["limit"] is not None:
         protocol["only the first prompts"] = settings["limit"]
         rows = [replace(row, for_card=False) for row in rows]
     protocol |= {name.replace("_", " "): settings[name] for name in told if settings.get(name) is not None}
     protocol["dtype"] = settings["dtype"]
-    return Report(benchmark.title, short_name(settings["model"]), benchmark.title, settings["set"], protocol, rows)
+    return Report(benchmark.title, short_name(settings["model"]), benchmark.title, name_of_set, protocol, rows)

@@ -1,0 +1,123 @@
+import json
+
+import pytest
+import torch
+from chat_server import chat_server
+from tiny_models import TINY_TEXT, build_tiny_pipeline, build_tiny_text_tokenizer
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from uniwetok_hf.evaluation.benchmarks import BENCHMARKS, collect_benchmark, rewriting, run_benchmark
+from uniwetok_hf.evaluation.benchmarks.rewriting import INSTRUCTIONS, load_rewriter
+
+
+PROMPTS = ("a red circle", "two cats")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return build_tiny_pipeline()
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "metadata.jsonl"
+    rows = ({"tag": "counting", "include": [], "prompt": prompt} for prompt in PROMPTS)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def chat_folder(tmp_path_factory):
+    """A tiny language model with a chat template."""
+    folder = tmp_path_factory.mktemp("chat")
+    text_tokenizer = build_tiny_text_tokenizer()
+    text_tokenizer.chat_template = "{% for one in messages %}{{ one['role'] }}: {{ one['content'] }}\n{% endfor %}"
+    ids = {"eos_token_id": text_tokenizer.eos_token_id, "pad_token_id": text_tokenizer.pad_token_id}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(text_tokenizer), bos_token_id=None, **ids, **TINY_TEXT))
+    model.save_pretrained(folder)
+    text_tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def run(pipe, out, prompts, rewriter, name="geneval"):
+    options = {"variant": "ours", "rewriter": rewriter, "num_inference_steps": 1}
+    return run_benchmark(BENCHMARKS[name], pipe, out, prompts, "someone/tiny", **options)
+
+
+def pictures(out):
+    return [path.read_bytes() for path in sorted((out / "images").rglob("*.png"))]
+
+
+def test_a_server_rewrites_each_prompt_once(pipe, prompts, tmp_path):
+    with chat_server(lambda prompt: f" on a table,\n\n{prompt} ") as (url, requests):
+        run(pipe, tmp_path / "out", prompts, url)
+        assert [path for path, _ in requests] == ["/v1/chat/completions"] * 2
+        request = requests[0][1]
+        assert request["model"] == "rewriter-7b" and request["temperature"] == 0
+        assert request["messages"] == [
+            {"role": "system", "content": INSTRUCTIONS},
+            {"role": "user", "content": "a red circle"},
+        ]
+        saved = json.loads((tmp_path / "out" / "rewritten_prompts.json").read_text())
+        assert saved["rewriter"] == url and saved["prompts"]["two cats"] == "on a table, two cats"
+        next((tmp_path / "out").rglob("*.png")).unlink()
+        run(pipe, tmp_path / "out", prompts, url)  # goes on with the prompts that it has
+        assert len(requests) == 2
+    run(pipe, tmp_path / "plain", prompts, None)
+    assert pictures(tmp_path / "out") != pictures(tmp_path / "plain")
+    metadata = json.loads((tmp_path / "out" / "images" / "00000" / "metadata.jsonl").read_text())
+    assert metadata["prompt"] == "a red circle"  # what the judge asks about
+
+
+def test_results_name_the_rewriter(pipe, prompts, tmp_path):
+    with chat_server(lambda prompt: f"{prompt}, red") as (url, _):
+        run(pipe, tmp_path / "out", prompts, url)
+    lines = [
+        {"filename": str(tmp_path / f"{index:05d}/samples/{k:05d}.png"), "tag": "counting", "correct": True}
+        for index in range(2)
+        for k in range(4)
+    ]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report = collect_benchmark(BENCHMARKS["geneval"], tmp_path / "out", tmp_path / "results.jsonl")
+    assert report.protocol["prompts"] == report.split == "ours, rewritten by rewriter-7b"
+
+
+def test_a_model_of_transformers(pipe, prompts, chat_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(rewriting, "MAX_NEW_TOKENS", 5)
+    name, rewrite = load_rewriter(chat_folder)
+    assert name in chat_folder
+    answer = rewrite("two cats")
+    assert answer and answer == rewrite("two cats") and "two cats" not in answer
+    run(pipe, tmp_path / "out", prompts, chat_folder)
+    saved = json.loads((tmp_path / "out" / "rewritten_prompts.json").read_text())
+    assert saved["prompts"]["two cats"] == " ".join(answer.split())
+
+
+def test_rewriters_that_are_none(pipe, prompts, chat_folder, tmp_path):
+    with pytest.raises(ValueError, match="`rewriter` .*absent can't be loaded"):
+        run(pipe, tmp_path / "out", prompts, str(tmp_path / "absent"))
+    with pytest.raises(ValueError, match="`rewriter` http://127.0.0.1:9/v1 has no model that answers"):
+        run(pipe, tmp_path / "again", prompts, "http://127.0.0.1:9/v1")
+    answers = {
+        "empty": ("  ", "answered 'a red circle' with nothing"),
+        "error": (None, "gave no answer to 'a red circle'"),
+    }
+    for name, (answer, message) in answers.items():
+        with chat_server(lambda _, answer=answer: answer) as (url, _), pytest.raises(ValueError, match=message):
+            run(pipe, tmp_path / name, prompts, url)
+    for name in ("out", "again", "empty", "error"):
+        assert not (tmp_path / name / "rewritten_prompts.json").exists()
+        assert not list((tmp_path / name).rglob("*.png"))
+
+
+def test_another_rewriter_needs_another_folder(pipe, prompts, tmp_path):
+    with chat_server(lambda prompt: prompt) as (url, _):
+        run(pipe, tmp_path / "out", prompts, url)
+    with pytest.raises(ValueError, match="`rewriter`: .* was begun with"):
+        run(pipe, tmp_path / "out", prompts, None)
+    saved = tmp_path / "out" / "rewritten_prompts.json"
+    saved.write_text(json.dumps({"rewriter": url, "prompts": {"two cats": "cats"}}))
+    with pytest.raises(ValueError, match="rewritten_prompts.json lacks 'a red circle': it is of other prompts"):
+        run(pipe, tmp_path / "out", prompts, url)
