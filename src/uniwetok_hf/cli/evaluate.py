@@ -41,8 +41,7 @@ from .sampling import as_edit_pipeline
 
 DESCRIPTION = """\
 Measure reconstruction, latents, generation, editing or captioning on held-out data, or samples of classes.
-Prints a Markdown table and writes results.json, results.md and model-index.yaml; needs the extra `eval`.
-Under `accelerate launch` all processes share the pictures, with the same scores.
+Prints a table; writes it, results.json and model-index.yaml. Under `accelerate launch` all processes share the work.
 """
 EXAMPLES = [
     "reconstruction data/photos --sizes 128 --by style",

@@ -14,8 +14,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 
@@ -44,6 +42,8 @@ class Processes:
                 f"`WORLD_SIZE` is {os.environ['WORLD_SIZE']}, but {', '.join(lacking)} are not in the environment: "
                 "start the command with `accelerate launch`."
             )
+        from accelerate import PartialState
+
         state = PartialState(cpu=True, timeout=PATIENCE)
         return cls(state.process_index, state.num_processes)
 
@@ -58,7 +58,11 @@ class Processes:
 
     def gather(self, value: T) -> list[T]:
         """The values of all processes."""
-        return [value] if self.count == 1 else gather_object([value])
+        if self.count == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        return gather_object([value])
 
     def merge(self, found: Mapping[int, T]) -> list[T]:
         """What all processes have found, in the order of the numbers."""

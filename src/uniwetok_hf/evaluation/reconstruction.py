@@ -64,7 +64,7 @@ def evaluate_reconstruction(
         by: column whose values have a row of the table each, beside the row of all pictures.
         feature_model: a vision model for the Fréchet distance; FID's Inception network gives rFID.
         perceptual: a network for the perceptual distance.
-        text_column: column of the text that can be read in a picture; rows may have None.
+        text_column: column of the text that stands in a picture, or of its lines; rows may have None.
         text_reader: reads it back, for the share of its characters that are right.
         seed: of the decoder's noise.
         processes: those that share the pictures, batch by batch.
@@ -89,7 +89,7 @@ def evaluate_reconstruction(
             if part:
                 numbers = range(number * batch_size, number * batch_size + len(part))
                 groups = [str(row[by]) if by else "" for row in part]
-                texts = [row.get(text_column) if text_column else None for row in part]
+                texts = [text_of(row.get(text_column)) if text_column else "" for row in part]
                 for table in tables:
                     table.add(numbers, [row[image_column] for row in part], groups, texts)
             bar.update(batch_size)
@@ -139,9 +139,9 @@ class _SizeTable:
         numbers: Sequence[int],
         pictures: Sequence[Image.Image],
         groups: Sequence[str],
-        texts: Sequence[str | None],
+        texts: Sequence[str],
     ) -> None:
-        """Reconstructs pictures and scores the outputs of all methods; `texts` can be read in them."""
+        """Reconstructs pictures and scores the outputs of all methods; `texts` stand in them."""
         found = reconstruct(self.model, pictures, self.seed, self.processor)
         self.groups |= zip(numbers, groups, strict=True)
         self.enlarged |= {
@@ -183,7 +183,7 @@ class _SizeTable:
             scores["perceptual"] = math.nan if result is None else perceptual_distance(result, original, network)
         return scores
 
-    def _score_text(self, result: Image.Image | None, text: str | None) -> float:
+    def _score_text(self, result: Image.Image | None, text: str) -> float:
         """The share of the characters that can be read; nan without an output or a text."""
         return math.nan if result is None or not text else character_accuracy(self.text_reader(result), text)
 
@@ -229,6 +229,11 @@ class _SizeTable:
             "pictures_too_small_for_WebP": sum(math.isnan(found["psnr"]) for found in self.all_values[METHODS[1]]),
         }
         return {name: count for name, count in counts.items() if count} | self.statistics.compute()
+
+
+def text_of(cell: str | Sequence[str] | None) -> str:
+    """What is written in a picture, of a cell that holds a text, its lines, or nothing."""
+    return cell if isinstance(cell, str) else " ".join(cell or ())
 
 
 @dataclass
