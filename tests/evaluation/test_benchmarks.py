@@ -17,12 +17,13 @@ from datasets import Dataset
 from PIL import Image
 from tiny_models import build_tiny_pipeline
 
-from uniwetok_hf import UniWeTokEditPipeline
+from uniwetok_hf import UniWeTokEditPipeline, UniWeTokPipeline
 from uniwetok_hf.cli.benchmark import EDITING, NAMES
 from uniwetok_hf.cli.main import main
 from uniwetok_hf.data.samples import stream_seed
 from uniwetok_hf.evaluation.benchmarks import BENCHMARKS, BenchmarkFile, collect_benchmark, run_benchmark
 from uniwetok_hf.evaluation.benchmarks.files import make_grid, plan_batches
+from uniwetok_hf.evaluation.benchmarks.run import revision_of
 from uniwetok_hf.evaluation.processes import Processes
 from uniwetok_hf.signals import Stopped
 
@@ -433,3 +434,10 @@ def test_the_command(sets, tmp_path, capsys):
     saved = json.loads((out / "scores" / "results.json").read_text(encoding="utf-8"))
     assert saved["protocol"]["judge"] == "GenEval of 2023" and saved["protocol"]["only the first prompts"] == 1
     assert not (out / "scores" / "model-index.yaml").exists()  # no score of a dry run gets on a card
+
+
+def test_the_commit_of_a_pipeline_of_the_hub(pipe, tmp_path):
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "abc123"
+    pipe.save_pretrained(snapshot)
+    assert revision_of(UniWeTokPipeline.from_pretrained(snapshot)) == "abc123"
+    assert revision_of(pipe) is None

@@ -93,9 +93,11 @@ def run_benchmark(
     }
     notes = {
         "model": model_name,
+        "revision": revision_of(pipe),
         "paths": {"prompts": str(prompts), "images": images and str(images)},
         "picture k": "has the seed stream_seed(seed, k), counted over all prompts",
-        "versions": {"uniwetok-hf": __version__} | {name: version(name) for name in ("torch", "transformers")},
+        "versions": {"uniwetok-hf": __version__}
+        | {name: version(name) for name in ("torch", "transformers", "diffusers")},
     }
     begin_run(out, settings, notes)
     if rewriter is not None:
@@ -112,6 +114,12 @@ def run_benchmark(
         return None
     check_files(folder, files, benchmark.write_beside(folder, files, prompts))
     return benchmark.judge_commands(folder.resolve(), str(prompts), images, call.get("height", 0))
+
+
+def revision_of(pipe) -> str | None:
+    """Commit of the Hub that the pipeline was loaded from, or None for a folder."""
+    places = Path(pipe.config.get("_name_or_path") or "").parts
+    return places[places.index("snapshots") + 1] if "snapshots" in places[:-1] else None
 
 
 def settings_of_pipeline(pipe, call: dict) -> dict:
