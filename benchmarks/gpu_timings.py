@@ -260,7 +260,8 @@ def language_step(bench: Bench, folder: str, batch: int, is_compiled: bool) -> t
             self.model.train()
             self.metrics, self.task_metrics = RunningMetrics(), TaskMetrics(self.batches.names)
 
-    fields = {"output_dir": folder, "batch_size": batch, "gradient_accumulation_steps": 1, "compile": is_compiled}
+    fields = {"output_dir": folder, "batch_size": batch, "packed_tokens": None, "gradient_accumulation_steps": 1}
+    fields["compile"] = is_compiled
     config = read_config(MLLMTrainingConfig, find_config("paper_mllm_pretrain"), **fields)
     text = list(bench.sizes.language.values())[-1]
     mllm = build_language_model(bench, text, torch.float32, config.mllm["patch_size"])

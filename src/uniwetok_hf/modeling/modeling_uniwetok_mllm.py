@@ -22,7 +22,7 @@ from transformers import AutoModel
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_masks_for_generate
+from transformers.masking_utils import create_masks_for_generate, find_packed_sequence_indices
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.utils import ModelOutput, torch_compilable_check
@@ -41,8 +41,9 @@ from .noise_uniwetok import Generators, flip_bits
 class UniWeTokCausalLMOutput(ModelOutput):
     """`loss` = text_loss_weight * `text_loss` + image_loss_weight * `image_loss`, all scalars, when labels are given;
     `logits` [B, L, vocabulary]; `past_key_values`; `hidden_states` and `attentions` on request. As metrics, without
-    gradients: `row_text_losses` and `row_image_losses` [B], sums over a row's tokens of what the two losses are means
-    of, and `bit_accuracy` [draws], the share of bits whose sign the head predicted right."""
+    gradients: `row_text_losses` and `row_image_losses` [B], sums over the tokens of a row, or of a document of packed
+    rows, of what the two losses are means of, and `bit_accuracy` [draws], the share of bits whose sign the head
+    predicted right."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
@@ -71,14 +72,34 @@ def sinusoidal_positions(height: int, width: int, size: int, device: torch.devic
     return torch.cat([columns, rows])
 
 
-def _next_tokens(labels: torch.Tensor) -> torch.Tensor:
-    """The label [B, L] of the token after each position; none after the last."""
-    return F.pad(labels[:, 1:], (0, 1), value=-100)
+def _documents(
+    labels: torch.Tensor | None, position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Which document each position [B, L] belongs to, counted over the batch. A row is one, or several behind each
+    other when positions start again and nothing is padding, as transformers has it for packed sequences. Without
+    labels nothing asks, and there are none."""
+    if labels is None:
+        return torch.empty(0, 0, dtype=torch.long)
+    num_rows, length = labels.shape
+    documents = None
+    if position_ids is not None and attention_mask is None:
+        documents = find_packed_sequence_indices(position_ids.expand(num_rows, -1))
+    if documents is None:
+        return torch.arange(num_rows, device=labels.device)[:, None].expand(-1, length)
+    counts = documents[:, -1:] + 1
+    return documents + counts.cumsum(0) - counts
 
 
-def _sum_by_row(values: torch.Tensor, rows: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """Sums [num_rows] of values [M] that belong to `rows` [M], without gradients."""
-    return values.new_zeros(num_rows).index_add(0, rows.to(values.device), values.detach())
+def _next_tokens(labels: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
+    """The label [B, L] of the token after each position; none after the last of a document."""
+    is_last = F.pad(documents[:, 1:] != documents[:, :-1], (0, 1), value=True)
+    return F.pad(labels[:, 1:], (0, 1), value=-100).masked_fill(is_last, -100)
+
+
+def _sum_by_document(values: torch.Tensor, owners: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
+    """Sums of values [M] over the documents that `owners` [M] says they belong to, without gradients."""
+    num_documents = int(documents[-1, -1]) + 1
+    return values.new_zeros(num_documents).index_add(0, owners.to(values.device), values.detach())
 
 
 class UniWeTokProjector(nn.Module):
@@ -329,7 +350,10 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
         Args:
             input_ids: [B, L]; `<|image_pad|>` stands for each token of a picture, as [`UniWeTokProcessor`] writes it.
             attention_mask: [B, L], 0 for padding.
-            position_ids, past_key_values, inputs_embeds, use_cache: as in any causal model.
+            position_ids: [B, L]. Where they start again within a row, and there is no `attention_mask`, the row is
+                packed: its documents don't see each other (transformers looks for them with `use_cache=False` only,
+                which is what labels mean here).
+            past_key_values, inputs_embeds, use_cache: as in any causal model.
             pixel_values: pictures in the order of their placeholders, [N, 3, H, W] or a list of [3, H, W], in [-1, 1].
             image_sizes: [N, 2] (height, width) of the pictures within padded `pixel_values`.
             codes: instead of `pixel_values`, [N, bits, h, w] or a list of [bits, h, w] of {-1, +1}.
@@ -337,7 +361,7 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
             labels: [B, L], the text to be predicted, -100 elsewhere. Losses are computed only when they are given.
             logits_to_keep: positions whose logits are returned, as in any causal model; losses don't depend on it.
             generator: source of bit flips, times and noise of the image loss: one for the batch, or a list with one
-                per row, which makes a row independent of its batch.
+                per row, or document of packed rows, which makes it independent of its batch.
             num_items_in_batch, num_image_tokens_in_batch: text tokens to predict and image tokens to generate, by
                 which the two losses are divided; by default those of this batch. For micro-batches, give those of the
                 whole batch and add up the losses.
@@ -353,8 +377,9 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
         codes = self.model.read_pictures(pixel_values, image_sizes, codes)
         targets = [] if labels is None else self._targets(image_is_target, codes)
         inputs = codes
+        documents = _documents(labels, position_ids, attention_mask)
         if self.training and any(targets) and input_ids is not None:
-            inputs = self._flip_targets(input_ids, codes, targets, generator)
+            inputs = self._flip_targets(input_ids, codes, targets, documents, generator)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -362,20 +387,20 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             codes=inputs,
-            use_cache=use_cache,
+            use_cache=use_cache if labels is None else bool(use_cache),
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
         if labels is not None and shift_labels is None:
-            shift_labels = _next_tokens(labels)
+            shift_labels = _next_tokens(labels, documents)
         logits, text_logits = self._logits(hidden_states, shift_labels, logits_to_keep)
         losses = {}
         if labels is not None and text_logits is not None:
-            losses = self._text_loss(text_logits, shift_labels, num_items_in_batch)
+            losses = self._text_loss(text_logits, shift_labels, documents, num_items_in_batch)
             losses["loss"] = self.config.text_loss_weight * losses["text_loss"]
             if any(targets) and input_ids is not None:
                 patches = self._target_patches(hidden_states, input_ids, codes, targets)
-                losses |= self._image_loss(*patches, len(labels), generator, timesteps, num_image_tokens_in_batch)
+                losses |= self._image_loss(*patches, documents, generator, timesteps, num_image_tokens_in_batch)
                 losses["loss"] = losses["loss"] + self.config.image_loss_weight * losses["image_loss"]
             elif self.training:
                 losses["loss"] = losses["loss"] + self._idle_pass()
@@ -416,20 +441,24 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
         return kept_logits.view(*kept.shape[:2], logits.shape[-1]), text_logits
 
     def _text_loss(
-        self, logits: torch.Tensor, shift_labels: torch.Tensor, num_items: int | torch.Tensor | None
+        self,
+        logits: torch.Tensor,
+        shift_labels: torch.Tensor,
+        documents: torch.Tensor,
+        num_items: int | torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
         """Cross-entropy of the next token; 0, not NaN, for a batch that has no text to predict."""
         is_text = shift_labels != -100
         losses = F.cross_entropy(logits.float(), shift_labels[is_text], reduction="none")
         num_items = is_text.sum().clamp_min(1) if num_items is None else num_items
-        sums = _sum_by_row(losses, is_text.nonzero()[:, 0], len(shift_labels))
+        sums = _sum_by_document(losses, documents[is_text], documents)
         return {"text_loss": losses.sum() / num_items, "row_text_losses": sums}
 
     def _target_patches(
         self, hidden_states: torch.Tensor, input_ids: torch.Tensor, codes: Pictures, targets: list[bool]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Tokens [M, P, bits] of the target pictures; their conditions [M, P, hidden size], the hidden states P
-        positions before them; and the rows [M] they are in."""
+        positions before them; and their places [M] among all B*L positions."""
         block = self.config.tokens_per_patch
         is_target = torch.cat([torch.full(c.shape[1:], t).flatten() for c, t in zip(codes, targets, strict=True)])
         places = self.model.image_mask(input_ids, len(is_target)).flatten().nonzero()[:, 0]  # [T] in B*L
@@ -438,28 +467,29 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
         condition = hidden_states.flatten(0, 1)[places - block]
         condition = condition + self.model.positions(pictures).to(condition.dtype)
         tokens = self.model.tokens(pictures).unflatten(0, (-1, block))
-        return tokens, condition.unflatten(0, (-1, block)), places[::block] // input_ids.shape[1]
+        return tokens, condition.unflatten(0, (-1, block)), places[::block]
 
     def _image_loss(
         self,
         tokens: torch.Tensor,
         condition: torch.Tensor,
-        rows: torch.Tensor,
-        num_rows: int,
+        places: torch.Tensor,
+        documents: torch.Tensor,
         generator: Generators,
         timesteps: Sequence[float] | None,
         num_tokens: int | torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
         """Diffusion loss of the tokens to generate."""
+        owners = documents.flatten()[places]
         if isinstance(generator, (list, tuple)):
-            generator = [generator[row] for row in rows.tolist()]
+            generator = [generator[owner] for owner in owners.tolist()]
         losses, accuracy = self.image_head.compute_losses(
             tokens, condition, generator, self.config.num_diffusion_draws, timesteps
         )
         sums = losses.mean(0) * tokens.shape[1]  # of the tokens of each patch
         return {
             "image_loss": sums.sum() / (tokens[..., 0].numel() if num_tokens is None else num_tokens),
-            "row_image_losses": _sum_by_row(sums, rows, num_rows),
+            "row_image_losses": _sum_by_document(sums, owners, documents),
             "bit_accuracy": accuracy.mean(1),
         }
 
@@ -478,13 +508,18 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
         return 0 * self.image_head(patch, patch.new_zeros(1), condition).sum()
 
     def _flip_targets(
-        self, input_ids: torch.Tensor, codes: Pictures, targets: list[bool], generator: Generators
+        self,
+        input_ids: torch.Tensor,
+        codes: Pictures,
+        targets: list[bool],
+        documents: torch.Tensor,
+        generator: Generators,
     ) -> list[torch.Tensor]:
         """Codes whose targets have each bit flipped with its own random probability between 0 and
         `bit_flip_probability` (docs/method.md 3.5)."""
         generators = [generator] * len(codes)
         if isinstance(generator, (list, tuple)):
-            generators = [generator[row] for row in self._rows_of_pictures(input_ids, codes)]
+            generators = [generator[owner] for owner in self._owners_of_pictures(input_ids, codes, documents)]
         inputs = list(codes)
         for index, picture in enumerate(codes):
             if targets[index]:
@@ -511,7 +546,7 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
             pictures = [model_kwargs.pop(name, None) for name in ("pixel_values", "image_sizes", "codes")]
             codes = self.model.read_pictures(*pictures)
             if codes is not None:
-                rows = self._rows_of_pictures(input_ids, codes)
+                rows = self._owners_of_pictures(input_ids, codes, _documents(input_ids, None, None))
                 pictures = [
                     [c for c, of in zip(codes, rows, strict=True) if of == row] for row in range(len(input_ids))
                 ]
@@ -520,11 +555,11 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
         )
 
-    def _rows_of_pictures(self, input_ids: torch.Tensor, codes: Pictures) -> list[int]:
-        """Which row each picture is in, told by the numbers of the rows' placeholders."""
-        row_ends = (input_ids == self.config.image_token_id).sum(1).cumsum(0)
-        picture_ends = torch.tensor([c[0].numel() for c in codes], device=input_ids.device).cumsum(0)
-        return torch.searchsorted(row_ends, picture_ends).clamp_max(len(input_ids) - 1).tolist()
+    def _owners_of_pictures(self, input_ids: torch.Tensor, codes: Pictures, documents: torch.Tensor) -> list[int]:
+        """Which of `documents` each picture is in, as its last placeholder tells."""
+        ends = torch.tensor([c[0].numel() for c in codes], device=input_ids.device).cumsum(0) - 1
+        owners = documents[input_ids == self.config.image_token_id]  # [T]
+        return owners[ends.clamp_max(max(len(owners) - 1, 0))].tolist() if len(owners) else [0] * len(codes)
 
     def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, codes=None, **kwargs):
         """Pictures go in with the prompt only; afterwards they are in the cache."""

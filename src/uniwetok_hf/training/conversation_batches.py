@@ -37,8 +37,9 @@ class MicroBatch:
 
     @property
     def num_tokens(self) -> int:
-        """Positions without padding."""
-        return int(self.inputs["attention_mask"].sum())
+        """Positions without padding, of which packed rows have none."""
+        mask = self.inputs.get("attention_mask")
+        return self.inputs["input_ids"].numel() if mask is None else int(mask.sum())
 
     @property
     def num_text_tokens(self) -> int:

@@ -130,7 +130,8 @@ def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTrack
             cpu=not torch.accelerator.is_available(),  # else processes of `torchrun` on CPUs would not communicate
             kwargs_handlers=process_group_options(config.process_timeout_minutes),
         )
-    if config.batch_size % (accelerator.num_processes * config.gradient_accumulation_steps):
+    batch_size = getattr(config, "batch_size", None)
+    if batch_size is not None and batch_size % (accelerator.num_processes * config.gradient_accumulation_steps):
         raise ValueError(
             f"`batch_size`={config.batch_size} must be a multiple of processes x `gradient_accumulation_steps` = "
             f"{accelerator.num_processes} x {config.gradient_accumulation_steps}."

@@ -21,7 +21,15 @@ class MLLMTrainingConfig:
     )
     data: list[TaskSource] = setting(help="encoded datasets and their tasks, each with a weight", on_resume=KEEP)
     max_train_steps: int = setting(help="optimizer steps", on_resume=APPLY)
-    batch_size: int = setting(help="samples per step over all processes", on_resume=KEEP)
+    batch_size: int | None = setting(
+        None, "samples per step over all processes, padded; null: `packed_tokens` count", on_resume=KEEP
+    )
+    packed_tokens: int | None = setting(
+        None,
+        "instead, tokens per micro-batch of each process: samples of all tasks behind each other, without padding "
+        "(paper-size runs: 33,000 to 37,000)",
+        on_resume=KEEP,
+    )
     validation_data: list[TaskSource] = setting(
         [], "datasets and tasks for validation; empty: no validation", on_resume=APPLY
     )
@@ -161,7 +169,13 @@ class MLLMTrainingConfig:
         if self.save_dtype not in SAVE_DTYPES:
             raise ValueError(f"`save_dtype` must be float32, bfloat16 or float16, got {self.save_dtype!r}.")
         check_training(self)
-        check_at_least(self, 1, "length_group_steps", "validation_samples", "num_size_tokens", "max_length")
+        if (self.batch_size is None) == (self.packed_tokens is None):
+            raise ValueError("Give either `batch_size`, in samples, or `packed_tokens`.")
+        if self.packed_tokens is not None and self.length_group_steps != 1:
+            raise ValueError("`length_group_steps` is of no use with `packed_tokens`: nothing is padded.")
+        check_at_least(
+            self, 1, "packed_tokens", "length_group_steps", "validation_samples", "num_size_tokens", "max_length"
+        )
         check_at_least(self, 1, "resolution", "num_inference_steps")
         check_at_least(self, 0, "adam_epsilon")
         check_share(self, "text_dropout")

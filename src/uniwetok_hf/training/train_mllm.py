@@ -13,17 +13,21 @@
 A step is one optimizer step over `batch_size` samples, whatever the number of processes and micro-batches: which
 samples they are, their texts, flips, times and noise belong to their running numbers (`samples`), and the two losses
 are divided by the text and image tokens of the whole step. So 2 processes, or 2 micro-batches, compute what 1
-computes, and a resumed run continues exactly.
+computes, and a resumed run continues exactly. At scale a step is `packed_tokens` on each process instead, in packed
+rows without padding; the losses are those of the same samples in padded rows.
 """
 
 import copy
+import dataclasses
 import math
 import threading
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
+from transformers.utils import is_flash_attn_2_available
 
 from ..adapters import save_adapter
 from ..data.encoded import encoder_fingerprint
@@ -37,6 +41,7 @@ from .config import config_values, read_config
 from .conversation_batches import ConversationBatches, MicroBatch, prefetched
 from .export import ARCHITECTURE, ExportFields, names_of, pipeline_parts, write_architecture
 from .lora import add_lora, checkpoint_adapters_only
+from .packed_batches import PackedBatches, PackingPosition, share_positions
 from .resume import check_rows
 from .run import (
     RunningMetrics,
@@ -73,13 +78,17 @@ class MLLMTrainer(PipelineTrainer):
         self.pipeline = start_pipeline(config, mixture.texts())
         self.pipeline.processor.check_words(config.prompts, "prompts")
         self.mllm = self.pipeline.mllm
-        if config.attn_implementation is not None:
-            self.mllm.set_attn_implementation(config.attn_implementation)
+        attention = config.attn_implementation
+        if attention is None and config.packed_tokens is not None:
+            attention = packed_attention(self.accelerator.device, self.mllm.config.patch_size)
+            self.accelerator.print(f"Attention over packed rows by {attention}")
+        if attention is not None:
+            self.mllm.set_attn_implementation(attention)
         self.batches = self.make_batches(mixture)
         self.num_rows = [len(task) for task in mixture.tasks]
         self.validation = validation and self.make_batches(validation)
         for batches in filter(None, (self.batches, self.validation)):
-            batches.mixture.check_rows(config.max_skipped_share, config.max_length)
+            batches.mixture.check_rows(config.max_skipped_share, batches.max_length)
         make_output_folder(self.folder, config.result)
         self.skipped = SkippedSamples(self.folder, self.accelerator.process_index, config.max_skipped_share)
         self.prepare_model()
@@ -102,18 +111,16 @@ class MLLMTrainer(PipelineTrainer):
     def make_batches(self, mixture: TaskMixture) -> ConversationBatches:
         config = self.config
         mixture.check_encoder(encoder_fingerprint(self.mllm.vision_model))
-        return ConversationBatches(
-            mixture,
-            self.pipeline.processor,
-            self.mllm.config.vision_config.num_bits,
-            config.batch_size,
-            config.seed,
-            length_group_steps=config.length_group_steps,
-            accumulation_steps=config.gradient_accumulation_steps,
-            process_index=self.accelerator.process_index,
-            num_processes=self.accelerator.num_processes,
-            max_length=config.max_length,
-        )
+        parts = mixture, self.pipeline.processor, self.mllm.config.vision_config.num_bits
+        shares = {
+            "accumulation_steps": config.gradient_accumulation_steps,
+            "process_index": self.accelerator.process_index,
+            "num_processes": self.accelerator.num_processes,
+            "max_length": config.max_length,
+        }
+        if config.packed_tokens is not None:
+            return PackedBatches(*parts, config.packed_tokens, config.seed, **shares)
+        return ConversationBatches(*parts, config.batch_size, config.seed, config.length_group_steps, **shares)
 
     def train_steps(self, start: int) -> None:
         config = self.config
@@ -123,6 +130,8 @@ class MLLMTrainer(PipelineTrainer):
         for done, micro_batches in enumerate(prefetched(lambda step: self.batches[step], steps), start + 1):
             self.skipped.note(*self.batches.skipped(done - 1))
             self.train_step(micro_batches, done - 1)
+            if isinstance(self.batches, PackedBatches):
+                self.position = self.batches.position(done)
             self.bar.update()
             is_last = done == config.max_train_steps
             metrics = {}
@@ -134,8 +143,12 @@ class MLLMTrainer(PipelineTrainer):
             self.end_step(done, metrics)
 
     def state_dict(self) -> dict:
-        """The state of a run besides what Accelerate saves. The position in the data follows from the step."""
-        return {
+        """The state of a run besides what Accelerate saves. The position in the data follows from the step, but where
+        rows are packed."""
+        positions = {}
+        if isinstance(self.batches, PackedBatches):  # of all processes: the run may go on with another number
+            positions["positions"] = gather_object([dataclasses.asdict(self.position)])
+        return positions | {
             "metrics": self.metrics.state_dict(),
             "task_metrics": self.task_metrics.state_dict(),
             "skipped": self.skipped.state_dict(),
@@ -145,6 +158,11 @@ class MLLMTrainer(PipelineTrainer):
 
     def load_state_dict(self, state: dict) -> None:
         check_rows(state.get("rows"), self.num_rows, self.config.data)
+        if isinstance(self.batches, PackedBatches):
+            positions = [PackingPosition(**position) for position in state["positions"]]
+            accelerator = self.accelerator
+            self.position = share_positions(positions, accelerator.process_index, accelerator.num_processes)
+            self.batches.resume(self.position)
         self.guard.resume(state.get("skipped_steps", 0))
         self.metrics.load_state_dict(state["metrics"])
         self.task_metrics.load_state_dict(state["task_metrics"])
@@ -170,7 +188,8 @@ class MLLMTrainer(PipelineTrainer):
             self.metrics.add(norm)
         else:
             self.metrics, self.task_metrics = before
-        self.metrics.add({}, items=config.batch_size)
+        packed = sum(len(batch.numbers) for batch in micro_batches) * accelerator.num_processes
+        self.metrics.add({}, items=config.batch_size or packed)
 
     def compute_losses(self, batch: MicroBatch, **options):
         """The output of the model for a micro-batch, with losses but without logits."""
@@ -306,6 +325,14 @@ class TaskMetrics:
         self.by_task, self.overall = (
             torch.tensor(state[name], dtype=torch.float32) for name in ("by_task", "overall")
         )
+
+
+def packed_attention(device: torch.device, patch_size: int) -> str:
+    """The implementation for long packed rows: on GPUs one that skips what documents don't see of each other. Flash
+    attention knows them by their positions, but is causal inside a patch."""
+    if device.type != "cuda":
+        return "sdpa"  # with a dense mask
+    return "flash_attention_2" if patch_size == 1 and is_flash_attn_2_available() else "flex_attention"
 
 
 def frozen_patterns(model: nn.Module) -> list[str]:

@@ -1,0 +1,170 @@
+# Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
+"""Steps of a number of tokens: samples of all tasks behind each other in one row, without padding.
+
+Each process reads samples of its own, one in `num_processes`, and fills rows of at most `packed_tokens` tokens: with
+the sample that has waited longest, then with the longest-waiting ones of the next `LOOKAHEAD` that still fit. So every
+step has about as many tokens on every process, and no sample waits for long. What waits after a step is its position
+in the data: a run that goes on, on any number of processes, trains on every sample once.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import torch
+
+from ..modeling.processing_uniwetok import UniWeTokProcessor
+from .conversation_batches import ConversationBatches, MicroBatch
+from .tasks import TaskMixture
+
+
+LOOKAHEAD = 64  # samples that wait; more fill rows better and cost memory
+
+
+@dataclass
+class PackingPosition:
+    """Where a process is in the data after `step` steps: the running numbers of samples that it has read and not
+    trained on, and how many of its own samples, `start` + `index` + k `stride`, it has read."""
+
+    step: int
+    waiting: list[int]
+    num_read: int
+    start: int
+    index: int
+    stride: int
+
+    def numbers(self) -> Iterator[int]:
+        """Those that come next."""
+        yield from self.waiting
+        yield from count(self.start + self.index + self.num_read * self.stride, self.stride)
+
+
+def share_positions(positions: Sequence[PackingPosition], index: int, stride: int) -> PackingPosition:
+    """The position of process `index` of `stride`, after those of all processes of a run: its own where they are as
+    many; else an equal part of what none of them has trained on."""
+    if len(positions) == stride:
+        return positions[index]
+    start = max(one.start + one.index + one.num_read * one.stride for one in positions)
+    left = [number for one in positions for number in _below(one, start)]
+    return PackingPosition(positions[0].step, sorted(left)[index::stride], 0, start, index, stride)
+
+
+def _below(position: PackingPosition, end: int) -> list[int]:
+    """The numbers of a process that come next and are below `end`; those that wait all are."""
+    first = position.start + position.index + position.num_read * position.stride
+    return [*position.waiting, *range(first, end, position.stride)]
+
+
+class PackedBatches(ConversationBatches):
+    """
+    Args:
+        mixture, processor, num_bits, seed: as of [`ConversationBatches`].
+        packed_tokens: of a row, at most.
+        accumulation_steps: rows per step on each process.
+        process_index, num_processes: which samples this process reads.
+        max_length: maximum number of tokens of a sample; by default those of a row.
+
+    Steps are read one after the other. Samples that don't fit are replaced, as in [`ConversationBatches`].
+    """
+
+    def __init__(
+        self,
+        mixture: TaskMixture,
+        processor: UniWeTokProcessor,
+        num_bits: int,
+        packed_tokens: int,
+        seed: int,
+        accumulation_steps: int = 1,
+        process_index: int = 0,
+        num_processes: int = 1,
+        max_length: int | None = None,
+    ):
+        longest = packed_tokens if max_length is None else min(max_length, packed_tokens)
+        super().__init__(mixture, processor, num_bits, 1, seed, 1, 1, process_index, num_processes, longest)
+        self.packed_tokens, self.accumulation_steps = packed_tokens, accumulation_steps
+        self.micro_batch_size = 1  # of a validation
+        self.resume(PackingPosition(0, [], 0, 0, process_index, num_processes))
+
+    def resume(self, position: PackingPosition) -> None:
+        """Goes on from a position."""
+        self._numbers, self._step = position.numbers(), position.step
+        self._waiting: deque[tuple[int, MicroBatch]] = deque()
+        self._position, self._num_taken = position, 0
+        self._positions: dict[int, PackingPosition] = {position.step: position}  # by the number of steps before them
+        self._read: dict[int, int] = {}  # samples of the steps
+
+    def position(self, num_steps: int) -> PackingPosition:
+        """The position after so many steps: as many as were read, or one fewer."""
+        return self._positions[num_steps]
+
+    def skipped(self, step: int) -> tuple[list[str], int]:
+        return self._skipped.pop(step), self._read.pop(step)
+
+    def __getitem__(self, step: int) -> list[MicroBatch]:
+        if step != self._step:
+            raise ValueError(f"Steps are read one after the other: {self._step} comes next, not {step}.")
+        self._skipped[step], before = [], self._num_taken
+        rows = [self._fill(step) for _ in range(self.accumulation_steps)]
+        self._read[step] = self._num_taken - before
+        self._step += 1
+        self._positions = {step: self._positions[step], self._step: self._position_now()}
+        return rows
+
+    def _position_now(self) -> PackingPosition:
+        """Of what was taken from the numbers, what still waits, and where the rest begins."""
+        begun = self._position
+        still = begun.waiting[self._num_taken :]
+        waiting = [number for number, _ in self._waiting]
+        num_read = begun.num_read + max(self._num_taken - len(begun.waiting), 0)
+        return PackingPosition(self._step, [*waiting, *still], num_read, begun.start, begun.index, begun.stride)
+
+    def _fill(self, step: int) -> MicroBatch:
+        """A row."""
+        chosen, room = [], self.packed_tokens
+        while True:
+            self._look_ahead(step)
+            place = next((i for i, (_, one) in enumerate(self._waiting) if one.num_tokens <= room), None)
+            if place is None:
+                return pack([one for _, one in chosen])
+            chosen.append(self._waiting[place])
+            room -= chosen[-1][1].num_tokens
+            del self._waiting[place]
+
+    def _look_ahead(self, step: int) -> None:
+        while len(self._waiting) < LOOKAHEAD:
+            number = next(self._numbers)
+            sample, skipped = self.mixture.find(number, self.check)
+            self._skipped[step] += skipped
+            self._num_taken += 1
+            self._waiting.append((number, self.collate([(number, sample)])))
+
+    def validation_batches(self, count: int) -> list[MicroBatch]:
+        """As of [`ConversationBatches`], in packed rows."""
+        rows, room = [[]], self.packed_tokens
+        for one in super().validation_batches(count):
+            if one.num_tokens > room:
+                rows.append([])
+                room = self.packed_tokens
+            rows[-1].append(one)
+            room -= one.num_tokens
+        return [pack(row) for row in rows if row]
+
+
+def pack(samples: Sequence[MicroBatch]) -> MicroBatch:
+    """Micro-batches of one sample each as one packed row: `position_ids` start again with each sample, and there is
+    no `attention_mask`."""
+    inputs = [one.inputs for one in samples]
+    packed = {name: torch.cat([one[name] for one in inputs], dim=1) for name in ("input_ids", "labels")}
+    lengths = [one["input_ids"].shape[1] for one in inputs]
+    packed["position_ids"] = torch.cat([torch.arange(length) for length in lengths])[None]
+    if any("codes" in one for one in inputs):
+        packed["codes"] = [picture for one in inputs for picture in one.get("codes", [])]
+        packed["image_is_target"] = torch.cat([one["image_is_target"] for one in inputs if "codes" in one])
+    return MicroBatch(
+        inputs=packed,
+        numbers=[number for one in samples for number in one.numbers],
+        tasks=torch.cat([one.tasks for one in samples]),
+        text_tokens=torch.cat([one.text_tokens for one in samples]),
+        image_tokens=torch.cat([one.image_tokens for one in samples]),
+    )
