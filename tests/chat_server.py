@@ -7,9 +7,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 @contextmanager
-def chat_server(answer, model: str = "rewriter-7b"):
-    """The URL of a server whose one model answers the user's message with `answer(message)`, and the requests that it
-    gets; None answers with an error."""
+def chat_server(answer, model: str = "rewriter-7b", finish_reason: str = "stop"):
+    """The URL of a server whose one model answers the last paragraph of the user's message with `answer(paragraph)`,
+    and the requests that it gets; None answers with an error."""
     requests = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -19,8 +19,8 @@ def chat_server(answer, model: str = "rewriter-7b"):
         def do_POST(self):
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             requests.append((self.path, request))
-            text = answer(request["messages"][-1]["content"])
-            choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+            text = answer(request["messages"][-1]["content"].rsplit("\n\n", 1)[-1])
+            choice = {"index": 0, "finish_reason": finish_reason, "message": {"role": "assistant", "content": text}}
             self._send(None if text is None else {"id": "1", "created": 0, "model": model, "choices": [choice]})
 
         def _send(self, content):

@@ -7,6 +7,10 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+
+
+TIMEOUT = 600  # seconds
 
 
 def launch_two(*command: str, **environment) -> list[str]:
@@ -24,7 +28,13 @@ def launch_two(*command: str, **environment) -> list[str]:
         )
         for rank in range(2)
     ]
-    outputs = [process.communicate() for process in processes]
+    try:
+        with ThreadPoolExecutor(2) as threads:  # neither waits for the other's output to be read
+            outputs = list(threads.map(lambda process: process.communicate(timeout=TIMEOUT), processes))
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
     errors = "".join(error[-3000:] for _, error in outputs)
     assert [process.returncode for process in processes] == [0, 0], errors
     return [text for text, _ in outputs]

@@ -55,8 +55,9 @@ def test_imagenet(succeeds, fails, class_folder, workplace):
         "real.npz",
     ]
     lines = succeeds(*command)
-    assert lines[0] == "out/samples.npz"
-    assert f"python evaluations/evaluator.py real.npz {workplace}/out/samples.npz > evaluator.txt" in lines
+    out = workplace / "out"
+    assert lines[0].startswith("out: all pictures are there")
+    assert lines[1] == f"python evaluations/evaluator.py {workplace}/real.npz {out}/samples.npz > {out}/evaluator.txt"
     for line in lines:  # ours can be parsed
         if line.startswith("uniwetok "):
             build_parser().parse_args(shlex.split(line)[1:])
@@ -65,13 +66,19 @@ def test_imagenet(succeeds, fails, class_folder, workplace):
     (row,) = results("out/scores")[0]["results"]
     found = {name: score["value"] for name, score in row["scores"].items()}
     assert found == {"fid": 3.25, "sfid": 0.6, "inception_score": 120.5, "precision": 0.81, "recall": 0.55}
-    assert row["scores"]["fid"]["count"] == 6 and Path("out/scores/model-index.yaml").is_file()
+    assert row["scores"]["fid"]["count"] == 6 and not Path("out/scores/model-index.yaml").exists()  # a dry run
     assert any(line == "- num inference steps: 1" for line in lines)
     before = Path("out/scores/results.json").read_bytes()
     for text in (PRINTED.replace("FID: 3.25\n", ""), PRINTED + "FID: 3\n", PRINTED.replace("3.25", "nan")):
         Path("evaluator.txt").write_text(text)
         assert "lines of `FID: number`, not one: it is not ADM's" in fails(*command, "--collect", "evaluator.txt")
     assert "No such file" in fails(*command, "--collect", "absent.txt")
+    settings = Path("out/settings.json")
+    settings.write_text(settings.read_text().replace('"num_images": 6', '"num_images": 50000'))
+    Path("evaluator.txt").write_text(PRINTED)
+    succeeds(*command, "--collect", "evaluator.txt")
+    assert "FID" in Path("out/scores/model-index.yaml").read_text()
+    before = Path("out/scores/results.json").read_bytes()
     other = ["benchmark", "imagenet", class_folder, "empty", "--collect", "evaluator.txt"]
     assert "empty is no folder of `sample-classes`" in fails(*other)
     assert Path("out/scores/results.json").read_bytes() == before and not Path("empty").exists()
@@ -85,6 +92,9 @@ def test_reconstruction(succeeds, fails, pipeline_folder, workplace):
     values, rows = results("out")
     assert {key[1] for key in rows} == {"256x256", "native"} and ("model", "native", "face") in rows
     assert rows["model", "256x256", "all"]["psnr"]["count"] == 3 and values["task"] == "reconstruction"
+    assert not Path("out/model-index.yaml").exists()  # of a dry run
+    succeeds(*command)
+    assert Path("out/model-index.yaml").exists()
     assert "no column words; they have image, kind" in fails(*command, "--text-column", "words")
 
 
@@ -118,6 +128,32 @@ def written(text: str) -> Image.Image:
     picture = Image.new("RGB", (256, 96), "white")
     ImageDraw.Draw(picture).text((12, 24), text, fill="black", font=ImageFont.load_default(32))
     return picture
+
+
+class Signs:
+    """Reads the upper left pixel: of a picture that begins white, its text."""
+
+    def __call__(self, picture):
+        return "hello" if min(picture.getpixel((0, 0))) > 250 else "help"
+
+    def describe(self):
+        return "signs"
+
+
+def test_scores_of_texts(vision_folder):
+    model = UniWeTokModel.from_pretrained(vision_folder)
+    rows = [{"image": Image.new("RGB", (32, 32), "white"), "words": words} for words in (["hel", "lo"], None, "hello")]
+    rows.append({"image": Image.new("RGB", (32, 32), "black"), "words": "hello"})
+    report = evaluate_reconstruction(model, rows, text_column="words", text_reader=Signs())
+    scores = {row.labels["what"]: row.scores.get("text") for row in report.rows}
+    own = scores["the pictures themselves"]
+    assert own.count == 3 and own.value == pytest.approx((1 + 1 + 3 / 5) / 3)  # "hello", "hello", "help"
+    assert scores["all white"].value == 1 and scores["model"].count == 3
+    assert report.protocol["text read back"].startswith("signs: 1 - edit distance")
+    with pytest.raises(ValueError, match="`text_column` must hold texts or lists of them, got 7"):
+        evaluate_reconstruction(model, [rows[0] | {"words": 7}], text_column="words", text_reader=Signs())
+    with pytest.raises(ValueError, match="`text_column` and `text_reader` must be given together"):
+        evaluate_reconstruction(model, rows, text_column="words")
 
 
 def test_text_is_read_back(succeeds, vision_folder, workplace):

@@ -93,7 +93,7 @@ def test_reconstruction(succeeds, pictures, vision_folder, tmp_path, workplace):
     assert rows["model", "native", "all"]["psnr"]["count"] == 5
     assert values["facts"]["codes at native"]["bytes_per_picture"] == 8  # 4 tokens of 16 bits
     assert values["protocol"]["did training losses see them"].startswith("not known")
-    assert "weights 1" in values["protocol"]["perceptual distance"]
+    assert "all channels alike" in values["protocol"]["perceptual distance"]
     (index,) = yaml.safe_load((workplace / "out" / "model-index.yaml").read_text())["model-index"]
     names = {metric["name"] for result in index["results"] for metric in result["metrics"]}
     assert "PSNR dB (32x32)" in names and "PSNR dB (native)" in names

@@ -35,7 +35,16 @@ def test_files_that_are_none(tmp_path):
     np.savez(tmp_path / "grey.npz", arr_0=pictures[..., 0])
     whole = make_samples(tmp_path / "whole.npz").read_bytes()
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
-    wanted = {"packed": "it is compressed", "named": "arr_0.npy", "float": "float32", "grey": r"\[2, 8, 8\]"}
+    np.savez(tmp_path / "empty.npz", arr_0=pictures[:0])
+    np.savez(tmp_path / "lonely.npz", arr_0=pictures[:1])
+    wanted = {
+        "empty": "it holds 0 pictures",
+        "lonely": "it holds 1 pictures",
+        "packed": "it is compressed",
+        "named": "arr_0.npy",
+        "float": "float32",
+        "grey": r"\[2, 8, 8\]",
+    }
     for name, message in (wanted | {"cut": "not a zip file", "absent": "No such file"}).items():
         with pytest.raises(ValueError, match=f"{name}.npz is no file of pictures: .*{message}"):
             open_samples(tmp_path / f"{name}.npz")

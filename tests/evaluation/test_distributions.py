@@ -108,7 +108,7 @@ def test_errors(features, references, message):
 @pytest.mark.parametrize("channels", [4, 100])  # more and fewer than pictures: of sums, and of features
 def test_a_score_of_sets_in_their_order(channels):
     left, right = normal(60, channels), normal(60, channels, seed=1, shift=0.5, scale=1.5)
-    score = frechet_score(dict(enumerate(left)), dict(enumerate(right)))
+    score = frechet_score(left, right)
     expected = jackknife_score(frechet_distance, left, right)
     assert score.value == pytest.approx(expected.value, rel=1e-9) and score.count == expected.count
     assert score.interval == pytest.approx(expected.interval, rel=1e-6)

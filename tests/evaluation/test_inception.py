@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from uniwetok_hf.conversion import ConversionError, convert_inception
 from uniwetok_hf.evaluation.inception import InceptionFeatures, inception_score, scale_bilinear
+from uniwetok_hf.evaluation.judges import short_digest
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,8 @@ def test_a_converted_file(network, tmp_path):
     path = convert_inception(tmp_path / "inception.pth", tmp_path / "inception.safetensors")
     loaded = InceptionFeatures.from_file(path)
     assert all((loaded.network.state_dict()[name] == one).all() for name, one in network.state_dict().items())
-    assert loaded.describe() == "FID's Inception network (inception.safetensors)"
+    digest = short_digest(network)
+    assert loaded.describe() == f"FID's Inception network (inception.safetensors, weights {digest})"
 
 
 def test_files_of_other_networks(network, tmp_path):
@@ -77,3 +79,14 @@ def test_the_score_by_hand():
     assert inception_score(sure) == pytest.approx(2)
     assert inception_score(np.zeros((6, 4))) == pytest.approx(1)
     assert inception_score(np.concatenate([sure, sure[:1], sure[:1]]), split_size=2) == pytest.approx(1.5)
+
+
+def test_features_are_those_of_torch_fidelity(network, tmp_path):
+    theirs = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", reason="it needs torchvision")
+    torch.save(network.state_dict(), tmp_path / "inception.pth")
+    options = {"feature_extractor_weights_path": str(tmp_path / "inception.pth")}
+    wanted = theirs.FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], **options)
+    for sides in ((256, 256), (300, 420), (32, 64)):
+        batch = torch.from_numpy(pictures(2, *sides)).permute(0, 3, 1, 2)
+        for found, expected in zip(network(batch), wanted(batch), strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())

@@ -9,7 +9,7 @@ from tiny_judges import build_clip, build_vit
 from tiny_training import build_siglip
 from transformers import AutoImageProcessor, AutoModel
 
-from uniwetok_hf.evaluation.judges import Judge, PerceptualNetwork
+from uniwetok_hf.evaluation.judges import Judge, PerceptualNetwork, short_digest
 from uniwetok_hf.evaluation.metrics import perceptual_distance
 from uniwetok_hf.losses.perceptual import LPIPS, PerceptualLoss
 from uniwetok_hf.provenance import loss_model, training_record
@@ -118,7 +118,9 @@ def test_perceptual_distance_of_a_vision_model(tmp_path, pair):
     perceptual = PerceptualNetwork.from_pretrained(build_vit(tmp_path / "vit"))
     network = perceptual.network
     assert isinstance(network, PerceptualLoss)
-    assert perceptual.describe() == "features of vit (ViTModel), weights 1" and perceptual.seen == "not checked"
+    digest = short_digest(perceptual.network)
+    assert perceptual.describe() == f"features of vit (ViTModel, weights {digest}), all channels alike"
+    assert perceptual.seen == "not checked" and len(digest) == 8
     images, references = pair
     values = perceptual_distance(images, references, network)
     with torch.no_grad():
@@ -135,7 +137,7 @@ def test_lpips_from_a_file(tmp_path, pair):
     perceptual = PerceptualNetwork.from_pretrained(tmp_path / "lpips.safetensors")
     network = perceptual.network
     assert isinstance(network, LPIPS)
-    assert perceptual.describe() == "LPIPS with the weights of lpips.safetensors"
+    assert perceptual.describe() == f"LPIPS of lpips.safetensors (weights {short_digest(perceptual.network)})"
     assert perceptual_distance(pair[0][0], pair[1][0], network) > 0
     grey = pair[0][0, ..., 0]
     assert perceptual_distance(grey, grey, network) == 0

@@ -1,12 +1,14 @@
 import json
+import shutil
 
 import pytest
 import torch
 from chat_server import chat_server
+from launched import commands_on_two
 from tiny_models import TINY_TEXT, build_tiny_pipeline, build_tiny_text_tokenizer
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from uniwetok_hf.evaluation.benchmarks import BENCHMARKS, collect_benchmark, rewriting, run_benchmark
+from uniwetok_hf.evaluation.benchmarks import BENCHMARKS, collect_benchmark, run_benchmark
 from uniwetok_hf.evaluation.benchmarks.rewriting import INSTRUCTIONS, load_rewriter
 
 
@@ -36,6 +38,7 @@ def chat_folder(tmp_path_factory):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(text_tokenizer), bos_token_id=None, **ids, **TINY_TEXT))
+    model.generation_config.eos_token_id = list(range(len(text_tokenizer)))  # an answer of one token
     model.save_pretrained(folder)
     text_tokenizer.save_pretrained(folder)
     return str(folder)
@@ -56,10 +59,7 @@ def test_a_server_rewrites_each_prompt_once(pipe, prompts, tmp_path):
         assert [path for path, _ in requests] == ["/v1/chat/completions"] * 2
         request = requests[0][1]
         assert request["model"] == "rewriter-7b" and request["temperature"] == 0
-        assert request["messages"] == [
-            {"role": "system", "content": INSTRUCTIONS},
-            {"role": "user", "content": "a red circle"},
-        ]
+        assert request["messages"] == [{"role": "user", "content": f"{INSTRUCTIONS}\n\na red circle"}]
         saved = json.loads((tmp_path / "out" / "rewritten_prompts.json").read_text())
         assert saved["rewriter"] == url and saved["prompts"]["two cats"] == "on a table, two cats"
         next((tmp_path / "out").rglob("*.png")).unlink()
@@ -84,8 +84,7 @@ def test_results_name_the_rewriter(pipe, prompts, tmp_path):
     assert report.protocol["prompts"] == report.split == "ours, rewritten by rewriter-7b"
 
 
-def test_a_model_of_transformers(pipe, prompts, chat_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(rewriting, "MAX_NEW_TOKENS", 5)
+def test_a_model_of_transformers(pipe, prompts, chat_folder, tmp_path):
     name, rewrite = load_rewriter(chat_folder)
     assert name in chat_folder
     answer = rewrite("two cats")
@@ -101,15 +100,42 @@ def test_rewriters_that_are_none(pipe, prompts, chat_folder, tmp_path):
     with pytest.raises(ValueError, match="`rewriter` http://127.0.0.1:9/v1 has no model that answers"):
         run(pipe, tmp_path / "again", prompts, "http://127.0.0.1:9/v1")
     answers = {
-        "empty": ("  ", "answered 'a red circle' with nothing"),
-        "error": (None, "gave no answer to 'a red circle'"),
+        "empty": ("  ", "stop", "answered 'a red circle' with nothing"),
+        "thinking": ("<think>a red", "stop", "the answer to 'a red circle' is longer than 1024 tokens"),
+        "cut": ("a red cir", "length", "the answer to 'a red circle' is longer than 1024 tokens"),
+        "error": (None, "stop", "gave no answer to 'a red circle'"),
     }
-    for name, (answer, message) in answers.items():
-        with chat_server(lambda _, answer=answer: answer) as (url, _), pytest.raises(ValueError, match=message):
-            run(pipe, tmp_path / name, prompts, url)
-    for name in ("out", "again", "empty", "error"):
-        assert not (tmp_path / name / "rewritten_prompts.json").exists()
-        assert not list((tmp_path / name).rglob("*.png"))
+    for name, (answer, reason, message) in answers.items():
+        with chat_server(lambda _, answer=answer: answer, finish_reason=reason) as (url, requests):
+            with pytest.raises(ValueError, match=message):
+                run(pipe, tmp_path / name, prompts, url)
+            assert len(requests) == 3  # as often as it is asked
+    for name in ("out", "again", *answers):
+        assert not (tmp_path / name).exists()  # the command can be corrected
+    text_tokenizer = build_tiny_text_tokenizer()
+    text_tokenizer.save_pretrained(tmp_path / "mute")
+    shutil.copytree(chat_folder, tmp_path / "mute", dirs_exist_ok=True, ignore=lambda *_: ["chat_template.jinja"])
+    with pytest.raises(ValueError, match="mute has no chat template"):
+        load_rewriter(str(tmp_path / "mute"))
+
+
+def test_thoughts_are_left_out(pipe, prompts, tmp_path):
+    with chat_server(lambda prompt: f"<think>\nwhat is {prompt}?\n</think>\n\n{prompt},\nred") as (url, _):
+        run(pipe, tmp_path / "out", prompts, url)
+    saved = json.loads((tmp_path / "out" / "rewritten_prompts.json").read_text())
+    assert saved["prompts"]["two cats"] == "two cats, red"
+
+
+def test_two_processes_share_the_prompts(pipe, prompts, tmp_path):
+    pipe.save_pretrained(tmp_path / "pipeline")
+    command = ["benchmark", "geneval", tmp_path / "pipeline", tmp_path / "out", "--prompts", prompts]
+    with chat_server(lambda prompt: f"{prompt}, red") as (url, requests):
+        command += ["--variant", "ours", "--steps", "1", "--batch-size", "4", "--rewriter", url]
+        printed = commands_on_two(command)
+        assert len(requests) == 2 and "all pictures are there" in printed[0] and printed[1] == ""
+        next((tmp_path / "out" / "images" / "00001").rglob("*.png")).unlink()  # of the second process
+        assert "all pictures are there" in commands_on_two(command)[0] and len(requests) == 2
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 8
 
 
 def test_another_rewriter_needs_another_folder(pipe, prompts, tmp_path):

@@ -7,6 +7,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from uniwetok_hf.data.images import ImageReadError
+from uniwetok_hf.evaluation.processes import Processes
 from uniwetok_hf.evaluation.rows import (
     PictureRows,
     batched,
@@ -76,6 +77,24 @@ def test_lists_of_pictures_without_those_that_can_not_be_read():
     assert [row["others"] for row in found[1:]] == [None, []]
     (skipped,) = rows.all_skipped()
     assert skipped.startswith("others[1] of row 0: not a picture")
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_too_many_are_too_many_of_all_rows(index):
+    """12 of 2,000 rows, all in the batches of one of two processes, are few."""
+    rows = [{"image": png(), "n": None if 1904 <= n < 1928 and n // 4 % 2 == index else n} for n in range(2000)]
+    read = PictureRows(rows, columns=["n"])
+    processes = type("Turn", (Processes,), {"gather": lambda self, value: [value]})(index, 2)
+    assert sum(len(part) for _, part in read.batches(4, processes)) < 1000
+    assert len(read.all_skipped(processes)) == 12
+
+
+def test_rows_without_a_class_are_left_out():
+    labels = Features({"image": ImageFeature(decode=False), "label": ClassLabel(names=["cat", "dog"])})
+    dataset = Dataset.from_dict({"image": [png()] * 3, "label": [1, -1, None]}, features=labels)
+    rows = PictureRows(dataset, columns=["label"])
+    assert [row["label"] for row in rows] == ["dog"] and list(rows.skipped) == [1, 2]
+    assert [row["label"] for row in PictureRows(dataset)] == ["dog", None, None]
 
 
 def test_class_labels_are_given_by_name():

@@ -113,11 +113,8 @@ def run_benchmark(args: argparse.Namespace) -> None:
     with user_errors():
         processes = Processes.join()
     commands = _generate(args, benchmark, processes)
-    processes.gather(None)  # all are done
-    if not processes.is_main:
+    if commands is None:
         return
-    if commands is None:  # when this process was done, others were not
-        commands = _generate(args, benchmark, processes)
     print(f"{args.out}: all pictures are there. In the judge's repository:")
     for line in commands:
         print(line)

@@ -3,10 +3,11 @@ measured by `uniwetok sample-classes` and `uniwetok evaluate` with the settings 
 
 import argparse
 from pathlib import Path
+from shlex import quote
 
 from .common import add_command, add_max_skipped_share, add_seed_option, positive_int, user_errors
 from .evaluate import measure_latents, measure_reconstruction, run_evaluate
-from .sample_classes import add_sampling_options, run_sample_classes
+from .sample_classes import add_sampling_options, sample
 
 
 # Texts of a class for zero-shot accuracy, whose directions are averaged: the seven of Radford et al. (2021).
@@ -64,26 +65,37 @@ def run_imagenet(args: argparse.Namespace) -> None:
         for path in report.save(Path(args.out) / "scores"):
             print(path)
         return
-    result = run_sample_classes(args)
-    if result is None:
+    from uniwetok_hf.evaluation.processes import Processes
+
+    with user_errors():
+        processes = Processes.join()
+        sample(args)
+        processes.wait()
+    if not processes.is_main:
         return
-    print("In ADM's repository, guided-diffusion:")
-    print(f"python evaluations/evaluator.py {args.references} {result.resolve()} > evaluator.txt")
-    print("or, in any environment with this package:")
-    print(f"uniwetok evaluate classes {result} {args.references} --inception inception.safetensors")
-    print(f"uniwetok benchmark imagenet {args.pipeline} {args.out} --collect evaluator.txt")
+    out = Path(args.out).resolve()
+    samples, references = quote(str(out / "samples.npz")), quote(str(Path(args.references).resolve()))
+    printed = quote(str(out / "evaluator.txt"))
+    print(f"{args.out}: all pictures are there. In ADM's repository, guided-diffusion:")
+    print(f"python evaluations/evaluator.py {references} {samples} > {printed}")
+    print(f"uniwetok benchmark imagenet {quote(args.pipeline)} {quote(args.out)} --collect {printed}")
+    print("or, without another repository:")
+    print(
+        f"uniwetok evaluate classes {samples} {references} --inception inception.safetensors "
+        f"--output {quote(str(out / 'scores_of_uniwetok'))}"
+    )
 
 
 def _add_reconstruction(benchmarks) -> None:
     parser = add_command(
         benchmarks,
         "reconstruction",
-        run_evaluate,
+        run_protocol,
         "Reconstruct validation pictures at 256 x 256 and at their own size: rFID, PSNR, SSIM, LPIPS.\n"
         "`evaluate reconstruction` with the paper's settings; for ImageNet, COCO, faces and text.",
         [
-            "uniwetok results/imagenet --data imagenet --inception inception.safetensors --lpips lpips.safetensors",
-            "uniwetok results/text --data faces_and_text.py:rows --by kind --text-column text",
+            "runs/stage3/model results/imagenet --data imagenet --inception inception.safetensors",
+            "runs/stage3/model results/text --data data/faces_and_text/pictures --split test --text-column words",
         ],
     )
     _add_places(parser)
@@ -103,7 +115,7 @@ def _add_zero_shot(benchmarks) -> None:
     parser = add_command(
         benchmarks,
         "zero-shot",
-        run_evaluate,
+        run_protocol,
         "Classify validation pictures by latents and codes, without training: top 1, 5 and 10.\n"
         "`evaluate latents` at 256 x 256 with the teacher's texts of seven templates.",
         [
@@ -122,6 +134,12 @@ def _add_zero_shot(benchmarks) -> None:
     )
     add_seed_option(parser, "seed of the choice")
     parser.set_defaults(measure=measure_latents, no_probe=True, train_split=None, template=list(TEMPLATES))
+
+
+def run_protocol(args: argparse.Namespace) -> None:
+    """`uniwetok benchmark reconstruction` and `zero-shot`."""
+    args.is_dry_run = args.count is not None
+    run_evaluate(args)
 
 
 def _add_places(parser: argparse.ArgumentParser) -> None:

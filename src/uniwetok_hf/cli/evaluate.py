@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from .common import (
     finite_float,
     output_folder,
     positive_int,
+    resolve_device,
     user_errors,
     warn,
 )
@@ -68,11 +70,13 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from uniwetok_hf.provenance import short_name
 
     output = output_folder(args.output or Path("results") / args.kind)
-    args.device = device_of_process(args.device)
+    args.device = str(resolve_device(device_of_process(args.device)))
     opened: list[PictureRows] = []
     with user_errors(ValueError, ImportError):
         processes = Processes.join()
         report = args.measure(args, opened, processes)
+        if getattr(args, "is_dry_run", False):
+            report.rows = [replace(row, for_card=False) for row in report.rows]
         report.skipped = [reason for rows in opened for reason in rows.all_skipped(processes)]
     report.model = short_name(args.model or EMBEDDED)
     report.data, report.split = "photographs", "scikit-image"
@@ -489,7 +493,7 @@ def run_evaluate_classes(args: argparse.Namespace) -> None:
     output = output_folder(args.output or Path(args.samples).parent / "scores")
     with user_errors(ValueError, ImportError):
         processes = Processes.join()
-        feature_model = _load_feature_model(args, device_of_process(args.device))
+        feature_model = _load_feature_model(args, str(resolve_device(device_of_process(args.device))))
         if feature_model is None:
             raise CommandError("give either --inception or --features")
         report = evaluate_classes(args.samples, args.references, feature_model, args.batch_size, processes)

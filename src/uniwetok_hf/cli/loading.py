@@ -360,5 +360,6 @@ def load_pipeline(name: str | Checkpoint | None, device: str):
         settings = UniWeTokPipeline.load_config(checkpoint.folder)
         defaults = {key: value for key, value in settings.items() if key.startswith("default_")}
         pipeline = UniWeTokPipeline(processor, mllm, scheduler, **defaults)
+    pipeline.register_to_config(_name_or_path=str(checkpoint.folder))  # as `from_pretrained` does
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -49,8 +49,20 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add_seed_option(parser, "seed of all pictures")
 
 
-def run_sample_classes(args: argparse.Namespace) -> Path | None:
-    """`uniwetok sample-classes`; returns the `.npz`, or None where other processes still work."""
+def run_sample_classes(args: argparse.Namespace) -> None:
+    """`uniwetok sample-classes`."""
+    result = sample(args)
+    if result is None:
+        print(
+            f"{args.out}: the pictures of process {machine()[0]} are done; the last of {machine()[1]} joins them",
+            file=sys.stderr,
+        )
+    else:
+        print(result)
+
+
+def sample(args: argparse.Namespace) -> Path | None:
+    """Generates the pictures; returns the `.npz`, or None where other processes still work."""
     from tqdm.auto import tqdm
 
     from uniwetok_hf.evaluation.class_sampling import sample_classes
@@ -69,7 +81,7 @@ def run_sample_classes(args: argparse.Namespace) -> Path | None:
         signals_set(stop, "Stopping after this batch. Press Ctrl-C again to stop at once."),
         tqdm(total=share, desc="sampling", unit=" pictures", disable=None if rank == 0 else True) as bar,
     ):
-        result = sample_classes(
+        return sample_classes(
             pipeline,
             args.out,
             args.num_images,
@@ -83,11 +95,3 @@ def run_sample_classes(args: argparse.Namespace) -> Path | None:
             bar.update,
             stop,
         )
-    if result is None:
-        print(
-            f"{args.out}: the pictures of process {rank} are done; the last of {world_size} joins them",
-            file=sys.stderr,
-        )
-    else:
-        print(result)
-    return result

@@ -34,7 +34,7 @@ def convert_inception(source: str | os.PathLike, out: str | os.PathLike) -> Path
     weights = {
         name: found.read(name, 0, tensor.shape[0]).float().contiguous()
         for name, tensor in found.tensors.items()
-        if not name.endswith("num_batches_tracked")  # scalars, which inference does not read
+        if tensor.shape and not name.startswith("AuxLogits.")  # counters and a head for training are left out
     }
     out = Path(out)
     with whole_file(out) as temporary:

@@ -38,7 +38,6 @@ def evaluate_captioning(
         mllm, processor: a [`UniWeTokForCausalLM`] and its [`UniWeTokProcessor`].
         rows: with a PIL picture in `image_column`, `question` and `answer`, and the column `by` ([`PictureRows`]).
         by: column of the kind of question: its values have a row of the table each, beside the row of all questions.
-
         processes: those that share the questions, batch by batch.
 
     Returns:

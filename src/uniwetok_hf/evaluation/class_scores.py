@@ -34,7 +34,7 @@ def open_samples(path: str | Path) -> np.ndarray:
     """`arr_0` of an `.npz` as an array that lies in the file, uint8 [N, H, W, 3].
 
     Raises:
-        ValueError: when the file is no such archive, or a compressed one.
+        ValueError: when the file is no such archive, or a compressed one, or holds fewer than two pictures.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -50,6 +50,8 @@ def open_samples(path: str | Path) -> np.ndarray:
             shape, is_fortran, dtype = read_header(file)
             if dtype != np.uint8 or is_fortran or len(shape) != 4 or shape[3] != 3:
                 raise ValueError(f"arr_0 is {dtype} {list(shape)}, not uint8 [N, H, W, 3]")
+            if shape[0] < 2:
+                raise ValueError(f"it holds {shape[0]} pictures; sets are compared, of two or more")
             return np.memmap(path, np.uint8, "r", file.tell(), shape)
     except (OSError, zipfile.BadZipFile, KeyError, ValueError, struct.error) as error:
         raise ValueError(f"{path} is no file of pictures: {error}.") from error
@@ -60,7 +62,7 @@ def open_statistics(path: str | Path) -> tuple[np.ndarray, np.ndarray] | None:
     FID's features of more pictures than `arr_0` holds, as the reference batches of ADM have them.
 
     Raises:
-        ValueError: when they have other shapes, or one is missing.
+        ValueError: when they have other shapes, are not finite, or one is missing.
     """
     with np.load(path, allow_pickle=False) as archive:
         found = {name: archive[name].astype(np.float64) for name in ("mu", "sigma") if name in archive.files}
@@ -69,6 +71,8 @@ def open_statistics(path: str | Path) -> tuple[np.ndarray, np.ndarray] | None:
     shapes = {name: list(array.shape) for name, array in found.items()}
     if shapes != {"mu": [FEATURES], "sigma": [FEATURES, FEATURES]}:
         raise ValueError(f"{path}: mu [{FEATURES}] and sigma [{FEATURES}, {FEATURES}] are needed, got {shapes}.")
+    if not all(np.isfinite(array).all() for array in found.values()):
+        raise ValueError(f"{path}: mu and sigma must be finite.")
     return found["mu"], found["sigma"]
 
 
@@ -130,7 +134,7 @@ def _published_scores(
     if statistics is not None:
         fid = Score(frechet_of_moments(FeatureSums.of(features).moments(), statistics), len(generated))
     else:
-        fid = frechet_score(dict(enumerate(features)), dict(enumerate(references)))
+        fid = frechet_score(features, references)
     precise, recalled = precision_recall_outcomes(features, references)
     return {
         "fid": fid,
@@ -152,7 +156,7 @@ def _scores_of_features(
     features, references = embed(generated, "generated"), embed(real, "real")
     precise, recalled = precision_recall_outcomes(features, references)
     return {
-        "frechet": frechet_score(dict(enumerate(features)), dict(enumerate(references))),
+        "frechet": frechet_score(features, references),
         "precision": share_score(precise),
         "recall": share_score(recalled),
     }

@@ -68,15 +68,29 @@ class FeatureSums:
         return mean, (self.products - self.count * np.outer(mean, mean)) / (self.count - 1)
 
 
-def frechet_of_moments(
-    moments: tuple[np.ndarray, np.ndarray], reference_moments: tuple[np.ndarray, np.ndarray]
-) -> float:
-    """[`frechet_distance`] of two normal distributions, each given by mean [channels] and covariance [channels,
-    channels]."""
-    (mean, covariance), (reference_mean, reference_covariance) = moments, reference_moments
-    mixed = np.linalg.svd(_root(covariance) @ _root(reference_covariance).T, compute_uv=False).sum()
-    value = ((mean - reference_mean) ** 2).sum() + np.trace(covariance) + np.trace(reference_covariance) - 2 * mixed
-    return max(0.0, float(value))
+Moments = tuple[np.ndarray, np.ndarray]  # mean [channels] and covariance [channels, channels]
+
+
+def frechet_of_moments(moments: Moments, references: Moments) -> float:
+    """[`frechet_distance`] of two normal distributions.
+
+    Raises:
+        ValueError: when they are not finite, such as the covariance of a single picture.
+    """
+    return _distances({"": moments}, references)[""]
+
+
+def _distances(sets: Mapping[str, Moments], references: Moments) -> dict[str, float]:
+    """The distances of several normal distributions to one, whose root is taken once."""
+    if not all(np.isfinite(part).all() for moments in (*sets.values(), references) for part in moments):
+        raise ValueError("features of pictures must be finite, and of two pictures or more.")
+    reference_mean, reference_covariance = references
+    reference_root, distances = _root(reference_covariance), {}
+    for name, (mean, covariance) in sets.items():
+        mixed = np.linalg.svd(_root(covariance) @ reference_root.T, compute_uv=False).sum()
+        apart = ((mean - reference_mean) ** 2).sum()
+        distances[name] = max(0.0, float(apart + np.trace(covariance) + np.trace(reference_covariance) - 2 * mixed))
+    return distances
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
@@ -86,34 +100,58 @@ def _root(covariance: np.ndarray) -> np.ndarray:
     return np.sqrt(values[kept])[:, None] * vectors.T[kept]
 
 
-def frechet_score(
-    features: Mapping[int, np.ndarray], references: Mapping[int, np.ndarray], processes: Processes = ALONE
-) -> Score:
+def frechet_scores(
+    sets: Mapping[str, Mapping[int, np.ndarray]], references: Mapping[int, np.ndarray], processes: Processes = ALONE
+) -> dict[str, Score]:
     """
-    The Fréchet distance of two sets that lie in several processes, with a jackknife of their groups i modulo 20.
+    The Fréchet distances of sets to one, with a jackknife of the groups i modulo 20; none of sets of two pictures or
+    fewer.
 
-    Features of few pictures are brought together. Of more pictures than channels, only sums are.
+    Features of few pictures are brought together. Of more pictures than channels, only sums are, and the processes
+    share the groups.
 
     Args:
-        features, references: this process' features [channels], by the number of the picture.
+        sets, references: this process' features [channels], by the number of the picture.
     """
     channels = max(processes.gather(max((len(one) for one in references.values()), default=0)))
-    sets = features, references
-    counts = [sum(processes.gather(len(own))) for own in sets]
-    if min(counts) <= channels:
-        return jackknife_score(frechet_distance, *(np.stack(processes.merge(own)) for own in sets))
+    counts = {name: sum(processes.gather(len(own))) for name, own in sets.items()}
+    num_references = sum(processes.gather(len(references)))
+    chosen = {name: own for name, own in sets.items() if counts[name] > 2}
+    if min([num_references, *(counts[name] for name in chosen)]) <= channels:
+        wanted = processes.merge(references)
+        return {
+            name: jackknife_score(frechet_distance, np.stack(processes.merge(own)), np.stack(wanted))
+            for name, own in chosen.items()
+        }
 
     def sums(own: Mapping[int, np.ndarray], group: int | None = None) -> FeatureSums:
-        chosen = [one for number, one in own.items() if group is None or number % NUM_GROUPS == group]
-        return FeatureSums.of(np.array(chosen).reshape(len(chosen), channels), processes)
+        part = [one for number, one in own.items() if group is None or number % NUM_GROUPS == group]
+        return FeatureSums.of(np.array(part).reshape(len(part), channels), processes)
 
-    whole = [sums(own) for own in sets]
-    value = frechet_of_moments(*(one.moments() for one in whole))
-    without = []
-    for group in range(NUM_GROUPS):
-        parts = [one - sums(own, group) for one, own in zip(whole, sets, strict=True)]
-        without.append(frechet_of_moments(*(part.moments() for part in parts)))
-    return Score(value, counts[0], jackknife_interval(value, without))
+    def distances(parts: Mapping[str | None, FeatureSums]) -> dict[str, float]:
+        moments = {name: one.moments() for name, one in parts.items()}
+        return _distances({name: moments[name] for name in chosen}, moments[None])
+
+    everything = {None: references, **chosen}
+    whole = {name: sums(own) for name, own in everything.items()}
+    values, without = distances(whole), {}
+    for start in range(0, NUM_GROUPS, processes.count):  # a group for each process at once
+        mine = None
+        for group in range(start, min(start + processes.count, NUM_GROUPS)):
+            parts = {name: whole[name] - sums(own, group) for name, own in everything.items()}
+            mine = parts if group - start == processes.index else mine
+        if mine is not None:
+            without[start + processes.index] = distances(mine)
+    left_out = processes.merge(without)
+    return {
+        name: Score(value, counts[name], jackknife_interval(value, [one[name] for one in left_out]))
+        for name, value in values.items()
+    }
+
+
+def frechet_score(features: np.ndarray, references: np.ndarray) -> Score:
+    """[`frechet_scores`] of one set, features [N, channels] that lie in this process."""
+    return frechet_scores({"": dict(enumerate(features))}, dict(enumerate(references)))[""]
 
 
 def precision_recall(features: np.ndarray, references: np.ndarray, num_neighbours: int = 3) -> tuple[float, float]:

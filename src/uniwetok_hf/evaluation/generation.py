@@ -228,7 +228,7 @@ def set_scores(features: np.ndarray, references: np.ndarray) -> dict[str, Score]
         return {}
     precision, recall = precision_recall_outcomes(features, references, NUM_NEIGHBOURS)
     return {
-        "frechet": frechet_score(dict(enumerate(features)), dict(enumerate(references))),
+        "frechet": frechet_score(features, references),
         "precision": share_score(precision),
         "recall": share_score(recall),
     }

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..provenance import short_name
+from .judges import short_digest
 from .processes import ALONE, Processes
 
 
@@ -223,8 +224,8 @@ class InceptionFeatures:
         return cls(network, short_name(path), device)
 
     def describe(self) -> str:
-        """The network, for a protocol."""
-        return f"FID's Inception network ({self.name})"
+        """The network and the digest of its weights, for a protocol."""
+        return f"FID's Inception network ({self.name}, weights {short_digest(self.network)})"
 
     def embed_images(
         self, images: Sequence[Image.Image], batch_size: int = 32, processes: Processes = ALONE

@@ -3,8 +3,8 @@
 encoder (CLIP, SigLIP, ...) also compares pictures with texts.
 
 The folder holds model and image processor, and for texts a tokenizer; pictures are prepared by the model's own
-processor. `timm/...` models, the Inception network of FID among them, load through transformers' wrapper when timm is
-installed.
+processor. `timm/...` models load through transformers' wrapper when timm is installed; FID's own network is in
+`inception`.
 
 Both classes have `seen`: whether a training loss of the evaluated model used the network, in words for the protocol.
 """
@@ -89,8 +89,7 @@ class Judge:
 
     def describe(self) -> str:
         """Name, class and eight letters of its weights' digest: two results with the same line are comparable."""
-        digest = hashlib.sha256(" ".join(weight_digests(self.model)).encode()).hexdigest()[:8]
-        return f"{self.name} ({type(self.model).__name__}, weights {digest})"
+        return f"{self.name} ({type(self.model).__name__}, weights {short_digest(self.model)})"
 
     def embed_images(
         self, images: Sequence[Image.Image], batch_size: int = 32, processes: Processes = ALONE
@@ -174,7 +173,13 @@ class PerceptualNetwork:
             raise ValueError(f"`network` {source} can't be loaded: {error}") from error
 
     def describe(self) -> str:
-        """Name and kind of the network."""
+        """Name and kind of the network, and the digest of its weights."""
+        digest = short_digest(self.network)
         if isinstance(self.network, LPIPS):
-            return f"LPIPS with the weights of {self.name}"
-        return f"features of {self.name} ({type(self.network.model).__name__}), weights 1"
+            return f"LPIPS of {self.name} (weights {digest})"
+        return f"features of {self.name} ({type(self.network.model).__name__}, weights {digest}), all channels alike"
+
+
+def short_digest(network: torch.nn.Module) -> str:
+    """Eight letters that tell the weights of networks apart."""
+    return hashlib.sha256(" ".join(weight_digests(network)).encode()).hexdigest()[:8]

@@ -6,6 +6,7 @@ how many share. Results are numbered, and put together in the order of their num
 of the host (numbers, texts, features, 8-bit pictures), by gloo, wherever the models are.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -23,7 +24,10 @@ PATIENCE = timedelta(hours=12)  # of a process that waits for the others
 
 
 class Processes:
-    """Process `index` of `count`; alone by default."""
+    """Process `index` of `count`; alone by default.
+
+    What waits for the others raises a `ValueError` when one of them has ended.
+    """
 
     def __init__(self, index: int = 0, count: int = 1):
         self.index, self.count = index, count
@@ -62,7 +66,12 @@ class Processes:
             return [value]
         from accelerate.utils import gather_object
 
-        return gather_object([value])
+        with _lost_named():
+            return gather_object([value])
+
+    def wait(self) -> None:
+        """Until all processes have come this far."""
+        self.gather(None)
 
     def merge(self, found: Mapping[int, T]) -> list[T]:
         """What all processes have found, in the order of the numbers."""
@@ -74,7 +83,8 @@ class Processes:
         if self.count == 1:
             return array
         total = torch.from_numpy(array.copy())
-        torch.distributed.all_reduce(total)
+        with _lost_named():
+            torch.distributed.all_reduce(total)
         return total.numpy()
 
     def map(
@@ -100,6 +110,14 @@ class Processes:
         """A progress bar of this process' part of `total` items, shown by the first one; None shows no bar."""
         is_shown = description is not None and self.is_main
         return tqdm(total=-(-total // self.count) or None, desc=description, disable=None if is_shown else True)
+
+
+@contextlib.contextmanager
+def _lost_named() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ValueError(f"another process has ended, and said why ({str(error).splitlines()[0]})") from error
 
 
 ALONE = Processes()

@@ -23,7 +23,7 @@ from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..modeling.modeling_uniwetok import UniWeTokModel
 from .baselines import small_thumbnail, webp, white
 from .bits import BitStatistics
-from .distributions import frechet_score
+from .distributions import frechet_scores
 from .inception import InceptionFeatures
 from .intervals import Score, mean_score
 from .judges import Judge, PerceptualNetwork
@@ -196,11 +196,10 @@ class _SizeTable:
         self.statistics.add_all(
             unpack_codes(torch.from_numpy(packed)) for packed in processes.merge(self.packed_codes)
         )
-        self.frechet = {
-            method: frechet_score(found, self.features["reference"], processes)
-            for method, found in self.features.items()
-            if method in METHODS and sum(processes.gather(len(found))) >= 3
-        }
+        self.frechet = {}
+        if self.feature_model is not None:
+            of_methods = {method: self.features[method] for method in METHODS}
+            self.frechet = frechet_scores(of_methods, self.features["reference"], processes)
 
     def rows(self) -> list[ScoreRow]:
         """The table, method by method. A method without an output in a group has no row there."""
@@ -232,8 +231,15 @@ class _SizeTable:
 
 
 def text_of(cell: str | Sequence[str] | None) -> str:
-    """What is written in a picture, of a cell that holds a text, its lines, or nothing."""
-    return cell if isinstance(cell, str) else " ".join(cell or ())
+    """What is written in a picture, of a cell that holds a text, its lines, or nothing.
+
+    Raises:
+        ValueError: when it holds something else.
+    """
+    lines = [cell] if isinstance(cell, str) else list(cell) if isinstance(cell, (list, tuple)) else cell or []
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise ValueError(f"`text_column` must hold texts or lists of them, got {cell!r}.")
+    return " ".join(lines)
 
 
 @dataclass

@@ -67,6 +67,7 @@ class PictureRows:
             read = []
             for index, row in part:
                 read += self._read(index, row)
+                counts.num_read = index  # of all processes
                 counts.add(self.skipped.get(index, []), 1)
             yield number, read
 
@@ -95,15 +96,20 @@ class PictureRows:
         """The row, or nothing when it is left out."""
         if row.get(ERROR_COLUMN):
             return self._skip(number, f"row {number}: {row[ERROR_COLUMN]}")
+        labels = {name: self._label(name, row.get(name)) for name in self.class_names}
+        row = dict(row) | labels
         if missing := [name for name in self.columns if row.get(name) is None]:
             return self._skip(number, f"row {number} has no {', '.join(missing)}")
         try:
             read = {column: picture_of(row.get(column), f"{column} of row {number}") for column in self.pictures}
         except ImageReadError as error:
             return self._skip(number, str(error))
-        labels = {name: names[row[name]] for name, names in self.class_names.items()}
         lists = {column: self._read_list(row.get(column), column, number) for column in self.picture_lists}
-        return [dict(row) | labels | read | lists]
+        return [row | read | lists]
+
+    def _label(self, column: str, number: int | None) -> str | None:
+        """The name of a class; None where there is none, which test splits write as -1."""
+        return None if number is None or number < 0 else self.class_names[column][number]
 
     def _skip(self, number: int, reason: str) -> list[dict]:
         self.skipped.setdefault(number, []).append(reason)

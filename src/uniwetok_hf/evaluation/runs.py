@@ -24,6 +24,25 @@ def weights_digest(*models) -> str:
     return digest.hexdigest()
 
 
+def check_begun(folder: Path, settings: Mapping) -> bool:
+    """Whether a run has begun in the folder.
+
+    Raises:
+        ValueError: when it has, with other settings.
+    """
+    path = folder / SETTINGS_FILE
+    if not path.is_file():
+        return False
+    before = read_json(path)
+    for name, value in settings.items():
+        if before.get(name) != value:
+            raise ValueError(
+                f"`{name}`: {folder} was begun with {before.get(name)!r}, and can't go on with {value!r}; name "
+                "another folder, or remove this one."
+            )
+    return True
+
+
 def begin_run(folder: Path, settings: Mapping, notes: Mapping | None = None) -> None:
     """Makes the folder and saves `settings` and `notes` in it, or compares the settings with those that it was begun
     with.
@@ -33,14 +52,7 @@ def begin_run(folder: Path, settings: Mapping, notes: Mapping | None = None) -> 
         OSError: when the folder can't be written.
     """
     path = folder / SETTINGS_FILE
-    if path.is_file():
-        before = read_json(path)
-        for name, value in settings.items():
-            if before.get(name) != value:
-                raise ValueError(
-                    f"`{name}`: {folder} was begun with {before.get(name)!r}, and can't go on with {value!r}; name "
-                    "another folder, or remove this one."
-                )
+    if check_begun(folder, settings):
         return
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from ..runs import SETTINGS_FILE
 from .base import read_text
 
 
+NUM_IMAGES = 50_000  # as published; a dry run is for no card
 LINES = {
     "fid": "FID",
     "sfid": "sFID",
@@ -34,8 +35,9 @@ def collect_imagenet(out: str | Path, output: str | Path, model_name: str, judge
         ValueError: when `out` is no folder of samples, or the output can't be read or lacks a score.
     """
     path = Path(out) / SETTINGS_FILE
-    settings = read_json(path) if path.is_file() else {}
-    if "num_classes" not in settings:
+    settings, told = read_json(path) if path.is_file() else {}, ("num_images", "num_classes", "image_size")
+    told += ("num_inference_steps", "guidance_scale", "guidance_schedule", "seed", "dtype")
+    if any(name not in settings for name in told):
         raise ValueError(f"{out} is no folder of `sample-classes`: it has no {SETTINGS_FILE} of one.")
     text, scores = read_text(output, "the judge's output"), {}
     for name, title in LINES.items():
@@ -46,7 +48,7 @@ def collect_imagenet(out: str | Path, output: str | Path, model_name: str, judge
             )
         scores[name] = Score(float(found[0]), settings["num_images"])
     protocol = {"judge": judge or "ADM's evaluator.py, TensorFlow graph of December 2015"}
-    told = ("num_images", "num_classes", "image_size", "num_inference_steps", "guidance_scale", "guidance_schedule")
-    protocol |= {name.replace("_", " "): settings[name] for name in (*told, "seed", "dtype")}
-    rows = [ScoreRow({"what": "generated"}, scores, for_card=True)]
+    protocol |= {name.replace("_", " "): settings[name] for name in told}
+    is_whole = settings["num_images"] >= NUM_IMAGES
+    rows = [ScoreRow({"what": "generated"}, scores, for_card=is_whole)]
     return Report("classes", short_name(model_name), "ImageNet", "train", protocol, rows)

@@ -4,22 +4,28 @@ name."""
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from http.client import HTTPException
 from pathlib import Path
 from urllib.request import Request, urlopen
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ...files import read_json, whole_file
 from ...provenance import short_name
 from ..processes import ALONE, Processes
+from .base import field_of
 from .files import BenchmarkFile
 
 
 REWRITTEN_FILE = "rewritten_prompts.json"
-MAX_NEW_TOKENS = 256
+MAX_NEW_TOKENS = 1024  # thoughts of models that think first included
+TRIES = 3  # of a server, for each prompt
+FAILURES = (OSError, ValueError, LookupError, TypeError, AttributeError, HTTPException)
 INSTRUCTIONS = (
     "Rewrite the description of a picture for a text-to-image model. Keep every object, and its number, colour and "
     "place; say what they look like, how they are arranged, the background and the light. Add no further object. "
@@ -27,7 +33,7 @@ INSTRUCTIONS = (
 )
 
 
-def load_rewriter(source: str, device: str = "cpu") -> tuple[str, Callable[[str], str]]:
+def load_rewriter(source: str, device: torch.device | str = "cpu") -> tuple[str, Callable[[str], str]]:
     """
     A chat model that rewrites a prompt by `INSTRUCTIONS`, with its most likely answer.
 
@@ -56,88 +62,130 @@ def _of_server(url: str) -> tuple[str, Callable[[str], str]]:
 
     try:
         model = ask("models")["data"][0]["id"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except FAILURES as error:
         raise ValueError(f"`rewriter` {url} has no model that answers: {error}.") from error
 
     def rewrite(prompt: str) -> str:
         content = {"model": model, "messages": _messages(prompt), "max_tokens": MAX_NEW_TOKENS, "temperature": 0}
-        try:
-            return ask("chat/completions", content)["choices"][0]["message"]["content"] or ""
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise ValueError(f"`rewriter` {url} gave no answer to {prompt!r}: {error}.") from error
+        for tries_left in reversed(range(TRIES)):
+            try:
+                choice = ask("chat/completions", content)["choices"][0]
+                return checked_answer(choice["message"]["content"], prompt, choice.get("finish_reason") == "length")
+            except FAILURES as error:
+                if not tries_left:
+                    raise ValueError(f"`rewriter` {url} gave no answer to {prompt!r}: {error}.") from error
+        raise AssertionError
 
     return model, rewrite
 
 
-def _of_folder(source: str, device: str) -> tuple[str, Callable[[str], str]]:
+def _of_folder(source: str, device: torch.device | str) -> tuple[str, Callable[[str], str]]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype="auto").to(device).eval()
-    except (OSError, ValueError, KeyError) as error:
+        model, report = AutoModelForCausalLM.from_pretrained(source, dtype="auto", output_loading_info=True)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"`rewriter` {source} can't be loaded: {error}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"`rewriter` {source} lacks {len(missing)} weights, the first is {missing[0]}.")
     if tokenizer.chat_template is None:
         raise ValueError(f"`rewriter` {source} has no chat template: give a model that was trained to answer.")
+    model = model.to(device).eval()
 
     @torch.no_grad()
     def rewrite(prompt: str) -> str:
         inputs = tokenizer.apply_chat_template(
-            _messages(prompt), add_generation_prompt=True, return_dict=True, return_tensors="pt"
+            _messages(prompt), add_generation_prompt=True, return_dict=True, return_tensors="pt", enable_thinking=False
         ).to(device)
         output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
-        return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        answer = output[0, inputs["input_ids"].shape[1] :]
+        ends = model.generation_config.eos_token_id
+        is_cut = len(answer) == MAX_NEW_TOKENS and int(answer[-1]) not in (ends if isinstance(ends, list) else [ends])
+        return checked_answer(tokenizer.decode(answer, skip_special_tokens=True), prompt, is_cut)
 
     return short_name(source), rewrite
 
 
+def checked_answer(answer: object, prompt: str, is_cut: bool) -> str:
+    """An answer in one line, without the thoughts before it.
+
+    Raises:
+        ValueError: when it is cut off, or there is none.
+    """
+    text = re.sub(r"<think>.*?</think>", "", answer, flags=re.DOTALL) if isinstance(answer, str) else ""
+    text = " ".join(text.split())
+    if is_cut or "<think>" in text:
+        raise ValueError(f"`rewriter`: the answer to {prompt!r} is longer than {MAX_NEW_TOKENS} tokens.")
+    if not text:
+        raise ValueError(f"`rewriter` answered {prompt!r} with nothing.")
+    return text
+
+
 def _messages(prompt: str) -> list[dict[str, str]]:
-    return [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": prompt}]
+    """In one turn: some models know no other role."""
+    return [{"role": "user", "content": f"{INSTRUCTIONS}\n\n{prompt}"}]
 
 
 def rewrite_prompts(
     files: Sequence[BenchmarkFile],
     out: Path,
     source: str,
-    load: Callable[[], tuple[str, Callable[[str], str]]],
+    device: torch.device | str = "cpu",
     processes: Processes = ALONE,
-) -> list[BenchmarkFile]:
+) -> tuple[list[BenchmarkFile], dict]:
     """
-    The files with rewritten prompts. They are saved in `out` and read from there by a run that goes on.
+    The files with rewritten prompts, and what [`save_rewritten`] saves of them. A run that goes on reads them from
+    `out`.
 
     Args:
-        source: the rewriter's name.
-        load: gives the rewriter, when it is needed.
+        source, device: of [`load_rewriter`].
         processes: those that share the prompts.
 
     Raises:
-        ValueError: when `out` was begun with another rewriter or other prompts, or a prompt was answered by nothing.
+        ValueError: when `out` has prompts of another rewriter, or other ones, or a prompt was not answered.
     """
     path, prompts = out / REWRITTEN_FILE, list(dict.fromkeys(file.prompt for file in files))
-    if not any(processes.gather(path.is_file())):
-        model, rewrite = load()
-
-        def answer(part: list[str]) -> list[str]:
-            return [" ".join(rewrite(prompt).split()) for prompt in part]
-
-        rewritten = dict(zip(prompts, processes.map(answer, prompts, 1, "rewriting"), strict=True))
-        if empty := [prompt for prompt, text in rewritten.items() if not text]:
-            raise ValueError(f"`rewriter` {source} answered {empty[0]!r} with nothing.")
-        if processes.is_main:
-            out.mkdir(parents=True, exist_ok=True)
-            content = {"rewriter": source, "model": model, "instructions": INSTRUCTIONS, "prompts": rewritten}
-            with whole_file(path, is_shared=True) as temporary:
-                temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-        processes.gather(None)  # the file is there
-    saved = read_json(path)
-    if saved.get("rewriter") != source:
-        raise ValueError(f"`rewriter`: {out} was begun with {saved.get('rewriter')}; name another folder.")
-    return with_prompts(files, saved["prompts"], path)
+    if any(processes.gather(path.is_file())):
+        saved = read_json(path)
+        if field_of(saved, "rewriter", str, str(path)) != source:
+            raise ValueError(f"`rewriter`: {out} was begun with {saved['rewriter']}; name another folder.")
+        return with_prompts(files, saved, path), saved
+    model, rewrite = load_rewriter(source, device)
+    answers = processes.map(lambda part: [rewrite(prompt) for prompt in part], prompts, 1, "rewriting")
+    rewritten = {
+        "rewriter": source,
+        "model": model,
+        "instructions": INSTRUCTIONS,
+        "prompts": dict(zip(prompts, answers, strict=True)),
+    }
+    return with_prompts(files, rewritten, path), rewritten
 
 
-def with_prompts(files: Sequence[BenchmarkFile], prompts: Mapping[str, str], path: Path) -> list[BenchmarkFile]:
+def save_rewritten(out: Path, rewritten: dict) -> None:
+    """Saves what [`rewrite_prompts`] gave."""
+    path = out / REWRITTEN_FILE
+    if not path.is_file():
+        with whole_file(path, is_shared=True) as temporary:
+            temporary.write_text(json.dumps(rewritten, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def name_of_rewriter(out: Path) -> str:
+    """The model that rewrote the prompts of a run.
+
+    Raises:
+        ValueError: when they are not there.
+    """
+    path = out / REWRITTEN_FILE
+    if not path.is_file():
+        raise ValueError(f"{path}, the prompts that were drawn, is not there.")
+    return field_of(read_json(path), "model", str, str(path))
+
+
+def with_prompts(files: Sequence[BenchmarkFile], rewritten: dict, path: Path) -> list[BenchmarkFile]:
     """
     Raises:
         ValueError: naming `path`, when a prompt of the files is not among those that were rewritten.
     """
-    if missing := [file.prompt for file in files if file.prompt not in prompts]:
+    prompts = field_of(rewritten, "prompts", dict, str(path))
+    if missing := [file.prompt for file in files if not isinstance(prompts.get(file.prompt), str)]:
         raise ValueError(f"{path} lacks {missing[0]!r}: it is of other prompts.")
     return [replace(file, prompt=prompts[file.prompt]) for file in files]

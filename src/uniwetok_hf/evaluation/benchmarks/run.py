@@ -11,14 +11,15 @@ from pathlib import Path
 from ...files import read_json
 from ...pipelines import UniWeTokEditPipeline
 from ...provenance import short_name
+from ...signals import Stopped
 from ...version import __version__
 from ..processes import ALONE, Processes
 from ..reports import Report
 from ..rows import batched
-from ..runs import SETTINGS_FILE, begin_run, weights_digest
+from ..runs import SETTINGS_FILE, begin_run, check_begun, weights_digest
 from .base import Benchmark
-from .files import BenchmarkFile, check_files, generate_files, missing_files, prompts_digest
-from .rewriting import REWRITTEN_FILE, load_rewriter, rewrite_prompts
+from .files import BenchmarkFile, check_files, generate_files, prompts_digest
+from .rewriting import name_of_rewriter, rewrite_prompts, save_rewritten
 
 
 PROMPTS_AT_ONCE = 64  # read at the door
@@ -61,7 +62,7 @@ def run_benchmark(
         call: further arguments of the pipeline.
 
     Returns:
-        The commands of the judge, when all pictures are there and can be read; None when other processes still work.
+        The commands of the judge, when all pictures are there and can be read; None in all processes but the first.
 
     Raises:
         ValueError: for prompts that are not those of the benchmark, and when `out` was begun with other settings.
@@ -71,12 +72,8 @@ def run_benchmark(
     out, num_images = Path(out), num_images or benchmark.num_images
     name_of_set = benchmark.name_of_set(benchmark.read(prompts, images, 1), variant)
     files = first_files(benchmark.read(prompts, images, num_images), limit)
-    if benchmark.is_editing:
-        pipe = UniWeTokEditPipeline.from_pipe(pipe)
-    pipe.set_progress_bar_config(disable=True)
-    call = {name: value for name, value in call.items() if value is not None}
-    if not benchmark.is_editing:  # edits have the size of their source
-        call = {"height": pipe.config.default_size, "width": pipe.config.default_size} | call
+    pipe, call = prepare_call(benchmark, pipe, call)
+    if not benchmark.is_editing:
         check_prompts(pipe, files, call["height"], call["width"])
     elif rewriter is not None:
         raise ValueError(f"`rewriter`: {benchmark.title} is of edits, whose instructions are not rewritten.")
@@ -91,7 +88,61 @@ def run_benchmark(
         "seed": seed,
         **settings_of_pipeline(pipe, call),
     }
-    notes = {
+    check_begun(out, settings)
+    rewritten = None
+    if rewriter is not None:
+        files, rewritten = rewrite_prompts(files, out, rewriter, pipe.mllm.device, processes)
+        check_prompts(pipe, files, call["height"], call["width"])
+    begin_run(out, settings, notes_of_run(pipe, model_name, prompts, images))
+    if rewritten is not None:
+        save_rewritten(out, rewritten)
+    folder = out / benchmark.root(short_name(model_name))
+    if on_start is not None:
+        on_start(sum(file.num_images for file in files))
+    shares = processes.index, processes.count
+    generate_files(pipe, files, folder, batch_size, seed, *shares, on_images, stop, **call)
+    wait_for_all(processes, stop)
+    if not processes.is_main:
+        return None
+    check_files(folder, files, benchmark.write_beside(folder, files, prompts))
+    return benchmark.judge_commands(folder.resolve(), str(prompts), images, call.get("height", 0))
+
+
+def prepare_call(benchmark: Benchmark, pipe, call: dict) -> tuple:
+    """The pipeline of a benchmark, and the arguments of its calls. Edits have the size of their source."""
+    if benchmark.is_editing:
+        pipe = UniWeTokEditPipeline.from_pipe(pipe)
+    pipe.set_progress_bar_config(disable=True)
+    call = {name: value for name, value in call.items() if value is not None}
+    if not benchmark.is_editing:
+        call = {"height": pipe.config.default_size, "width": pipe.config.default_size} | call
+    return pipe, call
+
+
+def wait_for_all(processes: Processes, stop: threading.Event | None) -> None:
+    """Until all processes have made their pictures.
+
+    Raises:
+        Stopped: when another one was stopped, and so was this one.
+        ValueError: when another one has failed.
+    """
+    try:
+        processes.wait()
+    except ValueError:
+        if stop is not None and stop.is_set():
+            raise Stopped("stopped; the same command continues from there") from None
+        raise
+
+
+def revision_of(pipe) -> str | None:
+    """Commit of the Hub that the pipeline was loaded from, or None for a folder."""
+    places = Path(pipe.config.get("_name_or_path") or "").parts
+    return places[places.index("snapshots") + 1] if "snapshots" in places[:-1] else None
+
+
+def notes_of_run(pipe, model_name: str, prompts: str, images: str | None) -> dict:
+    """What is saved with the settings of a run, and may differ when it goes on."""
+    return {
         "model": model_name,
         "revision": revision_of(pipe),
         "paths": {"prompts": str(prompts), "images": images and str(images)},
@@ -99,27 +150,6 @@ def run_benchmark(
         "versions": {"uniwetok-hf": __version__}
         | {name: version(name) for name in ("torch", "transformers", "diffusers")},
     }
-    begin_run(out, settings, notes)
-    if rewriter is not None:
-        files = rewrite_prompts(
-            files, out, rewriter, lambda: load_rewriter(rewriter, pipe.mllm.device.type), processes
-        )
-        check_prompts(pipe, files, call["height"], call["width"])
-    folder = out / benchmark.root(short_name(model_name))
-    if on_start is not None:
-        on_start(sum(file.num_images for file in files))
-    shares = processes.index, processes.count
-    generate_files(pipe, files, folder, batch_size, seed, *shares, on_images, stop, **call)
-    if processes.count > 1 and missing_files(folder, files):
-        return None
-    check_files(folder, files, benchmark.write_beside(folder, files, prompts))
-    return benchmark.judge_commands(folder.resolve(), str(prompts), images, call.get("height", 0))
-
-
-def revision_of(pipe) -> str | None:
-    """Commit of the Hub that the pipeline was loaded from, or None for a folder."""
-    places = Path(pipe.config.get("_name_or_path") or "").parts
-    return places[places.index("snapshots") + 1] if "snapshots" in places[:-1] else None
 
 
 def settings_of_pipeline(pipe, call: dict) -> dict:
@@ -173,7 +203,7 @@ def collect_benchmark(benchmark: Benchmark, out: str | Path, output: str | Path,
         raise ValueError(f"`prompts` {paths['prompts']} has changed since {out} was generated.")
     name_of_set = settings["set"]
     if settings.get("rewriter") is not None:
-        name_of_set += f", rewritten by {read_json(Path(out) / REWRITTEN_FILE)['model']}"
+        name_of_set += f", rewritten by {name_of_rewriter(Path(out))}"
     rows = benchmark.collect(Path(output), files, paths["prompts"])
     told = ("num_images", "num_inference_steps", "guidance_scale", "image_guidance_scale", "height", "width", "seed")
     protocol = {"judge": judge or benchmark.judge, "prompts": name_of_set}
