@@ -1,13 +1,17 @@
 """Order and random numbers of samples: functions of the seed and the running number alone."""
 
+import tracemalloc
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
+from uniwetok_hf.data import samples
 from uniwetok_hf.data.samples import (
     NOISE,
     TASK,
+    ComputedOrder,
     EpochOrder,
     Mixture,
     sample_generator,
@@ -55,6 +59,35 @@ def test_an_epoch_holds_every_row_once_in_an_order_of_its_own():
     assert epochs[0] != epochs[1] and epochs[1] != epochs[2]
     assert [EpochOrder(7, seed=0)[i] for i in (9, 3, 20)] == [order[9], order[3], order[20]]
     assert [EpochOrder(7, seed=1)[i] for i in range(7)] != epochs[0]
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 16, 17, 1000, 4097])
+def test_an_order_that_is_computed_holds_every_row_once(length):
+    orders = [[ComputedOrder(length, seed)[index] for index in range(length)] for seed in range(3)]
+    assert all(sorted(order) == list(range(length)) for order in orders)
+    if length > 16:
+        assert orders[0] != orders[1] != orders[2]
+
+
+def test_an_order_that_is_computed_mixes():
+    order = np.array([ComputedOrder(1 << 12, 1)[index] for index in range(1 << 12)])
+    assert abs(np.corrcoef(order, np.arange(len(order)))[0, 1]) < 0.06  # 4 standard deviations
+    steps = np.diff(order)
+    assert (steps == 1).mean() < 0.005 and abs(np.corrcoef(steps[1:], steps[:-1])[0, 1] + 0.5) < 0.06
+    # A later epoch, and another seed, is another order: as many rows stay in place as by chance.
+    other = np.array([ComputedOrder(1 << 12, 2)[index] for index in range(1 << 12)])
+    assert (order == other).sum() < 12
+
+
+def test_a_large_source_takes_no_memory_for_its_order(monkeypatch):
+    order = EpochOrder(250_000_000, seed=3)
+    tracemalloc.start()
+    rows = [order[position] for position in (0, 1, 249_999_999, 250_000_000, 0)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e6 and rows[0] == rows[4] and len(set(rows)) == 4 and max(rows) < 250_000_000
+    monkeypatch.setattr(samples, "MOST_LISTED", 10)
+    assert sorted(EpochOrder(11, 0)[position] for position in range(11, 22)) == list(range(11))
 
 
 @pytest.mark.parametrize("weights", [[1.0], [0.5, 0.3, 0.2], [1, 1, 1], [1e-6, 1.0], [5, 0.001, 0.001]])

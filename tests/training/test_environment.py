@@ -125,3 +125,13 @@ def test_a_config_that_is_no_text_is_named(tmp_path, suffix):
     path.write_bytes('prompts: ["caf\u00e9"]'.encode("latin-1"))
     with pytest.raises(ConfigError, match=f"config.{suffix} is no YAML: "):
         read_config(MLLMTrainingConfig, path)
+
+
+def test_a_configuration_that_would_be_passed_over_is_refused(tmp_path):
+    """One process on a CPU, as of `accelerate launch --config_file fsdp.yaml` there."""
+    command = [sys.executable, "-m", "uniwetok_hf", "train", "tokenizer", "--config", "small_uniwetok"]
+    environment = os.environ | {"ACCELERATE_USE_FSDP": "true"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and not list(tmp_path.iterdir())
+    (line,) = done.stderr.strip().splitlines()
+    assert "Accelerate is configured with FSDP (ACCELERATE_USE_FSDP in the environment), but would run without" in line

@@ -16,6 +16,8 @@ import torch
 # Version of the streams below. Checkpoints and encoded datasets record it, since they can't go on with another one.
 STREAMS = 2
 
+MOST_LISTED = 1 << 24  # rows whose order is a list, of 36 bytes a row
+
 # What a sample's random numbers are for; each purpose has its own stream.
 AUGMENTATION, NOISE, TASK, PRIOR = range(4)
 
@@ -38,7 +40,8 @@ def sample_generators(
 
 
 class EpochOrder:
-    """The order of the rows of one source: a new permutation of all of them in each epoch."""
+    """The order of the rows of one source: a new permutation of all of them in each epoch. It is kept in memory up to
+    `MOST_LISTED` rows, and computed row by row beyond."""
 
     def __init__(self, length: int, seed: int):
         self.length, self.seed = length, seed
@@ -48,12 +51,40 @@ class EpochOrder:
         """Row at `position`, which counts on over the epochs."""
         epoch, index = divmod(position, self.length)
         if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = self._arrange(torch.Generator().manual_seed(stream_seed(self.seed, epoch)))
+            self._epoch, self._order = epoch, self._arrange(stream_seed(self.seed, epoch))
         return self._order[index]
 
-    def _arrange(self, generator: torch.Generator) -> list[int]:
-        return torch.randperm(self.length, generator=generator).tolist()
+    def _arrange(self, seed: int) -> "list[int] | ComputedOrder":
+        if self.length > MOST_LISTED:
+            return ComputedOrder(self.length, seed)
+        return torch.randperm(self.length, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+class ComputedOrder:
+    """A permutation of any number of rows that takes no memory: a Feistel network (Luby & Rackoff 1988) over the
+    numbers of an even number of bits, followed until it comes back among the rows."""
+
+    ROUNDS = 6
+
+    def __init__(self, length: int, seed: int):
+        self.length = length
+        self.half = max((length - 1).bit_length() + 1, 2) // 2  # bits of half a number
+        self.keys = np.random.SeedSequence(seed).generate_state(self.ROUNDS, np.uint64).tolist()
+
+    def __getitem__(self, index: int) -> int:
+        while True:  # at most four times as many numbers as rows: four times on average
+            index = self._scramble(index)
+            if index < self.length:
+                return index
+
+    def _scramble(self, number: int) -> int:
+        mask = (1 << self.half) - 1
+        left, right = number >> self.half, number & mask
+        for key in self.keys:
+            mixed = ((right ^ key) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+            mixed = ((mixed ^ (mixed >> 29)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+            left, right = right, left ^ ((mixed ^ (mixed >> 32)) & mask)
+        return left << self.half | right
 
 
 class Mixture:

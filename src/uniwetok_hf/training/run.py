@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
-from accelerate.utils import GradientAccumulationPlugin, LoggerType
+from accelerate.utils import GradientAccumulationPlugin, LoggerType, parse_flag_from_env
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import nn
@@ -136,6 +136,13 @@ def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTrack
             f"`batch_size`={config.batch_size} must be a multiple of processes x `gradient_accumulation_steps` = "
             f"{accelerator.num_processes} x {config.gradient_accumulation_steps}."
         )
+    for name in ("FSDP", "DEEPSPEED"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{name}") and accelerator.distributed_type.name != name:
+            raise ValueError(
+                f"Accelerate is configured with {name} (ACCELERATE_USE_{name} in the environment), but would run "
+                f"without it, as {accelerator.distributed_type.name}: it takes {name} on several GPUs only. Start "
+                "without that configuration, or on GPUs."
+            )
     parallel = accelerator.parallelism_config
     for name in ("tp_size", "cp_size", "sp_size") if parallel else ():
         if getattr(parallel, name, 1) > 1:
