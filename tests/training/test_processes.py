@@ -14,7 +14,12 @@ from tiny_encoded import class_training, language_training, later
 from tiny_training import VISION, all_losses, assert_same_weights, log_lines, write
 
 from uniwetok_hf import UniWeTokPipeline
+from uniwetok_hf.data.samples import NOISE, sample_generators
+from uniwetok_hf.training.config import read_config
+from uniwetok_hf.training.conversation_batches import ConversationBatches
 from uniwetok_hf.training.export import export_checkpoint
+from uniwetok_hf.training.packed_batches import PackedBatches
+from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig
 
 
 PROGRAM = sys.executable, dump_gradients.__file__
@@ -111,6 +116,41 @@ def test_the_language_model_gets_the_same_losses(language):
 def test_the_class_to_image_model_gets_the_same(runs):
     assert_same_gradients(runs["classes"], count=3)
     assert_same_logs(*(runs["classes"][processes][1] for processes in (1, 2)))
+
+
+def test_packed_rows_of_two_processes_are_one_step(language_fields, tmp_path):
+    """Each reads samples of its own; their gradients are those of all these samples, padded, in one process. One
+    process goes on where two have stopped."""
+    fields = {
+        **language_fields,
+        "batch_size": None,
+        "length_group_steps": 1,
+        "packed_tokens": 300,
+        "max_train_steps": 2,
+    }
+    path = write(tmp_path, fields, output_dir=str(tmp_path / "run"))
+    trainer = MLLMTrainer(read_config(MLLMTrainingConfig, path, output_dir=str(tmp_path / "alone")))
+    launch_two(*PROGRAM, "mllm", str(path), str(tmp_path / "gradients.pt"))
+    found = torch.load(tmp_path / "gradients.pt", weights_only=True)
+
+    parts = trainer.batches.mixture, trainer.batches.processor, trainer.batches.num_bits
+    shares = [PackedBatches(*parts, 300, trainer.config.seed, process_index=i, num_processes=2) for i in range(2)]
+    steps = [[one[step][0].numbers for one in shares] for step in range(2)]
+    assert [{number % 2 for number in numbers} for numbers in steps[0]] == [{0}, {1}]
+    padded = ConversationBatches(*parts, 1, trainer.config.seed).collate(
+        [(number, parts[0][number]) for numbers in steps[0] for number in numbers]
+    )
+    generator = sample_generators(trainer.config.seed, padded.numbers, NOISE)
+    trainer.mllm.train()(**padded.inputs, generator=generator).loss.backward()
+    assert_same_gradients({1: ([[one.grad for one in trainer.parameters]], None), 2: (found[:1], None)}, count=1)
+
+    (tmp_path / "run" / "pipeline").rename(tmp_path / "done")
+    again = MLLMTrainer(read_config(MLLMTrainingConfig, path, max_train_steps=3))
+    again.train()
+    left = [number for one in shares for number in one.position(2).waiting]
+    trained = {number for step in steps for numbers in step for number in numbers}
+    assert trained.isdisjoint(again.position.waiting) and set(left) & set(again.position.waiting)
+    assert [line["step"] for line in log_lines(tmp_path / "run")] == [1, 2, 3]
 
 
 @pytest.mark.slow
