@@ -5,7 +5,7 @@ here, and what a step computes is theirs."""
 import json
 import math
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,17 @@ class PipelineTrainer(StageTrainer):
         if config.ema_decay is not None:
             self.ema = make_average(self.parameters, config.ema_decay, config.max_train_steps)
             accelerator.register_for_checkpointing(self.ema)
+
+    def validation_turns(self, batches: Sequence) -> Iterator[tuple[Any, bool, Sequence]]:
+        """The batches that this process computes in a validation, whether each counts, and those that all processes
+        compute at that time. All take as many turns, in step; a batch that one repeats for that does not count.
+        Processes that share the weights compute every batch together: they need each other in the same layers."""
+        accelerator = self.accelerator
+        index, count = (0, 1) if self.is_sharded else (accelerator.process_index, accelerator.num_processes)
+        for start in range(0, len(batches), count):
+            together = batches[start : start + count]
+            is_own = index < len(together)
+            yield together[index if is_own else 0], is_own, together
 
     def backward(self, loss: torch.Tensor, step: int) -> None:
         """The backward pass of a micro-batch."""

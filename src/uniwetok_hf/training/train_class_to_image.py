@@ -180,8 +180,7 @@ class ClassToImageTrainer(PipelineTrainer):
 
     @torch.no_grad()
     def validate(self, batches: list[ClassBatch], step: int) -> dict[str, float]:
-        """Loss and bit accuracies, and pictures of some classes, by the averaged model if there is one. All processes
-        compute the same."""
+        """Loss and bit accuracies, and pictures of some classes, by the averaged model if there is one."""
         self.model.eval()
         metrics = {}
         with averaged_weights(self.ema, self.parameters), torch.compiler.set_stance("force_eager"):
@@ -194,13 +193,14 @@ class ClassToImageTrainer(PipelineTrainer):
 
     def measure(self, batches: list[ClassBatch]) -> dict[str, float]:
         """Loss, and the share of right bits at each of `ACCURACY_TIMES`."""
-        loss, right, count = 0.0, torch.zeros(len(ACCURACY_TIMES), dtype=torch.float32), 0
-        for batch in batches:
-            loss += len(batch.numbers) * self.compute_losses(batch).loss.item()
+        sums = torch.zeros(len(ACCURACY_TIMES) + 2, device=self.accelerator.device, dtype=torch.float32)
+        for batch, counts, _ in self.validation_turns(batches):
+            loss = self.compute_losses(batch).loss
             accuracy = self.compute_losses(batch, timesteps=ACCURACY_TIMES).bit_accuracy
-            right += len(batch.numbers) * accuracy.float().cpu()
-            count += len(batch.numbers)
-        accuracies = {f"validation_bit_accuracy_t{time}": n.item() / count for time, n in zip(ACCURACY_TIMES, right)}
+            if counts:
+                sums += len(batch.numbers) * torch.stack([torch.ones_like(loss), loss, *accuracy]).float()
+        count, loss, *right = self.accelerator.reduce(sums, "sum").tolist()
+        accuracies = {f"validation_bit_accuracy_t{time}": n / count for time, n in zip(ACCURACY_TIMES, right)}
         return {"validation_loss": loss / count} | accuracies
 
     def generate_samples(self, step: int) -> None:

@@ -27,6 +27,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
+from torch.nn import functional as F
 from transformers.utils import is_flash_attn_2_available
 
 from ..adapters import save_adapter
@@ -215,7 +216,7 @@ class MLLMTrainer(PipelineTrainer):
     @torch.no_grad()
     def validate(self, batches: list[MicroBatch], step: int) -> dict[str, float]:
         """Losses of each task and bit accuracies, and pictures generated from the prompts, by the averaged model if
-        there is one. All processes compute the same."""
+        there is one."""
         self.model.eval()
         metrics = {}
         # Not compiled: a few batches without gradients are done before their graphs would be made.
@@ -229,18 +230,21 @@ class MLLMTrainer(PipelineTrainer):
 
     def measure(self, batches: list[MicroBatch]) -> dict[str, float]:
         """Losses of each task, and the share of right bits at each of `ACCURACY_TIMES`."""
-        tasks = TaskMetrics(self.validation.names)
-        right, num_tokens = torch.zeros(len(ACCURACY_TIMES), dtype=torch.float32), 0
-        for batch in batches:
-            tasks.add(batch, self.compute_losses(batch))
-            if batch.num_image_tokens:
+        tasks, device = TaskMetrics(self.validation.names), self.accelerator.device
+        right = torch.zeros(len(ACCURACY_TIMES) + 1, device=device, dtype=torch.float32)  # the last: image tokens
+        for batch, counts, together in self.validation_turns(batches):
+            output = self.compute_losses(batch)
+            if counts:
+                tasks.add(batch, output)
+            if any(one.num_image_tokens for one in together):
                 accuracy = self.compute_losses(batch, timesteps=ACCURACY_TIMES).bit_accuracy
-                right += batch.num_image_tokens * accuracy.float().cpu()
-                num_tokens += batch.num_image_tokens
+                if counts and batch.num_image_tokens:
+                    right += batch.num_image_tokens * F.pad(accuracy.float(), (0, 1), value=1.0)
         metrics = tasks.take(self.accelerator)
         del metrics["tokens"]
+        *right, num_tokens = self.accelerator.reduce(right, "sum").tolist()
         if num_tokens:
-            metrics |= {f"bit_accuracy_t{time}": n.item() / num_tokens for time, n in zip(ACCURACY_TIMES, right)}
+            metrics |= {f"bit_accuracy_t{time}": n / num_tokens for time, n in zip(ACCURACY_TIMES, right)}
         return metrics
 
     def generate_samples(self, step: int) -> None:
