@@ -60,7 +60,8 @@ def test_commands_can_be_parsed(page):
             assert (ROOT / argv[0]).is_file(), line
         if program == "uniwetok":
             args = build_parser().parse_args(argv)  # exits where it can't
-            for name in getattr(args, "config", None) or []:
+            names = getattr(args, "config", None) or []
+            for name in [names] if isinstance(names, str) else names:
                 assert name.endswith(".yaml") or find_config(name)
 
 

@@ -13,7 +13,7 @@ from uniwetok_hf.cli.main import build_parser, main
 
 
 COMMANDS = ("demo", "app", "reconstruct", "encode", "decode", "generate", "edit", "describe", "convert")
-COMMANDS += ("encode-dataset", "train", "export", "sample-classes", "evaluate", "benchmark", "push")
+COMMANDS += ("encode-dataset", "train", "plan", "export", "sample-classes", "evaluate", "benchmark", "push")
 
 
 def help_of(capsys, *argv):

@@ -122,7 +122,7 @@ def _import_trainer(name: str) -> tuple:
     return module, getattr(module, class_name)
 
 
-def _read(kind: str, path: Path, overrides: dict):
+def read_training_config(kind: str, path: Path, overrides: dict):
     """The config of a file; an error says where a config has moved, or which training the file is for."""
     from uniwetok_hf.training.config import ConfigError, read_config
 
@@ -155,7 +155,9 @@ def run_train(args: argparse.Namespace) -> None:
     if len(paths) > 1 and "output_dir" in overrides:
         raise CommandError("--set output_dir=... would put several stages into one folder; set it in their files")
     with user_errors(ValueError, OSError, ImportError, FloatingPointError):
-        configs = [_read(args.kind, path, overrides) for path in paths]  # all of them, before hours of work
+        configs = [
+            read_training_config(args.kind, path, overrides) for path in paths
+        ]  # all of them, before hours of work
         if args.lora:
             from uniwetok_hf.training.lora import LoraSettings
 
