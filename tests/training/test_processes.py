@@ -57,6 +57,13 @@ def assert_same_gradients(runs, count: int):
                 torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-5)
 
 
+def assert_close_weights(one: Path, other: Path):
+    first, second = load_file(one), load_file(other)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], atol=1e-5, rtol=1e-5)
+
+
 def assert_same_logs(one: Path, two: Path):
     for alone, shared in zip(log_lines(one), log_lines(two), strict=True):
         assert alone == pytest.approx(shared, abs=1e-5, rel=1e-5)
@@ -156,7 +163,7 @@ def test_packed_rows_of_two_processes_are_one_step(language_fields, tmp_path):
 @pytest.mark.slow
 def test_fsdp_trains_classes_like_one_process(runs, tmp_path):
     run = runs["classes"][1][1]
-    fields = {**json.loads((run / "config.json").read_text()), "ema_decay": None}
+    fields = json.loads((run / "config.json").read_text())
     path = write(tmp_path, fields, output_dir=str(tmp_path / "run"))
     settings = {"FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
     launch_two(*PROGRAM, "fsdp-classes", str(path), str(tmp_path / "none.pt"), ACCELERATE_USE_FSDP="true", **settings)
@@ -165,6 +172,7 @@ def test_fsdp_trains_classes_like_one_process(runs, tmp_path):
     export_checkpoint(tmp_path / "run", tmp_path / "exported")
     weights = Path("transformer", "model.safetensors")
     assert_same_weights(tmp_path / "exported" / weights, tmp_path / "run" / "pipeline" / weights)
+    assert_close_weights(tmp_path / "exported" / weights, run / "pipeline" / weights)
 
 
 @pytest.mark.slow
@@ -185,17 +193,29 @@ def test_an_adapter_gets_the_same_gradients(language, tmp_path):
 @pytest.mark.slow
 def test_fsdp_trains_like_one_process(language, tmp_path):
     fields, runs = language
-    path = write(tmp_path, {**fields, "ema_decay": None}, output_dir=str(tmp_path / "run"))
+    path = write(tmp_path, fields, output_dir=str(tmp_path / "run"))
     settings = {"FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
     launch_two(*PROGRAM, "fsdp", str(path), str(tmp_path / "none.pt"), ACCELERATE_USE_FSDP="true", **settings)
     alone, spread = log_lines(runs[1][1]), log_lines(tmp_path / "run")
     for name in ("loss", "bit_accuracy"):
         assert [line[name] for line in spread] == pytest.approx([line[name] for line in alone], abs=1e-5, rel=1e-5)
-    # The shards of a checkpoint make the same pipeline.
-    assert (tmp_path / "run" / "checkpoints" / "step-000003" / "pytorch_model_fsdp_0").is_dir()
+    # The shards of a checkpoint make the same pipeline, of averages that are those of one process.
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000003"
+    assert (checkpoint / "pytorch_model_fsdp_0").is_dir() and (checkpoint / "averages").is_dir()
     export_checkpoint(tmp_path / "run", tmp_path / "exported")
     weights = Path("mllm", "model.safetensors")
     assert_same_weights(tmp_path / "exported" / weights, tmp_path / "run" / "pipeline" / weights)
+    assert_close_weights(tmp_path / "exported" / weights, runs[1][1] / "pipeline" / weights)
+    export_checkpoint(tmp_path / "run", tmp_path / "raw", averaged=False)
+    with pytest.raises(AssertionError):  # averages are not the weights
+        assert_same_weights(tmp_path / "raw" / weights, tmp_path / "exported" / weights)
+    # A run goes on from them.
+    half = write(tmp_path / "half", fields, output_dir=str(tmp_path / "resumed"), max_train_steps=2)
+    launch_two(*PROGRAM, "fsdp", str(half), str(tmp_path / "none.pt"), ACCELERATE_USE_FSDP="true", **settings)
+    (tmp_path / "resumed" / "pipeline").rename(tmp_path / "after-two")
+    whole = write(tmp_path / "half", fields, output_dir=str(tmp_path / "resumed"))
+    launch_two(*PROGRAM, "fsdp", str(whole), str(tmp_path / "none.pt"), ACCELERATE_USE_FSDP="true", **settings)
+    assert_close_weights(tmp_path / "resumed" / "pipeline" / weights, tmp_path / "run" / "pipeline" / weights)
     # What is saved is whole.
     assert (
         UniWeTokPipeline.from_pretrained(tmp_path / "run" / "pipeline", dtype=torch.float32).config.default_size == 32

@@ -9,6 +9,7 @@ adds the weights of a checkpoint: whole ones, those of adapters, or the shards o
 import json
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +31,7 @@ from ..modeling.processing_uniwetok import UniWeTokProcessor
 from ..provenance import RECORD
 from ..schedulers import BinaryFlowScheduler
 from .checkpoints import check_checkpoint, list_checkpoints, readable
-from .run import seeded_weights
+from .run import AVERAGES, seeded_weights
 
 
 if TYPE_CHECKING:
@@ -130,8 +131,7 @@ def export_checkpoint(checkpoint: str | os.PathLike, out: str | os.PathLike, ave
     with readable(path):
         weights = read_weights(path)
         if is_averaged:
-            average = torch.load(path / AVERAGE, map_location="cpu", weights_only=True)["shadow_params"]
-            weights |= {name: average[index] for index, name in enumerate(fields.averaged)}
+            weights |= _read_averages(path, fields.averaged)
     record["training"].update(exported_step=step, exported_weights="averaged" if is_averaged else "raw")
 
     def save(folder: Path) -> None:
@@ -193,7 +193,7 @@ def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     if (checkpoint / WHOLE).is_file():
         weights = load_file(checkpoint / WHOLE)
     elif (checkpoint / FSDP_SHARDS).is_dir():
-        weights = _read_shards(checkpoint / FSDP_SHARDS)
+        weights = _read_shards(checkpoint / FSDP_SHARDS, "model")
     elif (checkpoint / FSDP_WHOLE).is_file():
         weights = torch.load(checkpoint / FSDP_WHOLE, map_location="cpu", weights_only=True)
     elif (checkpoint / DEEPSPEED).is_dir():
@@ -212,30 +212,45 @@ def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     return {bare(name): tensor for name, tensor in weights.items()}
 
 
-def _read_shards(folder: Path) -> dict[str, torch.Tensor]:
-    """What `torch.distributed.checkpoint` wrote on several processes, on one."""
+def _read_averages(checkpoint: Path, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """The averages of a checkpoint, by the names of their parameters."""
+    if (checkpoint / AVERAGES).is_dir():
+        return _read_shards(checkpoint / AVERAGES, "averages")
+    average = torch.load(checkpoint / AVERAGE, map_location="cpu", weights_only=True)["shadow_params"]
+    return {name: average[index] for index, name in enumerate(names)}
+
+
+def _read_shards(folder: Path, part: str) -> dict[str, torch.Tensor]:
+    """A part of what `torch.distributed.checkpoint` wrote on several processes, on one."""
     from torch.distributed import checkpoint
 
     stored = checkpoint.FileSystemReader(folder).read_metadata().state_dict_metadata
-    prefix = "model."  # of Accelerate
+    prefix = f"{part}."
     state = {
         name.removeprefix(prefix): torch.empty(item.size, dtype=item.properties.dtype)
         for name, item in stored.items()
-        if isinstance(item, checkpoint.TensorStorageMetadata)
+        if isinstance(item, checkpoint.TensorStorageMetadata) and name.startswith(prefix)
     }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # which is the intent
-        checkpoint.load({"model": state}, checkpoint_id=folder, no_dist=True)
+        checkpoint.load({part: state}, checkpoint_id=folder, no_dist=True)
     return state
 
 
-def _with_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
-    """A model with all of its weights replaced; of tied ones the checkpoint has one name.
+def _with_weights(model: nn.Module, weights: dict[str, torch.Tensor], fields: ExportFields) -> nn.Module:
+    """A model with all of its weights replaced. Of tied ones the checkpoint has one name, or all (FSDP), of which that
+    with an average counts.
 
     Raises:
         ValueError: when it lacks a weight, or has one more.
     """
     own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+    averaged = {own[name].data_ptr(): name for name in fields.averaged or () if name in own}
+    weights = {
+        name: tensor
+        for name, tensor in weights.items()
+        if name not in own or averaged.get(own[name].data_ptr(), name) == name
+    }
     missing, unexpected = model.load_state_dict(weights, strict=False)
     loaded = {own[name].data_ptr() for name in weights if name in own}
     wrong = [name for name in missing if own[name].data_ptr() not in loaded] + list(unexpected)
@@ -247,7 +262,7 @@ def _with_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Modu
 def _write_model(folder: Path, source: Path, weights: dict[str, torch.Tensor], fields: ExportFields) -> None:
     with seeded_weights(0):
         model = UniWeTokModel(UniWeTokConfig.from_pretrained(source))
-    _with_weights(model, weights).to(getattr(torch, fields.dtype)).save_pretrained(folder)
+    _with_weights(model, weights, fields).to(getattr(torch, fields.dtype)).save_pretrained(folder)
     UniWeTokImageProcessor.from_pretrained(source).save_pretrained(folder)
 
 
@@ -256,7 +271,7 @@ def _write_pipeline(folder: Path, source: Path, weights: dict[str, torch.Tensor]
 
     with seeded_weights(0):
         model = UniWeTokForCausalLM(UniWeTokMLLMConfig.from_pretrained(source / "mllm"))
-    _with_weights(model, weights).to(getattr(torch, fields.dtype))
+    _with_weights(model, weights, fields).to(getattr(torch, fields.dtype))
     model.generation_config = type(model.generation_config).from_pretrained(source / "mllm")
     defaults = {k: v for k, v in UniWeTokPipeline.load_config(source).items() if k.startswith("default_")}
     processor = UniWeTokProcessor.from_pretrained(source / "processor")
@@ -269,7 +284,7 @@ def _write_class_pipeline(folder: Path, source: Path, weights: dict[str, torch.T
 
     with seeded_weights(0):
         model = UniWeTokClassToImageModel(UniWeTokClassToImageConfig.from_pretrained(source / "transformer"))
-    _with_weights(model, weights)
+    _with_weights(model, weights, fields)
     vision_model = UniWeTokModel.from_pretrained(source / "vision_model", dtype=torch.float32)
     image_processor = UniWeTokImageProcessor.from_pretrained(source / "image_processor")
     scheduler = BinaryFlowScheduler.from_pretrained(source / "scheduler")

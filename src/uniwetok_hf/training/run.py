@@ -21,6 +21,8 @@ from accelerate.utils import GradientAccumulationPlugin, LoggerType, parse_flag_
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import nn
+from torch.distributed import checkpoint
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 from transformers import get_scheduler
@@ -243,6 +245,29 @@ def make_average(parameters: list[nn.Parameter], decay: float, num_steps: int) -
     return EMAModel(parameters, decay=decay, min_decay=float(decay))
 
 
+AVERAGES = "averages"  # folder of a checkpoint
+
+
+def checkpoint_shards(accelerator: Accelerator, ema: EMAModel, names: Sequence[str]) -> None:
+    """Saves averages whose shards lie on several processes with each checkpoint, and loads them with it, on any number
+    of processes. `names` are those of the parameters."""
+
+    def state() -> dict:
+        steps = torch.tensor(ema.optimization_step)
+        return {"averages": dict(zip(names, ema.shadow_params, strict=True)), "steps": steps}
+
+    def save(models, weights, folder: str) -> None:
+        checkpoint.save(state(), checkpoint_id=Path(folder, AVERAGES))
+
+    def load(models, folder: str) -> None:
+        loaded = state()
+        checkpoint.load(loaded, checkpoint_id=Path(folder, AVERAGES))  # into the shards themselves
+        ema.optimization_step = int(loaded["steps"])
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
+
+
 class CheckpointClock:
     """Tells when a checkpoint is due: every `steps` steps and, where `minutes` is given, at the first line of the log
     after so many minutes. (At a line, where processes wait for each other anyway, as they must agree.) After a step
@@ -450,9 +475,16 @@ def averaged_weights(ema: EMAModel | None, parameters: list[nn.Parameter]) -> It
     if ema is None:
         yield
         return
-    ema.store(parameters)
+    is_sharded = any(isinstance(parameter, DTensor) for parameter in parameters)
+    shards = [parameter.detach().clone() for parameter in parameters] if is_sharded else []
+    if not is_sharded:
+        ema.store(parameters)
     ema.copy_to(parameters)
     try:
         yield
     finally:
-        ema.restore(parameters)
+        if is_sharded:
+            for parameter, shard in zip(parameters, shards, strict=True):
+                parameter.data.copy_(shard)
+        else:
+            ema.restore(parameters)

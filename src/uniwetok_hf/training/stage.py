@@ -24,8 +24,17 @@ from ..signals import Stopped
 from .agreement import any_process, lost_processes_named, written_together
 from .checkpoints import check_run, find_own_disks, list_checkpoints, load_checkpoint, readable, save_checkpoint
 from .config import flat_values
+from .export import names_of
 from .resume import saved_settings
-from .run import CheckpointClock, StepGuard, make_average, make_optimizer, start_accelerator, stopped_after
+from .run import (
+    CheckpointClock,
+    StepGuard,
+    checkpoint_shards,
+    make_average,
+    make_optimizer,
+    start_accelerator,
+    stopped_after,
+)
 from .status import RunStatus
 
 
@@ -138,8 +147,10 @@ class PipelineTrainer(StageTrainer):
     def __init__(self, config, stop: threading.Event | None = None):
         super().__init__(config, config.result, stop)
         self.is_sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if self.is_sharded and config.ema_decay is not None:
-            raise ValueError("`ema_decay` must be null under FSDP and DeepSpeed, where no process has all weights.")
+        if self.is_sharded and not self.accelerator.is_fsdp2 and config.ema_decay is not None:
+            raise ValueError(
+                "`ema_decay` must be null under DeepSpeed and FSDP 1, whose weights are unnamed; FSDP 2 has averages."
+            )
 
     def record(self) -> dict:
         """`training.json` of the result."""
@@ -155,11 +166,18 @@ class PipelineTrainer(StageTrainer):
         if (deepspeed := accelerator.state.deepspeed_plugin) is not None:  # which would look for a DataLoader
             deepspeed.deepspeed_config["train_micro_batch_size_per_gpu"] = micro_batch_size
         model = getattr(self.pipeline, self.part)
+        names = names_of(self.parameters, model)
         self.model, self.optimizer, self.scheduler = accelerator.prepare(model, optimizer, scheduler)
+        if accelerator.is_fsdp2:  # which puts shards in the place of parameters
+            shards = dict(accelerator.unwrap_model(self.model).named_parameters())
+            self.parameters = [shards[name] for name in names]
         self.ema = None
         if config.ema_decay is not None:
             self.ema = make_average(self.parameters, config.ema_decay, config.max_train_steps)
-            accelerator.register_for_checkpointing(self.ema)
+            if self.is_sharded:
+                checkpoint_shards(accelerator, self.ema, names)
+            else:
+                accelerator.register_for_checkpointing(self.ema)
 
     def validation_turns(self, batches: Sequence) -> Iterator[tuple[Any, bool, Sequence]]:
         """The batches that this process computes in a validation, whether each counts, and those that all processes
