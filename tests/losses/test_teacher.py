@@ -11,6 +11,7 @@ from transformers import (
     BertModel,
     CLIPConfig,
     CLIPModel,
+    GemmaTokenizer,
     ResNetConfig,
     ResNetModel,
     Siglip2Config,
@@ -252,3 +253,19 @@ def test_no_such_folder(tmp_path, monkeypatch):
         Teacher.from_pretrained(tmp_path / "nothing")
     with pytest.raises(ValueError, match="runs/siglip/model: there is no such folder"):
         Teacher.from_pretrained("runs/siglip/model")
+
+
+def test_siglip_2_reads_lower_case(siglip):
+    """Its checkpoints for pictures of a fixed size are SigLIP models with the tokenizer of Gemma, which keeps case."""
+    teacher = Teacher.from_pretrained(siglip)
+    texts = ["a Persian cat", "a persian cat"]
+    plain = teacher.embed_texts(texts)
+    assert not torch.equal(plain[0], plain[1])  # the tokenizer of other models sees what it is given
+    letters = [chr(code) for code in range(32, 127)]
+    vocabulary = {
+        name: index for index, name in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *letters])
+    }
+    teacher.text_tokenizer = GemmaTokenizer(vocab=vocabulary, merges=[], padding_side="right", add_bos_token=False)
+    assert teacher.text_tokenizer("A").input_ids != teacher.text_tokenizer("a").input_ids
+    lowered = teacher.embed_texts(texts)
+    assert torch.equal(lowered[0], lowered[1]) and not torch.equal(lowered[0], teacher.embed_texts(["a dog"])[0])

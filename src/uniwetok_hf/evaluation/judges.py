@@ -19,6 +19,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from ..losses.perceptual import LPIPS, FeatureDistance, PerceptualLoss
+from ..losses.teacher import as_trained_on
 from ..provenance import check_unseen, short_name, weight_digests
 from .processes import ALONE, Processes
 
@@ -119,7 +120,7 @@ class Judge:
         parts = []
         for start in range(0, len(texts), batch_size):
             inputs = self.tokenizer(
-                list(texts[start : start + batch_size]),
+                as_trained_on(texts[start : start + batch_size], self.tokenizer),
                 padding=padding,
                 truncation=True,
                 max_length=longest,

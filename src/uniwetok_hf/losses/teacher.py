@@ -145,7 +145,7 @@ class Teacher(nn.Module):
         if self.text_tokenizer is None:
             raise ValueError(f"The teacher {self.name} reads no texts; a dual encoder such as SigLIP does.")
         inputs = self.text_tokenizer(
-            list(texts),
+            as_trained_on(texts, self.text_tokenizer),
             padding="max_length",
             max_length=self.model.config.text_config.max_position_embeddings,
             truncation=True,
@@ -153,6 +153,13 @@ class Teacher(nn.Module):
             return_tensors="pt",
         )
         return self.model.get_text_features(**inputs.to(self.mean.device)).pooler_output.float()
+
+
+def as_trained_on(texts: Sequence[str], text_tokenizer) -> list[str]:
+    """Texts as a dual encoder was trained on them. SigLIP 2 learnt from lower case alone, which the tokenizer of its
+    checkpoints for pictures of a fixed size, that of Gemma, does not make."""
+    is_gemma = "Gemma" in type(text_tokenizer).__name__ or len(text_tokenizer) >= 256_000
+    return [text.lower() for text in texts] if is_gemma else list(texts)
 
 
 def _read_preprocessing(name_or_path, config) -> tuple[tuple[int, int], Sequence[float], Sequence[float]]:
