@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from launched import commands_on_two
 from PIL import Image, ImageDraw, ImageFont
 from tiny_judges import build_vit, random_inception
 from tiny_training import build_siglip
@@ -113,15 +112,6 @@ def test_zero_shot(succeeds, make_vision_folder, tmp_path, workplace):
     values, rows = results("out")
     assert set(rows["codes", None, None]) == {"top1", "top5", "top10"} and "probe" not in rows["latents", None, None]
     assert values["protocol"]["texts"] == f"11 classes of the split, {', '.join(TEMPLATES)}"
-
-
-def test_pictures_of_a_benchmark_are_told_once(pipeline_folder, workplace):
-    rows = [{"tag": "counting", "include": [], "prompt": f"{number} cats"} for number in range(3)]
-    Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = ["--prompts", "prompts.jsonl", "--variant", "ours", "--steps", "1", "--batch-size", "2"]
-    printed = commands_on_two(["benchmark", "geneval", pipeline_folder, "out", *options])
-    assert printed[0].startswith("out: all pictures are there.") and printed[1] == ""
-    assert len(list(Path("out/images").rglob("*.png"))) == 12
 
 
 def written(text: str) -> Image.Image:

@@ -37,6 +37,7 @@ def write_data() -> None:
     for name, count in {"samples": 9, "real": 7}.items():
         pictures = np.random.default_rng(count).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
         np.savez(f"{name}.npz", arr_0=pictures)
+    Dataset.from_dict({"image": [noise(2 * number + 1) for number in range(25)]}).to_parquet("many.parquet")
 
 
 def noise(seed: int) -> Image.Image:
@@ -66,30 +67,29 @@ def test_two_processes_score_what_one_does(pipeline_folder, vision_folder, tmp_p
         "captioning": [*data, "--model", pipeline_folder, "--by", "kind", "--max-new-tokens", 3],
         "classes": ["samples.npz", "real.npz", "--features", vit, "--batch-size", 2],
     }
+    # More pictures than the 16 channels of the features, which are added up.
+    many = ["reconstruction", "many.parquet", "--split", "train", "--model", vision_folder, "--sizes", 32]
+    many = ["evaluate", *many, "--batch-size", 2, "--features", vit]
     commands = {name: [str(word) for word in ("evaluate", name, *words)] for name, words in protocols.items()}
+    commands["many"] = [str(word) for word in many]
     for name, words in commands.items():
         assert main([*words, "--output", f"one/{name}"]) == 0
     alone = capsys.readouterr()
     printed = commands_on_two(*([*words, "--output", f"two/{name}"] for name, words in commands.items()))
-    assert printed == [alone.out.replace("one/", "two/"), ""]
+    of_many = alone.out.index("## Reconstruction: tiny-vision on many.parquet")
+    assert printed[0].startswith(alone.out[:of_many].replace("one/", "two/")) and printed[1] == ""
+    one, two = (
+        json.loads(Path(folder, "many", "results.json").read_text())["results"][0] for folder in ("one", "two")
+    )
+    scores = [row["scores"].pop("frechet") for row in (one, two)]
+    assert one == two and [score["count"] for score in scores] == [25, 25]
+    for name in ("value", "interval"):
+        assert scores[1][name] == pytest.approx(scores[0][name], rel=1e-9)
     for name in protocols:
         results = [Path(folder, name, "results.json").read_bytes() for folder in ("one", "two")]
         assert results[0] == results[1], name
         skipped = json.loads(results[0])["protocol"].get("pictures that could not be read", 0)
         assert skipped == {"classes": 0, "latents": 2}.get(name, 1), name
-
-
-def test_features_of_more_pictures_than_channels_are_added_up(vision_folder, tmp_path, capsys):
-    Dataset.from_dict({"image": [noise(2 * number + 1) for number in range(25)]}).to_parquet("data.parquet")
-    words = ["evaluate", "reconstruction", "data.parquet", "--split", "train", "--model", str(vision_folder)]
-    words += ["--sizes", "32", "--batch-size", "2", "--features", build_vit(tmp_path / "vit")]  # 16 channels
-    assert main([*words, "--output", "one"]) == 0
-    commands_on_two([*words, "--output", "two"])
-    one, two = (json.loads(Path(folder, "results.json").read_text())["results"][0] for folder in ("one", "two"))
-    scores = [row["scores"].pop("frechet") for row in (one, two)]
-    assert one == two and [score["count"] for score in scores] == [25, 25]
-    for name in ("value", "interval"):
-        assert scores[1][name] == pytest.approx(scores[0][name], rel=1e-9)
 
 
 def test_processes_that_can_not_meet(monkeypatch, capsys):

@@ -34,7 +34,7 @@ class ColourJudge:
     def describe(self):
         return "colours"
 
-    def embed_images(self, images):
+    def embed_images(self, images, processes=None):
         return np.array([np.asarray(image, dtype=np.float64).mean((0, 1)) - 127 for image in images])
 
     def embed_texts(self, texts):

@@ -8,6 +8,7 @@ from launched import commands_on_two
 from tiny_models import TINY_TEXT, build_tiny_pipeline, build_tiny_text_tokenizer
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from uniwetok_hf.cli.main import main
 from uniwetok_hf.evaluation.benchmarks import BENCHMARKS, collect_benchmark, run_benchmark
 from uniwetok_hf.evaluation.benchmarks.rewriting import INSTRUCTIONS, load_rewriter
 
@@ -127,15 +128,18 @@ def test_thoughts_are_left_out(pipe, prompts, tmp_path):
 
 
 def test_two_processes_share_the_prompts(pipe, prompts, tmp_path):
+    """A new run, and one that goes on where the second process has something left to do."""
     pipe.save_pretrained(tmp_path / "pipeline")
-    command = ["benchmark", "geneval", tmp_path / "pipeline", tmp_path / "out", "--prompts", prompts]
+    begun, new = tmp_path / "begun", tmp_path / "new"
     with chat_server(lambda prompt: f"{prompt}, red") as (url, requests):
-        command += ["--variant", "ours", "--steps", "1", "--batch-size", "4", "--rewriter", url]
-        printed = commands_on_two(command)
-        assert len(requests) == 2 and "all pictures are there" in printed[0] and printed[1] == ""
-        next((tmp_path / "out" / "images" / "00001").rglob("*.png")).unlink()  # of the second process
-        assert "all pictures are there" in commands_on_two(command)[0] and len(requests) == 2
-    assert len(list((tmp_path / "out").rglob("*.png"))) == 8
+        options = ["--prompts", prompts, "--variant", "ours", "--steps", "1", "--batch-size", "4", "--rewriter", url]
+        commands = [["benchmark", "geneval", str(tmp_path / "pipeline"), str(out), *options] for out in (begun, new)]
+        assert main(commands[0]) == 0 and len(requests) == 2
+        wanted = pictures(begun)
+        next((begun / "images" / "00001").rglob("*.png")).unlink()
+        printed = commands_on_two(*commands)
+        assert len(requests) == 4 and printed[0].count("all pictures are there") == 2 and printed[1] == ""
+    assert pictures(begun) == pictures(new) == wanted and len(wanted) == 8
 
 
 def test_another_rewriter_needs_another_folder(pipe, prompts, tmp_path):

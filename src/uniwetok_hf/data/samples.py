@@ -51,13 +51,14 @@ class EpochOrder:
         """Row at `position`, which counts on over the epochs."""
         epoch, index = divmod(position, self.length)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._arrange(stream_seed(self.seed, epoch))
+            self._epoch = epoch
+            self._order = self._arrange(torch.Generator().manual_seed(stream_seed(self.seed, epoch)))
         return self._order[index]
 
-    def _arrange(self, seed: int) -> "list[int] | ComputedOrder":
+    def _arrange(self, generator: torch.Generator) -> "list[int] | ComputedOrder":
         if self.length > MOST_LISTED:
-            return ComputedOrder(self.length, seed)
-        return torch.randperm(self.length, generator=torch.Generator().manual_seed(seed)).tolist()
+            return ComputedOrder(self.length, int(torch.randint(1 << 62, (), generator=generator)))
+        return torch.randperm(self.length, generator=generator).tolist()
 
 
 class ComputedOrder:
