@@ -127,6 +127,7 @@ def test_thoughts_are_left_out(pipe, prompts, tmp_path):
     assert saved["prompts"]["two cats"] == "two cats, red"
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_prompts(pipe, prompts, tmp_path):
     """A new run, and one that goes on where the second process has something left to do."""
     pipe.save_pretrained(tmp_path / "pipeline")

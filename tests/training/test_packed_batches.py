@@ -179,7 +179,7 @@ def test_documents_do_not_see_each_other(patch_size):
     assert changed[1:begin].any() and not changed[begin:].any()
 
 
-@pytest.mark.parametrize("patch_size", PATCH_SIZES)
+@pytest.mark.parametrize("patch_size", [2, *(pytest.param(p, marks=pytest.mark.slow) for p in (1, 4))])
 def test_the_mask_of_flex_attention_is_the_dense_one(patch_size):
     _, packed = packed_and_padded(patch_size)
     seen = []
