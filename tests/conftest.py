@@ -15,6 +15,7 @@ os.environ["HF_HUB_CACHE"] = f"{HOME.name}/hub"
 os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_TOKEN"] = ""
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime keeps a data base of its use
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

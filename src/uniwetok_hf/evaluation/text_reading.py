@@ -2,6 +2,7 @@
 """Reads the words in pictures by RapidOCR, whose models come inside its package: what is left of text in a
 reconstruction."""
 
+import os
 from importlib.metadata import version
 
 import numpy as np
@@ -10,13 +11,14 @@ from PIL import Image
 
 class TextReader:
     """
-    RapidOCR with its default models.
+    RapidOCR with its default models. onnxruntime, which computes them, is told to keep no records of its use.
 
     Raises:
         ImportError: when it is not installed.
     """
 
     def __init__(self):
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else a data base in the user's cache
         try:
             from rapidocr import RapidOCR
         except ImportError as error:
