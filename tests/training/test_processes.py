@@ -156,7 +156,7 @@ def test_packed_rows_of_two_processes_are_one_step(language_fields, tmp_path):
     again.train()
     left = [number for one in shares for number in one.position(2).waiting]
     trained = {number for step in steps for numbers in step for number in numbers}
-    assert trained.isdisjoint(again.position.waiting) and set(left) & set(again.position.waiting)
+    assert trained.isdisjoint(again.position["waiting"]) and set(left) & set(again.position["waiting"])
     assert [line["step"] for line in log_lines(tmp_path / "run")] == [1, 2, 3]
 
 

@@ -20,6 +20,7 @@ from .common import (
     user_errors,
 )
 from .encode_dataset import device_of_process
+from .evaluate import show_report
 
 
 DESCRIPTION = """\
@@ -166,6 +167,4 @@ def _collect(args: argparse.Namespace, benchmark) -> None:
 
     with user_errors():
         report = collect_benchmark(benchmark, args.out, args.collect, args.judge)
-    print(report.to_markdown())
-    for path in report.save(Path(args.out) / "scores"):
-        print(path)
+    show_report(report, Path(args.out) / "scores")

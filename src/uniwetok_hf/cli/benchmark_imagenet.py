@@ -5,8 +5,8 @@ import argparse
 from pathlib import Path
 from shlex import quote
 
-from .common import add_command, add_max_skipped_share, add_seed_option, positive_int, user_errors
-from .evaluate import measure_latents, measure_reconstruction, run_evaluate
+from .common import add_command, add_seed_option, positive_int, user_errors
+from .evaluate import add_data_options, measure_latents, measure_reconstruction, run_evaluate, show_report
 from .sample_classes import add_sampling_options, sample
 
 
@@ -61,9 +61,7 @@ def run_imagenet(args: argparse.Namespace) -> None:
 
         with user_errors():
             report = collect_imagenet(args.out, args.collect, args.pipeline, args.judge)
-        print(report.to_markdown())
-        for path in report.save(Path(args.out) / "scores"):
-            print(path)
+        show_report(report, Path(args.out) / "scores")
         return
     from uniwetok_hf.evaluation.processes import Processes
 
@@ -149,11 +147,6 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("output", metavar="OUT", help="folder of the result files")
     parser.add_argument("--data", required=True, metavar="DATA", help="as in `uniwetok evaluate reconstruction`")
-    parser.add_argument("--split", default="validation", help="which part of it (default: validation)")
-    parser.add_argument("--name", help="configuration of a dataset on the Hub")
-    parser.add_argument("--streaming", action="store_true", help="read the dataset without a copy of it on disk")
-    parser.add_argument("--image-column", default="image", metavar="COLUMN", help="pictures (default: image)")
+    add_data_options(parser, "validation")
     parser.add_argument("--limit", dest="count", type=positive_int, metavar="N", help="only so many: a dry run")
-    parser.add_argument("--batch-size", type=positive_int, default=16, metavar="N", help="at once (default: 16)")
     parser.add_argument("--device", default="cpu", help="cpu (default, in float32), cuda, cuda:1, ... or mps")
-    add_max_skipped_share(parser)

@@ -84,11 +84,11 @@ def run_evaluate(args: argparse.Namespace) -> None:
         data = Path(args.data).name if is_place(args.data) else short_name(args.data)
         report.data, report.split = " ".join(filter(None, [data, args.name])), args.split
     if processes.is_main:
-        _tell(report, output)
+        show_report(report, output)
 
 
-def _tell(report, output: Path) -> None:
-    """Saves and prints a report."""
+def show_report(report, output: Path) -> None:
+    """Saves and prints a report, and the paths of its files."""
     written = report.save(output)
     if report.skipped:
         warn(f"{len(report.skipped)} pictures could not be read and are left out; the first: {report.skipped[0]}")
@@ -427,18 +427,23 @@ def _add_protocol(
         help="folder of `save_to_disk`, folder of pictures, Parquet or WebDataset files, Hub name of a dataset, or "
         "FILE.py:NAME, a function that takes the name of the split and returns rows",
     )
-    parser.add_argument("--split", default="test", help="which part of it (default: test)")
-    parser.add_argument("--name", help="configuration of a dataset on the Hub")
-    parser.add_argument("--streaming", action="store_true", help="read the dataset without a copy of it on disk")
-    if has_image_column:
-        parser.add_argument("--image-column", default="image", metavar="COLUMN", help="pictures (default: image)")
+    add_data_options(parser, "test", has_image_column)
     add_model_options(parser, model)
     parser.add_argument(
         "--output", metavar="DIR", help=f"folder of the result files (default: results/{name}), made if needed"
     )
+    return parser
+
+
+def add_data_options(parser: argparse.ArgumentParser, split: str, has_image_column: bool = True) -> None:
+    """Which rows of DATA are read, and how; `split` is the default."""
+    parser.add_argument("--split", default=split, help=f"which part of it (default: {split})")
+    parser.add_argument("--name", help="configuration of a dataset on the Hub")
+    parser.add_argument("--streaming", action="store_true", help="read the dataset without a copy of it on disk")
+    if has_image_column:
+        parser.add_argument("--image-column", default="image", metavar="COLUMN", help="pictures (default: image)")
     parser.add_argument("--batch-size", type=positive_int, default=16, metavar="N", help="at once (default: 16)")
     add_max_skipped_share(parser)
-    return parser
 
 
 def _add_count(parser: argparse.ArgumentParser, default: int | None, what: str) -> None:
@@ -499,7 +504,7 @@ def run_evaluate_classes(args: argparse.Namespace) -> None:
         report = evaluate_classes(args.samples, args.references, feature_model, args.batch_size, processes)
     report.model, report.data, report.split = Path(args.samples).parent.name, Path(args.references).name, "all"
     if processes.is_main:
-        _tell(report, output)
+        show_report(report, output)
 
 
 def _load_feature_model(args: argparse.Namespace, device: str):

@@ -12,6 +12,7 @@ features of all, against which FID is published.
 
 import struct
 import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -123,14 +124,11 @@ def _published_scores(
     batch_size: int,
     processes: Processes,
 ) -> dict[str, Score]:
-    def embed(pictures: np.ndarray, what: str) -> list[np.ndarray]:
-        def batch(part: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-            return network.embed_batch(pictures[part[0] : part[-1] + 1])
-
-        found = processes.map(batch, range(len(pictures)), batch_size, f"features of {what} pictures")
-        return [np.stack(values) for values in zip(*found, strict=True)]
-
-    (features, logits), (references, _) = embed(generated, "generated"), embed(real, "real")
+    embedded = (
+        _embed(network.embed_batch, pictures, what, batch_size, processes)
+        for pictures, what in ((generated, "generated"), (real, "real"))
+    )
+    (features, logits), (references, _) = (map(np.stack, zip(*found, strict=True)) for found in embedded)
     if statistics is not None:
         fid = Score(frechet_of_moments(FeatureSums.of(features).moments(), statistics), len(generated))
     else:
@@ -144,16 +142,27 @@ def _published_scores(
     }
 
 
+def _embed(
+    embed: Callable[[np.ndarray], Sequence], pictures: np.ndarray, what: str, batch_size: int, processes: Processes
+) -> list:
+    """What `embed` gives of each of the pictures [N, H, W, 3], batch by batch."""
+
+    def batch(numbers: list[int]) -> Sequence:
+        return embed(pictures[numbers[0] : numbers[-1] + 1])
+
+    return processes.map(batch, range(len(pictures)), batch_size, f"features of {what} pictures")
+
+
 def _scores_of_features(
     model: Judge, generated: np.ndarray, real: np.ndarray, batch_size: int, processes: Processes
 ) -> dict[str, Score]:
-    def embed(pictures: np.ndarray, what: str) -> np.ndarray:
-        def batch(part: list[int]) -> np.ndarray:
-            return model.embed_images([Image.fromarray(np.array(pictures[number])) for number in part], batch_size)
+    def embed(arrays: np.ndarray) -> np.ndarray:
+        return model.embed_images([Image.fromarray(np.array(array)) for array in arrays], batch_size)
 
-        return np.stack(processes.map(batch, range(len(pictures)), batch_size, f"features of {what} pictures"))
-
-    features, references = embed(generated, "generated"), embed(real, "real")
+    features, references = (
+        np.stack(_embed(embed, pictures, what, batch_size, processes))
+        for pictures, what in ((generated, "generated"), (real, "real"))
+    )
     precise, recalled = precision_recall_outcomes(features, references)
     return {
         "frechet": frechet_score(features, references),

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from .choices import cosines, nearest_is_own, thumbnail
-from .generation import generate_all, generation_protocol
+from .generation import generate_all, generation_call, generation_protocol
 from .intervals import Score, mean_score, share_score
 from .judges import Judge
 from .metrics import psnr
@@ -78,13 +78,9 @@ def evaluate_editing(
     sources = [pair.source for pair in pairs]
     targets = [pair.target for pair in pairs]
     kinds = [pair.kind for pair in pairs]
-    if num_inference_steps is None:
-        num_inference_steps = pipe.config.default_num_inference_steps
-    if guidance_scale is None:
-        guidance_scale = pipe.config.default_guidance_scale
     if describe_first is None:
         describe_first = edit_pipe.config.default_describe_first
-    call = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+    call = generation_call(pipe, num_inference_steps, guidance_scale)
     edit_call = call | {"image_guidance_scale": image_guidance_scale, "describe_first": describe_first}
     results = {
         "model": generate_all(edit_pipe, instructions, sources, seed, batch_size, processes, **edit_call),
@@ -105,10 +101,10 @@ def evaluate_editing(
 
     report.protocol = {
         "candidates": f"target, source, up to {num_rivals} others",
-        **generation_protocol(num_inference_steps, guidance_scale, seed),
+        **generation_protocol(**call, seed=seed),
         "edits described first": "yes" if describe_first else "no",
     }
-    picture_scale = edit_pipe.scale_for_images(guidance_scale, image_guidance_scale)
+    picture_scale = edit_pipe.scale_for_images(call["guidance_scale"], image_guidance_scale)
     if picture_scale is not None:
         report.protocol["image guidance scale"] = picture_scale
         report.protocol["negative prompt"] = edit_pipe.config.default_negative_prompt or "none"

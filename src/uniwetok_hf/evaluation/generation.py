@@ -86,11 +86,7 @@ def evaluate_generation(
         rivals = choose_rivals(prompts, num_rivals, generator)
     texts = judge.embed_texts(prompts) if judge is not None else None  # first: a judge that reads none ends here
 
-    if num_inference_steps is None:
-        num_inference_steps = pipe.config.default_num_inference_steps
-    if guidance_scale is None:
-        guidance_scale = pipe.config.default_guidance_scale
-    call = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+    call = generation_call(pipe, num_inference_steps, guidance_scale)
     pictures = {
         "model": generate_all(pipe, prompts, seed=seed, batch_size=batch_size, processes=processes, **call),
         "real, through the codes": reconstruct_all(pipe.mllm.vision_model, real, seed, batch_size, processes),
@@ -100,7 +96,7 @@ def evaluate_generation(
     report.rows = [ScoreRow({"what": what}, found, what == "model") for what, found in scores.items() if found]
     report.protocol = {
         "prompts": f"{len(prompts)}, such as: {prompts[0]}",
-        **generation_protocol(num_inference_steps, guidance_scale, seed),
+        **generation_protocol(**call, seed=seed),
         "rivals": f"up to {num_rivals} others" + (f" of the same {within}" if within else ""),
     }
     if judge is not None:
@@ -210,6 +206,17 @@ def generate_classes(pipe, classes: Sequence[int], batch_size: int = 32) -> list
             pictures += pipe([classes[number] for number in part], generator=generators).images
             bar.update(len(part))
     return pictures
+
+
+def generation_call(pipe, num_inference_steps: int | None, guidance_scale: float | None) -> dict:
+    """Arguments of a pipeline's call, its defaults where they are None."""
+    config = pipe.config
+    return {
+        "num_inference_steps": config.default_num_inference_steps
+        if num_inference_steps is None
+        else num_inference_steps,
+        "guidance_scale": config.default_guidance_scale if guidance_scale is None else guidance_scale,
+    }
 
 
 def generation_protocol(num_inference_steps: int, guidance_scale: float, seed: int) -> dict:

@@ -351,8 +351,7 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
             input_ids: [B, L]; `<|image_pad|>` stands for each token of a picture, as [`UniWeTokProcessor`] writes it.
             attention_mask: [B, L], 0 for padding.
             position_ids: [B, L]. Where they start again within a row, and there is no `attention_mask`, the row is
-                packed: its documents don't see each other (transformers looks for them with `use_cache=False` only,
-                which is what labels mean here).
+                packed: its documents don't see each other. (Without labels, with `use_cache=False` only.)
             past_key_values, inputs_embeds, use_cache: as in any causal model.
             pixel_values: pictures in the order of their placeholders, [N, 3, H, W] or a list of [3, H, W], in [-1, 1].
             image_sizes: [N, 2] (height, width) of the pictures within padded `pixel_values`.

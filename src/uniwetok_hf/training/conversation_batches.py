@@ -103,6 +103,14 @@ class ConversationBatches:
         window, index = divmod(step, self.window_steps)
         return ([], 0) if index else (self._skipped.pop(window), self.window_steps * self.batch_size)
 
+    def state_dict(self, num_steps: int) -> dict:
+        """The position of this process in the data after so many steps, as many as were read or one fewer; empty
+        where it follows from their number."""
+        return {}
+
+    def load_state_dict(self, states: list[dict]) -> None:
+        """Goes on from the positions of all processes of a run."""
+
     def __getitem__(self, step: int) -> list[MicroBatch]:
         """The micro-batches of this process in a step."""
         window, index = divmod(step, self.window_steps)

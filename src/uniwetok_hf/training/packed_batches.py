@@ -9,7 +9,7 @@ in the data: a run that goes on, on any number of processes, trains on every sam
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count
 
 import torch
@@ -97,6 +97,13 @@ class PackedBatches(ConversationBatches):
     def position(self, num_steps: int) -> PackingPosition:
         """The position after so many steps: as many as were read, or one fewer."""
         return self._positions[num_steps]
+
+    def state_dict(self, num_steps: int) -> dict:
+        return asdict(self.position(num_steps))
+
+    def load_state_dict(self, states: list[dict]) -> None:
+        positions = [PackingPosition(**state) for state in states]
+        self.resume(share_positions(positions, self.process_index, self.num_processes))
 
     def skipped(self, step: int) -> tuple[list[str], int]:
         return self._skipped.pop(step), self._read.pop(step)

@@ -18,7 +18,6 @@ rows without padding; the losses are those of the same samples in padded rows.
 """
 
 import copy
-import dataclasses
 import math
 import threading
 from pathlib import Path
@@ -42,7 +41,7 @@ from .config import config_values, read_config
 from .conversation_batches import ConversationBatches, MicroBatch, prefetched
 from .export import ARCHITECTURE, ExportFields, names_of, pipeline_parts, write_architecture
 from .lora import add_lora, checkpoint_adapters_only
-from .packed_batches import PackedBatches, PackingPosition, share_positions
+from .packed_batches import PackedBatches
 from .resume import check_rows
 from .run import (
     RunningMetrics,
@@ -131,8 +130,7 @@ class MLLMTrainer(PipelineTrainer):
         for done, micro_batches in enumerate(prefetched(lambda step: self.batches[step], steps), start + 1):
             self.skipped.note(*self.batches.skipped(done - 1))
             self.train_step(micro_batches, done - 1)
-            if isinstance(self.batches, PackedBatches):
-                self.position = self.batches.position(done)
+            self.position = self.batches.state_dict(done)
             self.bar.update()
             is_last = done == config.max_train_steps
             metrics = {}
@@ -146,10 +144,9 @@ class MLLMTrainer(PipelineTrainer):
     def state_dict(self) -> dict:
         """The state of a run besides what Accelerate saves. The position in the data follows from the step, but where
         rows are packed."""
-        positions = {}
-        if isinstance(self.batches, PackedBatches):  # of all processes: the run may go on with another number
-            positions["positions"] = gather_object([dataclasses.asdict(self.position)])
-        return positions | {
+        return {
+            # Of all processes: the run may go on with another number.
+            "positions": gather_object([self.position]) if self.position else [],
             "metrics": self.metrics.state_dict(),
             "task_metrics": self.task_metrics.state_dict(),
             "skipped": self.skipped.state_dict(),
@@ -159,11 +156,7 @@ class MLLMTrainer(PipelineTrainer):
 
     def load_state_dict(self, state: dict) -> None:
         check_rows(state.get("rows"), self.num_rows, self.config.data)
-        if isinstance(self.batches, PackedBatches):
-            positions = [PackingPosition(**position) for position in state["positions"]]
-            accelerator = self.accelerator
-            self.position = share_positions(positions, accelerator.process_index, accelerator.num_processes)
-            self.batches.resume(self.position)
+        self.batches.load_state_dict(state.get("positions", []))
         self.guard.resume(state.get("skipped_steps", 0))
         self.metrics.load_state_dict(state["metrics"])
         self.task_metrics.load_state_dict(state["task_metrics"])
