@@ -23,6 +23,9 @@ CPU, DEVICE = torch.device("cpu"), torch.device("meta")
 aten = torch.ops.aten
 CROSSINGS = {aten._to_copy.default, aten.copy_.default}  # the legal ways from one device to the other
 READS = {aten._local_scalar_dense.default}  # `item`, `bool(...)`, `float(...)`
+# The shape of the result depends on the values.
+COUNTS = {aten.nonzero.default, aten.masked_select.default, aten.unique_consecutive.default, aten._unique2.default}
+INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
 WITHOUT_SCALARS = {aten.cat.default, aten.stack.default}  # on a GPU they take no scalar of the CPU
 
 
@@ -46,22 +49,23 @@ class DeviceTensor(torch.Tensor):
 
 
 @contextmanager
-def one_device() -> Iterator[list[str]]:
-    """Inside the block `DEVICE` can be computed on. Gives a list of the operations that brought values from it to the
-    CPU, each of which would wait for a GPU.
+def one_device(with_copies: bool = False) -> Iterator[list[str]]:
+    """Inside the block `DEVICE` can be computed on. Gives a list of the operations that would wait for a GPU: those
+    that bring values from it to the CPU, or make tensors whose shape depends on values, and `with_copies` copies from
+    the CPU that are not `non_blocking`.
 
     An operation is refused with a `RuntimeError` when it takes tensors of both devices. As on a GPU, a tensor of the
     CPU without dimensions counts as a number, unless it is written to, concatenated or stacked. A GPU would also take
     indices of the CPU, and copy them in every call; here they are refused.
     """
-    mode = _OneDevice()
+    mode = _OneDevice(with_copies)
     with _KeepValues(), mode:
-        yield mode.reads
+        yield mode.waits
 
 
 def assert_same(compute: Callable[[torch.device], object]) -> list[str]:
     """Computes on the CPU and on the device: the tensors must be equal, and those of the device must be on it. Returns
-    the operations that brought values from the device to the CPU."""
+    the operations that waited for the device."""
     expected, structure = tree_flatten(compute(CPU))
     with one_device() as reads:
         found, same_structure = tree_flatten(compute(DEVICE))
@@ -101,9 +105,10 @@ def gradients(loss: torch.Tensor, *learners) -> list[torch.Tensor]:
 
 
 class _OneDevice(TorchDispatchMode):
-    def __init__(self):
+    def __init__(self, with_copies: bool):
         super().__init__()
-        self.reads: list[str] = []
+        self.with_copies = with_copies
+        self.waits: list[str] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -130,8 +135,13 @@ class _OneDevice(TorchDispatchMode):
             shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (there, here)]
             raise RuntimeError(f"{func} mixes devices: {shapes[0]} on {DEVICE}, {shapes[1]} on the CPU.")
 
-        if there and (func in READS or not is_result_there):
-            self.reads.append(str(func))
+        is_copied = func in CROSSINGS and not isinstance(args[1 if func is aten.copy_.default else 0], DeviceTensor)
+        if is_copied and is_result_there:
+            waits = self.with_copies and not _is_non_blocking(func, args, kwargs)
+        else:
+            waits = bool(there) and _waits(func, args, is_result_there)
+        if waits:
+            self.waits.append(str(func))
         if device is not None:
             options["device"] = CPU
         result = func(*values, **options)
@@ -141,6 +151,17 @@ class _OneDevice(TorchDispatchMode):
             return result
         result = _map(lambda part: DeviceTensor(part) if isinstance(part, torch.Tensor) else part, result)
         return return_and_correct_aliasing(func, args, kwargs, result) if there else result
+
+
+def _is_non_blocking(func, args: tuple, kwargs: dict) -> bool:
+    return bool(kwargs.get("non_blocking") or (func is aten.copy_.default and len(args) > 2 and args[2]))
+
+
+def _waits(func, args: tuple, is_result_there: bool) -> bool:
+    """Whether the CPU would wait until a GPU has values of its own."""
+    masks = args[1] if func in INDEXING else []
+    by_mask = any(isinstance(mask, torch.Tensor) and mask.dtype == torch.bool for mask in masks)
+    return func in READS or func in COUNTS or by_mask or not is_result_there
 
 
 def _are_numbers(here: list[torch.Tensor], func, args: tuple, kwargs: dict) -> bool:

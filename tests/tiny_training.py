@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 from tiny_models import build_tiny_text_tokenizer
 from transformers import ResNetBackbone, ResNetConfig, SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
+from uniwetok_hf.training.checkpoints import CheckpointWriter
+
 
 VISION = {
     "buckets": [{"height": 32, "width": 32}, {"height": 16, "width": 32}],
@@ -97,3 +99,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
+
+
+def save_checkpoint(accelerator, folder: Path, step: int, data_state: dict, keep: int) -> Path:
+    return CheckpointWriter(accelerator, folder, keep).save(step, data_state)

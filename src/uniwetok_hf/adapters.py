@@ -92,14 +92,21 @@ def register_default_targets() -> None:
         constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING[model_type] = target_modules(*parts)
 
 
-def adapter_tensors(model, adapter_name: str) -> dict:
-    """The tensors of an adapter of `model`, by the names that `peft` gives them. transformers'
-    `get_adapter_state_dict` would also ask the Hub whether the vocabulary was changed, and save embeddings then."""
-    return load_peft().get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+def adapter_tensors(model, adapter_name: str, weights: dict | None = None) -> dict:
+    """The tensors of an adapter of `model`, by the names that `peft` gives them; from `weights`, if given.
+    transformers' `get_adapter_state_dict` would also ask the Hub whether the vocabulary was changed, and save
+    embeddings then."""
+    return load_peft().get_peft_model_state_dict(
+        model, weights, adapter_name=adapter_name, save_embedding_layers=False
+    )
 
 
 def save_adapter(
-    model, folder: str | os.PathLike, adapter_name: str = "default", base_model: str | None = None
+    model,
+    folder: str | os.PathLike,
+    adapter_name: str = "default",
+    base_model: str | None = None,
+    weights: dict | None = None,
 ) -> None:
     """Writes an adapter and its card: a folder that pipelines, `peft` and transformers load. Other files of the folder
     stay.
@@ -110,6 +117,7 @@ def save_adapter(
         adapter_name: which adapter.
         base_model: name of the adapter's base model in its config and card; of a path the last part. By default the
             name in the adapter's config, unless that is a local path.
+        weights: its parameters by their names in `model`, where those of `model` are shards.
     """
     from safetensors.torch import save_file
 
@@ -123,7 +131,7 @@ def save_adapter(
     config.inference_mode = True
     tensors = {
         PEFT_PREFIX + name: tensor.detach().cpu().contiguous()
-        for name, tensor in adapter_tensors(model, adapter_name).items()
+        for name, tensor in adapter_tensors(model, adapter_name, weights).items()
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

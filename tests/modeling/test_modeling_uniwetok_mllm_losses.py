@@ -152,10 +152,9 @@ def test_bit_accuracy():
     _, right = model.image_head.compute_losses(
         *model._target_patches(
             model.model(inputs["input_ids"], inputs["attention_mask"], codes=codes).last_hidden_state,
-            inputs["input_ids"],
             codes,
-            [False, True, True],
-        )[:2],
+            model.find_places(**inputs, codes=codes),
+        ),
         seeded(3),
         timesteps=[0.0, 0.5, 0.9],
     )

@@ -8,10 +8,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from mutations import damaged_bytes, damaged_json, damaged_tensors
-from tiny_training import VISION, write
+from tiny_training import VISION, save_checkpoint, write
 
 from uniwetok_hf.cli.main import main
-from uniwetok_hf.training.checkpoints import check_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from uniwetok_hf.training.checkpoints import check_checkpoint, list_checkpoints, load_checkpoint
 from uniwetok_hf.training.config import read_config
 from uniwetok_hf.training.train_uniwetok import UniWeTokTrainer, UniWeTokTrainingConfig
 

@@ -6,13 +6,13 @@ import shutil
 import pytest
 import torch
 from accelerate import Accelerator
+from tiny_training import save_checkpoint
 
 from uniwetok_hf.files import save_whole
 from uniwetok_hf.training.checkpoints import (
     list_checkpoints,
     load_checkpoint,
     make_output_folder,
-    save_checkpoint,
 )
 
 

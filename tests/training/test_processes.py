@@ -12,9 +12,11 @@ from launched import launch_two
 from safetensors.torch import load_file
 from tiny_encoded import class_training, language_training, later
 from tiny_training import VISION, all_losses, assert_same_weights, log_lines, write
+from torch.distributed.checkpoint import FileSystemReader
 
 from uniwetok_hf import UniWeTokPipeline
 from uniwetok_hf.data.samples import NOISE, sample_generators
+from uniwetok_hf.training.checkpoints import list_checkpoints
 from uniwetok_hf.training.config import read_config
 from uniwetok_hf.training.conversation_batches import ConversationBatches
 from uniwetok_hf.training.export import export_checkpoint
@@ -23,6 +25,14 @@ from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig
 
 
 PROGRAM = sys.executable, dump_gradients.__file__
+TRAIN = sys.executable, "-m", "uniwetok_hf", "train"
+# As `accelerate launch` with a configuration of FSDP 2, and our switch, since there are no GPUs.
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "UNIWETOK_FSDP_ON_CPU": "1",
+}
 
 
 def on_one_and_two(folder: Path, **trainings: dict) -> dict[str, dict[int, tuple[list, Path]]]:
@@ -165,8 +175,7 @@ def test_fsdp_trains_classes_like_one_process(runs, tmp_path):
     run = runs["classes"][1][1]
     fields = json.loads((run / "config.json").read_text())
     path = write(tmp_path, fields, output_dir=str(tmp_path / "run"))
-    settings = {"FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
-    launch_two(*PROGRAM, "fsdp-classes", str(path), str(tmp_path / "none.pt"), ACCELERATE_USE_FSDP="true", **settings)
+    launch_two(*TRAIN, "class-to-image", "--config", str(path), **FSDP2)
     losses = [[line["loss"] for line in log_lines(folder)] for folder in (run, tmp_path / "run")]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5, rel=1e-5)
     export_checkpoint(tmp_path / "run", tmp_path / "exported")
@@ -189,19 +198,35 @@ def test_an_adapter_gets_the_same_gradients(language, tmp_path):
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, two[name], atol=1e-5, rtol=1e-5)
 
+    # Shards of the frozen weights, and adapters that are the same; a checkpoint holds them alone, and resumes.
+    run, more = tmp_path / "sharded", more | {"output_dir": str(tmp_path / "sharded")}
+    for steps in (2, 3):
+        config = write(tmp_path, later(fields, **more), max_train_steps=steps)
+        launch_two(*TRAIN, "mllm", "--config", str(config), **FSDP2)
+        (run / "adapter").rename(tmp_path / f"after-{steps}")
+    export_checkpoint(run, tmp_path / "exported")
+    for folder in (tmp_path / "after-3", tmp_path / "exported"):
+        three = load_file(folder / "adapter_model.safetensors")
+        assert one.keys() == three.keys()
+        for name, tensor in one.items():
+            torch.testing.assert_close(tensor, three[name], atol=1e-5, rtol=1e-5)
+    shards = list_checkpoints(run)[-1] / "shards"
+    assert all(
+        "lora_" in name for name in FileSystemReader(shards).read_metadata().state_dict_metadata if "model." in name
+    )
+
 
 @pytest.mark.slow
 def test_fsdp_trains_like_one_process(language, tmp_path):
     fields, runs = language
     path = write(tmp_path, fields, output_dir=str(tmp_path / "run"))
-    settings = {"FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
-    launch_two(*PROGRAM, "fsdp", str(path), str(tmp_path / "none.pt"), ACCELERATE_USE_FSDP="true", **settings)
+    launch_two(*TRAIN, "mllm", "--config", str(path), **FSDP2)
     alone, spread = log_lines(runs[1][1]), log_lines(tmp_path / "run")
     for name in ("loss", "bit_accuracy"):
         assert [line[name] for line in spread] == pytest.approx([line[name] for line in alone], abs=1e-5, rel=1e-5)
     # The shards of a checkpoint make the same pipeline, of averages that are those of one process.
     checkpoint = tmp_path / "run" / "checkpoints" / "step-000003"
-    assert (checkpoint / "pytorch_model_fsdp_0").is_dir() and (checkpoint / "averages").is_dir()
+    assert (checkpoint / "shards").is_dir() and not (checkpoint / "model.safetensors").exists()
     export_checkpoint(tmp_path / "run", tmp_path / "exported")
     weights = Path("mllm", "model.safetensors")
     assert_same_weights(tmp_path / "exported" / weights, tmp_path / "run" / "pipeline" / weights)
@@ -211,10 +236,10 @@ def test_fsdp_trains_like_one_process(language, tmp_path):
         assert_same_weights(tmp_path / "raw" / weights, tmp_path / "exported" / weights)
     # A run goes on from them.
     half = write(tmp_path / "half", fields, output_dir=str(tmp_path / "resumed"), max_train_steps=2)
-    launch_two(*PROGRAM, "fsdp", str(half), str(tmp_path / "none.pt"), ACCELERATE_USE_FSDP="true", **settings)
+    launch_two(*TRAIN, "mllm", "--config", str(half), **FSDP2)
     (tmp_path / "resumed" / "pipeline").rename(tmp_path / "after-two")
     whole = write(tmp_path / "half", fields, output_dir=str(tmp_path / "resumed"))
-    launch_two(*PROGRAM, "fsdp", str(whole), str(tmp_path / "none.pt"), ACCELERATE_USE_FSDP="true", **settings)
+    launch_two(*TRAIN, "mllm", "--config", str(whole), **FSDP2)
     assert_close_weights(tmp_path / "resumed" / "pipeline" / weights, tmp_path / "run" / "pipeline" / weights)
     # What is saved is whole.
     assert (

@@ -4,8 +4,9 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from one_device import CPU, DEVICE, assert_same, on
+from one_device import CPU, DEVICE, assert_same, on, one_device
 from tiny_encoded import class_training, language_training
 from tiny_mllm import build, random_codes, seeded, training_batch
 from tiny_training import VISION, all_losses, write
@@ -94,6 +95,35 @@ def test_training_of_the_class_to_image_model(tmp_path, monkeypatch):
         return logged(trainer.take_metrics(2) | trainer.validate(validation, 1)), trainer.ema.shadow_params[0]
 
     assert_same(compute)
+
+
+@pytest.mark.parametrize("kind", ["padded", "packed", "classes", "tokenizer"])
+def test_a_step_waits_for_its_device_once(kind, fixtures, tmp_path, monkeypatch):
+    """When it asks whether losses and gradients are finite. What else could wait: copies to the device, counts of
+    tokens, and tensors as long as there are tokens of a kind."""
+    if kind == "tokenizer":
+        fields = {**VISION, **all_losses(tmp_path), "data": [{"path": str(fixtures / "emoji")}]}
+        fields["adversarial"] |= {"start_step": 0}
+        trainer = build_trainers(UniWeTokTrainer, UniWeTokTrainingConfig, fields, tmp_path)[DEVICE]
+        networks = [*trainer.loss_networks().values(), trainer.model, trainer.perceptual, trainer.teacher]
+        batches = iter(trainer.batches)
+        steps = [next(batches) for _ in range(2)]
+    elif kind == "classes":
+        trainer = build_trainers(ClassToImageTrainer, ClassToImageTrainingConfig, class_training(tmp_path), tmp_path)
+        trainer = trainer[DEVICE]
+        networks, steps = [trainer.pipeline.transformer], [trainer.batches.step(step, 1.0)[0] for step in range(2)]
+    else:
+        packed = {"batch_size": None, "length_group_steps": 1, "packed_tokens": 300} if kind == "packed" else {}
+        fields = language_training(tmp_path) | packed
+        trainer = build_trainers(MLLMTrainer, MLLMTrainingConfig, fields, tmp_path)[DEVICE]
+        networks, steps = [trainer.mllm], [trainer.read_step(step) for step in range(2)]
+    with one_device(with_copies=True) as waits:
+        place(trainer, networks, DEVICE, monkeypatch)
+        trainer.train_step(steps[0], 0)
+        waits.clear()
+        trainer.train_step(steps[1], 1)
+    # The language model of the prior, one of transformers, looks whether its rows are packed.
+    assert waits == (["aten._local_scalar_dense.default"] if kind == "tokenizer" else []) + ["aten._to_copy.default"]
 
 
 def seeded_pictures(count: int) -> torch.Tensor:

@@ -97,7 +97,7 @@ class LeCam(nn.Module):
         """Averages in the logits of one optimizer step, of all processes; with gradient accumulation give the
         concatenated logits of all micro-batches."""
         logits = (real_logits.float(), fake_logits.float())
-        numbers = [value for part in logits for value in (part.sum(), part.new_tensor(part.numel()))]
+        numbers = [value for part in logits for value in (part.sum(), part.new_full((), part.numel()))]
         real_sum, real_count, fake_sum, fake_count = sum_over_processes(torch.stack(numbers))
         self.real_mean.lerp_(real_sum / real_count, 1 - self.decay)
         self.fake_mean.lerp_(fake_sum / fake_count, 1 - self.decay)

@@ -260,7 +260,7 @@ class _PatchReader:
             one_block = torch.full_like(attention_mask, -1)
             one_block[:, patch] = 0
             attention_mask = self.model.block_causal_mask(
-                embeddings, one_block, attention_mask, self.cache, position_ids
+                embeddings, one_block, attention_mask, self.cache, position_ids=position_ids
             )
         outputs = self.model.language_model(
             inputs_embeds=embeddings,

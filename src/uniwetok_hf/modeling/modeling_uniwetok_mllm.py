@@ -13,7 +13,7 @@ Shapes: B rows of L positions, N pictures of n = h*w tokens, P = p*p tokens per 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -22,7 +22,11 @@ from transformers import AutoModel
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_masks_for_generate, find_packed_sequence_indices
+from transformers.masking_utils import (
+    create_masks_for_generate,
+    find_packed_sequence_indices,
+    packed_sequence_mask_function,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.utils import ModelOutput, torch_compilable_check
@@ -73,13 +77,10 @@ def sinusoidal_positions(height: int, width: int, size: int, device: torch.devic
 
 
 def _documents(
-    labels: torch.Tensor | None, position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
+    labels: torch.Tensor, position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
 ) -> torch.Tensor:
     """Which document each position [B, L] belongs to, counted over the batch. A row is one, or several behind each
-    other when positions start again and nothing is padding, as transformers has it for packed sequences. Without
-    labels nothing asks, and there are none."""
-    if labels is None:
-        return torch.empty(0, 0, dtype=torch.long)
+    other when positions start again and nothing is padding, as transformers has it for packed sequences."""
     num_rows, length = labels.shape
     documents = None
     if position_ids is not None and attention_mask is None:
@@ -96,10 +97,41 @@ def _next_tokens(labels: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
     return F.pad(labels[:, 1:], (0, 1), value=-100).masked_fill(is_last, -100)
 
 
-def _sum_by_document(values: torch.Tensor, owners: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
-    """Sums of values [M] over the documents that `owners` [M] says they belong to, without gradients."""
-    num_documents = int(documents[-1, -1]) + 1
-    return values.new_zeros(num_documents).index_add(0, owners.to(values.device), values.detach())
+@dataclass
+class UniWeTokPlaces:
+    """Where the losses of a batch find what they compute with, as positions among all B*L.
+
+    How many there are depends on values, so finding them waits for the device of the inputs. A training finds them on
+    the CPU before ([`UniWeTokForCausalLM.find_places`]), and [`to`] a GPU nothing waits.
+
+    documents: int64 [B, L], the document of each position, counted over the batch.
+    num_documents: how many there are.
+    text, text_labels: int64 [M], positions that predict text, and the tokens that come next.
+    image: int64 [T], the placeholders of all image tokens.
+    targets: of each picture, whether the image loss covers it.
+    target_tokens: int64 [T'], those of `image` in these pictures.
+    picture_owners: of each picture, its document.
+    patch_owners: of each patch of these pictures, its document.
+    """
+
+    documents: torch.Tensor
+    num_documents: int
+    text: torch.Tensor
+    text_labels: torch.Tensor
+    image: torch.Tensor
+    targets: list[bool]
+    target_tokens: torch.Tensor
+    picture_owners: list[int]
+    patch_owners: list[int]
+
+    def to(self, device: torch.device) -> "UniWeTokPlaces":
+        """The same places with their tensors on `device`, copied without waiting."""
+        tensors = {name: value for name, value in vars(self).items() if torch.is_tensor(value)}
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
+
+    def sum_by_document(self, values: torch.Tensor, owners: torch.Tensor) -> torch.Tensor:
+        """Sums of values [M] over the documents that `owners` [M] says they belong to, without gradients."""
+        return values.new_zeros(self.num_documents).index_add(0, owners, values.detach())
 
 
 class UniWeTokProjector(nn.Module):
@@ -198,17 +230,20 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
         embeddings = self.projector(tokens.to(self.language_model.dtype))
         return embeddings + positions.to(embeddings.dtype)
 
-    def image_mask(self, input_ids: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    def image_mask(self, input_ids: torch.Tensor, num_tokens: int | None) -> torch.Tensor:
         """[B, L], true at the placeholders of image tokens.
 
         Raises:
-            ValueError: when there are not `num_tokens` of them.
+            ValueError: when there are not `num_tokens` of them, if given.
         """
         mask = input_ids == self.config.image_token_id
-        torch_compilable_check(
-            mask.sum() == num_tokens,
-            lambda: f"`input_ids` holds {mask.sum()} image placeholders, the given pictures have {num_tokens} tokens.",
-        )
+        if num_tokens is not None:
+            torch_compilable_check(
+                mask.sum() == num_tokens,
+                lambda: (
+                    f"`input_ids` holds {mask.sum()} image placeholders, the given pictures have {num_tokens} tokens."
+                ),
+            )
         return mask
 
     def block_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -233,11 +268,12 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
         block_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
         past_key_values: Cache | None,
-        position_ids: torch.Tensor | None = None,
+        **packed,
     ):
         """The mask, in the form that the attention implementation wants, in which the L new positions see the past,
         and all of their own patch. `block_ids` and `attention_mask` are [B, past + L], or longer by what a cache of
-        fixed length has not reached yet; ids are -1 where there is no patch or only a past one.
+        fixed length has not reached yet; ids are -1 where there is no patch or only a past one. `packed` tells
+        transformers which documents a row is made of.
 
         Raises:
             ValueError: for flash attention, which knows only causal masks.
@@ -247,8 +283,8 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
-            position_ids=position_ids,
             block_sequence_ids=block_ids,
+            **packed,
         )
         masks = mask.values() if isinstance(mask, dict) else [mask]
         if all(each is None or (torch.is_tensor(each) and each.ndim == 2) for each in masks):
@@ -271,6 +307,7 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
         image_sizes: torch.Tensor | None = None,
         codes: Pictures | None = None,
         use_cache: bool | None = None,
+        places: UniWeTokPlaces | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """Hidden states [B, L, hidden size] of text and pictures; arguments as in [`UniWeTokForCausalLM.forward`]."""
@@ -283,7 +320,8 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
             if input_ids is None:
                 raise ValueError("Pictures need `input_ids`: the placeholders say where they go.")
             features = self.embed_image_tokens(self.tokens(codes), self.positions(codes)).to(inputs_embeds)
-            mask = self.image_mask(input_ids, len(features))
+            # `places` were counted when they were found.
+            mask = self.image_mask(input_ids, None if places is not None else len(features))
             inputs_embeds = inputs_embeds.masked_scatter(mask[..., None], features)
 
         has_patches = self.config.tokens_per_patch > 1 and inputs_embeds.shape[1] > 1
@@ -291,8 +329,12 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
         if has_patches and input_ids is not None and is_plain:
             past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
             block_ids = F.pad(self.block_ids(input_ids), (past, 0), value=-1)
+            packed = {"position_ids": position_ids}
+            if places is not None and attention_mask is None and past_key_values is None:
+                # transformers would look for them again, and wait.
+                packed = {"and_mask_function": packed_sequence_mask_function(places.documents)}
             attention_mask = self.block_causal_mask(
-                inputs_embeds, block_ids, attention_mask, past_key_values, position_ids
+                inputs_embeds, block_ids, attention_mask, past_key_values, **packed
             )
         return self.language_model(
             inputs_embeds=inputs_embeds,
@@ -344,6 +386,7 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
         num_items_in_batch: int | torch.Tensor | None = None,
         num_image_tokens_in_batch: int | torch.Tensor | None = None,
         timesteps: Sequence[float] | None = None,
+        places: UniWeTokPlaces | None = None,
         **kwargs,
     ) -> UniWeTokCausalLMOutput:
         """
@@ -365,6 +408,7 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
                 which the two losses are divided; by default those of this batch. For micro-batches, give those of the
                 whole batch and add up the losses.
             timesteps: times of the diffusion loss, one per draw, instead of random ones: for evaluation.
+            places: what [`find_places`] gave for these inputs, so that a GPU does not have to be waited for.
             kwargs: `shift_labels` [B, L], the labels one position to the left, where each process gets a part of each
                 row; what else the language model takes.
 
@@ -374,11 +418,12 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
         # No argument of its own: transformers' Trainer would count it among the labels that it waits for.
         shift_labels = kwargs.pop("shift_labels", None)
         codes = self.model.read_pictures(pixel_values, image_sizes, codes)
-        targets = [] if labels is None else self._targets(image_is_target, codes)
+        if labels is not None and places is None:
+            arguments = input_ids, labels, position_ids, attention_mask, codes, image_is_target, shift_labels
+            places = self.find_places(*arguments)
         inputs = codes
-        documents = _documents(labels, position_ids, attention_mask)
-        if self.training and any(targets) and input_ids is not None:
-            inputs = self._flip_targets(input_ids, codes, targets, documents, generator)
+        if self.training and places is not None and any(places.targets):
+            inputs = self._flip_targets(codes, places, generator)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -387,19 +432,18 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
             inputs_embeds=inputs_embeds,
             codes=inputs,
             use_cache=use_cache if labels is None else bool(use_cache),
+            places=places,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
-        if labels is not None and shift_labels is None:
-            shift_labels = _next_tokens(labels, documents)
-        logits, text_logits = self._logits(hidden_states, shift_labels, logits_to_keep)
+        logits, text_logits = self._logits(hidden_states, places, logits_to_keep)
         losses = {}
-        if labels is not None and text_logits is not None:
-            losses = self._text_loss(text_logits, shift_labels, documents, num_items_in_batch)
+        if places is not None and text_logits is not None:
+            losses = self._text_loss(text_logits, places, num_items_in_batch)
             losses["loss"] = self.config.text_loss_weight * losses["text_loss"]
-            if any(targets) and input_ids is not None:
-                patches = self._target_patches(hidden_states, input_ids, codes, targets)
-                losses |= self._image_loss(*patches, documents, generator, timesteps, num_image_tokens_in_batch)
+            if any(places.targets):
+                tokens, condition = self._target_patches(hidden_states, codes, places)
+                losses |= self._image_loss(tokens, condition, places, generator, timesteps, num_image_tokens_in_batch)
                 losses["loss"] = losses["loss"] + self.config.image_loss_weight * losses["image_loss"]
             elif self.training:
                 losses["loss"] = losses["loss"] + self._idle_pass()
@@ -411,84 +455,111 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
             **losses,
         )
 
-    def _targets(self, image_is_target: torch.Tensor | None, codes: Pictures | None) -> list[bool]:
-        """Whether the image loss covers each picture; empty when it covers none."""
-        if codes is None or image_is_target is None:
-            return []
-        if len(image_is_target) != len(codes):
-            raise ValueError(
-                f"`image_is_target` must have one value per picture, {len(codes)}, got {len(image_is_target)}."
-            )
-        return image_is_target.tolist()
+    def find_places(
+        self,
+        input_ids: torch.Tensor | None,
+        labels: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        codes: Pictures | None = None,
+        image_is_target: torch.Tensor | None = None,
+        shift_labels: torch.Tensor | None = None,
+    ) -> UniWeTokPlaces:
+        """What the losses of a batch compute with, as [`UniWeTokPlaces`]; arguments as in [`forward`], on any device.
+
+        Raises:
+            ValueError: when placeholders and pictures don't match, or `image_is_target` has not one value per picture.
+        """
+        documents = _documents(labels, position_ids, attention_mask)
+        if shift_labels is None:
+            shift_labels = _next_tokens(labels, documents)
+        text = (shift_labels != -100).flatten().nonzero()[:, 0]
+        codes = codes if codes is not None and input_ids is not None else []
+        targets = [False] * len(codes)
+        if len(codes) and image_is_target is not None:
+            if len(image_is_target) != len(codes):
+                raise ValueError(
+                    f"`image_is_target` must have one value per picture, {len(codes)}, got {len(image_is_target)}."
+                )
+            targets = image_is_target.tolist()
+        sizes = [picture[0].numel() for picture in codes]
+        image = text[:0] if input_ids is None else self.model.image_mask(input_ids, None).flatten().nonzero()[:, 0]
+        if len(codes):
+            self.model.image_mask(input_ids, sum(sizes))
+        is_target = torch.tensor(targets, dtype=torch.bool).repeat_interleave(torch.tensor(sizes, dtype=torch.long))
+        target_tokens = image[is_target.to(image.device)] if len(codes) else image[:0]
+        owners = documents.flatten()
+        ends = torch.tensor(sizes, dtype=torch.long, device=image.device).cumsum(0) - 1
+        return UniWeTokPlaces(
+            documents=documents,
+            num_documents=int(documents[-1, -1]) + 1,
+            text=text,
+            text_labels=shift_labels.flatten()[text],
+            image=image,
+            targets=targets,
+            target_tokens=target_tokens,
+            picture_owners=owners[image[ends]].tolist(),
+            patch_owners=owners[target_tokens[:: self.config.tokens_per_patch]].tolist(),
+        )
 
     def _logits(
-        self, hidden_states: torch.Tensor, shift_labels: torch.Tensor | None, logits_to_keep: int | torch.Tensor
+        self, hidden_states: torch.Tensor, places: UniWeTokPlaces | None, logits_to_keep: int | torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits to return, and those [text tokens, vocabulary] that predict the labels: few where there are pictures.
         By one call: FSDP loses gradients of a tied layer called
         twice."""
         kept = slice_logits_to_keep(hidden_states, logits_to_keep)
-        if shift_labels is None:
+        if places is None:
             return self.lm_head(kept), None
-        is_text = shift_labels != -100
         if isinstance(logits_to_keep, int) and logits_to_keep == 0:
             logits = self.lm_head(kept)
-            return logits, logits[is_text]
-        predicting = hidden_states[is_text]
+            return logits, logits.flatten(0, 1)[places.text]
+        predicting = hidden_states.flatten(0, 1)[places.text]
         logits = self.lm_head(torch.cat([kept.flatten(0, 1), predicting]))
         kept_logits, text_logits = logits.split([len(logits) - len(predicting), len(predicting)])
         return kept_logits.view(*kept.shape[:2], logits.shape[-1]), text_logits
 
     def _text_loss(
-        self,
-        logits: torch.Tensor,
-        shift_labels: torch.Tensor,
-        documents: torch.Tensor,
-        num_items: int | torch.Tensor | None,
+        self, logits: torch.Tensor, places: UniWeTokPlaces, num_items: int | torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
         """Cross-entropy of the next token; 0, not NaN, for a batch that has no text to predict."""
-        is_text = shift_labels != -100
-        losses = F.cross_entropy(logits.float(), shift_labels[is_text], reduction="none")
-        num_items = is_text.sum().clamp_min(1) if num_items is None else num_items
-        sums = _sum_by_document(losses, documents[is_text], documents)
+        losses = F.cross_entropy(logits.float(), places.text_labels, reduction="none")
+        num_items = max(len(losses), 1) if num_items is None else num_items
+        sums = places.sum_by_document(losses, places.documents.flatten()[places.text])
         return {"text_loss": losses.sum() / num_items, "row_text_losses": sums}
 
     def _target_patches(
-        self, hidden_states: torch.Tensor, input_ids: torch.Tensor, codes: Pictures, targets: list[bool]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Tokens [M, P, bits] of the target pictures; their conditions [M, P, hidden size], the hidden states P
-        positions before them; and their places [M] among all B*L positions."""
+        self, hidden_states: torch.Tensor, codes: Pictures, places: UniWeTokPlaces
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens [M, P, bits] of the target pictures, and their conditions [M, P, hidden size], the hidden states P
+        positions before them."""
         block = self.config.tokens_per_patch
-        is_target = torch.cat([torch.full(c.shape[1:], t).flatten() for c, t in zip(codes, targets, strict=True)])
-        places = self.model.image_mask(input_ids, len(is_target)).flatten().nonzero()[:, 0]  # [T] in B*L
-        places = places[is_target.to(places.device)]
-        pictures = [picture for picture, target in zip(codes, targets, strict=True) if target]
-        condition = hidden_states.flatten(0, 1)[places - block]
+        pictures = [picture for picture, target in zip(codes, places.targets, strict=True) if target]
+        condition = hidden_states.flatten(0, 1)[places.target_tokens - block]
         condition = condition + self.model.positions(pictures).to(condition.dtype)
         tokens = self.model.tokens(pictures).unflatten(0, (-1, block))
-        return tokens, condition.unflatten(0, (-1, block)), places[::block]
+        return tokens, condition.unflatten(0, (-1, block))
 
     def _image_loss(
         self,
         tokens: torch.Tensor,
         condition: torch.Tensor,
-        places: torch.Tensor,
-        documents: torch.Tensor,
+        places: UniWeTokPlaces,
         generator: Generators,
         timesteps: Sequence[float] | None,
         num_tokens: int | torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
         """Diffusion loss of the tokens to generate."""
-        owners = documents.flatten()[places]
         if isinstance(generator, (list, tuple)):
-            generator = [generator[owner] for owner in owners.tolist()]
+            generator = [generator[owner] for owner in places.patch_owners]
         losses, accuracy = self.image_head.compute_losses(
             tokens, condition, generator, self.config.num_diffusion_draws, timesteps
         )
         sums = losses.mean(0) * tokens.shape[1]  # of the tokens of each patch
+        owners = places.documents.flatten()[places.target_tokens[:: tokens.shape[1]]]
         return {
             "image_loss": sums.sum() / (tokens[..., 0].numel() if num_tokens is None else num_tokens),
-            "row_image_losses": _sum_by_document(sums, owners, documents),
+            "row_image_losses": places.sum_by_document(sums, owners),
             "bit_accuracy": accuracy.mean(1),
         }
 
@@ -506,22 +577,15 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
         condition = self.model.embed_image_tokens(patch, patch.new_zeros(self.config.text_config.hidden_size))
         return 0 * self.image_head(patch, patch.new_zeros(1), condition).sum()
 
-    def _flip_targets(
-        self,
-        input_ids: torch.Tensor,
-        codes: Pictures,
-        targets: list[bool],
-        documents: torch.Tensor,
-        generator: Generators,
-    ) -> list[torch.Tensor]:
+    def _flip_targets(self, codes: Pictures, places: UniWeTokPlaces, generator: Generators) -> list[torch.Tensor]:
         """Codes whose targets have each bit flipped with its own random probability between 0 and
         `bit_flip_probability` (docs/method.md 3.5)."""
         generators = [generator] * len(codes)
         if isinstance(generator, (list, tuple)):
-            generators = [generator[owner] for owner in self._owners_of_pictures(input_ids, codes, documents)]
+            generators = [generator[owner] for owner in places.picture_owners]
         inputs = list(codes)
         for index, picture in enumerate(codes):
-            if targets[index]:
+            if places.targets[index]:
                 inputs[index] = flip_bits(picture[None], self.config.bit_flip_probability, generators[index])[0]
         return inputs
 
@@ -545,7 +609,7 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
             pictures = [model_kwargs.pop(name, None) for name in ("pixel_values", "image_sizes", "codes")]
             codes = self.model.read_pictures(*pictures)
             if codes is not None:
-                rows = self._owners_of_pictures(input_ids, codes, _documents(input_ids, None, None))
+                rows = self.find_places(input_ids, torch.full_like(input_ids, -100), codes=codes).picture_owners
                 pictures = [
                     [c for c, of in zip(codes, rows, strict=True) if of == row] for row in range(len(input_ids))
                 ]
@@ -553,12 +617,6 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
         return super()._expand_inputs_for_generation(  # ty: ignore[invalid-argument-type]  (a protocol of transformers)
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
         )
-
-    def _owners_of_pictures(self, input_ids: torch.Tensor, codes: Pictures, documents: torch.Tensor) -> list[int]:
-        """Which of `documents` each picture is in, as its last placeholder tells."""
-        ends = torch.tensor([c[0].numel() for c in codes], device=input_ids.device).cumsum(0) - 1
-        owners = documents[input_ids == self.config.image_token_id]  # [T]
-        return owners[ends.clamp_max(max(len(owners) - 1, 0))].tolist() if len(owners) else [0] * len(codes)
 
     def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, codes=None, **kwargs):
         """Pictures go in with the prompt only; afterwards they are in the cache."""

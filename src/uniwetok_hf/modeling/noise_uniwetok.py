@@ -51,7 +51,7 @@ def _draw(
     # Numbers of a CPU generator go to a GPU from pinned memory, so that the loop of the sampler does not wait for it.
     pinned = {"pin_memory": True} if source.type == "cpu" and torch.device(device).type == "cuda" else {}
     drawn = law(tuple(shape), generator=generator, device=source, dtype=torch.float32, **pinned)
-    return drawn.to(device, non_blocking=bool(pinned)).to(dtype)
+    return drawn.to(device, non_blocking=True).to(dtype)
 
 
 __all__ = ["Generators", "draw_noise", "draw_uniform", "flip_bits"]

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 from accelerate.utils import reduce
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.constants import default_pg_timeout
 
 from ..files import writing
@@ -57,7 +58,7 @@ def lost_processes_named() -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, CheckpointException) as error:
         if not (isinstance(error, torch.distributed.DistError) or LOST.search(str(error))):
             raise
         raise ConnectionError(

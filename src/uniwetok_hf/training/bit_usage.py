@@ -36,7 +36,7 @@ class BitUsage:
     def update(self, codes: torch.Tensor) -> None:
         """Counts codes [B, bits, h, w] of {-1, +1}. The counts stay on their device, so this does not wait for it."""
         ones = (codes > 0).transpose(0, 1).flatten(1).sum(1)  # [bits]
-        counts = torch.cat([ones, ones.new_tensor([codes[:, 0].numel()])])
+        counts = torch.cat([ones, ones.new_full((1,), codes[:, 0].numel())])
         self._counts = counts if self._counts is None else self._counts.to(counts.device) + counts
 
     def over_processes(self, reduce: Callable[[torch.Tensor], torch.Tensor] = sum_over_processes) -> "BitUsage":

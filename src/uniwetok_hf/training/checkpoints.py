@@ -20,7 +20,8 @@ import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import torch
@@ -28,66 +29,158 @@ from accelerate import Accelerator
 from accelerate.utils import SCALER_NAME, DistributedType, broadcast_object_list, gather_object
 
 from ..data.samples import STREAMS
-from ..files import one_line, read_json
+from ..files import one_line, read_json, writing
 from ..quiet import without_warning
 from .agreement import LOST, any_process, written_together
 from .resume import Changes, check_resume, keep_hyperparameters
+from .sharding import ShardedState, find_fsdp2
 
 
 FOLDER, MANIFEST = "checkpoints", "manifest.json"
 HINT = "Remove that folder to resume from the previous checkpoint."
 
 
-def save_checkpoint(
-    accelerator: Accelerator, folder: Path, step: int, data_state: dict, keep: int, settings: dict | None = None
-) -> Path:
-    """Writes the checkpoint of `step` and removes all but the last `keep`. All processes must call it. `settings` of
-    the run, which [`check_resume`] compares with those of the run that goes on from here.
+class CheckpointWriter:
+    """Writes the checkpoints of a run, and removes all but the last `keep`.
 
-    Raises:
-        OSError: on all processes, when one can't write (a full disk, a folder that is gone); nothing of the checkpoint
-            is left, and those before stay.
-    """
-    final = folder / FOLDER / _name(step)
-    temporary = final.with_name(f".{final.name}.tmp")
-    leads = leads_folder(accelerator)
-    try:
-        with written_together(accelerator, final):
-            if leads:
-                if not folder.is_dir():  # a mount that is gone must not be written beside
-                    raise OSError(f"the folder {folder} does not exist any more")
-                shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir(parents=True)
-        with written_together(accelerator, final):
-            # Of tied weights, which load as they are.
-            with without_warning("accelerate.utils.other", "Removed shared tensor"):
-                accelerator.save_state(str(temporary))
-            (temporary / f"data-{accelerator.process_index}.json").write_text(json.dumps(data_state), encoding="utf-8")
-        with written_together(accelerator, final):
-            if leads:
-                sizes = {str(file.relative_to(temporary)): file.stat().st_size for file in _files(temporary)}
-                manifest = {"step": step, "streams": STREAMS, "settings": settings, "files": sizes}
-                (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-                for file in _files(temporary):
-                    _flush(file)
-        with written_together(accelerator, final):
-            if leads:
-                shutil.rmtree(final, ignore_errors=True)
-                temporary.rename(final)
-    except OSError:
-        if leads:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    for old in list_checkpoints(folder)[:-keep] if leads else []:
-        # Renamed first, so that a kill in the middle leaves nothing that looks like a checkpoint.
-        shutil.rmtree(old.rename(old.with_name(f".{old.name}.old")))
-    accelerator.wait_for_everyone()
-    return final
+    The `shards` of a sharded training are copied when it says so, and written in the background, while the training
+    goes on. At most one checkpoint is on its way, under its temporary name."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        folder: Path,
+        keep: int,
+        shards: ShardedState | None = None,
+        written: Callable[[int], None] = lambda step: None,
+    ):
+        """`written` is called with the step of a checkpoint that is complete, on the processes that know it."""
+        self.accelerator, self.folder, self.keep, self.shards = accelerator, folder, keep, shards
+        self.written, self.leads = written, leads_folder(accelerator)
+        self.step: int | None = None  # of the checkpoint that is on its way
+        self.is_complete = False  # as far as this process knows
+        self.manifest: dict = {}
+        self.background: Future | None = None
+        self.failure: OSError | None = None
+
+    @property
+    def final(self) -> Path:
+        return self.folder / FOLDER / _name(self.step or 0)
+
+    @property
+    def temporary(self) -> Path:
+        return self.final.with_name(f".{self.final.name}.tmp")
+
+    def save(self, step: int, data_state: dict, settings: dict | None = None) -> Path:
+        """Writes the checkpoint of `step`, or begins to, and returns its folder. All processes must call it.
+        `settings` of the run, which [`check_resume`] compares with those of the run that goes on from here.
+
+        Raises:
+            OSError: on all processes, when one can't write (a full disk, a folder that is gone); nothing of the
+                checkpoint is left, and those before stay.
+        """
+        self.finish()
+        self.step, self.is_complete, accelerator = step, False, self.accelerator
+        self.manifest = {"step": step, "streams": STREAMS, "settings": settings}
+        try:
+            with written_together(accelerator, self.final):
+                if self.leads:
+                    if not self.folder.is_dir():  # a mount that is gone must not be written beside
+                        raise OSError(f"the folder {self.folder} does not exist any more")
+                    shutil.rmtree(self.temporary, ignore_errors=True)
+                    self.temporary.mkdir(parents=True)
+            with written_together(accelerator, self.final):
+                data = self.temporary / f"data-{accelerator.process_index}.json"
+                data.write_text(json.dumps(data_state), encoding="utf-8")
+                if self.shards is not None:
+                    self.shards.save_small(self.temporary)
+                else:
+                    # Of tied weights, which load as they are.
+                    with without_warning("accelerate.utils.other", "Removed shared tensor"):
+                        accelerator.save_state(str(self.temporary))
+        except OSError:
+            self._give_up()
+            raise
+        final = self.final
+        if self.shards is not None:
+            self.background = self.shards.save_shards(self.temporary)
+        else:
+            self.finish()
+        return final
+
+    def poll(self) -> None:
+        """Completes a checkpoint whose shards are written by all processes. It waits for nobody; a failure is told by
+        [`has_failed`]."""
+        background = self.background
+        if self.is_complete or not self.leads or background is None or not background.done() or background.exception():
+            return
+        try:
+            with writing(self.final):
+                self._describe()
+                self._rename()
+        except OSError as error:
+            self.failure = error
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether this process could not write in the background. Then all must call [`finish`]."""
+        background = self.background
+        return self.failure is not None or (
+            background is not None and background.done() and bool(background.exception())
+        )
+
+    def finish(self) -> None:
+        """Waits for the checkpoint that is on its way. All processes must call it.
+
+        Raises:
+            OSError: on all processes, when one can't write it.
+        """
+        if self.step is None:
+            return
+        try:
+            with written_together(self.accelerator, self.final):
+                if self.failure is not None:
+                    raise self.failure
+                if self.background is not None:
+                    self.background.result()
+                if self.leads and not self.is_complete:
+                    self._describe()
+            with written_together(self.accelerator, self.final):  # no node renames what another could not write
+                if self.leads and not self.is_complete:
+                    self._rename()
+        except OSError:
+            self._give_up()
+            raise
+        self.step = self.background = None
+        self.accelerator.wait_for_everyone()
+
+    def _describe(self) -> None:
+        """Writes the manifest, and waits until all files are on disk: the rename must not come first."""
+        sizes = {str(file.relative_to(self.temporary)): file.stat().st_size for file in _files(self.temporary)}
+        manifest = json.dumps(self.manifest | {"files": sizes}, indent=1)
+        (self.temporary / MANIFEST).write_text(manifest, encoding="utf-8")
+        for file in _files(self.temporary):
+            _flush(file)
+
+    def _rename(self) -> None:
+        shutil.rmtree(self.final, ignore_errors=True)
+        self.temporary.rename(self.final)
+        self.is_complete = True
+        for old in list_checkpoints(self.folder)[: -self.keep]:
+            # Renamed first, so that a kill in the middle leaves nothing that looks like a checkpoint.
+            shutil.rmtree(old.rename(old.with_name(f".{old.name}.old")))
+        self.written(self.step)
+
+    def _give_up(self) -> None:
+        if self.leads:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+        self.step = self.background = self.failure = None
 
 
-def check_run(config, result: str, also_applied: Collection[str] = ()) -> Changes:
+def check_run(accelerator: Accelerator, config, result: str, also_applied: Collection[str] = ()) -> Changes:
     """What of `config` has changed since the last checkpoint of its run, before anything is loaded; nothing when there
-    is none. Warns about a checkpoint of an earlier version, which has no settings to compare with.
+    is none. All processes must call it. Warns about a checkpoint of an earlier version, which has no settings to
+    compare with.
 
     Raises:
         ValueError: when the run is finished, with a `result`; when its last checkpoint is broken; when a field has
@@ -95,22 +188,22 @@ def check_run(config, result: str, also_applied: Collection[str] = ()) -> Change
     """
     folder = Path(config.output_dir)
     check_unfinished(folder, result)
-    if not (found := list_checkpoints(folder)):
+    if (last := last_checkpoint(accelerator, folder)) is None:
         return {}
-    manifest = check_checkpoint(found[-1])
+    manifest = check_checkpoint(last)
     if manifest["step"] > config.max_train_steps:
         raise ValueError(
-            f"`max_train_steps` is {config.max_train_steps}, but {found[-1]} has {manifest['step']} steps: set it to "
+            f"`max_train_steps` is {config.max_train_steps}, but {last} has {manifest['step']} steps: set it to "
             "as many or more, or remove that folder to go on from the checkpoint before it."
         )
     if manifest.get("settings") is None:
         warnings.warn(
-            f"{found[-1]} was written by a version that did not keep the settings: fields that can't change in a run, "
+            f"{last} was written by a version that did not keep the settings: fields that can't change in a run, "
             "such as `seed` and `batch_size`, must be what they were.",
             stacklevel=2,
         )
         return {}
-    return check_resume(manifest["settings"], config, found[-1], also_applied)
+    return check_resume(manifest["settings"], config, last, also_applied)
 
 
 def leads_folder(accelerator: Accelerator) -> bool:
@@ -137,7 +230,8 @@ def find_own_disks(accelerator: Accelerator, folder: Path) -> None:
     is_own = any_process(not mark.exists(), accelerator)
     accelerator.wait_for_everyone()
     mark.unlink(missing_ok=True)
-    if is_own and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+    kinds = DistributedType.FSDP, DistributedType.DEEPSPEED
+    if is_own and (accelerator.distributed_type in kinds or find_fsdp2(accelerator) is not None):
         raise ValueError(
             f"`output_dir` {folder} is another folder on other nodes. Under FSDP and DeepSpeed it must be on a disk "
             "that all nodes share, since each of them writes a part of the weights."
@@ -145,7 +239,9 @@ def find_own_disks(accelerator: Accelerator, folder: Path) -> None:
     accelerator.project_configuration.save_on_each_node = is_own
 
 
-def load_checkpoint(accelerator: Accelerator, folder: Path, changes: Changes | None = None) -> tuple[int, dict | None]:
+def load_checkpoint(
+    accelerator: Accelerator, folder: Path, changes: Changes | None = None, shards: ShardedState | None = None
+) -> tuple[int, dict | None]:
     """Loads the last checkpoint under `folder`; returns its step and the data state of this process, or 0 and None
     when there is no checkpoint. Optimizers, schedules and averages keep their hyperparameters; `changes` of the
     settings are told.
@@ -173,7 +269,10 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, changes: Changes | N
     if not (last / SCALER_NAME).exists():  # of a run in another precision: the scale is found again
         accelerator.scaler = None
     with readable(last), keep_hyperparameters(accelerator):
-        accelerator.load_state(str(last))
+        if shards is not None:
+            shards.load(last)
+        else:
+            accelerator.load_state(str(last))
     accelerator.scaler = scaler
     # Accelerate counts micro-batches, and a step may have another number of them now. Checkpoints are between steps.
     accelerator.step = 0

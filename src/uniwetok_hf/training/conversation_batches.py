@@ -11,10 +11,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from ..data.samples import stream_seed
+from ..modeling.modeling_uniwetok_mllm import UniWeTokPlaces
 from ..modeling.processing_uniwetok import UniWeTokProcessor
 from .tasks import Sample, TaskMixture
 
@@ -27,6 +29,7 @@ class MicroBatch:
     numbers: running number of each row.
     tasks: of each row, the index of its task among [`ConversationBatches.names`].
     text_tokens, image_tokens: of each row, how many tokens of text and of pictures the model learns to generate.
+    places: what [`UniWeTokForCausalLM.find_places`] finds in the inputs.
     """
 
     inputs: dict[str, torch.Tensor | list[torch.Tensor]]
@@ -34,6 +37,7 @@ class MicroBatch:
     tasks: torch.Tensor
     text_tokens: torch.Tensor
     image_tokens: torch.Tensor
+    places: UniWeTokPlaces | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -49,13 +53,14 @@ class MicroBatch:
     def num_image_tokens(self) -> int:
         return int(self.image_tokens.sum())
 
-    def inputs_on(self, device: torch.device) -> dict[str, torch.Tensor | list[torch.Tensor]]:
-        """The inputs, moved to `device`."""
+    def inputs_on(self, device: torch.device) -> dict[str, Any]:
+        """The inputs and places, moved to `device` without waiting for it."""
 
         def move(value):
-            return value.to(device) if torch.is_tensor(value) else [part.to(device) for part in value]
+            return [move(part) for part in value] if isinstance(value, list) else value.to(device, non_blocking=True)
 
-        return {name: move(value) for name, value in self.inputs.items()}
+        inputs = {name: move(value) for name, value in self.inputs.items()}
+        return inputs if self.places is None else inputs | {"places": self.places.to(device)}
 
 
 class ConversationBatches:

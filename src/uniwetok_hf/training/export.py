@@ -31,7 +31,8 @@ from ..modeling.processing_uniwetok import UniWeTokProcessor
 from ..provenance import RECORD
 from ..schedulers import BinaryFlowScheduler
 from .checkpoints import check_checkpoint, list_checkpoints, readable
-from .run import AVERAGES, seeded_weights
+from .run import seeded_weights
+from .sharding import EARLIER, SHARDS
 
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 ARCHITECTURE, FIELDS = "architecture", "export.json"
 # Accelerate's names for the first model of a checkpoint, and for the average, which both trainers register first.
 WHOLE, AVERAGE = "model.safetensors", "custom_checkpoint_0.pkl"
-FSDP_SHARDS, FSDP_WHOLE, DEEPSPEED = "pytorch_model_fsdp_0", "pytorch_model_fsdp.bin", "pytorch_model"
+FSDP_WHOLE, DEEPSPEED = "pytorch_model_fsdp.bin", "pytorch_model"
 SAVE_DTYPES = ("float32", "bfloat16", "float16")
 WRAPPERS = ("module.", "_orig_mod.")  # what DDP and torch.compile put before names
 
@@ -192,8 +193,8 @@ def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     """
     if (checkpoint / WHOLE).is_file():
         weights = load_file(checkpoint / WHOLE)
-    elif (checkpoint / FSDP_SHARDS).is_dir():
-        weights = _read_shards(checkpoint / FSDP_SHARDS, "model")
+    elif (shards := _find_shards(checkpoint, "model")) is not None:
+        weights = _read_shards(shards, "model")
     elif (checkpoint / FSDP_WHOLE).is_file():
         weights = torch.load(checkpoint / FSDP_WHOLE, map_location="cpu", weights_only=True)
     elif (checkpoint / DEEPSPEED).is_dir():
@@ -214,10 +215,15 @@ def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 def _read_averages(checkpoint: Path, names: Sequence[str]) -> dict[str, torch.Tensor]:
     """The averages of a checkpoint, by the names of their parameters."""
-    if (checkpoint / AVERAGES).is_dir():
-        return _read_shards(checkpoint / AVERAGES, "averages")
+    if (shards := _find_shards(checkpoint, "averages")) is not None:
+        return _read_shards(shards, "averages")
     average = torch.load(checkpoint / AVERAGE, map_location="cpu", weights_only=True)["shadow_params"]
     return {name: average[index] for index, name in enumerate(names)}
+
+
+def _find_shards(checkpoint: Path, part: str) -> Path | None:
+    """The folder with the shards of a part, if there is one."""
+    return next((folder for name in (SHARDS, EARLIER[part]) if (folder := checkpoint / name).is_dir()), None)
 
 
 def _read_shards(folder: Path, part: str) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,6 @@ from accelerate.utils import GradientAccumulationPlugin, LoggerType, parse_flag_
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import nn
-from torch.distributed import checkpoint
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
@@ -34,6 +33,7 @@ from ..signals import Stopped, signals_set
 from .agreement import lost_processes_named, process_group_options
 from .checkpoints import list_checkpoints
 from .config import absolute_paths, field_named
+from .sharding import find_fsdp2
 
 
 class JsonLinesTracker(GeneralTracker):
@@ -139,7 +139,8 @@ def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTrack
             f"{accelerator.num_processes} x {config.gradient_accumulation_steps}."
         )
     for name in ("FSDP", "DEEPSPEED"):
-        if parse_flag_from_env(f"ACCELERATE_USE_{name}") and accelerator.distributed_type.name != name:
+        runs = accelerator.distributed_type.name == name or (name == "FSDP" and find_fsdp2(accelerator) is not None)
+        if parse_flag_from_env(f"ACCELERATE_USE_{name}") and not runs:
             raise ValueError(
                 f"Accelerate is configured with {name} (ACCELERATE_USE_{name} in the environment), but would run "
                 f"without it, as {accelerator.distributed_type.name}: it takes {name} on several GPUs only. Start "
@@ -207,6 +208,7 @@ def make_optimizer(
         betas=(config.adam_beta1, config.adam_beta2),
         eps=epsilon,
         weight_decay=config.weight_decay,
+        fused=torch.cuda.is_available() or None,
     )
     fields = "lr_scheduler`, `lr_warmup_steps`, `lr_scheduler_kwargs"
     with field_named(fields):
@@ -242,30 +244,8 @@ def make_average(parameters: list[nn.Parameter], decay: float, num_steps: int) -
             f"weights of the first step. For a run of this length {1 - 10 / num_steps:.3g} or less is better.",
             stacklevel=2,
         )
-    return EMAModel(parameters, decay=decay, min_decay=float(decay))
-
-
-AVERAGES = "averages"  # folder of a checkpoint
-
-
-def checkpoint_shards(accelerator: Accelerator, ema: EMAModel, names: Sequence[str]) -> None:
-    """Saves averages whose shards lie on several processes with each checkpoint, and loads them with it, on any number
-    of processes. `names` are those of the parameters."""
-
-    def state() -> dict:
-        steps = torch.tensor(ema.optimization_step)
-        return {"averages": dict(zip(names, ema.shadow_params, strict=True)), "steps": steps}
-
-    def save(models, weights, folder: str) -> None:
-        checkpoint.save(state(), checkpoint_id=Path(folder, AVERAGES))
-
-    def load(models, folder: str) -> None:
-        loaded = state()
-        checkpoint.load(loaded, checkpoint_id=Path(folder, AVERAGES))  # into the shards themselves
-        ema.optimization_step = int(loaded["steps"])
-
-    accelerator.register_save_state_pre_hook(save)
-    accelerator.register_load_state_pre_hook(load)
+    # On GPUs with few kernels; they round otherwise, and on CPUs gain nothing.
+    return EMAModel(parameters, decay=decay, min_decay=float(decay), foreach=torch.cuda.is_available())
 
 
 class CheckpointClock:
@@ -388,10 +368,21 @@ def log_images(accelerator: Accelerator, images: dict[str, Image.Image], step: i
 
 class StepGuard:
     """Decides which steps are taken: those whose losses and gradients are finite. The others are skipped, and counted
-    in `num_skipped`. After more than `max_skipped_steps` of them since the run was started or resumed, it ends."""
+    in `num_skipped`. After more than `max_skipped_steps` of them since the run was started or resumed, it ends.
 
-    def __init__(self, accelerator: Accelerator, folder: Path, max_skipped_steps: int):
+    Processes tell each other at each step, with one wait for the device. The `flags` of each go with it, so that
+    nothing else has to wait: `raised` says which are set on any process."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        folder: Path,
+        max_skipped_steps: int,
+        flags: Callable[[], Sequence[bool]] = tuple,
+    ):
         self.accelerator, self.folder, self.limit = accelerator, folder, max_skipped_steps
+        self.flags, self.raised = flags, [False] * len(flags())
+        self.before_end: Callable[[], None] = lambda: None  # so that the last checkpoint is written
         self.num_skipped = self.skipped_before = 0
         self.was_skipped = False  # the last step
 
@@ -413,9 +404,11 @@ class StepGuard:
         """
         values, scaler = losses | norms, self.accelerator.scaler
         device = self.accelerator.device
-        finite = torch.stack([value.detach().isfinite().all().to(device) for value in values.values()])
-        bad_on = self.accelerator.reduce((~finite).float(), "sum").tolist()  # the one wait for the device
-        bad = [name for name, processes in zip(values, bad_on, strict=True) if processes]
+        is_bad = torch.stack([~value.detach().isfinite().all().to(device) for value in values.values()]).float()
+        flags = torch.tensor([float(flag) for flag in self.flags()]).to(device, non_blocking=True)
+        shared = self.accelerator.reduce(torch.cat([is_bad, flags]), "sum").tolist()  # the one wait for the device
+        bad = [name for name, processes in zip(values, shared, strict=False) if processes]
+        self.raised = [processes > 0 for processes in shared[len(values) :]]
         self.was_skipped = bool(bad)
         if not bad:
             return True
@@ -440,6 +433,7 @@ class StepGuard:
         self.allows(losses, {}, step)
 
     def _last_words(self, step: int, names: str) -> str:
+        self.before_end()
         found = list_checkpoints(self.folder)
         last = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
         before = f", after {self.limit} skipped steps (`max_skipped_steps`)" if self.limit else ""

@@ -22,19 +22,19 @@ from ..files import save_whole
 from ..provenance import RECORD
 from ..signals import Stopped
 from .agreement import any_process, lost_processes_named, written_together
-from .checkpoints import check_run, find_own_disks, list_checkpoints, load_checkpoint, readable, save_checkpoint
+from .checkpoints import CheckpointWriter, check_run, find_own_disks, list_checkpoints, load_checkpoint, readable
 from .config import flat_values
 from .export import names_of
 from .resume import saved_settings
 from .run import (
     CheckpointClock,
     StepGuard,
-    checkpoint_shards,
     make_average,
     make_optimizer,
     start_accelerator,
     stopped_after,
 )
+from .sharding import ShardedState, find_fsdp2, shard_model
 from .status import RunStatus
 
 
@@ -48,9 +48,16 @@ class StageTrainer:
         folder that marks the stage as finished; `also_applied` is explained in [`check_resume`]."""
         self.config, self.folder, self.stop = config, Path(config.output_dir), stop or threading.Event()
         self.accelerator, self.tracker = start_accelerator(config, self.folder)
-        self.changes = check_run(config, result, also_applied)
-        self.guard = StepGuard(self.accelerator, self.folder, config.max_skipped_steps)
+        self.changes = check_run(self.accelerator, config, result, also_applied)
         self.status = RunStatus(self.accelerator, self.folder, config.max_train_steps)
+        self.checkpoints: CheckpointWriter | None = None
+        self.shards: ShardedState | None = None  # of a trainer that spreads its weights
+        self.guard = StepGuard(self.accelerator, self.folder, config.max_skipped_steps, self.flags)
+
+    def flags(self) -> tuple[bool, bool]:
+        """What the processes tell each other at each step: that this one was asked to stop, and that it could not
+        write a checkpoint in the background."""
+        return self.stop.is_set(), self.checkpoints is not None and self.checkpoints.has_failed
 
     def write_architecture(self) -> None:
         """Writes what an export needs besides a checkpoint."""
@@ -98,7 +105,7 @@ class StageTrainer:
         config, accelerator = self.config, self.accelerator
         find_own_disks(accelerator, self.folder)
         self.write_architecture()
-        start, state = load_checkpoint(accelerator, self.folder, self.changes)
+        start, state = load_checkpoint(accelerator, self.folder, self.changes, self.shards)
         self.status.saved(start)
         if any_process(self.stop.is_set(), accelerator):
             raise stopped_after(start)
@@ -111,6 +118,9 @@ class StageTrainer:
             self.tracker.rewind(start)
         accelerator.init_trackers("uniwetok", flat_values(config))
         self.clock = CheckpointClock(accelerator, config)
+        keep = config.checkpoints_total_limit
+        self.checkpoints = CheckpointWriter(accelerator, self.folder, keep, self.shards, self.status.saved)
+        self.guard.before_end = self.checkpoints.finish
         return start
 
     def end_step(self, done: int, metrics: dict[str, float]) -> None:
@@ -119,15 +129,20 @@ class StageTrainer:
         Raises:
             Stopped: when `stop` is set on a process, and it is not the last step.
         """
-        config, accelerator = self.config, self.accelerator
+        config, accelerator, checkpoints = self.config, self.accelerator, self.checkpoints
         if metrics:
             accelerator.log(metrics, step=done)
         is_last = done == config.max_train_steps
-        is_stopped = any_process(self.stop.is_set(), accelerator)
+        is_stopped, has_failed = self.guard.raised
+        if metrics or accelerator.num_processes == 1:  # processes wait for each other at a line of the log anyway
+            is_stopped = is_stopped or any_process(self.stop.is_set(), accelerator)
+        if has_failed:
+            checkpoints.finish()  # which raises what happened
+        checkpoints.poll()
         if self.clock.is_due(done, self.guard.was_skipped) or is_last or is_stopped:
-            keep, settings = config.checkpoints_total_limit, saved_settings(config)
-            save_checkpoint(accelerator, self.folder, done, self.state_dict(), keep, settings)
-            self.status.saved(done)
+            checkpoints.save(done, self.state_dict(), saved_settings(config))
+        if is_last or is_stopped:
+            checkpoints.finish()
         if is_stopped and not is_last:
             raise stopped_after(done)
 
@@ -146,8 +161,10 @@ class PipelineTrainer(StageTrainer):
 
     def __init__(self, config, stop: threading.Event | None = None):
         super().__init__(config, config.result, stop)
-        self.is_sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if self.is_sharded and not self.accelerator.is_fsdp2 and config.ema_decay is not None:
+        self.fsdp = find_fsdp2(self.accelerator)
+        kinds = DistributedType.FSDP, DistributedType.DEEPSPEED
+        self.is_sharded = self.fsdp is not None or self.accelerator.distributed_type in kinds
+        if self.is_sharded and self.fsdp is None and config.ema_decay is not None:
             raise ValueError(
                 "`ema_decay` must be null under DeepSpeed and FSDP 1, whose weights are unnamed; FSDP 2 has averages."
             )
@@ -156,28 +173,35 @@ class PipelineTrainer(StageTrainer):
         """`training.json` of the result."""
         raise NotImplementedError
 
-    def place_model(
-        self, micro_batch_size: int, groups: list[nn.Parameter] | list[dict], epsilon: float = 1e-8
-    ) -> None:
+    def place_model(self, micro_batch_size: int, groups: list[dict], epsilon: float = 1e-8) -> None:
         """Makes the optimizer of `groups`, and averages of `parameters`. Accelerate wraps the model as it is, with
-        adapters and compiled layers; averages are of parameters that it has placed."""
+        adapters and compiled layers; under FSDP 2 it is sharded first, and optimizer and averages are of shards."""
         config, accelerator = self.config, self.accelerator
+        model = getattr(self.pipeline, self.part)
+        names = names_of(self.parameters, model)
+        if self.fsdp is not None:
+            in_groups = [names_of(group["params"], model) for group in groups]
+            shard_model(accelerator, self.fsdp, model)
+            shards = dict(model.named_parameters())
+            self.parameters = [shards[name] for name in names]
+            for group, members in zip(groups, in_groups, strict=True):
+                group["params"] = [shards[name] for name in members]
         optimizer, scheduler = make_optimizer(config, groups, config.learning_rate, config.max_train_steps, epsilon)
         if (deepspeed := accelerator.state.deepspeed_plugin) is not None:  # which would look for a DataLoader
             deepspeed.deepspeed_config["train_micro_batch_size_per_gpu"] = micro_batch_size
-        model = getattr(self.pipeline, self.part)
-        names = names_of(self.parameters, model)
-        self.model, self.optimizer, self.scheduler = accelerator.prepare(model, optimizer, scheduler)
-        if accelerator.is_fsdp2:  # which puts shards in the place of parameters
-            shards = dict(accelerator.unwrap_model(self.model).named_parameters())
-            self.parameters = [shards[name] for name in names]
+        if self.fsdp is not None:
+            self.model = model
+            self.optimizer, self.scheduler = accelerator.prepare(optimizer, scheduler)
+        else:
+            self.model, self.optimizer, self.scheduler = accelerator.prepare(model, optimizer, scheduler)
         self.ema = None
         if config.ema_decay is not None:
             self.ema = make_average(self.parameters, config.ema_decay, config.max_train_steps)
-            if self.is_sharded:
-                checkpoint_shards(accelerator, self.ema, names)
-            else:
+            if self.fsdp is None:
                 accelerator.register_for_checkpointing(self.ema)
+        if self.fsdp is not None:
+            only_trained = bool(getattr(config, "lora", None))
+            self.shards = ShardedState(accelerator, model, optimizer, self.ema, names, only_trained)
 
     def validation_turns(self, batches: Sequence) -> Iterator[tuple[Any, bool, Sequence]]:
         """The batches that this process computes in a validation, whether each counts, and those that all processes
@@ -217,8 +241,12 @@ class PipelineTrainer(StageTrainer):
             return {}
         return {"grad_norm": norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)}
 
-    def save_result(self, path: Path) -> None:
-        """Writes the result of the stage, but its record, to the folder `path`."""
+    def save_result(self, path: Path, weights: dict[str, torch.Tensor] | None) -> None:
+        """Writes the result of the stage, but its record, to the folder `path`; with `weights`, where those of the
+        model are shards."""
+        if weights is not None:
+            setattr(self.pipeline, self.part, whole_model(getattr(self.pipeline, self.part), weights))
+        self.pipeline.to(getattr(torch, self.config.save_dtype))
         self.pipeline.save_pretrained(path)
 
     def save(self) -> Path:
@@ -226,15 +254,16 @@ class PipelineTrainer(StageTrainer):
         accelerator, folder = self.accelerator, self.folder / self.config.result
         if self.ema:
             self.ema.copy_to(self.parameters)
-        weights = accelerator.get_state_dict(self.model) if self.is_sharded else None
+        weights = None
+        if self.shards is not None:
+            weights = self.shards.whole_weights()
+        elif self.is_sharded:
+            weights = accelerator.get_state_dict(self.model)
         with written_together(accelerator, folder):
             if accelerator.is_main_process:
-                if weights is not None:
-                    setattr(self.pipeline, self.part, whole_model(getattr(self.pipeline, self.part), weights))
-                self.pipeline.to(getattr(torch, self.config.save_dtype))
 
                 def save(path: Path) -> None:
-                    self.save_result(path)
+                    self.save_result(path, weights)
                     (path / RECORD).write_text(json.dumps(self.record(), indent=1), encoding="utf-8")
 
                 save_whole(save, folder)

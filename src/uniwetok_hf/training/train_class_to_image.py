@@ -162,9 +162,11 @@ class ClassToImageTrainer(PipelineTrainer):
         device, codes = self.accelerator.device, batch.codes
         if codes is None:
             with torch.no_grad(), self.accelerator.autocast():
-                codes = self.pipeline.vision_model.encode(batch.pixel_values.to(device)).codes.float()
+                pixel_values = batch.pixel_values.to(device, non_blocking=True)
+                codes = self.pipeline.vision_model.encode(pixel_values).codes.float()
         generators = sample_generators(self.config.seed, batch.numbers, NOISE)
-        return self.model(codes.to(device), batch.class_labels.to(device), generator=generators, **options)
+        inputs = (part.to(device, non_blocking=True) for part in (codes, batch.class_labels))
+        return self.model(*inputs, generator=generators, **options)
 
     def take_metrics(self, done: int) -> dict[str, float]:
         """The line of the log: means since the previous line, over all processes; and how much was seen so far."""

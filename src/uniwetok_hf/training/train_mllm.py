@@ -54,7 +54,7 @@ from .run import (
 )
 from .settings_mllm import MLLMTrainingConfig
 from .stage import ACCURACY_TIMES, PipelineTrainer, compile_layers
-from .start import start_folder, start_pipeline
+from .start import start_folder, start_pipeline, start_sharded
 from .tasks import TaskMixture
 
 
@@ -66,8 +66,10 @@ class MLLMTrainer(PipelineTrainer):
     def __init__(self, config: MLLMTrainingConfig, stop: threading.Event | None = None):
         """When `stop` is set on any process, the run ends after the current step, with a checkpoint."""
         super().__init__(config, stop)
-        if self.is_sharded and config.lora:
-            raise ValueError("`lora` trains on one device or on copies (DDP), not yet under FSDP and DeepSpeed.")
+        if self.is_sharded and self.fsdp is None and config.lora:
+            raise ValueError(
+                "`lora` trains on one device, on copies (DDP) and under FSDP 2, not under DeepSpeed and FSDP 1."
+            )
 
         # What an error about pictures without codes recommends: `uniwetok encode-dataset ...` with these options.
         options = f"--size {config.resolution or 'N'} --model {config.vision_model or config.init_from}"
@@ -75,7 +77,11 @@ class MLLMTrainer(PipelineTrainer):
         validation = None
         if config.validation_data:
             validation = TaskMixture(config.validation_data, config.seed, encode_options=options)
-        self.pipeline = start_pipeline(config, mixture.texts())
+        if self.fsdp is not None:
+            self.pipeline, self.fingerprint = start_sharded(config, mixture.texts(), self.accelerator)
+        else:
+            self.pipeline = start_pipeline(config, mixture.texts())
+            self.fingerprint = encoder_fingerprint(self.pipeline.mllm.vision_model)
         self.pipeline.processor.check_words(config.prompts, "prompts")
         self.mllm = self.pipeline.mllm
         attention = config.attn_implementation
@@ -99,18 +105,19 @@ class MLLMTrainer(PipelineTrainer):
         config = self.config
         if config.lora:
             self.parameters = add_lora(self.mllm, config.lora, config.seed)
-            checkpoint_adapters_only(self.accelerator)
+            if self.fsdp is None:
+                checkpoint_adapters_only(self.accelerator)
         else:
             self.parameters = choose_parameters(self.mllm, config.trainable, frozen_patterns(self.mllm))
         if config.gradient_checkpointing:
             self.mllm.activation_checkpointing_enable()
         if config.compile:
             compile_layers(self.mllm.model.language_model, self.mllm.image_head)
-        self.place_model(self.batches.micro_batch_size, self.parameters, config.adam_epsilon)
+        self.place_model(self.batches.micro_batch_size, [{"params": self.parameters}], config.adam_epsilon)
 
     def make_batches(self, mixture: TaskMixture) -> ConversationBatches:
         config = self.config
-        mixture.check_encoder(encoder_fingerprint(self.mllm.vision_model))
+        mixture.check_encoder(self.fingerprint)
         parts = mixture, self.pipeline.processor, self.mllm.config.vision_config.num_bits
         shares = {
             "accumulation_steps": config.gradient_accumulation_steps,
@@ -127,7 +134,7 @@ class MLLMTrainer(PipelineTrainer):
         validation_batches = self.validation.validation_batches(config.validation_samples) if self.validation else []
         self.model.train()
         steps = range(start, config.max_train_steps)
-        for done, micro_batches in enumerate(prefetched(lambda step: self.batches[step], steps), start + 1):
+        for done, micro_batches in enumerate(prefetched(self.read_step, steps), start + 1):
             self.skipped.note(*self.batches.skipped(done - 1))
             self.train_step(micro_batches, done - 1)
             self.position = self.batches.state_dict(done)
@@ -140,6 +147,14 @@ class MLLMTrainer(PipelineTrainer):
             if done % config.validation_steps == 0 or is_last:
                 metrics |= self.validate(validation_batches, done)
             self.end_step(done, metrics)
+
+    def read_step(self, step: int) -> list[MicroBatch]:
+        """The micro-batches of a step, with what the losses need to know of their values: found on the CPU, where it
+        keeps no device waiting."""
+        micro_batches = self.batches[step]
+        for batch in micro_batches:
+            batch.places = self.mllm.find_places(**batch.inputs)
+        return micro_batches
 
     def state_dict(self) -> dict:
         """The state of a run besides what Accelerate saves. The position in the data follows from the step, but where
@@ -167,7 +182,7 @@ class MLLMTrainer(PipelineTrainer):
         one is not finite, weights and metrics stay as they were."""
         config, accelerator = self.config, self.accelerator
         counts = torch.tensor([[batch.num_text_tokens, batch.num_image_tokens] for batch in micro_batches]).sum(0)
-        counts = accelerator.reduce(counts.to(accelerator.device), "sum").clamp_min(1)
+        counts = accelerator.reduce(counts.to(accelerator.device, non_blocking=True), "sum").clamp_min(1)
         losses, before = [], (self.metrics.copy(), copy.copy(self.task_metrics))
         for batch in micro_batches:
             with accelerator.accumulate(self.model):
@@ -248,11 +263,17 @@ class MLLMTrainer(PipelineTrainer):
         images = self.pipeline(prompts, num_images_per_prompt=4, generator=generators, output_type="pt").images
         log_images(self.accelerator, {"drawings": picture_grid(list(images * 2 - 1), columns=4)}, step)
 
-    def save_result(self, path: Path) -> None:
-        if self.config.lora:
-            save_adapter(self.mllm, path, base_model=self.config.init_from)
+    def save_result(self, path: Path, weights: dict[str, torch.Tensor] | None) -> None:
+        config = self.config
+        if not config.lora:
+            super().save_result(path, weights)
+            return
+        dtype = getattr(torch, config.save_dtype)
+        if weights is None:
+            self.pipeline.to(dtype)
         else:
-            super().save_result(path)
+            weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
+        save_adapter(self.mllm, path, base_model=config.init_from, weights=weights)
 
     def record(self) -> dict:
         """`training.json` of the result. No loss here looks through a network, but those of the image tokenizer or of
@@ -293,10 +314,15 @@ class TaskMetrics:
             image_losses = output.row_image_losses
             right = batch.num_image_tokens * output.bit_accuracy.mean().float()
         columns = [output.row_text_losses, batch.text_tokens, image_losses, batch.image_tokens]
-        columns = torch.stack([column.to(device, torch.float32) for column in columns], dim=1)  # [rows, 4]
-        self.by_task = self.by_task.to(device).index_add(0, batch.tasks.to(device), columns)
-        counts = torch.tensor([batch.num_image_tokens, batch.num_tokens], dtype=torch.float32, device=device)
-        self.overall = self.overall.to(device) + torch.cat([right[None], counts])
+        counts = torch.tensor([batch.num_image_tokens, batch.num_tokens], dtype=torch.float32)
+
+        def move(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+            return value.to(device, dtype, non_blocking=True)
+
+        columns = torch.stack([move(column, torch.float32) for column in columns], dim=1)  # [rows, 4]
+        by_task, overall = move(self.by_task, torch.float32), move(self.overall, torch.float32)
+        self.by_task = by_task.index_add(0, move(batch.tasks, torch.long), columns)
+        self.overall = overall + torch.cat([right[None], move(counts, torch.float32)])
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
         """`text_loss_TASK` and `image_loss_TASK` of all processes, means over tokens, `bit_accuracy`, and the number

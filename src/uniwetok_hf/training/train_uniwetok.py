@@ -159,7 +159,7 @@ class UniWeTokTrainer(StageTrainer):
         learners = [net for net in (self.model, self.distillation, self.prior, self.discriminator) if net is not None]
         size = len(batch.numbers) // config.gradient_accumulation_steps
         for index, pixel_values in enumerate(batch.pixel_values.split(size)):
-            pixel_values = pixel_values.to(accelerator.device, memory_format=torch.channels_last)
+            pixel_values = pixel_values.to(accelerator.device, non_blocking=True, memory_format=torch.channels_last)
             with accelerator.accumulate(*learners):
                 output, losses = self.compute_losses(pixel_values, batch.numbers[index * size :][:size], step)
                 metrics = {name: value.detach() for name, (_, value) in losses.items()}
