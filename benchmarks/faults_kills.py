@@ -10,11 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from faults_materials import Materials
-from faults_trials import Ended, Kind, Wrong, command, half_written, in_child
+from faults_trials import Ended, Kind, Wrong, command, half_written, in_child, in_shards
 
 
 RUNS = 20  # of each kind
-RESULT = {"tokenizer": "model/model.safetensors", "mllm": "pipeline/mllm/model.safetensors"}
+RESULT = {
+    "tokenizer": "model/model.safetensors",
+    "mllm": "pipeline/mllm/model.safetensors",
+    # On two processes, with checkpoints that are written in the background.
+    "mllm in shards": "pipeline/mllm/model.safetensors",
+}
 
 
 @dataclass
@@ -48,7 +53,7 @@ class Kills:
 
     def reference(self, trainer: str) -> Reference:
         if trainer not in self.references:
-            folder = self.materials.folder / f"reference-{trainer}"
+            folder = self.materials.folder / f"reference-{trainer}".replace(" ", "-")
             ended = self.train(trainer, folder)
             if ended.code:
                 raise RuntimeError(f"the uninterrupted run: {ended.last_words}")
@@ -58,8 +63,9 @@ class Kills:
         return self.references[trainer]
 
     def train(self, trainer: str, folder: Path, watch: Callable[[int, float], object] | None = None) -> Ended:
-        config = self.materials.training(trainer, folder)
-        return in_child(command("train", trainer, "--config", config), folder, watch=watch)
+        what, _, shards = trainer.partition(" ")
+        job = command("train", what, "--config", self.materials.training(what, folder))
+        return in_child(in_shards(job) if shards else job, folder, watch=watch)
 
     def trial(self, trainer: str, interrupt) -> Callable[[int, Path], None]:
         def try_one(number: int, folder: Path) -> None:

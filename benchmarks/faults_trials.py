@@ -2,11 +2,13 @@
 """What the parts of `faults.py` share: kinds of trials, and children of this process in which they run."""
 
 import contextlib
+import ctypes
 import os
 import random
 import resource
 import shutil
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -17,6 +19,15 @@ from pathlib import Path
 
 CRASHED = 70  # the exit code of a child whose job raised
 MOST_MEMORY = 6 * 2**30  # bytes of address space of a child: what asks for more is told so, and not the machine
+
+
+# As `accelerate launch` with a configuration of FSDP 2, on CPUs.
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "UNIWETOK_FSDP_ON_CPU": "1",
+}
 
 
 class Wrong(Exception):
@@ -143,6 +154,26 @@ def command(*argv: object) -> Callable[[], int]:
     return job
 
 
+def in_shards(job: Callable[[], int]) -> Callable[[], int]:
+    """A job: `job` in two processes that share its weights by FSDP 2. They get its signals, and end when it does."""
+
+    def both() -> int:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        children = []
+        for rank in range(2):
+            if not (pid := os.fork()):
+                ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+                os.environ |= FSDP2 | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                _run_and_exit(job, [1, 2])
+            children.append(pid)
+        signal.signal(signal.SIGTERM, lambda *_: [os.kill(pid, signal.SIGTERM) for pid in children])
+        return max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children)
+
+    return both
+
+
 def limit_memory() -> None:
     """In a child: at most `MOST_MEMORY`."""
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, resource.RLIM_INFINITY))
@@ -175,8 +206,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def half_written(folder: Path) -> list[str]:
-    """What only a write that is not finished has: names that begin with a dot, or end with .tmp or .old."""
-    paths = folder.rglob("*") if folder.is_dir() else []
+    """What only a write that is not finished has: names that begin with a dot, or end with .tmp or .old. (`.metadata`
+    lists the shards of a checkpoint.)"""
+    paths = (path for path in folder.rglob("*") if path.name != ".metadata") if folder.is_dir() else []
     found = (path for path in paths if path.name.startswith(".") or path.name.endswith((".tmp", ".old")))
     return sorted(str(path.relative_to(folder)) for path in found)
 

@@ -1,6 +1,7 @@
 """What a training starts from: new models, causal language models of several kinds, larger patches."""
 
 import copy
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,9 @@ from uniwetok_hf.training.start import (
     continued_pipeline,
     find_result,
     new_pipeline,
+    parts_without_weights,
     pipeline_from_language_model,
+    pipeline_without_weights,
     raise_patch_size,
     start_pipeline,
     with_defaults,
@@ -145,6 +148,23 @@ def test_a_new_model():
         assert torch.equal(first[f"model.vision_model.{name}"], tensor)
     assert len(made[0].processor.tokenizer("a red heart")["input_ids"]) < 6  # the words were learnt
     assert made[0].processor.image_processor.stride == 16
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_pipeline_without_weights(tied):
+    """What processes get that load none: the same parameters, in the same order and tied alike, and the buffers."""
+    text_model = LANGUAGE["text_model"] | {"tie_word_embeddings": tied}
+    pipeline = new_pipeline(build_vision(), ["a red square"], text_model, LANGUAGE["head"], {}, vocab_size=300)
+    parts = pickle.loads(pickle.dumps(parts_without_weights(pipeline)))
+    other = pipeline_without_weights(*parts)
+    expected, found = (dict(each.mllm.named_parameters()) for each in (pipeline, other))
+    assert list(expected) == list(found) and ("lm_head.weight" in found) == (not tied)
+    assert all(p.is_meta and p.shape == expected[name].shape for name, p in found.items())
+    for name, buffer in pipeline.mllm.named_buffers():
+        assert torch.equal(dict(other.mllm.named_buffers())[name], buffer)
+    assert other.config == pipeline.config
+    assert other.processor.tokenizer.get_vocab() == pipeline.processor.tokenizer.get_vocab()
+    assert other.mllm.generation_config.to_dict() == pipeline.mllm.generation_config.to_dict()
 
 
 # --- larger patches ---

@@ -517,7 +517,8 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
         predicting = hidden_states.flatten(0, 1)[places.text]
         logits = self.lm_head(torch.cat([kept.flatten(0, 1), predicting]))
         kept_logits, text_logits = logits.split([len(logits) - len(predicting), len(predicting)])
-        return kept_logits.view(*kept.shape[:2], logits.shape[-1]), text_logits
+        # No view: FSDP warns of those that a model returns.
+        return kept_logits.view(*kept.shape[:2], logits.shape[-1]).clone(), text_logits
 
     def _text_loss(
         self, logits: torch.Tensor, places: UniWeTokPlaces, num_items: int | torch.Tensor | None

@@ -113,6 +113,7 @@ def pipeline_without_weights(processor, config, generation_config, scheduler, de
     """The pipeline of [`parts_without_weights`] with a model on the meta device; only its buffers are there."""
     with init_empty_weights(include_buffers=False):
         mllm = UniWeTokForCausalLM(config)
+    mllm.tie_weights()  # each was made anew
     mllm.generation_config = generation_config
     return UniWeTokPipeline(processor, mllm, scheduler, **defaults)
 
