@@ -55,16 +55,23 @@ def commands_on_two(*commands: list[str]) -> list[str]:
 
 class Nodes:
     """`python -m MODULE WORDS...` on two nodes of one process each, in the folders `places`: `torchrun` by `torchrun`,
-    on this machine. What a node prints is in `node-<rank>.log` of its place. As a block, it leaves no process."""
+    on this machine. What a node prints is in `node-<rank>.log` of its place. As a block, it leaves no process.
 
-    def __init__(self, places: list[Path], *module: str, **environment: str):
+    `restarts` are those that each `torchrun` may try; by `meets_by="c10d"` nodes find their ranks themselves."""
+
+    def __init__(
+        self, places: list[Path], *module: str, restarts: int = 0, meets_by: str = "static", **environment: str
+    ):
         port, self.logs = free_port(), []
         self.launchers: list[subprocess.Popen] = []
         for rank, place in enumerate(places):
             place.mkdir(exist_ok=True)
             self.logs.append(place / f"node-{rank}.log")
-            world = ["--nnodes", "2", "--node-rank", str(rank), "--nproc-per-node", "1"]
-            meeting = ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+            world = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", str(restarts)]
+            meeting = {
+                "static": ["--node-rank", str(rank), "--master-addr", "127.0.0.1", "--master-port", str(port)],
+                "c10d": ["--rdzv-backend", "c10d", "--rdzv-id", "run", "--rdzv-endpoint", f"127.0.0.1:{port}"],
+            }[meets_by]
             with open(self.logs[-1], "w") as log:
                 self.launchers.append(
                     subprocess.Popen(
@@ -87,10 +94,13 @@ class Nodes:
         """The end of a machine: SIGKILL to `torchrun` and to the process that it started, which would outlive it."""
         launcher = self.launchers[rank]
         if launcher.poll() is None:
-            workers = psutil.Process(launcher.pid).children(recursive=True)
-            for process in (launcher, *workers):
+            for process in (launcher, *self.workers(rank)):
                 process.kill()
             launcher.wait()
+
+    def workers(self, rank: int) -> list[psutil.Process]:
+        """The processes that `torchrun` of a node has started."""
+        return psutil.Process(self.launchers[rank].pid).children(recursive=True)
 
     def wait(self) -> list[int]:
         """Exit codes, when both have ended."""
