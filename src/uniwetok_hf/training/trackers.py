@@ -28,7 +28,7 @@ OWN_IDS: dict[str, tuple[Callable, str]] = {
 def start_trackers(accelerator: Accelerator, folder: Path, step: int, config) -> None:
     """
     Starts the trackers of the run in `folder`, named after it, with the settings of `config`. After a checkpoint of
-    `step` they go on in the same run: its ids are in `trackers.json` of the folder, which may be moved.
+    `step` they go on in the same run: its name and ids are in `trackers.json` of the folder, which may be moved.
 
     Raises:
         ValueError: when that file is damaged, or the package of a tracker is not installed.
@@ -41,8 +41,8 @@ def start_trackers(accelerator: Accelerator, folder: Path, step: int, config) ->
         not isinstance(one, GeneralTracker) for one in accelerator.log_with
     )
     if has_services:
-        ids = {"id": uuid.uuid4().hex} | (read_json(path) if path.exists() else {})
-    accelerator.init_trackers(PROJECT, init_kwargs=run_options(folder.resolve().name, ids, step) if ids else {})
+        ids = {"id": uuid.uuid4().hex, "name": folder.resolve().name} | (read_json(path) if path.exists() else {})
+    accelerator.init_trackers(PROJECT, init_kwargs=run_options(ids, step) if ids else {})
     known, values = dict(ids), flat_values(config)
     for tracker in accelerator.trackers:
         if tracker.name != "mlflow" or "mlflow" not in known:  # which takes the settings of a run once
@@ -54,10 +54,10 @@ def start_trackers(accelerator: Accelerator, folder: Path, step: int, config) ->
             temporary.write_text(json.dumps(ids) + "\n", encoding="utf-8")
 
 
-def run_options(name: str, ids: dict[str, str], step: int) -> dict[str, dict]:
+def run_options(ids: dict[str, str], step: int) -> dict[str, dict]:
     """What each kind of tracker takes to name a run, and to go on with it after `step`. For wandb, variables of the
     environment count."""
-    own_id = ids["id"]
+    own_id, name = ids["id"], ids["name"]
     options = {
         "wandb": {
             "name": os.environ.get("WANDB_NAME", name),
