@@ -21,15 +21,6 @@ CRASHED = 70  # the exit code of a child whose job raised
 MOST_MEMORY = 6 * 2**30  # bytes of address space of a child: what asks for more is told so, and not the machine
 
 
-# As `accelerate launch` with a configuration of FSDP 2, on CPUs.
-FSDP2 = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "UNIWETOK_FSDP_ON_CPU": "1",
-}
-
-
 class Wrong(Exception):
     """What a trial found."""
 
@@ -158,6 +149,8 @@ def in_shards(job: Callable[[], int]) -> Callable[[], int]:
     """A job: `job` in two processes that share its weights by FSDP 2. They get its signals, and end when it does."""
 
     def both() -> int:
+        from launched import FSDP2
+
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

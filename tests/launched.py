@@ -1,4 +1,5 @@
-"""Commands of `uniwetok` in two processes, started as `accelerate launch` does, but without its own process.
+"""Commands of `uniwetok` in two processes, started as `accelerate launch` does, but without its own process; and
+commands on two nodes, each with a `torchrun` of its own, as a cluster starts them.
 
 As a program, it runs each of its arguments, a JSON list of the words of a command, one after the other."""
 
@@ -8,16 +9,30 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
 
 
 TIMEOUT = 600  # seconds
+# As `accelerate launch` with a configuration of FSDP 2, and our switch, since there are no GPUs.
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "UNIWETOK_FSDP_ON_CPU": "1",
+}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def launch_two(*command: str, **environment) -> list[str]:
     """What two processes of a command print."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    environment |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    environment |= world
     processes = [
         subprocess.Popen(
             command,
@@ -43,6 +58,63 @@ def launch_two(*command: str, **environment) -> list[str]:
 def commands_on_two(*commands: list[str]) -> list[str]:
     """What two processes of the commands print."""
     return launch_two(sys.executable, __file__, *(json.dumps([str(word) for word in words]) for words in commands))
+
+
+class Nodes:
+    """`python -m MODULE WORDS...` on two nodes of one process each, in the folders `places`: `torchrun` by `torchrun`,
+    on this machine. What a node prints is in `node-<rank>.log` of its place. As a block, it leaves no process.
+
+    `restarts` are those that each `torchrun` may try; by `meets_by="c10d"` nodes find their ranks themselves."""
+
+    def __init__(
+        self, places: list[Path], *module: str, restarts: int = 0, meets_by: str = "static", **environment: str
+    ):
+        port, self.logs = free_port(), []
+        self.launchers: list[subprocess.Popen] = []
+        for rank, place in enumerate(places):
+            place.mkdir(exist_ok=True)
+            self.logs.append(place / f"node-{rank}.log")
+            world = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", str(restarts)]
+            meeting = {
+                "static": ["--node-rank", str(rank), "--master-addr", "127.0.0.1", "--master-port", str(port)],
+                "c10d": ["--rdzv-backend", "c10d", "--rdzv-id", "run", "--rdzv-endpoint", f"127.0.0.1:{port}"],
+            }[meets_by]
+            with open(self.logs[-1], "w") as log:
+                self.launchers.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "torch.distributed.run", *world, *meeting, "-m", *module],
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        cwd=place,
+                        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+                    )
+                )
+
+    def __enter__(self) -> "Nodes":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for rank in range(2):
+            self.kill(rank)
+
+    def kill(self, rank: int) -> None:
+        """The end of a machine: SIGKILL to `torchrun` and to the process that it started, which would outlive it."""
+        launcher = self.launchers[rank]
+        if launcher.poll() is None:
+            for process in (launcher, *self.workers(rank)):
+                process.kill()
+            launcher.wait()
+
+    def workers(self, rank: int) -> list[psutil.Process]:
+        """The processes that `torchrun` of a node has started."""
+        return psutil.Process(self.launchers[rank].pid).children(recursive=True)
+
+    def wait(self) -> list[int]:
+        """Exit codes, when both have ended."""
+        return [launcher.wait(timeout=TIMEOUT) for launcher in self.launchers]
+
+    def printed(self, rank: int) -> str:
+        return self.logs[rank].read_text()
 
 
 if __name__ == "__main__":

@@ -4,17 +4,22 @@ with a photograph. The messages of the troubleshooting page are those of the pac
 import ast
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from markdown_blocks import blocks
 from PIL import Image
 from safetensors.torch import load_file
+from torch.distributed import run as torchrun
 
 from uniwetok_hf import embedded_path
 from uniwetok_hf.cli.main import build_parser, main
-from uniwetok_hf.training.config import find_config
+from uniwetok_hf.training.config import CONFIGS, find_config
 
 
 ROOT = Path(__file__).parent.parent
@@ -50,19 +55,69 @@ def test_page(page, tmp_path, monkeypatch, fixtures, capsys):
 PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "CONTRIBUTING.md", embedded_path("uniwetok-emoji") / "README.md"]
 
 
+def commands_of(line: str) -> Iterator[list[str]]:
+    """The words of a command, and of those that `bash -c` runs in it, without the variables that are set for it.
+    Numbers from the environment are 1."""
+    words = shlex.split(line, comments=True)
+    if "bash" in words and "-c" in words:
+        yield from commands_of(words[words.index("-c") + 1])
+    while words and (words[0] == "exec" or re.match(r"\w+=", words[0])):
+        words = words[1:]
+    yield [re.sub(r"^\$\w+$", "1", word) for word in words] or [""]
+
+
+def check_command(words: list[str]) -> None:
+    """Of the package, with its configs; of launchers, with what they launch of it; of scripts only that there is such
+    a file."""
+    program, *argv = words
+    if program == "python":
+        assert (ROOT / argv[0]).is_file(), words
+    if program in ("torchrun", "accelerate"):
+        launcher = torchrun.get_args_parser() if program == "torchrun" else launch_command_parser()
+        args = launcher.parse_args(argv if program == "torchrun" else argv[1:])
+        assert args.module, words
+        if args.training_script == "uniwetok_hf":
+            check_command(["uniwetok", *args.training_script_args])
+    if program == "uniwetok":
+        args = build_parser().parse_args(argv)  # exits where it can't
+        names = getattr(args, "config", None) or []
+        for name in [names] if isinstance(names, str) else names:
+            assert name.endswith(".yaml") or find_config(name)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_commands_can_be_parsed(page):
-    """Commands of the package, with their configs; of scripts only that there is such a file."""
     shell = [code for language, code in blocks(page.read_text(encoding="utf-8")) if language in ("bash", "sh")]
     for line in "\n".join(shell).replace("\\\n", " ").splitlines():
-        program, *argv = shlex.split(line, comments=True) or [""]
-        if program == "python":
-            assert (ROOT / argv[0]).is_file(), line
-        if program == "uniwetok":
-            args = build_parser().parse_args(argv)  # exits where it can't
-            names = getattr(args, "config", None) or []
-            for name in [names] if isinstance(names, str) else names:
-                assert name.endswith(".yaml") or find_config(name)
+        for words in commands_of(line):
+            check_command(words)
+
+
+def test_the_job_of_kubernetes_can_be_read():
+    page = (DOCS / "cluster.md").read_text(encoding="utf-8")
+    [manifest] = [code for language, code in blocks(page) if language == "yaml"]
+    service, job = yaml.safe_load_all(manifest)
+    pod = job["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    [launch] = commands_of(container["args"][0])
+    check_command(launch)
+    nodes = launch[launch.index("--nnodes") + 1]
+    assert int(nodes) == job["spec"]["completions"] == job["spec"]["parallelism"]
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert f"{job['metadata']['name']}-0.{pod['subdomain']}" in launch
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_the_variables_of_fsdp_are_those_of_its_file():
+    page = (DOCS / "cluster.md").read_text(encoding="utf-8")
+    named = dict(re.findall(r"export ((?:ACCELERATE|FSDP)_\w+)=(\w+)", page))
+    options = launch_command_parser().parse_args(["--config_file", str(CONFIGS / "accelerate" / "fsdp.yaml"), "x.py"])
+    with pytest.MonkeyPatch.context() as patch:  # OMP_NUM_THREADS would stay
+        patch.setenv("OMP_NUM_THREADS", "1")
+        launched = prepare_multi_gpu_env(_validate_launch_command(options)[0])
+    assert named and named.items() <= launched.items()
+    told = yaml.safe_load((CONFIGS / "accelerate" / "fsdp.yaml").read_text(encoding="utf-8"))["fsdp_config"]
+    assert {name.upper() for name in told} <= named.keys()
 
 
 @pytest.mark.slow

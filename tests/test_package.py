@@ -37,6 +37,7 @@ TRAINING_PROGRAMS = [
         "run",
         "stage",
         "status",
+        "trackers",
         "train_class_to_image",
         "train_mllm",
         "train_uniwetok",

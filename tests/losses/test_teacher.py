@@ -26,6 +26,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from uniwetok_hf.losses.teacher import Teacher
+from uniwetok_hf.provenance import weight_digests
 
 
 SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -136,6 +137,43 @@ def test_loaded_in_half_precision(siglip, make_pictures):
     assert teacher.model.dtype == torch.bfloat16
     assert teacher.embed_pictures(make_pictures(1, 3, 32, 32).cpu()).dtype == torch.float32
     assert teacher.fingerprint == Teacher.from_pretrained(siglip).fingerprint
+
+
+def test_half_precision_keeps_the_directions(siglip, make_pictures):
+    """Distillation compares directions. Autocast of float32 weights changes them as much."""
+    pixel_values = make_pictures(8, 3, 32, 32).cpu()
+    single, half = (Teacher.from_pretrained(siglip, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = single.embed_pictures(pixel_values)
+    exact, rounded = single.embed_pictures(pixel_values), half.embed_pictures(pixel_values)
+    assert not torch.equal(exact, rounded)
+    for other in (rounded, under_autocast):
+        assert F.cosine_similarity(exact, other).min() > 0.999
+
+
+@pytest.mark.parametrize("model_class", [SiglipModel, CLIPModel])
+def test_without_its_text_half(model_class, siglip, tmp_path, make_pictures):
+    folder = siglip
+    if model_class is CLIPModel:
+        text = {**SMALL, "vocab_size": 300, "eos_token_id": 2}
+        folder = save(CLIPModel, CLIPConfig(vision_config=VISION, text_config=text), tmp_path / "clip")
+        for file in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+            (folder / file).write_text((tmp_path / "siglip" / file).read_text())
+    whole, teacher = Teacher.from_pretrained(folder), Teacher.from_pretrained(folder).drop_texts()
+    pixel_values = make_pictures(2, 3, 40, 40).cpu()
+    assert torch.equal(teacher.embed_pictures(pixel_values), whole.embed_pictures(pixel_values))
+    assert not [name for name in teacher.state_dict() if "text_" in name]
+    assert len(weight_digests(teacher)) < len(teacher.digests)
+    assert (teacher.digests, teacher.fingerprint) == (weight_digests(whole), whole.fingerprint)
+    assert teacher.model.bfloat16() and teacher.drop_texts().fingerprint == whole.fingerprint
+    with pytest.raises(ValueError, match="reads no texts"):
+        teacher.embed_texts(["red apple"])
+
+
+def test_a_vision_model_has_no_text_half_to_drop(tmp_path, make_pictures):
+    teacher = Teacher.from_pretrained(save(ViTModel, ViTConfig(**VISION), tmp_path))
+    before = teacher.embed_pictures(make_pictures(2, 3, 32, 32).cpu())
+    assert torch.equal(teacher.drop_texts().embed_pictures(make_pictures(2, 3, 32, 32).cpu()), before)
 
 
 def test_fingerprint_is_of_the_weights(siglip, tmp_path):

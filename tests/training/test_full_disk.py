@@ -14,8 +14,9 @@ from tiny_training import VISION, assert_same_weights, write
 
 from uniwetok_hf.cli.main import main
 from uniwetok_hf.training.checkpoints import list_checkpoints
-from uniwetok_hf.training.run import JsonLinesTracker, SkippedSamples
+from uniwetok_hf.training.run import SkippedSamples
 from uniwetok_hf.training.status import RunStatus
+from uniwetok_hf.training.trackers import JsonLinesTracker
 from uniwetok_hf.training.train_class_to_image import ClassToImageTrainer
 from uniwetok_hf.training.train_mllm import MLLMTrainer
 from uniwetok_hf.training.train_uniwetok import UniWeTokTrainer

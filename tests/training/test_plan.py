@@ -104,8 +104,8 @@ def test_a_stage_that_goes_on(tmp_path):
 def test_errors_are_one_line(tmp_path, capsys):
     path = write(tmp_path, json.loads(json.dumps({"base": "paper_mllm_pretrain", "language_model": "no/such"})))
     assert main(["plan", str(path)]) == 1 and "`language_model`" in capsys.readouterr().err
-    assert main(["plan", "small_uniwetok"]) == 1
-    assert "is a config of `uniwetok train tokenizer`" in capsys.readouterr().err
+    assert main(["plan", str(path), "--pictures-per-second", "5"]) == 1
+    assert "--pictures-per-second is not for a config of `uniwetok train mllm`" in capsys.readouterr().err
     assert main(["plan", str(path), "--tokens-per-second", "0"]) == 1
     assert "--tokens-per-second must be above 0" in capsys.readouterr().err
     with pytest.raises(ValueError, match="`num_gpus` must be 1 or more, got 0"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import dump_gradients
 import pytest
 import torch
-from launched import launch_two
+from launched import FSDP2, launch_two
 from safetensors.torch import load_file
 from tiny_encoded import class_training, language_training, later
 from tiny_training import VISION, all_losses, assert_same_weights, log_lines, write
@@ -26,13 +26,6 @@ from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig
 
 PROGRAM = sys.executable, dump_gradients.__file__
 TRAIN = sys.executable, "-m", "uniwetok_hf", "train"
-# As `accelerate launch` with a configuration of FSDP 2, and our switch, since there are no GPUs.
-FSDP2 = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "UNIWETOK_FSDP_ON_CPU": "1",
-}
 
 
 def on_one_and_two(folder: Path, **trainings: dict) -> dict[str, dict[int, tuple[list, Path]]]:

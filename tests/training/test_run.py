@@ -12,7 +12,6 @@ from PIL import Image
 from uniwetok_hf.training.config import absolute_paths
 from uniwetok_hf.training.run import (
     CheckpointClock,
-    JsonLinesTracker,
     RunningMetrics,
     StepGuard,
     averaged_weights,
@@ -23,6 +22,7 @@ from uniwetok_hf.training.run import (
     picture_grid,
     seeded_weights,
 )
+from uniwetok_hf.training.trackers import JsonLinesTracker
 
 
 def test_metrics_are_means_since_the_last_line():

@@ -14,15 +14,15 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tiny_training import VISION, all_losses, assert_same_weights, log_lines, write
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, AutoModel
 
 from uniwetok_hf import UniWeTokModel
 from uniwetok_hf.losses.distillation import PrePostDistillation
-from uniwetok_hf.provenance import read_training_record
+from uniwetok_hf.provenance import read_training_record, weight_digests
 from uniwetok_hf.training import train_uniwetok
 from uniwetok_hf.training.checkpoints import list_checkpoints
 from uniwetok_hf.training.config import find_config, read_config, shipped_configs
-from uniwetok_hf.training.train_uniwetok import UniWeTokTrainer, UniWeTokTrainingConfig
+from uniwetok_hf.training.train_uniwetok import UniWeTokTrainer, UniWeTokTrainingConfig, teacher_dtype
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,8 @@ def test_a_run_leaves_a_model_its_losses_and_metrics(trained, fields):
     assert json.loads((trained / "model" / "training.json").read_text())["training"]["batch_size"] == 4
     record = read_training_record(trained / "model")
     assert [seen.role for seen in record.loss_models] == ["teacher", "perceptual"] and record.is_complete
+    teacher = AutoModel.from_pretrained(fields["distillation"]["teacher"])  # its text half, which is dropped, too
+    assert record.loss_models[0].weights == weight_digests(teacher)
     assert not [path for path in trained.rglob("*") if ".tmp" in path.name]
 
 
@@ -323,6 +325,12 @@ def test_frozen_networks_run_in_the_precision_of_the_training(fields, tmp_path, 
     trainer.train()
     assert seen == {"teacher": torch.bfloat16, "perceptual": torch.bfloat16}
     assert 0 < log_lines(tmp_path / "run")[0]["distillation"] < 4
+
+
+def test_a_teacher_is_held_in_what_a_gpu_computes_with():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert teacher_dtype("bf16", gpu) == torch.bfloat16
+    assert {teacher_dtype(*other) for other in (("no", gpu), ("fp16", gpu), ("bf16", cpu))} == {torch.float32}
 
 
 def test_a_late_discriminator_has_the_whole_schedule(fields, tmp_path):

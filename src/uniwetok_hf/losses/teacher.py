@@ -56,6 +56,7 @@ class Teacher(nn.Module):
         super().__init__()
         self.model: Any = model
         self.image_size, self.text_tokenizer, self.pooling, self.name = image_size, text_tokenizer, pooling, name
+        self._digests: tuple[str, ...] | None = None  # of all weights, when some were dropped
         for statistic, values in (("mean", image_mean), ("std", image_std)):
             values = torch.tensor(values, device=self.model.device, dtype=torch.float32)[:, None, None]
             self.register_buffer(statistic, values, persistent=False)
@@ -105,9 +106,21 @@ class Teacher(nn.Module):
         )
 
     @property
+    def digests(self) -> tuple[str, ...]:
+        """Digests of all weights that it was loaded with (`provenance.py`), the same in every dtype."""
+        return self._digests or weight_digests(self.model)
+
+    @property
     def fingerprint(self) -> str:
         """Digest of the weights, the same in every dtype: two teachers with one fingerprint teach the same."""
-        return hashlib.sha256(" ".join(weight_digests(self.model)).encode()).hexdigest()
+        return hashlib.sha256(" ".join(self.digests).encode()).hexdigest()
+
+    def drop_texts(self) -> "Teacher":
+        """Frees the weights of a dual encoder's text half, which [`embed_texts`] needs and a training does not."""
+        self._digests, self.text_tokenizer = self.digests, None
+        for name in [name for name, _ in self.model.named_children() if name.startswith("text_")]:
+            setattr(self.model, name, None)
+        return self
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stays in eval mode, whatever it is a part of."""
@@ -140,7 +153,7 @@ class Teacher(nn.Module):
         Every text is padded to the full length: SigLIP was trained so and is worse without, CLIP ignores the padding.
 
         Raises:
-            ValueError: when the teacher has no text half.
+            ValueError: when the teacher has no text half, or [`drop_texts`] has freed it.
         """
         if self.text_tokenizer is None:
             raise ValueError(f"The teacher {self.name} reads no texts; a dual encoder such as SigLIP does.")

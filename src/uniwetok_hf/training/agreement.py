@@ -5,6 +5,8 @@ and what is said when one is gone."""
 import contextlib
 import os
 import re
+import time
+import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -70,12 +72,15 @@ def lost_processes_named() -> Iterator[None]:
 def process_group_options(timeout_minutes: float | None) -> list[InitProcessGroupKwargs]:
     """How Accelerate starts the process group.
 
-    The agent of `torchrun --max-restarts` keeps one store over all restarts, in which processes look up each other's
+    The agents of `torchrun --max-restarts` keep one store over all restarts, in which processes look up each other's
     addresses. A restarted process that is early finds those of the processes before, and fails to connect (torch 2.13,
-    with gloo, unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE is 1). So each restart gets a part of the store of its own.
+    with gloo, unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE is 1). So each start gets a part of the store of its own.
     """
     options = {"timeout": timedelta(minutes=timeout_minutes)} if timeout_minutes else {}
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ["TORCHELASTIC_RESTART_COUNT"] != "0":
+    if (
+        os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    ):
         with contextlib.suppress(RuntimeError):  # registered by an earlier stage
             torch.distributed.register_rendezvous_handler("restart", _meet_in_own_part)
         options["init_method"] = "restart://"
@@ -83,10 +88,33 @@ def process_group_options(timeout_minutes: float | None) -> list[InitProcessGrou
 
 
 def _meet_in_own_part(url: str, timeout: timedelta = default_pg_timeout, **options) -> Iterator[tuple]:
-    """A rendezvous handler of torch: as `env://`, in a part of the agent's store that this restart has alone."""
-    environment = os.environ
-    address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+    """A rendezvous handler of torch: as `env://`, in a part of the agents' store that this start has alone."""
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = torch.distributed.TCPStore(address, port, is_master=False, timeout=timeout)
-    part = torch.distributed.PrefixStore(f"restart-{environment['TORCHELASTIC_RESTART_COUNT']}", store)
-    yield part, int(environment["RANK"]), int(environment["WORLD_SIZE"])
+    yield torch.distributed.PrefixStore(_agree_on_part(store, rank, world_size, timeout), store), rank, world_size
     raise RuntimeError("The processes can't meet again without a restart.")
+
+
+def _agree_on_part(store: torch.distributed.Store, rank: int, world_size: int, timeout: timedelta) -> str:
+    """A name that the first process chooses, and that no start before had. (The number of restarts is none: each node
+    counts its own.) The others ask for it under names that are new, too, so that nothing old is taken for an answer.
+
+    Raises:
+        RuntimeError: when the others don't come before the timeout.
+    """
+    if rank:
+        question = uuid.uuid4().hex
+        store.set(f"question-{rank}", question)
+        part = store.get(question).decode()  # waits for it
+        store.set(f"{part}-{rank}", "heard")
+        return part
+    part, waiting, end = uuid.uuid4().hex, set(range(1, world_size)), time.monotonic() + timeout.total_seconds()
+    while waiting := {other for other in waiting if not store.check([f"{part}-{other}"])}:
+        if time.monotonic() > end:
+            raise RuntimeError(f"Timed out waiting for processes {', '.join(map(str, sorted(waiting)))} to start.")
+        for other in waiting:
+            if store.check([f"question-{other}"]):  # of an earlier start, perhaps: its new one is answered, too
+                store.set(store.get(f"question-{other}").decode(), part)
+        time.sleep(0.05)
+    return part

@@ -8,9 +8,10 @@ output and one number a position. It is an estimate: what kernels need besides, 
 comes on top.
 """
 
+import contextlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,7 +162,7 @@ def count_activations(model: UniWeTokForCausalLM, num_tokens: int, config: MLLMT
     language_model, block = model.model.language_model, model.config.tokens_per_patch
     states = torch.empty(1, num_tokens, hidden_size, device="meta", dtype=torch.bfloat16, requires_grad=True)
     angles = language_model.rotary_emb(states, torch.empty(1, num_tokens, device="meta", dtype=torch.long))
-    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attend)
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)
     language_model.config._attn_implementation = model.image_head.config._attn_implementation = ATTENTION
     layer = language_model.layers[0]
     of_layer = kept_bytes(lambda: layer(states, position_embeddings=angles, attention_mask=None), layer)
@@ -188,7 +189,17 @@ def count_activations(model: UniWeTokForCausalLM, num_tokens: int, config: MLLMT
 
 def kept_bytes(compute: Callable[[], object], module: torch.nn.Module) -> int:
     """Bytes of the tensors that autograd keeps of a computation, but for the module's weights."""
-    weights = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
+    with noting_kept(module) as kept:
+        compute()
+    return kept()
+
+
+@contextlib.contextmanager
+def noting_kept(module: torch.nn.Module | None) -> Iterator[Callable[[], int]]:
+    """Gives a function that tells how many bytes of tensors autograd has kept in the block so far, but for those of
+    the module's weights."""
+    parameters = module.parameters() if module is not None else ()
+    weights = {parameter.untyped_storage()._cdata for parameter in parameters}
     kept: dict[int, torch.UntypedStorage] = {}  # alive, so that no two have one address
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -198,8 +209,7 @@ def kept_bytes(compute: Callable[[], object], module: torch.nn.Module) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        compute()
-    return sum(storage.nbytes() for storage in kept.values())
+        yield lambda: sum(storage.nbytes() for storage in kept.values())
 
 
 class _Attention(torch.autograd.Function):
@@ -212,5 +222,5 @@ class _Attention(torch.autograd.Function):
         return output
 
 
-def _attend(module, query, key, value, attention_mask=None, **kwargs):
+def attend(module, query, key, value, attention_mask=None, **kwargs):
     return _Attention.apply(query, key, value).transpose(1, 2), None

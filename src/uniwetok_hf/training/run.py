@@ -4,7 +4,6 @@
 import contextlib
 import copy
 import dataclasses
-import json
 import re
 import sys
 import threading
@@ -16,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import GeneralTracker
 from accelerate.utils import GradientAccumulationPlugin, LoggerType, parse_flag_from_env
 from diffusers.training_utils import EMAModel
 from PIL import Image
@@ -32,55 +30,9 @@ from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..signals import Stopped, signals_set
 from .agreement import lost_processes_named, process_group_options
 from .checkpoints import list_checkpoints
-from .config import absolute_paths, field_named
+from .config import field_named
 from .sharding import find_fsdp2
-
-
-class JsonLinesTracker(GeneralTracker):
-    """The log without a tracker service: metrics go to `log.jsonl`, one line per logged step, images to `samples/`. A
-    resumed run first drops the lines after its checkpoint."""
-
-    name = "jsonl"
-    requires_logging_directory = False
-
-    def __init__(self, folder: Path, settings: dict | None = None):
-        super().__init__()
-        self.folder, self.settings = Path(folder), settings
-
-    @property
-    def tracker(self):
-        return self
-
-    def store_init_configuration(self, values: dict):
-        # All settings, with sections: `--config` reads this file, from any folder.
-        text = json.dumps(absolute_paths(self.settings or values), indent=1)
-        with whole_file(self.folder / "config.json") as temporary:
-            temporary.write_text(text, encoding="utf-8")
-
-    def rewind(self, step: int) -> None:
-        """Drops the lines after `step`."""
-        path = self.folder / "log.jsonl"
-        if not path.exists():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, LookupError, TypeError):  # the last line of a killed run may be cut
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-        with whole_file(path) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
-
-    def log(self, values: dict, step: int | None = None, **kwargs):
-        rounded = {name: value if isinstance(value, int) else float(f"{value:.6g}") for name, value in values.items()}
-        with writing(self.folder / "log.jsonl"), open(self.folder / "log.jsonl", "a", encoding="utf-8") as log:
-            log.write(json.dumps({"step": step, **rounded}) + "\n")
-
-    def log_images(self, values: dict, step: int | None = None, **kwargs):
-        (self.folder / "samples").mkdir(exist_ok=True)
-        for name, image in values.items():
-            path = self.folder / "samples" / f"{name}-{step:06d}.png"
-            with writing(path):
-                image.save(path)
+from .trackers import JsonLinesTracker
 
 
 def choose_precision(mixed_precision: str | None) -> str | None:

@@ -23,7 +23,6 @@ from ..provenance import RECORD
 from ..signals import Stopped
 from .agreement import any_process, lost_processes_named, written_together
 from .checkpoints import CheckpointWriter, check_run, find_own_disks, list_checkpoints, load_checkpoint, readable
-from .config import flat_values
 from .export import names_of
 from .resume import saved_settings
 from .run import (
@@ -36,6 +35,7 @@ from .run import (
 )
 from .sharding import ShardedState, find_fsdp2, shard_model
 from .status import RunStatus
+from .trackers import start_trackers
 
 
 class StageTrainer:
@@ -116,7 +116,7 @@ class StageTrainer:
             self.ema.to(accelerator.device)
         if accelerator.is_main_process:
             self.tracker.rewind(start)
-        accelerator.init_trackers("uniwetok", flat_values(config))
+        start_trackers(accelerator, self.folder, start, config)
         self.clock = CheckpointClock(accelerator, config)
         keep = config.checkpoints_total_limit
         self.checkpoints = CheckpointWriter(accelerator, self.folder, keep, self.shards, self.status.saved)

@@ -40,7 +40,7 @@ from ..modeling.configuration_uniwetok import UniWeTokConfig
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..modeling.modeling_uniwetok import UniWeTokModel
 from ..modeling.noise_uniwetok import draw_noise
-from ..provenance import RECORD, loss_model, training_record
+from ..provenance import RECORD, LossModel, loss_model, short_name, training_record
 from .agreement import written_together
 from .bit_usage import BitUsage
 from .checkpoints import (
@@ -91,6 +91,8 @@ class UniWeTokTrainer(StageTrainer):
         self.perceptual, self.teacher, self.distillation, self.prior, self.discriminator = build_loss_networks(
             config, self.model.config.num_bits, self.model.config.stride, accelerator.device
         )
+        if self.teacher is not None:
+            self.teacher.model.to(teacher_dtype(accelerator.mixed_precision, accelerator.device))
         self.lecam = LeCam()
         if stage := find_stage(config.init_from):
             load_loss_networks(stage.parent / "losses", self.loss_networks())
@@ -344,7 +346,8 @@ class UniWeTokTrainer(StageTrainer):
         """`training.json` of the model: the networks of its losses must not judge it."""
         config, seen = self.config, []
         if config.distillation:
-            seen.append(loss_model("teacher", self.teacher, config.distillation.teacher))
+            name = short_name(config.distillation.teacher)
+            seen.append(LossModel("teacher", name, self.teacher.digests))
         if config.perceptual:
             seen.append(loss_model("perceptual", self.perceptual, config.perceptual.model))
         started_from = [find_stage(config.init_from) or config.init_from] if config.init_from else []
@@ -432,7 +435,7 @@ def build_loss_networks(config: UniWeTokTrainingConfig, num_bits: int, stride: i
             perceptual = PerceptualLoss.from_pretrained(settings.model, settings.layers).to(device)
     with seeded_weights(config.seed + 1):
         if settings := config.distillation:
-            teacher = Teacher.from_pretrained(settings.teacher).to(device)
+            teacher = Teacher.from_pretrained(settings.teacher).drop_texts().to(device)
             distillation = PrePostDistillation(
                 num_bits,
                 teacher.embedding_size,
@@ -455,6 +458,12 @@ def build_loss_networks(config: UniWeTokTrainingConfig, num_bits: int, stride: i
             groups = min(32, settings.base_channels)
             discriminator = PatchDiscriminator(settings.base_channels, settings.num_layers, groups)
     return perceptual, teacher, distillation, prior, discriminator
+
+
+def teacher_dtype(mixed_precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of a frozen teacher's weights: on GPUs the bfloat16 that autocast would round them to in each step, in
+    half of the memory."""
+    return torch.bfloat16 if mixed_precision == "bf16" and device.type != "cpu" else torch.float32
 
 
 def find_stage(init_from: str | None) -> Path | None:
