@@ -70,6 +70,8 @@ def test_a_node_is_killed(trainer, killed, own_disks, environment, fields, tmp_p
     runs = [place / "run" for place in nodes_of]
     with start(trainer, config, nodes_of, **environment) as nodes:
         wait_for_step(runs[0], nodes, KILLED_AFTER)
+        while not list_checkpoints(runs[0]) and nodes.launchers[0].poll() is None:  # shards are written meanwhile
+            time.sleep(0.02)
         nodes.kill(killed)
         codes = nodes.wait()
         assert codes[1 - killed] == 1 and codes[killed] < 0
