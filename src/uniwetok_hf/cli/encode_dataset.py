@@ -63,7 +63,8 @@ def add_commands(commands) -> None:
         default=1,
         metavar="N",
         help="processes on this machine (default: 1); with --device cuda they share the GPUs evenly. On several "
-        "machines, run it on each with RANK and WORLD_SIZE set, as torchrun does, and OUT in a shared folder",
+        "machines, run it on each with RANK and WORLD_SIZE set, as torchrun does, and OUT in a shared folder; of a "
+        "stream that has a shard for each, a machine reads its own only",
     )
 
 
@@ -76,7 +77,11 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
     )
     add_max_skipped_share(parser)
     parser.add_argument(
-        "--rows-per-part", type=positive_int, default=1000, metavar="N", help="rows per file of OUT (default: 1000)"
+        "--rows-per-part",
+        type=positive_int,
+        metavar="N",
+        help="rows per file of OUT (default: as many as have 100 MB of codes, but at least 1000, and of a dataset "
+        "that is not streamed at most a 64th)",
     )
 
 
