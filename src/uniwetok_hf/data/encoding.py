@@ -46,6 +46,7 @@ from .skipped import MAX_SHARE, SkippedItems
 from .sources import IMAGE_COLUMN
 
 
+ENGINES = ("local", "ray")
 PARTIAL_FILE = "encoding.partial.json"
 SKIPPED_FILE = "skipped.jsonl"
 
@@ -61,6 +62,7 @@ def encode_dataset(
     world_size: int = 1,
     max_skipped_share: float = MAX_SHARE,
     stop: threading.Event | None = None,
+    engine: str = "local",
 ) -> Encoding | None:
     """Encodes the pictures of a dataset, or goes on with it.
 
@@ -70,11 +72,13 @@ def encode_dataset(
         model: a [`UniWeTokModel`] on the CPU, in the precision in which it is to encode.
         settings: sizes, variants and so on.
         device: where the model runs. Of `cuda` without a number, each process takes one in turn.
-        num_processes: processes on this machine; threads are divided between them.
+        num_processes: processes on this machine, or actors of Ray; threads are divided between them.
         max_skipped_share: largest share of the rows that may be left out, since they are damaged; ten always may.
         rank, world_size: which machine this is, and of how many, when several encode into one shared folder. Of a
             stream that has a shard for each, a machine reads its own only.
-        stop: when it is set, the parts that are being made are the last.
+        stop: when it is set, the parts that are being made are the last. (With `ray`, the first that is done is.)
+        engine: who makes the parts: "local", this machine, or "ray", the machines of Ray, which `rank` and
+            `world_size` say nothing about.
 
     Returns:
         What `encoding.json` says, or None when other machines still have parts to make.
@@ -85,11 +89,11 @@ def encode_dataset(
         OSError: when a file can't be written.
         Stopped: after the parts that were being made when `stop` was set.
     """
-    if not 0 <= rank < world_size:
-        raise ValueError(f"`rank` must be from 0 to `world_size` - 1, got {rank} of {world_size}.")
+    _check_machine(engine, rank, world_size)
     folder = Path(folder)
     settings = complete_settings(dataset, folder, model, settings)
-    num_shards = choose_shards(dataset, folder, world_size)
+    num_readers = world_size if engine == "local" else min(num_processes, getattr(dataset, "num_shards", 1))
+    num_shards = choose_shards(dataset, folder, num_readers)
     if num_shards is None and world_size > 1 and rank == 0 and not has_length(dataset):
         shards = f"{dataset.num_shards} shards, too few for {world_size} machines"
         warnings.warn(f"`dataset` has {shards}: each of them reads all of it, and encodes a share.", stacklevel=2)
@@ -99,15 +103,28 @@ def encode_dataset(
 
     encoder = PartEncoder(to_encode(model), settings, encoded_features(dataset.features, settings.columns))
     pieces = _pieces_of_machine(dataset, folder, settings.rows_per_part, num_shards, rank, world_size)
-    with (
-        Progress(dataset, settings) as progress,
-        workers(encoder, device, num_processes, rank, progress.update) as (write_part, wait),
-    ):
-        skipped = SkippedItems(max_skipped_share)
-        parts = make_parts(pieces, write_part, wait, skipped, lambda: stop is not None and stop.is_set())
+    skipped, is_stopped = SkippedItems(max_skipped_share), (stop or threading.Event()).is_set
+    with Progress(dataset, settings) as progress:
+        if engine == "ray":
+            from .encoding_ray import RayWork, make_parts_on_ray
+
+            work = RayWork(dataset, folder.resolve(), encoder, num_shards, device)
+            parts = make_parts_on_ray(work, num_processes, skipped, progress.update, is_stopped)
+        else:
+            with workers(encoder, device, num_processes, rank, progress.update) as (write_part, wait):
+                parts = make_parts(pieces, write_part, wait, skipped, is_stopped)
     if parts is None:
         raise Stopped(f"stopped; the parts in {folder} are whole, and the same command continues from there")
     return finish(folder, state, parts, progress.speed())
+
+
+def _check_machine(engine: str, rank: int, world_size: int) -> None:
+    if not 0 <= rank < world_size:
+        raise ValueError(f"`rank` must be from 0 to `world_size` - 1, got {rank} of {world_size}.")
+    if engine not in ENGINES:
+        raise ValueError(f"`engine` must be one of {', '.join(ENGINES)}, got {engine!r}.")
+    if engine == "ray" and world_size > 1:
+        raise ValueError(f"`world_size` must be 1 with the engine ray, which finds its machines, got {world_size}.")
 
 
 def complete_settings(dataset, folder: Path, model, settings: EncodingSettings) -> EncodingSettings:
@@ -126,13 +143,13 @@ def complete_settings(dataset, folder: Path, model, settings: EncodingSettings) 
     return settings
 
 
-def choose_shards(dataset, folder: Path, world_size: int) -> int | None:
+def choose_shards(dataset, folder: Path, num_readers: int) -> int | None:
     """How many shards of a stream are encoded apart from each other; None for one part after the other. A folder that
-    is begun stays as it is, however many machines go on with it."""
+    is begun stays as it is, however many machines or actors go on with it."""
     if has_length(dataset):
         return None
     saved = _read_state(folder)
-    apart = saved.get("shards") is not None if saved else 1 < world_size <= dataset.num_shards
+    apart = saved.get("shards") is not None if saved else 1 < num_readers <= dataset.num_shards
     return min(dataset.num_shards, MOST_SHARDS) if apart else None
 
 

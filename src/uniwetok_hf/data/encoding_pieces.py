@@ -170,24 +170,24 @@ def make_parts(
         paths = []
         for piece in group:
             if piece.table is None:
-                _count([piece.path], skipped)
+                count_skipped([piece.path], skipped)
             elif is_stopped():
                 wait()
                 return None
             else:
                 write_part(piece.table, piece.first_row, piece.path)
-                written = _count([*written, piece.path], skipped)
+                written = count_skipped([*written, piece.path], skipped)
             paths.append(piece.path)
         parts.append(part)
         if paths != [part]:
             unjoined[part] = paths
         unjoined = _join(unjoined, written)
     wait()
-    _join(unjoined, _count(written, skipped))
+    _join(unjoined, count_skipped(written, skipped))
     return parts
 
 
-def _count(paths: list[Path], skipped: SkippedItems) -> list[Path]:
+def count_skipped(paths: list[Path], skipped: SkippedItems) -> list[Path]:
     """Counts what was left out of the files that are there; returns the others."""
     waiting = []
     for path in paths:
