@@ -108,6 +108,8 @@ def test_a_run_that_is_killed_loses_a_piece(encode, make_model, tmp_path, small_
         encode(model=failing(make_model(), after=3), rows_per_part=9)  # a batch each, but for the row left out
     pieces = [f"unfinished/part-00000-000{number}.parquet" for number in range(3)]
     assert names(folder) == ["encoding.partial.json", *pieces]
+    with pytest.raises(ValueError, match="unfinished"):
+        read_encoding(folder)
     times = [(folder / name).stat().st_mtime_ns for name in pieces]
     with pytest.raises(RuntimeError, match="killed"):
         encode(model=failing(make_model(), after=1), rows_per_part=9)

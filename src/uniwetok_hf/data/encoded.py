@@ -29,6 +29,7 @@ from .parquet_files import find_damage
 
 
 ENCODING_FILE = "encoding.json"
+PARTIAL_FILE = "encoding.partial.json"  # the settings, while parts are missing
 ENCODING_FORMAT = 1
 
 
@@ -86,7 +87,10 @@ def part_paths(folder: str | os.PathLike, encoding: Encoding) -> list[Path]:
 
 def is_begun(folder: str | os.PathLike) -> bool:
     """Whether `folder` holds an encoded dataset, or a part of one."""
-    return (Path(folder) / ENCODING_FILE).exists() or any(Path(folder).glob("part-*.parquet"))
+    folder = Path(folder)
+    return any((folder / name).exists() for name in (ENCODING_FILE, PARTIAL_FILE)) or any(
+        folder.glob("part-*.parquet")
+    )
 
 
 def read_encoding(folder: str | os.PathLike) -> Encoding:

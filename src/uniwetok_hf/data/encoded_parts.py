@@ -164,6 +164,8 @@ def join_parts(pieces: Sequence[Path], path: Path) -> None:
 
     summaries = [read_summary(piece) for piece in pieces]
     if None in summaries:
+        if read_summary(path) is not None:
+            return  # by a process that was only thought to be dead
         raise OSError(f"{pieces[summaries.index(None)]} is gone or damaged")
     joined = summaries[0]
     for summary in summaries[1:]:

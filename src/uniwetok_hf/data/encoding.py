@@ -27,7 +27,16 @@ from tqdm.auto import tqdm
 from ..files import read_json, whole_file
 from ..signals import Stopped
 from .archives import ERROR_COLUMN
-from .encoded import ENCODING_FILE, Encoding, encoder_fingerprint, is_begun, part_path, part_paths, read_encoding
+from .encoded import (
+    ENCODING_FILE,
+    PARTIAL_FILE,
+    Encoding,
+    encoder_fingerprint,
+    is_begun,
+    part_path,
+    part_paths,
+    read_encoding,
+)
 from .encoded_parts import EncodingSettings, PartEncoder, PartSummary, read_summary
 from .encoding_pieces import (
     MOST_SHARDS,
@@ -47,7 +56,6 @@ from .sources import IMAGE_COLUMN
 
 
 ENGINES = ("local", "ray")
-PARTIAL_FILE = "encoding.partial.json"
 SKIPPED_FILE = "skipped.jsonl"
 
 
