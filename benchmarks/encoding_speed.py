@@ -5,8 +5,7 @@ stored files and of JPEG.
     python benchmarks/encoding_speed.py data/emoji [--rows 2000] [--size 128] [--processes 1 2] [--engines local ray]
 
 Processes divide the threads. Seconds count all, the start of Ray too; pictures/s count from the first report on, since
-new processes import torch first, which takes seconds, once. The built-in engine reports batches, Ray whole parts (250
-rows here). Equal digests mean that the same bytes were written.
+new processes import torch first, which takes seconds, once. Equal digests mean that the same bytes were written.
 """
 
 import argparse

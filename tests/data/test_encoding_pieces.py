@@ -217,7 +217,7 @@ def test_too_few_shards_are_read_by_all_machines(encode, rows, tmp_path):
     stream = rows.to_iterable_dataset(num_shards=2)
     assert encode(dataset=stream, rank=1, world_size=3) is None
     assert encode(dataset=stream, rank=2, world_size=3) is None
-    with pytest.warns(UserWarning, match="`dataset` has 2 shards, too few for 3 machines: each of them reads all"):
+    with pytest.warns(UserWarning, match="a stream of 2 shards is not divided between 3 machines; each reads all"):
         assert encode(dataset=stream, rank=0, world_size=3).num_rows == 10
     assert contents(tmp_path / "codes") == contents(tmp_path / "whole")
 

@@ -87,7 +87,9 @@ def save(rows, tmp_path):
 def test_the_files_of_the_built_in_engine(ray, encode, save, tmp_path, kind):
     dataset = open_rows(PictureSource(save(kind)))
     encode("local", dataset, "local")
-    assert encode("ray", dataset).num_rows == 12
+    description = encode("ray", dataset)
+    assert description.num_rows == 12
+    assert 0 < description.pictures_per_second < 10_000
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
 
 

@@ -49,6 +49,7 @@ from .encoding_pieces import (
     pieces_of_table,
     shard_parts,
 )
+from .encoding_ray import RayWork, make_parts_on_ray
 from .encoding_workers import workers
 from .samples import STREAMS
 from .skipped import MAX_SHARE, SkippedItems
@@ -100,11 +101,10 @@ def encode_dataset(
     _check_machine(engine, rank, world_size)
     folder = Path(folder)
     settings = complete_settings(dataset, folder, model, settings)
-    num_readers = world_size if engine == "local" else min(num_processes, getattr(dataset, "num_shards", 1))
-    num_shards = choose_shards(dataset, folder, num_readers)
+    num_shards = choose_shards(dataset, folder, engine, num_processes, world_size)
     if num_shards is None and world_size > 1 and rank == 0 and not has_length(dataset):
-        shards = f"{dataset.num_shards} shards, too few for {world_size} machines"
-        warnings.warn(f"`dataset` has {shards}: each of them reads all of it, and encodes a share.", stacklevel=2)
+        shards = f"a stream of {dataset.num_shards} shards is not divided between {world_size} machines"
+        warnings.warn(f"`dataset`: {shards}; each reads all of it, and encodes its parts.", stacklevel=2)
     state = describe(dataset, model, settings, num_shards)
     if finished := begin(folder, state):
         return finished
@@ -114,8 +114,6 @@ def encode_dataset(
     skipped, is_stopped = SkippedItems(max_skipped_share), (stop or threading.Event()).is_set
     with Progress(dataset, settings) as progress:
         if engine == "ray":
-            from .encoding_ray import RayWork, make_parts_on_ray
-
             work = RayWork(dataset, folder.resolve(), encoder, num_shards, device)
             parts = make_parts_on_ray(work, num_processes, skipped, progress.update, is_stopped)
         else:
@@ -151,11 +149,12 @@ def complete_settings(dataset, folder: Path, model, settings: EncodingSettings) 
     return settings
 
 
-def choose_shards(dataset, folder: Path, num_readers: int) -> int | None:
+def choose_shards(dataset, folder: Path, engine: str, num_processes: int, world_size: int) -> int | None:
     """How many shards of a stream are encoded apart from each other; None for one part after the other. A folder that
     is begun stays as it is, however many machines or actors go on with it."""
     if has_length(dataset):
         return None
+    num_readers = world_size if engine == "local" else min(num_processes, dataset.num_shards)
     saved = _read_state(folder)
     apart = saved.get("shards") is not None if saved else 1 < num_readers <= dataset.num_shards
     return min(dataset.num_shards, MOST_SHARDS) if apart else None
@@ -334,11 +333,15 @@ class Progress:
     def __exit__(self, *_):
         self.bar.close()
 
-    def update(self, count: int) -> None:
+    def update(self, count: int, seconds: float = 0.0) -> None:
+        """Adds `count` encodings; those of a report that comes late took `seconds`."""
         if count:
+            now = time.monotonic()
+            if seconds and not self.times:
+                self.times = [(now - seconds, 0)]
             self.bar.update(count)
             self.count += count
-            self.times[1:] = [(time.monotonic(), self.count)]
+            self.times[1:] = [(now, self.count)]
 
     def speed(self) -> float | None:
         """Encodings a second, when there were any: after the first report, since new processes take seconds to start.

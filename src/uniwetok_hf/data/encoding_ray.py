@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ def make_parts_on_ray(
     work: RayWork,
     num_processes: int,
     skipped: SkippedItems,
-    report: Callable[[int], object],
+    report: Callable[[int, float], object],
     is_stopped: Callable[[], bool],
 ) -> list[Path] | None:
     """Has all parts made by up to `num_processes` actors.
@@ -78,7 +79,7 @@ def make_parts_on_ray(
     Args:
         work: with `cuda`, actors have a GPU each, or share them when they are more.
         skipped: counts the rows that are left out.
-        report: called with the number of encodings of each part or shard that is done.
+        report: called with the number of encodings of each part or shard that is done, and the seconds that it took.
 
     Returns:
         The parts, in order; None when it was stopped before the last.
@@ -133,8 +134,9 @@ class RayEncoder:
 
     def __call__(self, batch: dict) -> dict[str, list[str]]:
         """A row with the number of a `unit` becomes one with a `result`: JSON of the names of its parts, the number of
-        encodings made, and kind and message of an error. (Ray would give an error back with a traceback.)"""
-        self.count, parts, error = 0, [], None
+        encodings made, the seconds that they took, and kind and message of an error. (Ray would give an error back
+        with a traceback.)"""
+        self.count, parts, error, start = 0, [], None, time.monotonic()
         unit, write_part = int(batch["unit"][0]), self.work.encoder.write_part
         try:
             pieces = self.work.pieces(self._begin(unit))
@@ -142,7 +144,8 @@ class RayEncoder:
             parts = make_parts(pieces, write_part, lambda: None, SkippedItems(1.0), lambda: False)
         except (ValueError, OSError) as raised:
             error = ["ValueError" if isinstance(raised, ValueError) else "OSError", str(raised)]
-        return {"result": [json.dumps({"parts": [part.name for part in parts], "count": self.count, "error": error})]}
+        made = {"parts": [part.name for part in parts], "count": self.count, "seconds": time.monotonic() - start}
+        return {"result": [json.dumps(made | {"error": error})]}
 
     def _begin(self, unit: int) -> int:
         """Counts the tries of a unit, in a file, since those before ended their actors."""
@@ -168,7 +171,7 @@ def _collect(
             if result["error"]:
                 kind, message = result["error"]
                 raise {"ValueError": ValueError, "OSError": OSError}[kind](message)
-            report(result["count"])
+            report(result["count"], result["seconds"])
             found = [folder / name for name in result["parts"]]
             count_skipped(found, skipped)
             parts += found
