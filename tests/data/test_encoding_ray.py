@@ -5,6 +5,7 @@ import os
 import signal
 import tarfile
 import threading
+from pathlib import Path
 
 import datasets
 import pytest
@@ -101,6 +102,30 @@ def test_shards_of_a_stream(ray, encode, save, tmp_path, kind):
     for rank in range(2):
         encode("local", dataset, "local", rank=rank, world_size=2)
     assert encode("ray", dataset).parts_of_shards == [2, 2, 2]
+    assert contents(tmp_path / "ray") == contents(tmp_path / "local")
+
+
+OWN = """
+from datasets import Features, Image, IterableDataset
+
+def load(files):
+    for file in files:
+        yield {"image": {"path": file, "bytes": None}}
+
+def stream(split):
+    features = Features({"image": Image(decode=False)})
+    return IterableDataset.from_generator(load, features=features, gen_kwargs={"files": FILES})
+"""
+
+
+@pytest.mark.slow
+def test_a_function_of_ones_own(ray, encode, save, tmp_path):
+    files = [str(file) for file in sorted(Path(save("folder")).iterdir())]
+    (tmp_path / "own.py").write_text(f"FILES = {files}\n{OWN}")
+    dataset = open_rows(PictureSource(f"{tmp_path / 'own.py'}:stream"))
+    for rank in range(2):
+        encode("local", dataset, "local", rank=rank, world_size=2)
+    encode("ray", dataset)
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
 
 

@@ -29,6 +29,7 @@ from .encoding_pieces import (
     pieces_of_stream,
     pieces_of_table,
 )
+from .places import loaded_modules
 from .skipped import SkippedItems
 
 
@@ -102,6 +103,8 @@ def make_parts_on_ray(
         if num_gpus == 0:
             raise ValueError("`device`: none of Ray's machines has a GPU.")
         threads = max(1, int(resources["CPU"]) // num_processes)
+        for module in loaded_modules():  # of a user's own source
+            ray.cloudpickle.register_pickle_by_value(module)
         shared = ray.put(work)  # once per machine; in a list, so that it is not fetched for the constructor
         size = {"min_size": 1, "initial_size": num_processes, "max_size": num_processes}
         results = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
@@ -117,7 +120,8 @@ def make_parts_on_ray(
         except ray.exceptions.RayTaskError:  # a bug of ours
             raise
         except ray.exceptions.RayError as error:
-            raise OSError(f"Ray gave up: {error}") from error
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            raise OSError(f"Ray gave up: {lines[0]} {lines[-1] if len(lines) > 1 else ''}") from error
 
 
 class RayEncoder:
