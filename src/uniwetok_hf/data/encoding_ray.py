@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from ..files import one_line
 from .encoded_parts import PartEncoder
 from .encoding_pieces import (
     UNFINISHED,
@@ -83,7 +85,7 @@ def make_parts_on_ray(
         report: called with the number of encodings of each part or shard that is done, and the seconds that it took.
 
     Returns:
-        The parts, in order; None when it was stopped before the last.
+        The parts, those of each part or shard in order; None when it was stopped before the last.
 
     Raises:
         ValueError: for a device that Ray can't give, or when rows can't be used.
@@ -99,7 +101,7 @@ def make_parts_on_ray(
         _tries_path(work.folder, row["unit"]).unlink(missing_ok=True)
     with _connected(num_processes) as ray:
         resources = ray.cluster_resources()
-        num_gpus = resources.get("GPU", 0) if work.device == "cuda" else None
+        num_gpus = int(resources.get("GPU", 0)) if work.device == "cuda" else None
         if num_gpus == 0:
             raise ValueError("`device`: none of Ray's machines has a GPU.")
         threads = max(1, int(resources["CPU"]) // num_processes)
@@ -113,7 +115,7 @@ def make_parts_on_ray(
             compute=ray.data.ActorPoolStrategy(**size, max_tasks_in_flight_per_actor=1),
             fn_constructor_args=[[shared], threads],
             num_cpus=1,
-            num_gpus=num_gpus and min(1, num_gpus / num_processes),
+            num_gpus=num_gpus and share_of_gpu(num_gpus, num_processes),
         )
         try:
             return _collect(iter(results.iter_rows()), work.folder, skipped, report, is_stopped)
@@ -181,7 +183,25 @@ def _collect(
             parts += found
             if is_stopped():
                 return None
-    return sorted(parts)
+    return parts
+
+
+def check_address(address: str) -> None:
+    """
+    Raises:
+        OSError: when nobody answers at an address of a host and a port. (Ray tries for minutes.)
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except OSError as error:
+            raise OSError(f"RAY_ADDRESS={address}: no Ray answers there ({one_line(error)})") from error
+
+
+def share_of_gpu(num_gpus: int, num_processes: int) -> float:
+    """What an actor takes of a GPU, so that all find a place, although none is on two."""
+    return 1 / max(1, -(-num_processes // num_gpus))
 
 
 def _tries_path(folder: Path, unit: int) -> Path:
@@ -199,7 +219,9 @@ def _connected(num_processes: int) -> Iterator:
         yield ray
         return
     options = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if not os.environ.get("RAY_ADDRESS"):
+    if address := os.environ.get("RAY_ADDRESS"):
+        check_address(address)
+    else:
         num_cpus = max(num_processes, os.cpu_count() or 1)
         options |= {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
     context = ray.data.DataContext.get_current()
