@@ -8,7 +8,8 @@ import psutil
 
 
 # Threads that libraries start once and keep for the life of the process.
-KEPT = ("tqdm_monitor", "TMonitor", "asyncio_", "AnyIO worker")
+KEPT = ("tqdm_monitor", "TMonitor", "asyncio_", "AnyIO worker", "Prefetcher")
+RAY_LOGS = "/ray/session_"  # which Ray, too, keeps open
 
 
 def running() -> set[str]:
@@ -16,7 +17,7 @@ def running() -> set[str]:
     process = psutil.Process()
     threads = {f"thread {thread.name}" for thread in threading.enumerate() if thread.is_alive()}
     children = {f"process {child.pid}: {' '.join(child.cmdline())[:200]}" for child in children_of(process)}
-    files = {f"open file {file.path} ({file.fd})" for file in process.open_files()}
+    files = {f"open file {file.path} ({file.fd})" for file in process.open_files() if RAY_LOGS not in file.path}
     return {name for name in threads if not name.removeprefix("thread ").startswith(KEPT)} | children | files
 
 

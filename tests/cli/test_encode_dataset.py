@@ -2,6 +2,7 @@ import io
 import json
 import os
 import signal
+import sys
 import tarfile
 from pathlib import Path
 
@@ -163,6 +164,25 @@ def test_machines_of_a_cluster(captions, vision_folder, succeeds, monkeypatch):
     assert succeeds(*command) == ["codes: the parts of machine 1 are done; the last of 2 machines finishes"]
     monkeypatch.setenv("RANK", "0")
     assert succeeds(*command)[0] == "3 rows with 3 pictures"
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_parts(captions, vision_folder, succeeds):
+    pytest.importorskip("ray", reason="needs the extra `ray`")
+    command = ("--size", 32, "--rows-per-part", 2, "--variants", 2, "--model", vision_folder)
+    lines = succeeds("encode-dataset", captions, "codes", *command, "--engine", "ray", "--num-processes", 2)
+    assert lines[0] == "3 rows with 3 pictures, 2 variants of each"
+    succeeds("encode-dataset", captions, "local", *command)
+    for number in range(2):
+        part = f"part-0000{number}.parquet"
+        assert Path("codes", part).read_bytes() == Path("local", part).read_bytes()
+
+
+def test_ray_that_is_not_installed(captions, vision_folder, fails, monkeypatch, workplace):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    options = ("--size", 32, "--engine", "ray", "--model", vision_folder)
+    assert 'pip install "uniwetok-hf[ray]"' in fails("encode-dataset", captions, "codes", *options)
+    assert not (workplace / "codes").exists()
 
 
 @pytest.mark.parametrize("rank, world_size", [("3", None), ("2", "2"), ("-1", "2"), ("", "2"), ("one", "2")])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, List, Value
 from PIL import Image
+from tiny_encoded import contents, failing
 
 from uniwetok_hf import UniWeTokImageProcessor, UniWeTokModel
 from uniwetok_hf.data.encoded import cell_codes, encoder_fingerprint, open_encoded, part_path, read_encoding
@@ -45,23 +46,6 @@ def encode(make_model, pictures, tmp_path):
         return encode_dataset(dataset, tmp_path / name, model, settings, "cpu", num_processes, rank, world_size)
 
     return run
-
-
-def contents(folder):
-    """Names and bytes of all files but `encoding.json`, which holds a speed."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "encoding.json"}
-
-
-def failing(model, after):
-    """`model`, which raises when it encodes its batch number `after`."""
-    calls = iter(range(after))
-
-    def count(module, inputs):
-        if next(calls, None) is None:
-            raise RuntimeError("killed")
-
-    model.encoder.register_forward_pre_hook(count)
-    return model
 
 
 def test_a_dataset_becomes_codes(encode, make_model, pictures, tmp_path):

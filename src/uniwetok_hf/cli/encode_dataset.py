@@ -58,12 +58,20 @@ def add_commands(commands) -> None:
         "--batch-size", type=positive_int, default=16, metavar="N", help="pictures encoded at once (default: 16)"
     )
     parser.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="local (default): this machine; ray: the cluster of RAY_ADDRESS, or a Ray that is started for it on this "
+        "machine (extra `ray`)",
+    )
+    parser.add_argument(
         "--num-processes",
         type=positive_int,
         default=1,
         metavar="N",
-        help="processes on this machine (default: 1); with --device cuda they share the GPUs evenly. On several "
-        "machines, run it on each with RANK and WORLD_SIZE set, as torchrun does, and OUT in a shared folder",
+        help="processes on this machine, or actors of Ray (default: 1); with --device cuda they share the GPUs "
+        "evenly. On several machines without Ray, run it on each with RANK and WORLD_SIZE set, as torchrun does, and "
+        "OUT in a shared folder; of a stream that has a shard for each, a machine reads its own only",
     )
 
 
@@ -76,7 +84,11 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
     )
     add_max_skipped_share(parser)
     parser.add_argument(
-        "--rows-per-part", type=positive_int, default=1000, metavar="N", help="rows per file of OUT (default: 1000)"
+        "--rows-per-part",
+        type=positive_int,
+        metavar="N",
+        help="rows per file of OUT (default: as many as have 100 MB of codes, but at least 1000, and of a dataset "
+        "that is not streamed at most a 64th)",
     )
 
 
@@ -146,6 +158,8 @@ def run_encode_dataset(args: argparse.Namespace) -> None:
     """`uniwetok encode-dataset`."""
     if find_spec("datasets") is None:
         raise CommandError('encode-dataset needs datasets: pip install "uniwetok-hf[train]"')
+    if args.engine == "ray" and find_spec("ray") is None:
+        raise CommandError('--engine ray needs Ray: pip install "uniwetok-hf[ray]"')
     import datasets
     import torch
 
@@ -154,7 +168,8 @@ def run_encode_dataset(args: argparse.Namespace) -> None:
     from uniwetok_hf.data.encoding import encode_dataset, encoded_features
     from uniwetok_hf.data.sources import PictureSource, open_rows
 
-    resolve_device(args.device)
+    if args.engine == "local":  # the GPUs of Ray are elsewhere
+        resolve_device(args.device)
     rank, world_size = machine()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
@@ -194,6 +209,7 @@ def run_encode_dataset(args: argparse.Namespace) -> None:
                 world_size,
                 args.max_skipped_share,
                 stop,
+                args.engine,
             )
     if encoding is None:
         print(f"{args.out}: the parts of machine {rank} are done; the last of {world_size} machines finishes")

@@ -2,12 +2,15 @@
 """Datasets whose pictures are stored as packed codes, as `uniwetok encode-dataset` writes them: a language model is
 trained on them without the encoder.
 
-A folder holds `part-00000.parquet`, `part-00001.parquet`, ... and `encoding.json`, which is written last. In the parts
-all columns of the source are as they were, but those of pictures: a picture is a list with one item per variant, the
-plain picture first and then its random crops. An item is `{"codes", "height", "width"}`: packed bits (`pack_codes`,
-row by row, 16 bytes a token of 128 bits) of height x width tokens. Variant k of all pictures of a row was cropped and
-mirrored alike; with `same_crops`, that of all rows. With `mirrored`, each is followed by its mirror image. A column of
-lists of pictures holds lists of such lists.
+A folder holds `part-00000.parquet`, `part-00001.parquet`, ... and `encoding.json`, which is written last. Where shards
+of a stream were encoded apart from each other, parts have two numbers: `part-00003-00001.parquet` is the second of
+shard 3. Rows are in the order of the source when the parts are in the order of their names.
+
+In the parts all columns of the source are as they were, but those of pictures: a picture is a list with one item per
+variant, the plain picture first and then its random crops. An item is `{"codes", "height", "width"}`: packed bits
+(`pack_codes`, row by row, 16 bytes a token of 128 bits) of height x width tokens. Variant k of all pictures of a row
+was cropped and mirrored alike; with `same_crops`, that of all rows. With `mirrored`, each is followed by its mirror
+image. A column of lists of pictures holds lists of such lists.
 """
 
 import dataclasses
@@ -26,6 +29,7 @@ from .parquet_files import find_damage
 
 
 ENCODING_FILE = "encoding.json"
+PARTIAL_FILE = "encoding.partial.json"  # the settings, while parts are missing
 ENCODING_FORMAT = 1
 
 
@@ -45,6 +49,7 @@ class Encoding:
         encoded size, of a sample of "jpeg_pictures"); also "parts", the size of all Parquet files.
     pictures_per_second: encodings per second in the run that finished the folder, where it made any.
     settings: with which settings it was made.
+    parts_of_shards: number of parts of each shard, where shards of a stream were encoded apart from each other.
     """
 
     model: str
@@ -60,11 +65,32 @@ class Encoding:
     pictures_per_second: float | None
     settings: dict
     format: int = ENCODING_FORMAT
+    parts_of_shards: list[int] | None = None
 
 
-def part_path(folder: str | os.PathLike, index: int) -> Path:
-    """Where part `index` of an encoded dataset lies."""
-    return Path(folder) / f"part-{index:05d}.parquet"
+def part_path(folder: str | os.PathLike, index: int, shard: int | None = None) -> Path:
+    """Where part `index` of an encoded dataset lies, or that of a shard of it."""
+    name = f"{index:05d}" if shard is None else f"{shard:05d}-{index:05d}"
+    return Path(folder) / f"part-{name}.parquet"
+
+
+def part_paths(folder: str | os.PathLike, encoding: Encoding) -> list[Path]:
+    """Where all parts of an encoded dataset lie, in the order of its source."""
+    if encoding.parts_of_shards is None:
+        return [part_path(folder, index) for index in range(encoding.num_parts)]
+    return [
+        part_path(folder, index, shard)
+        for shard, count in enumerate(encoding.parts_of_shards)
+        for index in range(count)
+    ]
+
+
+def is_begun(folder: str | os.PathLike) -> bool:
+    """Whether `folder` holds an encoded dataset, or a part of one."""
+    folder = Path(folder)
+    return any((folder / name).exists() for name in (ENCODING_FILE, PARTIAL_FILE)) or any(
+        folder.glob("part-*.parquet")
+    )
 
 
 def read_encoding(folder: str | os.PathLike) -> Encoding:
@@ -76,7 +102,7 @@ def read_encoding(folder: str | os.PathLike) -> Encoding:
     path = Path(folder) / ENCODING_FILE
     if not path.is_file():
         why = "an unfinished encoded dataset: run its `uniwetok encode-dataset` again, and it goes on where it stopped"
-        if not part_path(folder, 0).exists():
+        if not is_begun(folder):
             why = "no encoded dataset (no encoding.json); `uniwetok encode-dataset` makes one"
         raise ValueError(f"`folder` {folder} holds {why}.")
     try:
@@ -89,10 +115,12 @@ def read_encoding(folder: str | os.PathLike) -> Encoding:
             f"`folder`: {path} is of format {version}, this version of uniwetok-hf reads {ENCODING_FORMAT}."
         )
     names = {field.name for field in dataclasses.fields(Encoding)}
+    values = {"parts_of_shards": None} | values  # which older folders don't say
     if missing := sorted(names - set(values)):
         raise ValueError(f"`folder`: {path} lacks {', '.join(missing)}.")
     for name, hint in typing.get_type_hints(Encoding).items():
-        if not isinstance(values[name], list if typing.get_origin(hint) is list else hint):
+        kinds = tuple(typing.get_origin(kind) or kind for kind in typing.get_args(hint)) or hint
+        if not isinstance(values[name], list if typing.get_origin(hint) is list else kinds):
             raise ValueError(f"`folder`: {path} is damaged (`{name}` is {values[name]!r:.100}).")
     return Encoding(**{name: values[name] for name in names})
 
@@ -109,7 +137,7 @@ def open_encoded(folder: str | os.PathLike):
     from datasets import Dataset
 
     encoding = read_encoding(folder)
-    parts = [part_path(folder, index) for index in range(encoding.num_parts)]
+    parts = part_paths(folder, encoding)
     if missing := [part.name for part in parts if not part.is_file()]:
         raise ValueError(
             f"`folder` {folder} lacks {missing[0]}, the first of {len(missing)} missing of {len(parts)} parts; run "

@@ -10,7 +10,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ MOST_WAITING = 256  # pictures that wait for others of their size; more would ta
 JPEG_STEP = 32  # every so many rows, the pictures are compressed as JPEG for comparison
 JPEG_QUALITY = 90
 SUMMARY_KEY = b"uniwetok"
+SHARD_ROWS = 1 << 32  # where shards are encoded apart, row r of shard s has the number (s + 1) * SHARD_ROWS + r
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class EncodingSettings:
     same_crops: whether variant k is the same crop in all rows, so that it stays comparable between rows: for edits
         that are a table of rows. Otherwise every row has its own crops.
     seed: of the random crops.
-    rows_per_part: rows of the source in one Parquet file.
+    rows_per_part: rows of the source in one Parquet file; None for what the folder was begun with, or else by the
+        size of their codes.
     batch_size: pictures that are encoded at once.
     source: name of the dataset, so that an encoding is not continued with another one.
     """
@@ -69,7 +71,7 @@ class EncodingSettings:
     mirrored: bool = False
     same_crops: bool = False
     seed: int = 0
-    rows_per_part: int = 1000
+    rows_per_part: int | None = None
     batch_size: int = 16
     source: str = ""
 
@@ -77,7 +79,7 @@ class EncodingSettings:
         if bool(self.sizes) == (self.longest_edge is not None):
             raise ValueError("`sizes` or `longest_edge` must be given, and not both.")
         for name in ("patch_size", "num_variants", "rows_per_part", "batch_size"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
         if self.seed < 0:
             raise ValueError(f"`seed` must be 0 or more, got {self.seed}.")
@@ -114,9 +116,9 @@ class EncodingSettings:
 
 @dataclass
 class PartSummary:
-    """Counts of one part: `num_rows` read from the source, from row `first_row` on; `skipped` of them, each a row, a
-    column and an error; `pictures` of the source encoded; and bytes of the pictures as they were stored, of one
-    variant of codes, of all their JPEGs, and how many those were."""
+    """Counts of one part: `num_rows` read from the source, from row `first_row` on; `skipped` of them, each
+    [`place_of`] a row with a column and an error; `pictures` of the source encoded; and bytes of the pictures as they
+    were stored, of one variant of codes, of all their JPEGs, and how many those were."""
 
     first_row: int
     num_rows: int
@@ -138,6 +140,49 @@ def read_summary(path: str | os.PathLike) -> PartSummary | None:
         return PartSummary(**json.loads(pyarrow.parquet.read_metadata(path).metadata[SUMMARY_KEY]))
     except (OSError, pyarrow.ArrowInvalid, KeyError, TypeError, ValueError):
         return None
+
+
+def place_of(row: int) -> dict[str, int]:
+    """`row`, and its `shard` where shards are encoded apart, of the number of a row."""
+    shard, row_of_shard = divmod(row, SHARD_ROWS)
+    return {"row": row_of_shard} | ({"shard": shard - 1} if shard else {})
+
+
+def row_name(place: int | dict) -> str:
+    """What to call a row in messages, by its number or by [`place_of`] it."""
+    place = place_of(place) if isinstance(place, int) else place
+    return " of ".join(f"{name} {place[name]}" for name in ("row", "shard") if name in place)
+
+
+def join_parts(pieces: Sequence[Path], path: Path) -> None:
+    """Writes the rows of `pieces`, in their order, as one part, each as a row group, and removes them.
+
+    Raises:
+        OSError: when a piece can't be read or `path` can't be written; no piece is removed then.
+    """
+    import pyarrow.parquet
+
+    summaries = [read_summary(piece) for piece in pieces]
+    if None in summaries:
+        if read_summary(path) is not None:
+            return  # by a process that was only thought to be dead
+        raise OSError(f"{pieces[summaries.index(None)]} is gone or damaged")
+    joined = summaries[0]
+    for summary in summaries[1:]:
+        for field in dataclasses.fields(PartSummary)[1:]:
+            setattr(joined, field.name, getattr(joined, field.name) + getattr(summary, field.name))
+    schema = pyarrow.parquet.read_schema(pieces[0])
+    schema = schema.with_metadata(schema.metadata | {SUMMARY_KEY: json.dumps(dataclasses.asdict(joined)).encode()})
+    _write_parquet(map(_read_table, pieces), schema, path)
+    for piece in pieces:
+        piece.unlink(missing_ok=True)
+
+
+def _read_table(path: Path):
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        return file.read()
 
 
 def stored_size(cell: dict | bytes | str) -> int:
@@ -173,7 +218,7 @@ class PartEncoder:
         for index in range(table.num_rows):
             if errors and errors[index]:
                 error = one_line(errors[index])
-                summary.skipped.append({"row": first_row + index, "column": ERROR_COLUMN, "error": error})
+                summary.skipped.append(place_of(first_row + index) | {"column": ERROR_COLUMN, "error": error})
                 continue
             pictures = {column: table.column(column)[index].as_py() for column in self.settings.columns}
             if self._add_row(first_row + index, pictures, cells, summary):
@@ -188,7 +233,8 @@ class PartEncoder:
             for field in schema
         ]
         metadata = schema.metadata | {SUMMARY_KEY: json.dumps(dataclasses.asdict(summary)).encode()}
-        _write_parquet(pyarrow.table(columns, names=schema.names).cast(schema).replace_schema_metadata(metadata), path)
+        written = schema.with_metadata(metadata)
+        _write_parquet([pyarrow.table(columns, names=schema.names).cast(written)], written, path)
 
     def _add_row(self, row: int, pictures: dict, cells: dict[str, list], summary: PartSummary) -> bool:
         """Prepares all pictures of one row and queues them. Nothing of a row with a bad picture is kept."""
@@ -198,7 +244,7 @@ class PartEncoder:
                 many = cell if isinstance(cell, list) else [cell]
                 prepared[column] = [self._prepare(row, single) for single in many]
             except ValueError as error:
-                summary.skipped.append({"row": row, "column": column, "error": one_line(error)})
+                summary.skipped.append(place_of(row) | {"column": column, "error": one_line(error)})
                 return False
         for column, many in prepared.items():
             queued = [self._queue(variants) for variants, _ in many]
@@ -216,7 +262,7 @@ class PartEncoder:
     def _prepare(self, row: int, cell: dict | bytes | str | None) -> tuple[list[np.ndarray], int]:
         """All variants of one picture, uint8 [3, H, W], and the bytes that it took."""
         path = cell if isinstance(cell, str) else cell.get("path") if isinstance(cell, dict) else None
-        picture = read_cell(cell, path or f"row {row}")
+        picture = read_cell(cell, path or row_name(row))
         # One generator a row, or one for all: pictures that share it are cropped and mirrored alike.
         generator = sample_generator(self.settings.seed, 0 if self.settings.same_crops else row, AUGMENTATION)
         pictures = [picture]
@@ -285,12 +331,15 @@ def _jpeg_bytes(pixels: np.ndarray) -> int:
     return stream.tell()
 
 
-def _write_parquet(table, path: Path) -> None:
-    """Under a temporary name first, renamed when it is on the disk: a part that is there is whole."""
+def _write_parquet(tables: Iterable, schema, path: Path) -> None:
+    """A row group for each table. Under a temporary name first, renamed when it is on the disk: a part that is there
+    is whole. The name is of this process: another may make the same part, when it is only thought to be dead."""
     import pyarrow.parquet
 
-    with whole_file(path) as temporary, open(temporary, "wb") as file:
+    with whole_file(path, is_shared=True) as temporary, open(temporary, "wb") as file:
         # No dictionaries: codes hardly ever repeat, and zstd finds what repeats in the other columns.
-        pyarrow.parquet.write_table(table, file, compression="zstd", use_dictionary=False)
+        with pyarrow.parquet.ParquetWriter(file, schema, compression="zstd", use_dictionary=False) as writer:
+            for table in tables:
+                writer.write_table(table)
         file.flush()
         os.fsync(file.fileno())

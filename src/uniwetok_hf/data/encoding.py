@@ -1,26 +1,24 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """Writing encoded datasets (`data/encoded.py` describes them): which parts are missing, who makes them, and the end.
 
-- Part k holds rows k * n ... (k + 1) * n - 1 of the source, and nothing but them decides what is in it. So a run can
-  be killed at any moment: the next one makes the parts that are missing or cut off, and the result is the same.
+- A part holds certain rows of the source (`encoding_pieces.py`), and nothing but them decides what is in it. So a run
+  can be killed at any moment: the next one makes the parts that are missing or cut off, and the result is the same.
 - The settings are saved first; a run with others is refused by name.
-- Several processes make different parts. Those on one machine share one copy of the weights and are handed their rows
-  by the main process, so a stream is read only once. Several machines take the parts k with k % world_size = rank, and
+- Several processes make different parts. Those on one machine are handed their rows by the main process, so a stream
+  is read only once. Several machines take the parts, or the shards of a stream, k with k % world_size = rank, and
   whoever finds all parts in the shared folder finishes it.
 """
 
-import concurrent.futures
-import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
-import multiprocessing
 import os
-import signal
+import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -29,14 +27,36 @@ from tqdm.auto import tqdm
 from ..files import read_json, whole_file
 from ..signals import Stopped
 from .archives import ERROR_COLUMN
-from .encoded import ENCODING_FILE, Encoding, encoder_fingerprint, part_path, read_encoding
+from .encoded import (
+    ENCODING_FILE,
+    PARTIAL_FILE,
+    Encoding,
+    encoder_fingerprint,
+    is_begun,
+    part_path,
+    part_paths,
+    read_encoding,
+)
 from .encoded_parts import EncodingSettings, PartEncoder, PartSummary, read_summary
+from .encoding_pieces import (
+    MOST_SHARDS,
+    PIECE_ROWS,
+    UNFINISHED,
+    choose_rows_per_part,
+    make_parts,
+    pieces_of_shard,
+    pieces_of_stream,
+    pieces_of_table,
+    shard_parts,
+)
+from .encoding_ray import RayWork, make_parts_on_ray
+from .encoding_workers import workers
 from .samples import STREAMS
 from .skipped import MAX_SHARE, SkippedItems
 from .sources import IMAGE_COLUMN
 
 
-PARTIAL_FILE = "encoding.partial.json"
+ENGINES = ("local", "ray")
 SKIPPED_FILE = "skipped.jsonl"
 
 
@@ -51,6 +71,7 @@ def encode_dataset(
     world_size: int = 1,
     max_skipped_share: float = MAX_SHARE,
     stop: threading.Event | None = None,
+    engine: str = "local",
 ) -> Encoding | None:
     """Encodes the pictures of a dataset, or goes on with it.
 
@@ -60,10 +81,13 @@ def encode_dataset(
         model: a [`UniWeTokModel`] on the CPU, in the precision in which it is to encode.
         settings: sizes, variants and so on.
         device: where the model runs. Of `cuda` without a number, each process takes one in turn.
-        num_processes: processes on this machine; threads are divided between them.
+        num_processes: processes on this machine, or actors of Ray; threads are divided between them.
         max_skipped_share: largest share of the rows that may be left out, since they are damaged; ten always may.
-        rank, world_size: which machine this is, and of how many, when several encode into one shared folder.
-        stop: when it is set, the parts that are being made are the last.
+        rank, world_size: which machine this is, and of how many, when several encode into one shared folder. Of a
+            stream that has a shard for each, a machine reads its own only.
+        stop: when it is set, the parts that are being made are the last. (With `ray`, the first that is done is.)
+        engine: who makes the parts: "local", this machine, or "ray", the machines of Ray, which `rank` and
+            `world_size` say nothing about.
 
     Returns:
         What `encoding.json` says, or None when other machines still have parts to make.
@@ -74,55 +98,84 @@ def encode_dataset(
         OSError: when a file can't be written.
         Stopped: after the parts that were being made when `stop` was set.
     """
-    if not 0 <= rank < world_size:
-        raise ValueError(f"`rank` must be from 0 to `world_size` - 1, got {rank} of {world_size}.")
+    _check_machine(engine, rank, world_size)
     folder = Path(folder)
-    settings.check_stride(model.config.stride)
-    columns = find_picture_columns(dataset.features, settings.columns)
-    settings = dataclasses.replace(settings, columns=columns)
-    state = _describe(dataset, model, settings)
-    if finished := _begin(folder, state):
+    settings = complete_settings(dataset, folder, model, settings)
+    num_shards = choose_shards(dataset, folder, engine, num_processes, world_size)
+    if num_shards is None and world_size > 1 and rank == 0 and not has_length(dataset):
+        shards = f"a stream of {dataset.num_shards} shards is not divided between {world_size} machines"
+        warnings.warn(f"`dataset`: {shards}; each reads all of it, and encodes its parts.", stacklevel=2)
+    state = describe(dataset, model, settings, num_shards)
+    if finished := begin(folder, state):
         return finished
 
-    # Convolutions are quickest with channels last, 1.4 times on a CPU. Sums are rounded in another way, which turns
-    # bits whose latents are next to zero: 5 of a million with the embedded model.
-    model = model.eval().to(memory_format=torch.channels_last)
-    encoder = PartEncoder(model, settings, encoded_features(dataset.features, columns))
-    num_parts, is_stopped = 0, False
-    unchecked, skipped = [], SkippedItems(max_skipped_share)
-    with (
-        _Progress(dataset, settings) as progress,
-        _workers(encoder, device, num_processes, rank, progress.update) as write_part,
-    ):
-        for index, table in _tables(dataset, folder, settings.rows_per_part, rank, world_size):
-            num_parts = index + 1
-            if is_stopped := table is not None and stop is not None and stop.is_set():
-                break
-            if table is not None:
-                write_part(table, index * settings.rows_per_part, part_path(folder, index))
-            unchecked = _check_parts([*unchecked, part_path(folder, index)], skipped)
-    if is_stopped:
+    encoder = PartEncoder(to_encode(model), settings, encoded_features(dataset.features, settings.columns))
+    pieces = _pieces_of_machine(dataset, folder, settings.rows_per_part, num_shards, rank, world_size)
+    skipped, is_stopped = SkippedItems(max_skipped_share), (stop or threading.Event()).is_set
+    with Progress(dataset, settings) as progress:
+        if engine == "ray":
+            work = RayWork(dataset, folder.resolve(), encoder, num_shards, device)
+            parts = make_parts_on_ray(work, num_processes, skipped, progress.update, is_stopped)
+        else:
+            with workers(encoder, device, num_processes, rank, progress.update) as (write_part, wait):
+                parts = make_parts(pieces, write_part, wait, skipped, is_stopped)
+    if parts is None:
         raise Stopped(f"stopped; the parts in {folder} are whole, and the same command continues from there")
-    _check_parts(unchecked, skipped)
-    if num_parts == 0:
-        raise ValueError("`dataset` has no rows.")
-    return _finish(folder, state, num_parts, progress.speed())
+    return finish(folder, state, parts, progress.speed())
 
 
-def _check_parts(paths: list[Path], skipped: SkippedItems) -> list[Path]:
-    """Counts what was left out of the parts that are made; returns the others.
+def _check_machine(engine: str, rank: int, world_size: int) -> None:
+    if not 0 <= rank < world_size:
+        raise ValueError(f"`rank` must be from 0 to `world_size` - 1, got {rank} of {world_size}.")
+    if engine not in ENGINES:
+        raise ValueError(f"`engine` must be one of {', '.join(ENGINES)}, got {engine!r}.")
+    if engine == "ray" and world_size > 1:
+        raise ValueError(f"`world_size` must be 1 with the engine ray, which finds its machines, got {world_size}.")
+
+
+def complete_settings(dataset, folder: Path, model, settings: EncodingSettings) -> EncodingSettings:
+    """`settings` with the columns and rows of a part that are not given.
 
     Raises:
-        ValueError: when it is too much.
+        ValueError: for sizes or columns that don't fit.
     """
-    waiting = []
-    for path in paths:
-        if (summary := read_summary(path)) is None:
-            waiting.append(path)
-        else:
-            reasons = [f"row {one['row']}, {one['column']}: {one['error']}" for one in summary.skipped]
-            skipped.add(reasons, summary.num_rows)
-    return waiting
+    settings.check_stride(model.config.stride)
+    settings = dataclasses.replace(settings, columns=find_picture_columns(dataset.features, settings.columns))
+    if settings.rows_per_part is None:
+        num_rows = len(dataset) if has_length(dataset) else None
+        chosen = (_read_state(folder) or {}).get("rows_per_part")
+        rows = chosen or choose_rows_per_part(settings, model.config, num_rows)
+        settings = dataclasses.replace(settings, rows_per_part=rows)
+    return settings
+
+
+def choose_shards(dataset, folder: Path, engine: str, num_processes: int, world_size: int) -> int | None:
+    """How many shards of a stream are encoded apart from each other; None for one part after the other. A folder that
+    is begun stays as it is, however many machines or actors go on with it."""
+    if has_length(dataset):
+        return None
+    num_readers = world_size if engine == "local" else min(num_processes, dataset.num_shards)
+    saved = _read_state(folder)
+    apart = saved.get("shards") is not None if saved else 1 < num_readers <= dataset.num_shards
+    return min(dataset.num_shards, MOST_SHARDS) if apart else None
+
+
+def to_encode(model):
+    """`model` as it encodes: convolutions are quickest with channels last, 1.4 times on a CPU. Sums are rounded in
+    another way, which turns bits whose latents are next to zero: 5 of a million with the embedded model."""
+    return model.eval().to(memory_format=torch.channels_last)
+
+
+def _pieces_of_machine(dataset, folder: Path, rows_per_part: int, num_shards: int | None, rank: int, world_size: int):
+    """The pieces of one machine. Of a stream that is not divided, those of others too, without rows."""
+    if num_shards is not None:
+        for shard in range(rank, num_shards, world_size):
+            yield from pieces_of_shard(dataset, folder, rows_per_part, shard, num_shards)
+    elif has_length(dataset):
+        parts = range(rank, -(-len(dataset) // rows_per_part), world_size)
+        yield from pieces_of_table(dataset, folder, rows_per_part, parts)
+    else:
+        yield from pieces_of_stream(dataset, folder, rows_per_part, is_ours=lambda part: part % world_size == rank)
 
 
 def find_picture_columns(features, wanted: Sequence[str] | None) -> tuple[str, ...]:
@@ -181,7 +234,7 @@ def encoded_features(features, columns: Sequence[str]):
     return Features(encoded)
 
 
-def _describe(dataset, model, settings: EncodingSettings) -> dict:
+def describe(dataset, model, settings: EncodingSettings, num_shards: int | None) -> dict:
     """All that decides what the parts will hold, as JSON gives it back, and the name of the model."""
     name = model.config._name_or_path
     state = {
@@ -190,10 +243,11 @@ def _describe(dataset, model, settings: EncodingSettings) -> dict:
         "dtype": str(model.dtype).removeprefix("torch."),
         "num_bits": model.config.num_bits,
         "stride": model.config.stride,
-        "source_rows": len(dataset) if _has_length(dataset) else None,
-        "source_words": _digest_of_words(dataset, settings.columns) if _has_length(dataset) else None,
+        "source_rows": len(dataset) if has_length(dataset) else None,
+        "source_words": _digest_of_words(dataset, settings.columns) if has_length(dataset) else None,
         **dataclasses.asdict(settings),
         "streams": STREAMS,
+        "shards": num_shards,
     }
     return json.loads(json.dumps(state))
 
@@ -208,10 +262,10 @@ def _digest_of_words(dataset, columns: Sequence[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _begin(folder: Path, state: dict) -> Encoding | None:
+def begin(folder: Path, state: dict) -> Encoding | None:
     """Saves the settings; compares them when there are some. Returns the description of a folder that is finished."""
     saved = _read_state(folder)
-    if saved is None and any(folder.glob("part-*.parquet")):
+    if saved is None and is_begun(folder):
         raise ValueError(f"`folder` {folder} holds parts, but not the settings they were made with: name another.")
     for name, value in state.items() if saved is not None else ():
         if name == "source_words" and saved.get(name, value) != value:
@@ -232,8 +286,8 @@ def _begin(folder: Path, state: dict) -> Encoding | None:
             )
     if (folder / ENCODING_FILE).exists():
         encoding = read_encoding(folder)
-        if all(read_summary(part_path(folder, index)) for index in range(encoding.num_parts)):
-            (folder / PARTIAL_FILE).unlink(missing_ok=True)
+        if all(map(read_summary, part_paths(folder, encoding))):
+            _clear(folder)
             return encoding
     if saved is not None and state["num_variants"] > 1 and saved.get("streams") != STREAMS:
         raise ValueError(
@@ -241,6 +295,8 @@ def _begin(folder: Path, state: dict) -> Encoding | None:
             "version (commit 84bac22), name another folder, or remove this one."
         )
     folder.mkdir(parents=True, exist_ok=True)
+    if state["shards"] is not None or state["rows_per_part"] > PIECE_ROWS:
+        (folder / UNFINISHED).mkdir(exist_ok=True)
     _write(folder / PARTIAL_FILE, json.dumps(state, indent=1))
     (folder / ENCODING_FILE).unlink(missing_ok=True)
     return None
@@ -254,48 +310,18 @@ def _read_state(folder: Path) -> dict | None:
     return None
 
 
-def _tables(dataset, folder: Path, rows_per_part: int, rank: int, world_size: int) -> Iterator[tuple]:
-    """Number and rows of each part, in order. Parts that are there, or another machine's, come with None."""
-
-    def is_missing(index: int) -> bool:
-        return index % world_size == rank and read_summary(part_path(folder, index)) is None
-
-    if _has_length(dataset):
-        dataset = dataset.with_format("arrow")  # rows as they are stored, no picture decoded
-        for index in range(-(-len(dataset) // rows_per_part)):
-            rows = slice(index * rows_per_part, (index + 1) * rows_per_part)
-            yield index, dataset[rows] if is_missing(index) else None
-        return
-
-    import pyarrow
-
-    # Row by row: a stream in Arrow's format fails where files have their fields in another order, or lack one.
-    rows, schema = iter(dataset.decode(False)), dataset.features.arrow_schema
-    for index in itertools.count():
-        try:
-            part = list(itertools.islice(rows, rows_per_part))
-        except Exception as error:  # of a user's own stream
-            first = index * rows_per_part
-            raise ValueError(
-                f"`dataset`: reading the rows from {first} on raised {type(error).__name__}: {error}"
-            ) from error
-        if not part:
-            return
-        yield index, pyarrow.Table.from_pylist(part, schema) if is_missing(index) else None
-
-
-def _has_length(dataset) -> bool:
+def has_length(dataset) -> bool:
     return hasattr(dataset, "__len__")
 
 
-class _Progress:
+class Progress:
     """Counts encodings, with a bar on terminals. How many pictures lists hold is not known before they are read."""
 
     def __init__(self, dataset, settings: EncodingSettings):
         from datasets import List
 
         total = None
-        if _has_length(dataset) and not any(isinstance(dataset.features[name], List) for name in settings.columns):
+        if has_length(dataset) and not any(isinstance(dataset.features[name], List) for name in settings.columns):
             total = len(dataset) * len(settings.columns) * settings.num_encodings
         self.bar = tqdm(total=total, desc="encoding", unit=" pictures", leave=False, disable=None)
         self.count, self.start = 0, time.monotonic()
@@ -307,11 +333,15 @@ class _Progress:
     def __exit__(self, *_):
         self.bar.close()
 
-    def update(self, count: int) -> None:
+    def update(self, count: int, seconds: float = 0.0) -> None:
+        """Adds `count` encodings; those of a report that comes late took `seconds`."""
         if count:
+            now = time.monotonic()
+            if seconds and not self.times:
+                self.times = [(now - seconds, 0)]
             self.bar.update(count)
             self.count += count
-            self.times[1:] = [(time.monotonic(), self.count)]
+            self.times[1:] = [(now, self.count)]
 
     def speed(self) -> float | None:
         """Encodings a second, when there were any: after the first report, since new processes take seconds to start.
@@ -322,109 +352,32 @@ class _Progress:
         return round((count - before) / (end - start), 1)
 
 
-@contextlib.contextmanager
-def _workers(encoder: PartEncoder, device: str, num_processes: int, rank: int, report) -> Iterator[Callable]:
-    """Gives a function that makes a part or has it made, by this process or by `num_processes` new ones. `report` is
-    called with the number of encodings made since the last time."""
-    if num_processes == 1:
-        encoder.model.to(_device(device, rank))
-        encoder.on_pictures = report
-        yield encoder.write_part
-        return
-    others = set(multiprocessing.active_children())
-    pool = _Pool(encoder, device, num_processes, rank * num_processes, report)
-    try:
-        yield pool.submit
-        pool.wait(0)
-    except KeyboardInterrupt:
-        for worker in set(multiprocessing.active_children()) - others:
-            worker.kill()
-        raise
-    finally:
-        pool.executor.shutdown(cancel_futures=True)
+def finish(folder: Path, state: dict, parts: Sequence[Path], speed: float | None) -> Encoding | None:
+    """Adds up the parts and writes `skipped.jsonl` and, last, `encoding.json`.
 
+    Args:
+        parts: all of them; those of a dataset with a length, or of shards, are found without.
 
-class _Pool:
-    """New processes that make parts. `first` is the place of the first of them among those of all machines."""
+    Returns:
+        What `encoding.json` says, or None when a part is missing.
 
-    def __init__(self, encoder: PartEncoder, device: str, num_processes: int, first: int, report):
-        context = multiprocessing.get_context("spawn")
-        threads = max(1, torch.get_num_threads() // num_processes)
-        self.num_processes, self.report = num_processes, report
-        self.running: set[concurrent.futures.Future] = set()
-        self.counter, self.reported = context.Value("q", 0), 0
-        # The weights are handed over as shared memory: torch teaches multiprocessing to.
-        settings = (encoder, device, threads, context.Value("q", first), self.counter)
-        self.executor = concurrent.futures.ProcessPoolExecutor(num_processes, context, _start_worker, settings)
-
-    def submit(self, table, first_row: int, path: Path) -> None:
-        """Hands out a part, and waits while all processes have one and another is ready."""
-        import pyarrow
-
-        stream = pyarrow.BufferOutputStream()  # a pickled table would carry all rows of the chunks it is cut from
-        with pyarrow.ipc.new_stream(stream, table.schema) as writer:
-            writer.write_table(table)
-        self.running.add(self.executor.submit(_write_part, stream.getvalue(), first_row, path))
-        self.wait(self.num_processes)
-
-    def wait(self, most: int) -> None:
-        """Until no more than `most` parts are under way."""
-        while len(self.running) > most:
-            done, self.running = concurrent.futures.wait(self.running, 0.5, concurrent.futures.FIRST_COMPLETED)
-            count = self.counter.value
-            self.report(count - self.reported)
-            self.reported = count
-            for future in done:
-                future.result()
-
-
-_worker: PartEncoder | None = None  # of this process, when a pool started it
-
-
-def _start_worker(encoder: PartEncoder, device: str, threads: int, started, counter) -> None:
-    global _worker
-    for number in (signal.SIGINT, signal.SIGTERM):  # which reach all processes of a group; the main process decides
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
-    with started.get_lock():
-        place, started.value = started.value, started.value + 1
-    encoder.model.to(_device(device, place))
-
-    def count(pictures: int) -> None:
-        with counter.get_lock():
-            counter.value += pictures
-
-    encoder.on_pictures = count
-    _worker = encoder
-
-
-def _end_with_parent() -> None:
-    """A killed parent can't stop its workers, and they would go on beside the next run."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _write_part(rows, first_row: int, path: Path) -> None:
-    import pyarrow
-
-    _worker.write_part(pyarrow.ipc.open_stream(rows).read_all(), first_row, path)
-
-
-def _device(name: str, place: int) -> torch.device:
-    """The device of the process `place`: of several GPUs, each process takes the next."""
-    device = torch.device(name)
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", place % torch.cuda.device_count())
-    return device
-
-
-def _finish(folder: Path, state: dict, num_parts: int, speed: float | None) -> Encoding | None:
-    """Adds up the parts and writes `skipped.jsonl` and, last, `encoding.json`; None when a part is missing."""
-    parts = [read_summary(part_path(folder, index)) for index in range(num_parts)]
-    if None in parts:
+    Raises:
+        ValueError: when there are no rows.
+    """
+    counts = None
+    if state["shards"] is not None:
+        found = [shard_parts(folder, shard) for shard in range(state["shards"])]
+        if None in found:
+            return read_encoding(folder) if (folder / ENCODING_FILE).exists() else None
+        parts, counts = list(itertools.chain.from_iterable(found)), list(map(len, found))
+    elif state["source_rows"] is not None:
+        parts = [part_path(folder, index) for index in range(-(-state["source_rows"] // state["rows_per_part"]))]
+    summaries = [read_summary(part) for part in parts]
+    if None in summaries:
         return None
-    skipped = list(itertools.chain.from_iterable(part.skipped for part in parts))
+    if not summaries:
+        raise ValueError("`dataset` has no rows.")
+    skipped = list(itertools.chain.from_iterable(summary.skipped for summary in summaries))
     if skipped:
         _write(folder / SKIPPED_FILE, "".join(json.dumps(entry) + "\n" for entry in skipped))
     encoding = Encoding(
@@ -434,18 +387,26 @@ def _finish(folder: Path, state: dict, num_parts: int, speed: float | None) -> E
         stride=state["stride"],
         picture_columns=state["columns"],
         num_variants=state["num_variants"] * (2 if state["mirrored"] else 1),
-        num_rows=sum(part.num_rows for part in parts) - len(skipped),
-        num_parts=num_parts,
+        num_rows=sum(summary.num_rows for summary in summaries) - len(skipped),
+        num_parts=len(parts),
         num_skipped=len(skipped),
-        bytes=_mean_bytes(parts)
-        | {"parts": sum(part_path(folder, index).stat().st_size for index in range(num_parts))},
+        bytes=_mean_bytes(summaries) | {"parts": sum(part.stat().st_size for part in parts)},
         pictures_per_second=speed,
         settings=state,
+        parts_of_shards=counts,
     )
     _write(folder / ENCODING_FILE, json.dumps(dataclasses.asdict(encoding), indent=1))
-    with contextlib.suppress(FileNotFoundError):  # another machine may finish at the same time
-        (folder / PARTIAL_FILE).unlink()
+    _clear(folder)
     return encoding
+
+
+def _clear(folder: Path) -> None:
+    """Removes what is not needed when all parts are there, and what killed processes left. (Another machine may finish
+    at the same time.)"""
+    (folder / PARTIAL_FILE).unlink(missing_ok=True)
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    for leftover in folder.glob(".part-*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def _mean_bytes(parts: Sequence[PartSummary]) -> dict:

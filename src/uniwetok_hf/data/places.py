@@ -52,8 +52,18 @@ def load_place(place: str, beside: str | os.PathLike | None = None):
     return getattr(module, name)
 
 
+def loaded_modules() -> list:
+    """The modules of all places that were loaded. Other processes can't import them by their names."""
+    files = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
+    return [sys.modules[name] for name, file in files.items() if file and name == _module_name(Path(file))]
+
+
+def _module_name(path: Path) -> str:
+    return f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+
+
 def _run(path: Path):
-    module_name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    module_name = _module_name(path)
     if module_name in sys.modules:
         return sys.modules[module_name]
     spec = importlib.util.spec_from_file_location(module_name, path)

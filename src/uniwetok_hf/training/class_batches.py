@@ -13,13 +13,12 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from ..data.encoded import ENCODING_FILE, cell_codes, open_encoded, part_path, read_encoding
+from ..data.encoded import cell_codes, is_begun, open_encoded, read_encoding
 from ..data.samples import AUGMENTATION, EpochOrder, Mixture, sample_generator, stream_seed
 from ..data.skipped import SkippedItems
 from ..data.sources import PictureSource, cell_name, open_source, read_cell
@@ -335,7 +334,7 @@ def _open(source: ClassSource, labels: list[str] | None, resolution: int | None,
     Raises:
         ValueError: when there is no such source, or it holds pictures and there is no `resolution` for them.
     """
-    if (Path(source.path) / ENCODING_FILE).exists() or part_path(source.path, 0).exists():
+    if is_begun(source.path):
         return _CodeRows(source, labels)
     if resolution is None:
         raise ValueError(

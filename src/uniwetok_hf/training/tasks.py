@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from ..data.encoded import ENCODING_FILE, Encoding, cell_codes, open_encoded, part_path, read_encoding
+from ..data.encoded import Encoding, cell_codes, is_begun, open_encoded, read_encoding
 from ..data.places import is_place, load_place
 from ..data.samples import TASK, EpochOrder, Mixture, sample_generator, stream_seed
 from ..data.skipped import SkippedItems
@@ -448,7 +448,7 @@ def open_task(source: TaskSource, encode_options: str = "--size N --model TOKENI
 
 
 def _read_encoding(path: str, options: str) -> Encoding:
-    if (Path(path) / ENCODING_FILE).exists() or part_path(path, 0).exists():
+    if is_begun(path):
         return read_encoding(path)
     arguments = f"{path} {Path(path)}-codes" if Path(path).exists() else f"SOURCE {path}"
     if is_place(path) or path == EMBEDDED_PICTURES:
