@@ -2,6 +2,7 @@
 the model computes with them what it computes with padded ones."""
 
 import copy
+import multiprocessing
 
 import pytest
 import torch
@@ -120,6 +121,36 @@ def test_the_same_number_of_processes_keeps_its_positions():
     assert share_positions(positions, 1, 2) is positions[1]
 
 
+@pytest.mark.parametrize("start", [0, 3])
+def test_readers_read_what_one_process_does(mixture, start):
+    """The same rows, positions and skipped samples, also where a run goes on; nothing is drawn from torch's own
+    generator, and no process stays."""
+    made, read = batches(mixture, max_length=150), batches(mixture, max_length=150, num_readers=2)
+    for step in range(start):
+        made[step]
+    if start:
+        read.load_state_dict([made.state_dict(start)])
+    before = torch.get_rng_state()
+    with read.readers():
+        for step in range(start, start + 4):
+            (row,), (same,) = made[step], read[step]
+            assert row.numbers == same.numbers and made.skipped(step)[0] == read.skipped(step)[0]
+            assert row.inputs.keys() == same.inputs.keys()
+            for name, value in row.inputs.items():
+                pairs = zip(value, same.inputs[name], strict=True) if name == "codes" else [(value, same.inputs[name])]
+                assert all(torch.equal(one, other) for one, other in pairs)
+            assert made.state_dict(step + 1) == read.state_dict(step + 1)
+        assert len(multiprocessing.active_children()) == 2
+    assert torch.equal(torch.get_rng_state(), before) and not multiprocessing.active_children()
+
+
+def test_what_a_reader_raises_is_raised_here(mixture):
+    read = batches(mixture, num_readers=1)
+    read.check = lambda sample: 1 / 0
+    with read.readers(), pytest.raises(ZeroDivisionError, match="^division by zero$"):
+        read[0]
+
+
 def test_steps_come_one_after_the_other(mixture):
     made = batches(mixture)
     with pytest.raises(ValueError, match="0 comes next, not 3"):
@@ -234,7 +265,7 @@ def test_a_resumed_training_continues_exactly(tmp_path):
     MLLMTrainer(read_config(MLLMTrainingConfig, write(tmp_path / "a", straight))).train()
     MLLMTrainer(read_config(MLLMTrainingConfig, write(tmp_path / "b", resumed | {"max_train_steps": 2}))).train()
     (tmp_path / "resumed" / "pipeline").rename(tmp_path / "half")
-    MLLMTrainer(read_config(MLLMTrainingConfig, write(tmp_path / "b", resumed))).train()
+    MLLMTrainer(read_config(MLLMTrainingConfig, write(tmp_path / "b", resumed, num_readers=1))).train()
     losses = [[line["loss"] for line in log_lines(tmp_path / name)] for name in ("straight", "resumed")]
     assert losses[0] == losses[1] and len(losses[0]) == 4
 
@@ -245,6 +276,8 @@ def test_a_resumed_training_continues_exactly(tmp_path):
         ({"batch_size": 4}, "Give either `batch_size`, in samples, or `packed_tokens`"),
         ({"packed_tokens": None}, "Give either `batch_size`, in samples, or `packed_tokens`"),
         ({"packed_tokens": 0}, "`packed_tokens` must be 1 or more, got 0"),
+        ({"num_readers": -1}, "`num_readers` must be 0 or more, got -1"),
+        ({"batch_size": 4, "packed_tokens": None, "num_readers": 1}, "`num_readers` read for `packed_tokens`"),
         ({"length_group_steps": 2}, "`length_group_steps` is of no use with `packed_tokens`"),
     ],
 )

@@ -7,6 +7,7 @@ each process and accumulation turn; those of a turn have about the same length. 
 the step, on any number of processes.
 """
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -124,6 +125,10 @@ class ConversationBatches:
         batch, size = self._batches[index], self.micro_batch_size
         starts = range(self.process_index * size, len(batch), self.num_processes * size)
         return [self.collate(batch[start : start + size]) for start in starts]
+
+    def readers(self) -> contextlib.AbstractContextManager:
+        """A block in which more processes may read."""
+        return contextlib.nullcontext()
 
     def validation_batches(self, count: int) -> list[MicroBatch]:
         """`count` rows of each source in batches of the size of micro-batches: always the same, and all of them on

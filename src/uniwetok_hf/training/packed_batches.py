@@ -5,14 +5,21 @@ Each process reads samples of its own, one in `num_processes`, and fills rows of
 the sample that has waited longest, then with the longest-waiting ones of the next `LOOKAHEAD` that still fit. So every
 step has about as many tokens on every process, and no sample waits for long. What waits after a step is its position
 in the data: a run that goes on, on any number of processes, trains on every sample once.
+
+Samples may be read and made into tokens by processes of their own (`num_readers`), each the next few; they come back
+in their order, so that nothing of the above depends on how many there are.
 """
 
+import pickle
+import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import count
+from itertools import chain, count, islice
 
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from ..modeling.processing_uniwetok import UniWeTokProcessor
 from .conversation_batches import ConversationBatches, MicroBatch
@@ -20,6 +27,7 @@ from .tasks import TaskMixture
 
 
 LOOKAHEAD = 64  # samples that wait; more fill rows better and cost memory
+AT_ONCE, AHEAD = 8, 4  # samples that a reader takes, and how often it does before they are asked for
 
 
 @dataclass
@@ -64,6 +72,7 @@ class PackedBatches(ConversationBatches):
         accumulation_steps: rows per step on each process.
         process_index, num_processes: which samples this process reads.
         max_length: maximum number of tokens of a sample; by default those of a row.
+        num_readers: processes that read samples; with none, they are read when they are asked for.
 
     Steps are read one after the other. Samples that don't fit are replaced, as in [`ConversationBatches`].
     """
@@ -79,10 +88,12 @@ class PackedBatches(ConversationBatches):
         process_index: int = 0,
         num_processes: int = 1,
         max_length: int | None = None,
+        num_readers: int = 0,
     ):
         longest = packed_tokens if max_length is None else min(max_length, packed_tokens)
         super().__init__(mixture, processor, num_bits, 1, seed, 1, 1, process_index, num_processes, longest)
         self.packed_tokens, self.accumulation_steps = packed_tokens, accumulation_steps
+        self.num_readers, self._readers = num_readers, None
         self.micro_batch_size = 1  # of a validation
         self.resume(PackingPosition(0, [], 0, 0, process_index, num_processes))
 
@@ -140,11 +151,36 @@ class PackedBatches(ConversationBatches):
 
     def _look_ahead(self, step: int) -> None:
         while len(self._waiting) < LOOKAHEAD:
-            number = next(self._numbers)
-            sample, skipped = self.mixture.find(number, self.check)
+            number, sample, skipped = next(self._readers) if self._readers else self.read(next(self._numbers))
             self._skipped[step] += skipped
             self._num_taken += 1
-            self._waiting.append((number, self.collate([(number, sample)])))
+            self._waiting.append((number, sample))
+
+    def read(self, number: int) -> tuple[int, MicroBatch, list[str]]:
+        """The sample of a number, and why those before it in its place were left out."""
+        sample, skipped = self.mixture.find(number, self.check)
+        return number, self.collate([(number, sample)]), skipped
+
+    @contextmanager
+    def readers(self) -> Iterator[None]:
+        """In the block `num_readers` processes read, if it is not 0. They are forked: enter it before other threads
+        work."""
+        if self.num_readers:
+            loader = DataLoader(
+                _Samples(self),
+                batch_sampler=iter(lambda: list(islice(self._numbers, AT_ONCE)), []),
+                collate_fn=list,
+                num_workers=self.num_readers,
+                prefetch_factor=AHEAD,
+                worker_init_fn=_leave_signals,
+                multiprocessing_context="fork",
+                generator=torch.Generator(),  # it draws a seed, from torch's own generator if from no other
+            )
+            self._readers = map(_received, chain.from_iterable(loader))
+        try:
+            yield
+        finally:
+            self._readers = None
 
     def validation_batches(self, count: int) -> list[MicroBatch]:
         """As of [`ConversationBatches`], in packed rows."""
@@ -156,6 +192,32 @@ class PackedBatches(ConversationBatches):
             rows[-1].append(one)
             room -= one.num_tokens
         return [pack(row) for row in rows if row]
+
+
+class _Samples(Dataset):
+    """Samples by their numbers, as bytes: tensors would be shared with the reader, each by a file of its own."""
+
+    def __init__(self, batches: PackedBatches):
+        self.batches = batches
+
+    def __getitem__(self, number: int) -> bytes:
+        try:
+            return pickle.dumps(self.batches.read(number))
+        except Exception as error:
+            return pickle.dumps(error)
+
+
+def _received(sent: bytes) -> tuple[int, MicroBatch, list[str]]:
+    received = pickle.loads(sent)
+    if isinstance(received, Exception):
+        raise received
+    return received
+
+
+def _leave_signals(reader: int) -> None:
+    """Ctrl-C reaches all processes of a terminal; the one that trains decides when a step is the last."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def pack(samples: Sequence[MicroBatch]) -> MicroBatch:

@@ -30,6 +30,9 @@ class MLLMTrainingConfig:
         "(paper-size runs: 33,000 to 37,000)",
         on_resume=KEEP,
     )
+    num_readers: int = setting(
+        0, "processes that read samples for each process of `packed_tokens`; 0: a thread does", on_resume=APPLY
+    )
     validation_data: list[TaskSource] = setting(
         [], "datasets and tasks for validation; empty: no validation", on_resume=APPLY
     )
@@ -177,7 +180,9 @@ class MLLMTrainingConfig:
             self, 1, "packed_tokens", "length_group_steps", "validation_samples", "num_size_tokens", "max_length"
         )
         check_at_least(self, 1, "resolution", "num_inference_steps")
-        check_at_least(self, 0, "adam_epsilon")
+        check_at_least(self, 0, "adam_epsilon", "num_readers")
+        if self.num_readers and self.packed_tokens is None:
+            raise ValueError("`num_readers` read for `packed_tokens`; with `batch_size` a thread does.")
         check_share(self, "text_dropout")
         check_mllm(self.mllm)
         if self.lora:

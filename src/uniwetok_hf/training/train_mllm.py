@@ -126,6 +126,7 @@ class MLLMTrainer(PipelineTrainer):
             "max_length": config.max_length,
         }
         if config.packed_tokens is not None:
+            shares["num_readers"] = config.num_readers
             return PackedBatches(*parts, config.packed_tokens, config.seed, **shares)
         return ConversationBatches(*parts, config.batch_size, config.seed, config.length_group_steps, **shares)
 
@@ -134,19 +135,20 @@ class MLLMTrainer(PipelineTrainer):
         validation_batches = self.validation.validation_batches(config.validation_samples) if self.validation else []
         self.model.train()
         steps = range(start, config.max_train_steps)
-        for done, micro_batches in enumerate(prefetched(self.read_step, steps), start + 1):
-            self.skipped.note(*self.batches.skipped(done - 1))
-            self.train_step(micro_batches, done - 1)
-            self.position = self.batches.state_dict(done)
-            self.bar.update()
-            is_last = done == config.max_train_steps
-            metrics = {}
-            if done % config.logging_steps == 0 or is_last:
-                metrics = self.take_metrics()
-                self.bar.set_postfix(loss=f"{metrics.get('loss', math.nan):.3f}")
-            if done % config.validation_steps == 0 or is_last:
-                metrics |= self.validate(validation_batches, done)
-            self.end_step(done, metrics)
+        with self.batches.readers():
+            for done, micro_batches in enumerate(prefetched(self.read_step, steps), start + 1):
+                self.skipped.note(*self.batches.skipped(done - 1))
+                self.train_step(micro_batches, done - 1)
+                self.position = self.batches.state_dict(done)
+                self.bar.update()
+                is_last = done == config.max_train_steps
+                metrics = {}
+                if done % config.logging_steps == 0 or is_last:
+                    metrics = self.take_metrics()
+                    self.bar.set_postfix(loss=f"{metrics.get('loss', math.nan):.3f}")
+                if done % config.validation_steps == 0 or is_last:
+                    metrics |= self.validate(validation_batches, done)
+                self.end_step(done, metrics)
 
     def read_step(self, step: int) -> list[MicroBatch]:
         """The micro-batches of a step, with what the losses need to know of their values: found on the CPU, where it
