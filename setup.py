@@ -49,6 +49,8 @@ EXTRAS = {
     # What docs/deployment.md needs; large, so not part of `dev` (`make test-all` installs them).
     "onnx": ["onnx>=1.23.2", "onnxruntime>=1.32.0", "onnxscript>=0.7.2"],
     "quantize": ["torchao>=0.18.0"],
+    # ZeRO in place of FSDP; it compiles what it needs when it first runs.
+    "deepspeed": ["deepspeed>=0.19.8"],
     # Encoding on a cluster (`encode-dataset --engine ray`); Ray Data needs pandas and pyarrow, which datasets brings.
     "ray": ["datasets>=5.2.0", "ray[data]>=2.60.0"],
     # Real photographs to reconstruct; they come inside the scikit-image wheel, so the demo downloads nothing.

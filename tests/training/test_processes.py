@@ -3,6 +3,7 @@ weights over them."""
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import dump_gradients
@@ -207,6 +208,27 @@ def test_an_adapter_gets_the_same_gradients(language, tmp_path):
     assert all(
         "lora_" in name for name in FileSystemReader(shards).read_metadata().state_dict_metadata if "model." in name
     )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_trains_like_one_process(language, tmp_path, stage):
+    """On CPUs DeepSpeed compiles its communication first, with the compiler of the machine."""
+    fields, runs = language
+    fields = fields | {"ema_decay": None}
+    environment = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)}
+    environment |= {"DS_ACCELERATOR": "cpu"}
+    for name, steps in (("whole", 3), ("resumed", 2), ("resumed", 3)):
+        config = write(tmp_path, fields, output_dir=str(tmp_path / name), max_train_steps=steps)
+        launch_two(*TRAIN, "mllm", "--config", str(config), **environment)
+        (tmp_path / name / "pipeline").rename(tmp_path / f"{name}-{steps}")
+    alone = [line["loss"] for line in log_lines(runs[1][1])]
+    for name in ("whole", "resumed"):
+        losses = [line["loss"] for line in log_lines(tmp_path / name)]
+        assert losses == pytest.approx(alone, abs=1e-5, rel=1e-5)
+    weights = Path("mllm", "model.safetensors")
+    assert_close_weights(tmp_path / "resumed-3" / weights, tmp_path / "whole-3" / weights)
 
 
 @pytest.mark.slow

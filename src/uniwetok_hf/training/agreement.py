@@ -10,10 +10,11 @@ import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
-from accelerate.utils import reduce
+from accelerate.utils import parse_flag_from_env, reduce
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.constants import default_pg_timeout
 
@@ -76,7 +77,9 @@ def process_group_options(timeout_minutes: float | None) -> list[InitProcessGrou
     addresses. A restarted process that is early finds those of the processes before, and fails to connect (torch 2.13,
     with gloo, unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE is 1). So each start gets a part of the store of its own.
     """
-    options = {"timeout": timedelta(minutes=timeout_minutes)} if timeout_minutes else {}
+    options: dict[str, Any] = {"timeout": timedelta(minutes=timeout_minutes)} if timeout_minutes else {}
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") and not torch.accelerator.is_available():
+        options["backend"] = "gloo"  # Accelerate would give DeepSpeed none
     if (
         os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"

@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 from transformers import get_scheduler
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from ..data.skipped import SkippedItems
 from ..files import whole_file, writing
@@ -81,7 +82,8 @@ def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTrack
             log_with=[tracker, *config.report_to],
             project_dir=folder,
             step_scheduler_with_optimizer=False,  # the schedule counts our steps, whatever the number of processes
-            cpu=not torch.accelerator.is_available(),  # else processes of `torchrun` on CPUs would not communicate
+            # Else processes of `torchrun` on CPUs would not communicate; but DeepSpeed does, if not told of CPUs.
+            cpu=not torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"),
             kwargs_handlers=process_group_options(config.process_timeout_minutes),
         )
     batch_size = getattr(config, "batch_size", None)
@@ -117,7 +119,11 @@ def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTrack
 
 def overrule_deepspeed(deepspeed_config: dict, config) -> None:
     """Puts the training's micro-batches and clipping in the place of those of DeepSpeed's configuration, which does
-    both by itself."""
+    both by itself. Models are made whole and divided by `prepare`, not while they are made: new weights are drawn from
+    others. Of ZeRO stage 3 the whole weights are gathered for the result."""
+    unset_hf_deepspeed_config()
+    if (zero := deepspeed_config.get("zero_optimization", {})).get("stage") == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
     deepspeed_config["gradient_accumulation_steps"] = config.gradient_accumulation_steps
     deepspeed_config["gradient_clipping"] = config.max_grad_norm or 0.0  # 0 is never
 
