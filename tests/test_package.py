@@ -35,6 +35,8 @@ TRAINING_PROGRAMS = [
         "lora",
         "resume",
         "run",
+        "sharded_start",
+        "sharding",
         "stage",
         "status",
         "trackers",

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -127,11 +128,15 @@ def test_a_config_that_is_no_text_is_named(tmp_path, suffix):
         read_config(MLLMTrainingConfig, path)
 
 
-def test_a_configuration_that_would_be_passed_over_is_refused(tmp_path):
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_a_configuration_that_would_be_passed_over_is_refused(tmp_path, kind):
     """One process on a CPU, as of `accelerate launch --config_file fsdp.yaml` there."""
+    if kind == "DEEPSPEED" and find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed")
     command = [sys.executable, "-m", "uniwetok_hf", "train", "tokenizer", "--config", "small_uniwetok"]
-    environment = os.environ | {"ACCELERATE_USE_FSDP": "true"}
+    environment = os.environ | {f"ACCELERATE_USE_{kind}": "true"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1 and not list(tmp_path.iterdir())
     (line,) = done.stderr.strip().splitlines()
-    assert "Accelerate is configured with FSDP (ACCELERATE_USE_FSDP in the environment), but would run without" in line
+    wanted = f"Accelerate is configured with {kind} (ACCELERATE_USE_{kind} in the environment), but would run without"
+    assert wanted in line

@@ -13,13 +13,12 @@ from tiny_models import build_tiny_pipeline
 from transformers import AutoModelForCausalLM, CohereConfig, GPT2Config, LlamaConfig, PhiConfig, Qwen3Config
 
 from uniwetok_hf import UniWeTokModel, UniWeTokPipeline
+from uniwetok_hf.training.sharded_start import parts_without_weights, pipeline_without_weights
 from uniwetok_hf.training.start import (
     continued_pipeline,
     find_result,
     new_pipeline,
-    parts_without_weights,
     pipeline_from_language_model,
-    pipeline_without_weights,
     raise_patch_size,
     start_pipeline,
     with_defaults,

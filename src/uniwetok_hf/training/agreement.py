@@ -70,6 +70,12 @@ def lost_processes_named() -> Iterator[None]:
         ) from error
 
 
+def deepspeed_on_cpus() -> bool:
+    """Whether this is one of several processes that DeepSpeed is to divide a model over, on a machine without GPUs."""
+    is_launched = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
+    return is_launched and parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
+
+
 def process_group_options(timeout_minutes: float | None) -> list[InitProcessGroupKwargs]:
     """How Accelerate starts the process group.
 
@@ -78,7 +84,7 @@ def process_group_options(timeout_minutes: float | None) -> list[InitProcessGrou
     with gloo, unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE is 1). So each start gets a part of the store of its own.
     """
     options: dict[str, Any] = {"timeout": timedelta(minutes=timeout_minutes)} if timeout_minutes else {}
-    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") and not torch.accelerator.is_available():
+    if deepspeed_on_cpus():
         options["backend"] = "gloo"  # Accelerate would give DeepSpeed none
     if (
         os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

@@ -29,7 +29,7 @@ from ..data.skipped import SkippedItems
 from ..files import whole_file, writing
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..signals import Stopped, signals_set
-from .agreement import lost_processes_named, process_group_options
+from .agreement import deepspeed_on_cpus, lost_processes_named, process_group_options
 from .checkpoints import list_checkpoints
 from .config import field_named
 from .sharding import find_fsdp2
@@ -82,8 +82,8 @@ def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTrack
             log_with=[tracker, *config.report_to],
             project_dir=folder,
             step_scheduler_with_optimizer=False,  # the schedule counts our steps, whatever the number of processes
-            # Else processes of `torchrun` on CPUs would not communicate; but DeepSpeed does, if not told of CPUs.
-            cpu=not torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"),
+            # Else processes of `torchrun` on CPUs would not communicate; those of DeepSpeed do, if not told of CPUs.
+            cpu=not torch.accelerator.is_available() and not deepspeed_on_cpus(),
             kwargs_handlers=process_group_options(config.process_timeout_minutes),
         )
     batch_size = getattr(config, "batch_size", None)

@@ -14,13 +14,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, init_empty_weights
-from accelerate.utils import broadcast_object_list
 from tokenizers import AddedToken
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from ..data.encoded import encoder_fingerprint
 from ..data.text import train_text_vocabulary
 from ..embedded import embedded_names, embedded_path
 from ..modeling.configuration_uniwetok_mllm import UniWeTokHeadConfig, UniWeTokMLLMConfig
@@ -79,43 +76,6 @@ def start_pipeline(config, texts: Iterable[str] = ()) -> UniWeTokPipeline:
         default_negative_prompt=config.negative_prompt,
         default_describe_first=config.describe_first,
     )
-
-
-def start_sharded(config, texts: Iterable[str], accelerator: Accelerator) -> tuple[UniWeTokPipeline, str]:
-    """[`start_pipeline`] for a model whose weights will be sharded, and the fingerprint of its image tokenizer. Only
-    the first process loads the weights; the others get the same pipeline with a model on the meta device. All
-    processes must call it.
-
-    Raises:
-        ValueError: on all processes, as [`start_pipeline`] does.
-    """
-    pipeline, sent = None, [None]
-    if accelerator.is_main_process:
-        try:
-            pipeline = start_pipeline(config, texts)
-            sent = [(parts_without_weights(pipeline), encoder_fingerprint(pipeline.mllm.vision_model))]
-        except Exception as error:
-            sent = [error]
-    received = broadcast_object_list(sent)[0]
-    if isinstance(received, Exception):
-        raise received
-    parts, fingerprint = received
-    return pipeline or pipeline_without_weights(*parts), fingerprint
-
-
-def parts_without_weights(pipeline: UniWeTokPipeline) -> tuple:
-    """The arguments of [`pipeline_without_weights`], which can be sent to another process."""
-    mllm = pipeline.mllm
-    return pipeline.processor, mllm.config, mllm.generation_config, pipeline.scheduler, _defaults(pipeline)
-
-
-def pipeline_without_weights(processor, config, generation_config, scheduler, defaults: dict) -> UniWeTokPipeline:
-    """The pipeline of [`parts_without_weights`] with a model on the meta device; only its buffers are there."""
-    with init_empty_weights(include_buffers=False):
-        mllm = UniWeTokForCausalLM(config)
-    mllm.tie_weights()  # each was made anew
-    mllm.generation_config = generation_config
-    return UniWeTokPipeline(processor, mllm, scheduler, **defaults)
 
 
 def check_mllm(mllm: dict) -> None:
@@ -293,7 +253,7 @@ def raise_patch_size(pipeline: UniWeTokPipeline, patch_size: int, seed: int = 0)
     processor = UniWeTokProcessor(
         image_processor, vocabulary, chat_template=old.chat_template, patch_size=patch_size, stride=old.stride
     )
-    return UniWeTokPipeline(processor, model, pipeline.scheduler, **_defaults(pipeline))
+    return UniWeTokPipeline(processor, model, pipeline.scheduler, **pipeline_defaults(pipeline))
 
 
 def with_defaults(pipeline: UniWeTokPipeline, input_size: dict | None = None, **defaults) -> UniWeTokPipeline:
@@ -305,14 +265,14 @@ def with_defaults(pipeline: UniWeTokPipeline, input_size: dict | None = None, **
             pipeline.processor.image_processor = type(old).from_dict(values | {"size": input_size})
     defaults = {name: value for name, value in defaults.items() if value is not None}
     pipeline.processor.check_words([defaults.get("default_negative_prompt", "")], "negative_prompt")
-    pipeline.register_to_config(**_defaults(pipeline) | defaults)
+    pipeline.register_to_config(**pipeline_defaults(pipeline) | defaults)
     unit = pipeline.processor.stride * pipeline.processor.patch_size
     if pipeline.config.default_size % unit:
         raise ValueError(f"`resolution` must be a multiple of {unit} pixels, got {pipeline.config.default_size}.")
     return pipeline
 
 
-def _defaults(pipeline: UniWeTokPipeline) -> dict:
+def pipeline_defaults(pipeline: UniWeTokPipeline) -> dict:
     return {name: value for name, value in pipeline.config.items() if name.startswith("default_")}
 
 

@@ -53,8 +53,9 @@ from .run import (
     stops_after_step,
 )
 from .settings_mllm import MLLMTrainingConfig
+from .sharded_start import start_sharded
 from .stage import ACCURACY_TIMES, PipelineTrainer, compile_layers
-from .start import start_folder, start_pipeline, start_sharded
+from .start import start_folder, start_pipeline
 from .tasks import TaskMixture
 
 
