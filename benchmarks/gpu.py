@@ -107,6 +107,7 @@ PARTS = [  # checks, then timings, the most important first
     Part("syncs", checks.check_syncs, 5),
     Part("lora", checks.check_lora, 10, ("peft",)),
     Part("fsdp", checks.check_fsdp, 10),
+    Part("packed", checks.check_packed, 30, COMPILER),
     Part("compile", checks.check_compile, 60, COMPILER),
     Part("peak", timings.time_peak, 3),
     Part("tokenizer", timings.time_tokenizer, 60),

@@ -399,6 +399,58 @@ def check_fsdp(bench: Bench) -> None:
     bench.row("three steps of the language model", compare)
 
 
+def packed(batch: dict) -> dict:
+    """Rows without padding as the documents of one row."""
+    rows, length = batch["input_ids"].shape
+    inputs = {name: batch[name].reshape(1, -1) for name in ("input_ids", "labels")}
+    inputs["position_ids"] = torch.arange(length, device=batch["input_ids"].device).repeat(rows)[None]
+    return inputs | {"codes": batch["codes"], "image_is_target": batch["image_is_target"]}
+
+
+def check_packed(bench: Bench) -> None:
+    """Documents of one row by flex attention: losses, and on GPUs gradients, are those of padded rows by a dense mask.
+    And how often a step waits for the device when the places of its tokens were found before."""
+
+    def step(attention: str, batch: dict) -> tuple[float, torch.Tensor | None]:
+        mllm = load_embedded(bench.device.torch)
+        mllm.set_attn_implementation(attention)
+        mllm.vision_model.requires_grad_(False)
+        has_backward = attention == "eager" or bench.device.torch.type != "cpu"
+        with torch.set_grad_enabled(has_backward):
+            loss = mllm(**batch, generator=[seeded(row) for row in range(len(batch["codes"]))], use_cache=False).loss
+        if not has_backward:
+            return loss.item(), None
+        loss.backward()
+        trained = [p.grad.flatten() for p in mllm.parameters() if p.grad is not None]
+        return loss.item(), torch.cat(trained)
+
+    def compare() -> dict:
+        batch = picture_batch(load_embedded(bench.device.torch), codes)
+        (loss, gradient), (wanted, expected) = step("flex_attention", packed(batch)), step("eager", batch)
+        values = {"passed": within(1e-4, abs(loss - wanted)), "difference": abs(loss - wanted)}
+        if gradient is not None:
+            values["gradients"] = ((gradient - expected).norm() / expected.norm()).item()
+            values["passed"] &= values["gradients"] < 1e-3
+        return values
+
+    def count() -> dict:
+        mllm = load_embedded(bench.device.torch).train()
+        batch = packed(picture_batch(mllm, codes))
+        places = mllm.find_places(**batch)
+        generator = [seeded(row) for row in range(len(codes))]
+
+        def step() -> None:
+            mllm(**batch, places=places, generator=generator, use_cache=False).loss.backward()
+
+        step()  # loads kernels
+        waits = bench.device.count_syncs(step)
+        return {"note": "counted on CUDA only"} if waits is None else {"passed": waits == 0, "waits": waits}
+
+    codes = bench.codes(3, 128, 2, 2)
+    bench.row("losses and gradients by flex attention", compare)
+    bench.row("waits of forward and backward", count)
+
+
 def check_compile(bench: Bench) -> None:
     """Compiled encoding, decoding and generation give what the eager ones give, without graph breaks."""
     mllm = load_embedded(bench.device.torch)

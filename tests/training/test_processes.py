@@ -260,3 +260,15 @@ def test_fsdp_trains_like_one_process(language, tmp_path):
     assert (
         UniWeTokPipeline.from_pretrained(tmp_path / "run" / "pipeline", dtype=torch.float32).config.default_size == 32
     )
+
+
+@pytest.mark.slow
+def test_shards_that_can_not_be_written_end_the_run(language, tmp_path):
+    """Written in the background, on a disk that is full: both processes say so, and nothing is left."""
+    config = write(tmp_path, language[0], output_dir=str(tmp_path / "run"), checkpointing_steps=1)
+    command = f"ulimit -f 600; exec {' '.join(TRAIN)} mllm --config {config}"
+    with pytest.raises(AssertionError) as failure:
+        launch_two("bash", "-c", command, **FSDP2)
+    assert str(failure.value).count("step-000001 can't be written: not all of it could be written") == 2
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "failed"
