@@ -18,6 +18,7 @@ def run(*words: str) -> str:
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=600).stdout
 
 
+@pytest.mark.slow
 def test_the_plan_of_the_page():
     text = (ROOT / "docs" / "large-data.md").read_text(encoding="utf-8")
     (command,) = (code for _, code in blocks(text) if "encoding_plan.py" in code)

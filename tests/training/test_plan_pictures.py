@@ -98,6 +98,7 @@ def test_dtypes_are_those_of_autocast():
     assert network(states).dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_configs_of_the_paper(capsys):
     """In seconds; each is a config of its own kind. Sizes of models are the paper's (docs/method.md 4)."""
     assert main(["plan", "imagenet_uniwetok", "--pictures-per-second", "600"]) == 0
