@@ -38,7 +38,7 @@ from .configuration_uniwetok_mllm import UniWeTokMLLMConfig
 from .generation_uniwetok_mllm import UniWeTokGenerationMixin
 from .modeling_uniwetok import UniWeTokModel
 from .modeling_uniwetok_head import UniWeTokBinaryHead
-from .noise_uniwetok import Generators, flip_bits
+from .noise_uniwetok import Generators, copy_to_device, flip_bits
 
 
 @dataclass
@@ -102,14 +102,13 @@ class UniWeTokPlaces:
     """Where the losses of a batch find what they compute with, as positions among all B*L.
 
     How many there are depends on values, so finding them waits for the device of the inputs. A training finds them on
-    the CPU before ([`UniWeTokForCausalLM.find_places`]), and [`to`] a GPU nothing waits.
+    the CPU before ([`UniWeTokForCausalLM.find_places`]) and copies them [`to`] its GPU.
 
     documents: int64 [B, L], the document of each position, counted over the batch.
     num_documents: how many there are.
     text, text_labels: int64 [M], positions that predict text, and the tokens that come next.
-    image: int64 [T], the placeholders of all image tokens.
     targets: of each picture, whether the image loss covers it.
-    target_tokens: int64 [T'], those of `image` in these pictures.
+    target_tokens: int64 [T'], the placeholders of all tokens of these pictures.
     picture_owners: of each picture, its document.
     patch_owners: of each patch of these pictures, its document.
     """
@@ -118,7 +117,6 @@ class UniWeTokPlaces:
     num_documents: int
     text: torch.Tensor
     text_labels: torch.Tensor
-    image: torch.Tensor
     targets: list[bool]
     target_tokens: torch.Tensor
     picture_owners: list[int]
@@ -127,7 +125,7 @@ class UniWeTokPlaces:
     def to(self, device: torch.device) -> "UniWeTokPlaces":
         """The same places with their tensors on `device`, copied without waiting."""
         tensors = {name: value for name, value in vars(self).items() if torch.is_tensor(value)}
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
+        return replace(self, **{name: copy_to_device(value, device) for name, value in tensors.items()})
 
     def sum_by_document(self, values: torch.Tensor, owners: torch.Tensor) -> torch.Tensor:
         """Sums of values [M] over the documents that `owners` [M] says they belong to, without gradients."""
@@ -331,8 +329,9 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
             block_ids = F.pad(self.block_ids(input_ids), (past, 0), value=-1)
             packed = {"position_ids": position_ids}
             if places is not None and attention_mask is None and past_key_values is None:
-                # transformers would look for them again, and wait.
-                packed = {"and_mask_function": packed_sequence_mask_function(places.documents)}
+                # transformers would look for documents again, and wait.
+                is_packed = places.num_documents > len(input_ids)
+                packed = {"and_mask_function": packed_sequence_mask_function(places.documents)} if is_packed else {}
             attention_mask = self.block_causal_mask(
                 inputs_embeds, block_ids, attention_mask, past_key_values, **packed
             )
@@ -408,7 +407,7 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
                 which the two losses are divided; by default those of this batch. For micro-batches, give those of the
                 whole batch and add up the losses.
             timesteps: times of the diffusion loss, one per draw, instead of random ones: for evaluation.
-            places: what [`find_places`] gave for these inputs, so that a GPU does not have to be waited for.
+            places: what [`find_places`] gave for these inputs and labels, so that a GPU is not waited for.
             kwargs: `shift_labels` [B, L], the labels one position to the left, where each process gets a part of each
                 row; what else the language model takes.
 
@@ -474,14 +473,12 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
         if shift_labels is None:
             shift_labels = _next_tokens(labels, documents)
         text = (shift_labels != -100).flatten().nonzero()[:, 0]
+        if codes is not None and image_is_target is not None and len(image_is_target) != len(codes):
+            raise ValueError(
+                f"`image_is_target` must have one value per picture, {len(codes)}, got {len(image_is_target)}."
+            )
         codes = codes if codes is not None and input_ids is not None else []
-        targets = [False] * len(codes)
-        if len(codes) and image_is_target is not None:
-            if len(image_is_target) != len(codes):
-                raise ValueError(
-                    f"`image_is_target` must have one value per picture, {len(codes)}, got {len(image_is_target)}."
-                )
-            targets = image_is_target.tolist()
+        targets = [False] * len(codes) if image_is_target is None or not len(codes) else image_is_target.tolist()
         sizes = [picture[0].numel() for picture in codes]
         image = text[:0] if input_ids is None else self.model.image_mask(input_ids, None).flatten().nonzero()[:, 0]
         if len(codes):
@@ -495,7 +492,6 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
             num_documents=int(documents[-1, -1]) + 1,
             text=text,
             text_labels=shift_labels.flatten()[text],
-            image=image,
             targets=targets,
             target_tokens=target_tokens,
             picture_owners=owners[image[ends]].tolist(),
@@ -638,6 +634,7 @@ __all__ = [
     "UniWeTokForCausalLM",
     "UniWeTokMLLMModel",
     "UniWeTokMLLMPreTrainedModel",
+    "UniWeTokPlaces",
     "UniWeTokProjector",
     "sinusoidal_positions",
 ]

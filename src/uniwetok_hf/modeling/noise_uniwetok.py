@@ -51,7 +51,12 @@ def _draw(
     # Numbers of a CPU generator go to a GPU from pinned memory, so that the loop of the sampler does not wait for it.
     pinned = {"pin_memory": True} if source.type == "cpu" and torch.device(device).type == "cuda" else {}
     drawn = law(tuple(shape), generator=generator, device=source, dtype=torch.float32, **pinned)
-    return drawn.to(device, non_blocking=True).to(dtype)
+    return copy_to_device(drawn, device).to(dtype)
 
 
-__all__ = ["Generators", "draw_noise", "draw_uniform", "flip_bits"]
+def copy_to_device(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """`tensor` on `device`, without waiting for what the device still computes. (MPS may read the source later.)"""
+    return tensor.to(device, dtype or tensor.dtype, non_blocking=torch.device(device).type != "mps")
+
+
+__all__ = ["Generators", "copy_to_device", "draw_noise", "draw_uniform", "flip_bits"]

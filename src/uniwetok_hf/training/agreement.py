@@ -4,6 +4,7 @@ and what is said when one is gone."""
 
 import contextlib
 import os
+import pickle
 import re
 import time
 import uuid
@@ -30,6 +31,15 @@ def any_process(flag: bool, accelerator: Accelerator | PartialState) -> bool:
     if accelerator.num_processes == 1:
         return flag
     return reduce(torch.tensor(float(flag), device=accelerator.device), "sum").item() > 0
+
+
+def sendable(error: Exception) -> Exception:
+    """An error that another process can be sent: itself, or its words."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 @contextlib.contextmanager

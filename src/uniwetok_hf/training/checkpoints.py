@@ -21,7 +21,7 @@ import shutil
 import uuid
 import warnings
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 
 import torch
@@ -109,10 +109,12 @@ class CheckpointWriter:
         return final
 
     def poll(self) -> None:
-        """Completes a checkpoint whose shards are written by all processes. It waits for nobody; a failure is told by
-        [`has_failed`]."""
+        """Completes a checkpoint whose shards are written by all processes. It waits for the disk, and for no process;
+        a failure is told by [`has_failed`]."""
         background = self.background
-        if self.is_complete or not self.leads or background is None or not background.done() or background.exception():
+        if background is None or not self.leads or self.is_complete or self.failure is not None:
+            return
+        if not background.done() or background.exception():
             return
         try:
             with writing(self.final):
@@ -120,6 +122,13 @@ class CheckpointWriter:
                 self._rename()
         except OSError as error:
             self.failure = error
+
+    def rescue(self, seconds: float = 60) -> None:
+        """After an error, of whatever process: completes the checkpoint that is on its way, if all have written their
+        shards within so many seconds."""
+        if self.background is not None and self.leads:
+            wait([self.background], seconds)
+            self.poll()
 
     @property
     def has_failed(self) -> bool:

@@ -18,6 +18,7 @@ import torch
 
 from ..data.samples import stream_seed
 from ..modeling.modeling_uniwetok_mllm import UniWeTokPlaces
+from ..modeling.noise_uniwetok import copy_to_device
 from ..modeling.processing_uniwetok import UniWeTokProcessor
 from .tasks import Sample, TaskMixture
 
@@ -58,7 +59,7 @@ class MicroBatch:
         """The inputs and places, moved to `device` without waiting for it."""
 
         def move(value):
-            return [move(part) for part in value] if isinstance(value, list) else value.to(device, non_blocking=True)
+            return [move(part) for part in value] if isinstance(value, list) else copy_to_device(value, device)
 
         inputs = {name: move(value) for name, value in self.inputs.items()}
         return inputs if self.places is None else inputs | {"places": self.places.to(device)}

@@ -10,6 +10,7 @@ Samples may be read and made into tokens by processes of their own (`num_readers
 in their order, so that nothing of the above depends on how many there are.
 """
 
+import multiprocessing
 import pickle
 import signal
 from collections import deque
@@ -22,6 +23,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..modeling.processing_uniwetok import UniWeTokProcessor
+from .agreement import sendable
 from .conversation_batches import ConversationBatches, MicroBatch
 from .tasks import TaskMixture
 
@@ -163,8 +165,8 @@ class PackedBatches(ConversationBatches):
 
     @contextmanager
     def readers(self) -> Iterator[None]:
-        """In the block `num_readers` processes read, if it is not 0. They are forked: enter it before other threads
-        work."""
+        """In the block `num_readers` processes read, if it is not 0. They are forked from this thread."""
+        others = set(multiprocessing.active_children())
         if self.num_readers:
             loader = DataLoader(
                 _Samples(self),
@@ -176,11 +178,13 @@ class PackedBatches(ConversationBatches):
                 multiprocessing_context="fork",
                 generator=torch.Generator(),  # it draws a seed, from torch's own generator if from no other
             )
-            self._readers = map(_received, chain.from_iterable(loader))
+            self._readers = map(_received, chain.from_iterable(iter(loader)))
         try:
             yield
         finally:
-            self._readers = None
+            self._readers = None  # which ends them, unless they wait for a disk
+            for reader in set(multiprocessing.active_children()) - others:
+                reader.kill()
 
     def validation_batches(self, count: int) -> list[MicroBatch]:
         """As of [`ConversationBatches`], in packed rows."""
@@ -204,7 +208,7 @@ class _Samples(Dataset):
         try:
             return pickle.dumps(self.batches.read(number))
         except Exception as error:
-            return pickle.dumps(error)
+            return pickle.dumps(sendable(error))
 
 
 def _received(sent: bytes) -> tuple[int, MicroBatch, list[str]]:

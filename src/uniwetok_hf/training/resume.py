@@ -13,6 +13,7 @@ import typing
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch.optim.lr_scheduler import LambdaLR
@@ -140,6 +141,7 @@ def keep_hyperparameters(accelerator: Accelerator) -> Iterator[None]:
     for optimizer, groups in optimizers:
         for group, values in zip(optimizer.param_groups, groups, strict=True):
             group.update(values)
+            _place_steps(optimizer, group)
     for schedule, base_lrs in zip(schedules, rates, strict=True):
         schedule.base_lrs = base_lrs
         if isinstance(schedule, LambdaLR):  # all of transformers.get_scheduler that follow the steps alone
@@ -150,3 +152,10 @@ def keep_hyperparameters(accelerator: Accelerator) -> Iterator[None]:
                 group["lr"] = rate
     for average, decay, min_decay in averages:
         average.decay, average.min_decay = decay, min_decay
+
+
+def _place_steps(optimizer, group: dict) -> None:
+    """A fused optimizer counts steps beside its parameters; one that was not, and wrote the checkpoint, on the CPU."""
+    for parameter in group["params"] if group.get("fused") else ():
+        if torch.is_tensor(step := optimizer.state.get(parameter, {}).get("step")):
+            optimizer.state[parameter]["step"] = step.to(parameter.device, torch.float32)

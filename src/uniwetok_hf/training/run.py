@@ -28,6 +28,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from ..data.skipped import SkippedItems
 from ..files import whole_file, writing
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
+from ..modeling.noise_uniwetok import copy_to_device
 from ..signals import Stopped, signals_set
 from .agreement import deepspeed_on_cpus, lost_processes_named, process_group_options
 from .checkpoints import list_checkpoints
@@ -202,8 +203,25 @@ def make_average(parameters: list[nn.Parameter], decay: float, num_steps: int) -
             f"weights of the first step. For a run of this length {1 - 10 / num_steps:.3g} or less is better.",
             stacklevel=2,
         )
-    # On GPUs with few kernels; they round otherwise, and on CPUs gain nothing.
-    return EMAModel(parameters, decay=decay, min_decay=float(decay), foreach=torch.cuda.is_available())
+    return MovingAverage(parameters, decay=decay, min_decay=float(decay), at_once=torch.cuda.is_available())
+
+
+class MovingAverage(EMAModel):
+    """`at_once` the averages of all parameters are updated in place by few kernels. They round otherwise, and on CPUs
+    gain nothing. (Those of diffusers need as much memory again, and can't be copied to shards.)"""
+
+    def __init__(self, parameters: list[nn.Parameter], at_once: bool, **options):
+        super().__init__(parameters, **options)
+        self.at_once = at_once
+
+    @torch.no_grad()
+    def step(self, parameters: list[nn.Parameter]) -> None:
+        if not self.at_once:
+            super().step(parameters)
+            return
+        self.optimization_step += 1
+        self.cur_decay_value = self.get_decay(self.optimization_step)
+        torch._foreach_lerp_(self.shadow_params, [p.detach() for p in parameters], 1 - self.cur_decay_value)
 
 
 class CheckpointClock:
@@ -363,7 +381,7 @@ class StepGuard:
         values, scaler = losses | norms, self.accelerator.scaler
         device = self.accelerator.device
         is_bad = torch.stack([~value.detach().isfinite().all().to(device) for value in values.values()]).float()
-        flags = torch.tensor([float(flag) for flag in self.flags()]).to(device, non_blocking=True)
+        flags = copy_to_device(torch.tensor([float(flag) for flag in self.flags()]), device)
         shared = self.accelerator.reduce(torch.cat([is_bad, flags]), "sum").tolist()  # the one wait for the device
         bad = [name for name, processes in zip(values, shared, strict=False) if processes]
         self.raised = [processes > 0 for processes in shared[len(values) :]]
@@ -391,9 +409,14 @@ class StepGuard:
         self.allows(losses, {}, step)
 
     def _last_words(self, step: int, names: str) -> str:
-        self.before_end()
+        try:
+            self.before_end()
+            failed = ""
+        except OSError as error:  # on all processes
+            failed = f" ({error})"
         found = list_checkpoints(self.folder)
         last = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
+        last += failed
         before = f", after {self.limit} skipped steps (`max_skipped_steps`)" if self.limit else ""
         return (
             f"Not finite at step {step + 1}: {names}{before}; {last}. Set a smaller `learning_rate`: the same command "

@@ -9,6 +9,7 @@ from accelerate.utils import broadcast_object_list
 from ..data.encoded import encoder_fingerprint
 from ..modeling.modeling_uniwetok_mllm import UniWeTokForCausalLM
 from ..pipelines import UniWeTokPipeline
+from .agreement import sendable
 from .start import pipeline_defaults, start_pipeline
 
 
@@ -26,7 +27,7 @@ def start_sharded(config, texts: Iterable[str], accelerator: Accelerator) -> tup
             pipeline = start_pipeline(config, texts)
             sent = [(parts_without_weights(pipeline), encoder_fingerprint(pipeline.mllm.vision_model))]
         except Exception as error:
-            sent = [error]
+            sent = [sendable(error)]
     received = broadcast_object_list(sent)[0]
     if isinstance(received, Exception):
         raise received

@@ -8,6 +8,7 @@ the others are on the meta device, and their shards are sent to them.
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,14 +50,13 @@ def find_fsdp2(accelerator: Accelerator) -> FullyShardedDataParallelPlugin | Non
             raise ValueError(f"{ON_CPU} takes FSDP 2 only: set `fsdp_version: 2` (FSDP_VERSION=2 in the environment).")
         if accelerator.mixed_precision != "no":
             plugin.set_mixed_precision(accelerator.mixed_precision)
-    if plugin is not None:
-        plugin.cpu_ram_efficient_loading = True
     return plugin
 
 
 def shard_model(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin, model: nn.Module) -> None:
     """Spreads the weights of a model over all processes, in place: those of the first process, whatever the others
     have. All processes must call it."""
+    plugin.cpu_ram_efficient_loading = True
     if accelerator.is_fsdp2:
         fsdp2_prepare_model(accelerator, model)
         return
@@ -83,13 +83,15 @@ class ShardedState:
         ema: EMAModel | None,
         names: Sequence[str],
         only_trained: bool = False,
+        timeout: timedelta | None = None,
     ):
-        """`names` are those of the averaged parameters. With `only_trained` frozen weights are left out."""
+        """`names` are those of the averaged parameters. With `only_trained` frozen weights are left out. After
+        `timeout` a process that does not write counts as lost."""
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.ema, self.names = ema, names
         self.options = StateDictOptions(ignore_frozen_params=only_trained, strict=not only_trained)
         # What writes in the background must not meet the training in the same group; NCCL knows no tensors of the CPU.
-        self.group = torch.distributed.new_group(backend="gloo")
+        self.group = torch.distributed.new_group(backend="gloo", timeout=timeout)
 
     def model_state(self, options: StateDictOptions) -> dict[str, torch.Tensor]:
         weights = get_model_state_dict(self.model, options=options)

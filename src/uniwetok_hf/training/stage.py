@@ -6,6 +6,7 @@ import json
 import math
 import threading
 from collections.abc import Collection, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,11 @@ class StageTrainer:
             start, total = self.resume(), self.config.max_train_steps
             self.bar = tqdm(total=total, initial=start, desc=self.folder.name, mininterval=10)
             with self.bar:  # closed before an error is told, so that it has a line of its own
-                self.train_steps(start)
+                try:
+                    self.train_steps(start)
+                except Exception:
+                    self.checkpoints.rescue()
+                    raise
                 for tracker in self.accelerator.trackers:  # `end_training` would also leave the other processes
                     tracker.finish()
                 result = self.save()
@@ -201,7 +206,9 @@ class PipelineTrainer(StageTrainer):
                 accelerator.register_for_checkpointing(self.ema)
         if self.fsdp is not None:
             only_trained = bool(getattr(config, "lora", None))
-            self.shards = ShardedState(accelerator, model, optimizer, self.ema, names, only_trained)
+            minutes = config.process_timeout_minutes
+            timeout = timedelta(minutes=minutes) if minutes else None
+            self.shards = ShardedState(accelerator, model, optimizer, self.ema, names, only_trained, timeout)
 
     def validation_turns(self, batches: Sequence) -> Iterator[tuple[Any, bool, Sequence]]:
         """The batches that this process computes in a validation, whether each counts, and those that all processes

@@ -32,6 +32,7 @@ from ..modeling.configuration_uniwetok_mllm import UniWeTokHeadConfig
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from ..modeling.modeling_uniwetok import UniWeTokModel
 from ..modeling.modeling_uniwetok_class_to_image import UniWeTokClassToImageModel
+from ..modeling.noise_uniwetok import copy_to_device
 from ..pipelines import UniWeTokClassToImagePipeline
 from ..provenance import training_record
 from ..schedulers import BinaryFlowScheduler
@@ -162,10 +163,10 @@ class ClassToImageTrainer(PipelineTrainer):
         device, codes = self.accelerator.device, batch.codes
         if codes is None:
             with torch.no_grad(), self.accelerator.autocast():
-                pixel_values = batch.pixel_values.to(device, non_blocking=True)
+                pixel_values = copy_to_device(batch.pixel_values, device)
                 codes = self.pipeline.vision_model.encode(pixel_values).codes.float()
         generators = sample_generators(self.config.seed, batch.numbers, NOISE)
-        inputs = (part.to(device, non_blocking=True) for part in (codes, batch.class_labels))
+        inputs = (copy_to_device(part, device) for part in (codes, batch.class_labels))
         return self.model(*inputs, generator=generators, **options)
 
     def take_metrics(self, done: int) -> dict[str, float]:

@@ -32,6 +32,7 @@ from transformers.utils import is_flash_attn_2_available
 from ..adapters import save_adapter
 from ..data.encoded import encoder_fingerprint
 from ..data.samples import NOISE, sample_generators
+from ..modeling.noise_uniwetok import copy_to_device
 from ..provenance import training_record
 from .agreement import written_together
 from .checkpoints import (
@@ -185,7 +186,7 @@ class MLLMTrainer(PipelineTrainer):
         one is not finite, weights and metrics stay as they were."""
         config, accelerator = self.config, self.accelerator
         counts = torch.tensor([[batch.num_text_tokens, batch.num_image_tokens] for batch in micro_batches]).sum(0)
-        counts = accelerator.reduce(counts.to(accelerator.device, non_blocking=True), "sum").clamp_min(1)
+        counts = accelerator.reduce(copy_to_device(counts, accelerator.device), "sum").clamp_min(1)
         losses, before = [], (self.metrics.copy(), copy.copy(self.task_metrics))
         for batch in micro_batches:
             with accelerator.accumulate(self.model):
@@ -318,14 +319,12 @@ class TaskMetrics:
             right = batch.num_image_tokens * output.bit_accuracy.mean().float()
         columns = [output.row_text_losses, batch.text_tokens, image_losses, batch.image_tokens]
         counts = torch.tensor([batch.num_image_tokens, batch.num_tokens], dtype=torch.float32)
-
-        def move(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-            return value.to(device, dtype, non_blocking=True)
-
-        columns = torch.stack([move(column, torch.float32) for column in columns], dim=1)  # [rows, 4]
-        by_task, overall = move(self.by_task, torch.float32), move(self.overall, torch.float32)
-        self.by_task = by_task.index_add(0, move(batch.tasks, torch.long), columns)
-        self.overall = overall + torch.cat([right[None], move(counts, torch.float32)])
+        columns = [copy_to_device(column, device, torch.float32) for column in columns]
+        by_task, overall = copy_to_device(self.by_task, device), copy_to_device(self.overall, device)
+        self.by_task = by_task.index_add(
+            0, copy_to_device(batch.tasks, device), torch.stack(columns, dim=1)
+        )  # [rows, 4]
+        self.overall = overall + torch.cat([right[None], copy_to_device(counts, device)])
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
         """`text_loss_TASK` and `image_loss_TASK` of all processes, means over tokens, `bit_accuracy`, and the number
