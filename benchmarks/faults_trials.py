@@ -8,7 +8,6 @@ import random
 import resource
 import shutil
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -149,16 +148,14 @@ def in_shards(job: Callable[[], int]) -> Callable[[], int]:
     """A job: `job` in two processes that share its weights by FSDP 2. They get its signals, and end when it does."""
 
     def both() -> int:
-        from launched import FSDP2
+        from launched import FSDP2, two_processes
 
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
-        shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        shared = FSDP2 | two_processes()
         children = []
         for rank in range(2):
             if not (pid := os.fork()):
                 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-                os.environ |= FSDP2 | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                os.environ |= shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
                 _run_and_exit(job, [1, 2])
             children.append(pid)
         signal.signal(signal.SIGTERM, lambda *_: [os.kill(pid, signal.SIGTERM) for pid in children])

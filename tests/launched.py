@@ -29,10 +29,15 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+def two_processes() -> dict[str, str]:
+    """What two processes that work together find in their environment, besides the rank of each."""
+    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    return world | {"MASTER_PORT": str(free_port())}
+
+
 def launch_two(*command: str, **environment) -> list[str]:
     """What two processes of a command print."""
-    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    environment |= world
+    environment |= two_processes()
     processes = [
         subprocess.Popen(
             command,

@@ -18,6 +18,13 @@ class Stopped(KeyboardInterrupt):
     """Raised by work that ended early because of a signal and is saved; the command exits with [`EXIT_CODE`]."""
 
 
+def leave_signals() -> None:
+    """Ignores both signals in this process, which another one has started: they reach all processes of a group, and
+    that one decides when the work ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def signals_set(stop: threading.Event, announcement: str) -> Iterator[None]:
     """Inside the block SIGINT and SIGTERM set `stop` and print `announcement` on stderr, on the first process only.

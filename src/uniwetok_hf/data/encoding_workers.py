@@ -6,13 +6,13 @@ import concurrent.futures
 import contextlib
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
+from ..signals import leave_signals
 from .encoded_parts import PartEncoder
 
 
@@ -78,8 +78,7 @@ _worker: PartEncoder | None = None  # of this process, when a pool started it
 
 def _start_worker(encoder: PartEncoder, device: str, threads: int, started, counter) -> None:
     global _worker
-    for number in (signal.SIGINT, signal.SIGTERM):  # which reach all processes of a group; the main process decides
-        signal.signal(number, signal.SIG_IGN)
+    leave_signals()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     with started.get_lock():

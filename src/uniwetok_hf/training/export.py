@@ -223,7 +223,8 @@ def _read_averages(checkpoint: Path, names: Sequence[str]) -> dict[str, torch.Te
 
 def _find_shards(checkpoint: Path, part: str) -> Path | None:
     """The folder with the shards of a part, if there is one."""
-    return next((folder for name in (SHARDS, EARLIER[part]) if (folder := checkpoint / name).is_dir()), None)
+    names = [SHARDS, *(name for name, parts in EARLIER.items() if part in parts)]
+    return next((folder for name in names if (folder := checkpoint / name).is_dir()), None)
 
 
 def _read_shards(folder: Path, part: str) -> dict[str, torch.Tensor]:

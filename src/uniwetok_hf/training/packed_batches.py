@@ -12,7 +12,6 @@ in their order, so that nothing of the above depends on how many there are.
 
 import multiprocessing
 import pickle
-import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..modeling.processing_uniwetok import UniWeTokProcessor
+from ..signals import leave_signals
 from .agreement import sendable
 from .conversation_batches import ConversationBatches, MicroBatch
 from .tasks import TaskMixture
@@ -174,7 +174,7 @@ class PackedBatches(ConversationBatches):
                 collate_fn=list,
                 num_workers=self.num_readers,
                 prefetch_factor=AHEAD,
-                worker_init_fn=_leave_signals,
+                worker_init_fn=lambda reader: leave_signals(),
                 multiprocessing_context="fork",
                 generator=torch.Generator(),  # it draws a seed, from torch's own generator if from no other
             )
@@ -216,12 +216,6 @@ def _received(sent: bytes) -> tuple[int, MicroBatch, list[str]]:
     if isinstance(received, Exception):
         raise received
     return received
-
-
-def _leave_signals(reader: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; the one that trains decides when a step is the last."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def pack(samples: Sequence[MicroBatch]) -> MicroBatch:

@@ -39,23 +39,31 @@ ATTENTION = "planned"
 @dataclass
 class Plan:
     """
-    memory: GiB of a GPU by part, with the weights on every GPU (`copies`, DDP) and spread over all (`shards`, FSDP).
-    trained, parameters: how many there are, and how many train.
-    tokens: of a step, over all GPUs.
+    memory: GiB of a GPU by part, with the weights on every GPU (`copies`, DDP) and, where the trainer can, spread over
+        all (`shards`, FSDP).
+    parameters, trained: how many there are of the model, and how many train, those of losses included.
     steps: of the training.
-    code_bytes: of a token of a picture, as it is read.
     """
 
     memory: dict[str, dict[str, float]]
     parameters: int
     trained: int
-    tokens: int
     steps: int
-    code_bytes: int
 
     def total(self, kind: str) -> float:
         """GiB of a GPU; `kind` is copies or shards."""
         return sum(self.memory[kind].values())
+
+
+@dataclass
+class TokenPlan(Plan):
+    """
+    tokens: of a step, over all GPUs.
+    code_bytes: of a token of a picture, as it is read.
+    """
+
+    tokens: int
+    code_bytes: int
 
     def hours(self, tokens_per_second: float) -> float:
         """At so many tokens a second over all GPUs."""
@@ -66,7 +74,7 @@ class Plan:
         return tokens_per_second * 86400 * (1 - TEXT_SHARE) * self.code_bytes / GIB
 
 
-def plan_training(config: MLLMTrainingConfig, num_gpus: int) -> Plan:
+def plan_training(config: MLLMTrainingConfig, num_gpus: int) -> TokenPlan:
     """
     The plan of one stage.
 
@@ -107,8 +115,8 @@ def plan_training(config: MLLMTrainingConfig, num_gpus: int) -> Plan:
         kind: {name: size / GIB for name, size in {**parts, **activations}.items() if size}
         for kind, parts in {"copies": whole if num_gpus > 1 else states, "shards": spread}.items()
     }
-    bits = model_config.vision_config.num_bits
-    return Plan(memory, parameters, trained, rows * row_tokens * turns, config.max_train_steps, bits // 8)
+    tokens, bits = rows * row_tokens * turns, model_config.vision_config.num_bits
+    return TokenPlan(memory, parameters, trained, config.max_train_steps, tokens, bits // 8)
 
 
 def planned_config(config: MLLMTrainingConfig) -> UniWeTokMLLMConfig:

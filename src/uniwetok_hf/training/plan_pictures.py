@@ -33,7 +33,7 @@ from ..modeling.modeling_uniwetok import UniWeTokModel
 from ..modeling.modeling_uniwetok_class_to_image import UniWeTokClassToImageModel
 from .config import check_fields, field_named
 from .picture_batches import bucket_batch_sizes
-from .plan import ATTENTION, BYTES, COMPUTED, GIB, attend, noting_kept
+from .plan import ATTENTION, BYTES, COMPUTED, GIB, Plan, attend, noting_kept
 from .run import choose_parameters
 from .settings_class_to_image import ClassToImageTrainingConfig
 from .settings_uniwetok import UniWeTokTrainingConfig
@@ -62,26 +62,14 @@ HIGHER |= {"l1_loss", "mse_loss", "norm", "pow", "exp", "log", "sum", "prod", "c
 
 
 @dataclass
-class PicturePlan:
+class PicturePlan(Plan):
     """
-    memory: GiB of a GPU by part, with the weights on every GPU (`copies`, DDP) and, where the trainer can, spread over
-        all (`shards`, FSDP).
-    parameters, trained: how many there are of the model, and how many train, those of losses included.
     pictures: of a step, over all GPUs; of several sizes, those of the first.
-    steps: of the training.
     picture_bytes: that are read of a picture.
     """
 
-    memory: dict[str, dict[str, float]]
-    parameters: int
-    trained: int
     pictures: int
-    steps: int
     picture_bytes: int
-
-    def total(self, kind: str) -> float:
-        """GiB of a GPU; `kind` is copies or shards."""
-        return sum(self.memory[kind].values())
 
     def hours(self, pictures_per_second: float) -> float:
         """At so many pictures a second over all GPUs."""
@@ -126,7 +114,7 @@ def plan_uniwetok(config: UniWeTokTrainingConfig, num_gpus: int) -> PicturePlan:
     memory = states | max(counted, key=lambda parts: sum(parts.values()))
     gib = {name: size / GIB for name, size in memory.items() if size}
     return PicturePlan(
-        {"copies": gib}, count(*model.parameters()), learnt, sizes[0], config.max_train_steps, PICTURE_BYTES
+        {"copies": gib}, count(*model.parameters()), learnt, config.max_train_steps, sizes[0], PICTURE_BYTES
     )
 
 
@@ -166,7 +154,7 @@ def plan_classes(config: ClassToImageTrainingConfig, num_gpus: int) -> PicturePl
     }
     code_bytes = model_config.num_tokens * model_config.num_bits // 8
     parameters = count(*model.parameters())
-    return PicturePlan(memory, parameters, learnt, config.batch_size, config.max_train_steps, code_bytes)
+    return PicturePlan(memory, parameters, learnt, config.max_train_steps, config.batch_size, code_bytes)
 
 
 def check_share(config, num_gpus: int) -> int:

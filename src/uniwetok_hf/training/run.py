@@ -98,8 +98,8 @@ def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTrack
         if parse_flag_from_env(f"ACCELERATE_USE_{name}") and not runs:
             raise ValueError(
                 f"Accelerate is configured with {name} (ACCELERATE_USE_{name} in the environment), but would run "
-                f"without it, as {accelerator.distributed_type.name}: it takes {name} on several GPUs only. Start "
-                "without that configuration, or on GPUs."
+                f"without it, as {accelerator.distributed_type.name}: it takes {name} in several processes only, and "
+                "FSDP on GPUs. Start so, or without that configuration."
             )
     parallel = accelerator.parallelism_config
     for name in ("tp_size", "cp_size", "sp_size") if parallel else ():

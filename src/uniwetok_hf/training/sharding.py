@@ -32,8 +32,8 @@ from torch.distributed.checkpoint.state_dict import (
 # shard there, too, over gloo: slow, for tests and for trying a configuration without GPUs.
 ON_CPU = "UNIWETOK_FSDP_ON_CPU"
 SHARDS = "shards"  # folder of a checkpoint
-# Folders of checkpoints of earlier versions, and what each holds.
-EARLIER = {"model": "pytorch_model_fsdp_0", "optimizer": "optimizer_0", "averages": "averages"}
+# Folders of checkpoints of earlier versions, and the parts of the state in each.
+EARLIER = {"pytorch_model_fsdp_0": ["model"], "optimizer_0": ["optimizer"], "averages": ["averages", "steps"]}
 
 
 def find_fsdp2(accelerator: Accelerator) -> FullyShardedDataParallelPlugin | None:
@@ -135,13 +135,10 @@ class ShardedState:
         if (folder / SHARDS).is_dir():
             checkpoint.load(state, checkpoint_id=folder / SHARDS, process_group=self.group)
         else:
-            for name, part in EARLIER.items():
-                parts = {
-                    key: state[key] for key in ((name, "steps") if name == "averages" else (name,)) if key in state
-                }
-                if parts:
-                    checkpoint.load(parts, checkpoint_id=folder / part, process_group=self.group)
-                    state |= parts
+            for name, parts in EARLIER.items():
+                if found := {part: state[part] for part in parts if part in state}:
+                    checkpoint.load(found, checkpoint_id=folder / name, process_group=self.group)
+                    state |= found
         set_model_state_dict(self.model, state["model"], options=self.options)
         set_optimizer_state_dict(self.model, self.optimizer, state["optimizer"], options=self.options)
         if self.ema is not None:  # its shards were loaded in place
