@@ -226,20 +226,19 @@ def test_a_grid_holds_its_pictures_row_by_row():
     assert [grid.getpixel(at)[0] for at in ((3, 2), (11, 2), (3, 8), (11, 8))] == [0, 128, 255, 255]
 
 
-def test_averages_of_all_parameters_at_once():
-    """As on GPUs: in place, and equal to rounding."""
+def test_averages_are_those_of_diffusers_and_made_in_place():
     parameters = [
         torch.nn.Parameter(torch.randn(size, generator=torch.Generator().manual_seed(0))) for size in (3, 700)
     ]
-    one_by_one = MovingAverage(parameters, at_once=False, decay=0.9, min_decay=0.9)
-    at_once = MovingAverage(parameters, at_once=True, decay=0.9, min_decay=0.9)
-    places = [average.data_ptr() for average in at_once.shadow_params]
+    expected = EMAModel(parameters, decay=0.9, min_decay=0.9)
+    averages = MovingAverage(parameters, decay=0.9, min_decay=0.9)
+    places = [average.data_ptr() for average in averages.shadow_params]
     for _ in range(4):
         for parameter in parameters:
             parameter.data.mul_(1.5)
-        one_by_one.step(parameters)
-        at_once.step(parameters)
-    for first, second in zip(one_by_one.shadow_params, at_once.shadow_params, strict=True):
+        expected.step(parameters)
+        averages.step(parameters)
+    for first, second in zip(expected.shadow_params, averages.shadow_params, strict=True):
         torch.testing.assert_close(first, second)
-    assert [average.data_ptr() for average in at_once.shadow_params] == places
-    assert one_by_one.optimization_step == at_once.optimization_step == 4
+    assert [average.data_ptr() for average in averages.shadow_params] == places
+    assert expected.optimization_step == averages.optimization_step == 4

@@ -167,7 +167,7 @@ def make_optimizer(
         betas=(config.adam_beta1, config.adam_beta2),
         eps=epsilon,
         weight_decay=config.weight_decay,
-        fused=torch.cuda.is_available() or None,
+        fused=True,  # one pass over the memory: on CPUs a quarter of the time
     )
     fields = "lr_scheduler`, `lr_warmup_steps`, `lr_scheduler_kwargs"
     with field_named(fields):
@@ -203,22 +203,15 @@ def make_average(parameters: list[nn.Parameter], decay: float, num_steps: int) -
             f"weights of the first step. For a run of this length {1 - 10 / num_steps:.3g} or less is better.",
             stacklevel=2,
         )
-    return MovingAverage(parameters, decay=decay, min_decay=float(decay), at_once=torch.cuda.is_available())
+    return MovingAverage(parameters, decay=decay, min_decay=float(decay))
 
 
 class MovingAverage(EMAModel):
-    """`at_once` the averages of all parameters are updated in place by few kernels. They round otherwise, and on CPUs
-    gain nothing. (Those of diffusers need as much memory again, and can't be copied to shards.)"""
-
-    def __init__(self, parameters: list[nn.Parameter], at_once: bool, **options):
-        super().__init__(parameters, **options)
-        self.at_once = at_once
+    """The averages of all parameters are updated in place, by few kernels and one pass over the memory. (Those of
+    diffusers need as much memory again, and can't be copied to shards.)"""
 
     @torch.no_grad()
     def step(self, parameters: list[nn.Parameter]) -> None:
-        if not self.at_once:
-            super().step(parameters)
-            return
         self.optimization_step += 1
         self.cur_decay_value = self.get_decay(self.optimization_step)
         torch._foreach_lerp_(self.shadow_params, [p.detach() for p in parameters], 1 - self.cur_decay_value)
