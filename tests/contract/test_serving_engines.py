@@ -9,9 +9,9 @@ from accelerate import init_empty_weights
 from PIL import Image
 from tiny_models import build_tiny_mllm, build_tiny_processor
 from torch.nn import functional as F
-from transformers import AttentionInterface, AutoConfig, AutoModel, AutoProcessor, PreTrainedConfig
+from transformers import AttentionInterface, AutoConfig, AutoModel, AutoProcessor, PreTrainedConfig, Qwen3Config
 
-from uniwetok_hf import UniWeTokMLLMModel, UniWeTokProcessor
+from uniwetok_hf import UniWeTokForCausalLM, UniWeTokMLLMModel, UniWeTokModel, UniWeTokProcessor
 
 
 SIDES = [(64, 96), (64, 64)]  # (height, width) of the pictures; they differ, so that the processor pads
@@ -87,6 +87,23 @@ def test_weights_have_the_names_of_the_model_without_heads():
     saved = [name for name in trained.state_dict() if not ignored.search(name)]
     wanted = {f"{model.base_model_prefix}.{name}" for name in model.state_dict()}
     assert set(saved) == wanted | {"lm_head.weight"}
+
+
+def test_weights_that_nobody_takes_are_reported(tmp_path):
+    """Those of the language model were not, since the image tokenizer passes over them in a checkpoint of the whole."""
+    model = build_tiny_mllm()
+    model.save_pretrained(tmp_path)
+    vision = {"vision_config": model.config.vision_config, "head_config": model.config.head_config}
+    text = Qwen3Config(**model.config.text_config.to_dict() | {"num_hidden_layers": 1, "layer_types": None})
+    config = type(model.config)(**model.config.to_dict() | {"text_config": text} | vision)
+    lost = {name for name in model.state_dict() if name.startswith("model.language_model.layers.1.")}
+    for model_class, one, reported in (
+        (UniWeTokForCausalLM, config, lost),
+        (UniWeTokMLLMModel, config, lost | {"lm_head.weight"}),
+        (UniWeTokModel, model.config.vision_config, set()),
+    ):
+        _, report = model_class.from_pretrained(tmp_path, config=one, output_loading_info=True)
+        assert set(report["unexpected_keys"]) == reported and not report["missing_keys"], model_class
 
 
 def test_the_parts_that_engines_look_for():

@@ -28,9 +28,9 @@ def image():
     return torch.rand(2, 64, 48, 3, generator=torch.Generator().manual_seed(0)) * 1.02 - 0.01
 
 
-def run(name: str, **inputs):
+def run(node_name: str, /, **inputs):
     """A node as ComfyUI runs it."""
-    node = NODE_CLASS_MAPPINGS[name]
+    node = NODE_CLASS_MAPPINGS[node_name]
     results = getattr(node(), node.FUNCTION)(**inputs)
     assert isinstance(results, tuple) and len(results) == len(node.RETURN_TYPES)
     return results[0]

@@ -158,6 +158,11 @@ class UniWeTokMLLMPreTrainedModel(UniWeTokAdapterMixin, PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    def post_init(self):
+        super().post_init()
+        # transformers adds the patterns of the parts; those of the image tokenizer match all other weights.
+        self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected or [])
+
 
 class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
     """Image tokenizer, projector and language model, without heads.
