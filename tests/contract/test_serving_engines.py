@@ -90,7 +90,7 @@ def test_weights_have_the_names_of_the_model_without_heads():
 
 
 def test_weights_that_nobody_takes_are_reported(tmp_path):
-    """Those of the language model were not, since the image tokenizer passes over them in a checkpoint of the whole."""
+    """Those of the language model were not: the image tokenizer passes over them in a checkpoint of the whole."""
     model = build_tiny_mllm()
     model.save_pretrained(tmp_path)
     vision = {"vision_config": model.config.vision_config, "head_config": model.config.head_config}

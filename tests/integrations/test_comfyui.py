@@ -38,7 +38,7 @@ def run(node_name: str, /, **inputs):
 
 def assert_image(image: torch.Tensor, *shape: int) -> None:
     assert image.shape == shape and image.dtype == torch.float32 and image.device.type == "cpu"
-    assert 0 <= image.min() and image.max() <= 1
+    assert image.min() >= 0 and image.max() <= 1
 
 
 def test_the_folder_gives_comfyui_the_nodes():
