@@ -180,7 +180,7 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
         self.projector = UniWeTokProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         # Engines give embeddings and no mask: `forward` could not tell pictures from text.
-        if self.language_model.config._attn_implementation not in ALL_MASK_ATTENTION_FUNCTIONS:
+        if ALL_MASK_ATTENTION_FUNCTIONS.get(self.language_model.config._attn_implementation) is None:
             self._check_masks(None)
         self.post_init()
 
