@@ -109,5 +109,6 @@ setup(
     entry_points={
         "console_scripts": ["uniwetok = uniwetok_entry:main"],
         "lmms_eval.models": ["uniwetok = uniwetok_hf.evaluation.lmms:manifest"],
+        "vllm.general_plugins": ["uniwetok = uniwetok_hf.integrations.vllm:register"],
     },
 )

@@ -23,6 +23,7 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
     create_masks_for_generate,
     find_packed_sequence_indices,
     packed_sequence_mask_function,
@@ -157,15 +158,30 @@ class UniWeTokMLLMPreTrainedModel(UniWeTokAdapterMixin, PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    def post_init(self):
+        super().post_init()
+        # transformers adds the patterns of the parts; those of the image tokenizer match all other weights.
+        self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected or [])
+
 
 class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
-    """Image tokenizer, projector and language model, without heads."""
+    """Image tokenizer, projector and language model, without heads.
+
+    Raises:
+        ValueError: for patches of several tokens and an attention implementation that has no masks, such as those of
+            serving engines.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^image_head\."]
 
     def __init__(self, config: UniWeTokMLLMConfig):
         super().__init__(config)
         self.vision_model = UniWeTokModel._from_config(config.vision_config)
         self.projector = UniWeTokProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
+        # Engines give embeddings and no mask: `forward` could not tell pictures from text.
+        if ALL_MASK_ATTENTION_FUNCTIONS.get(self.language_model.config._attn_implementation) is None:
+            self._check_masks(None)
         self.post_init()
 
     def encode_pictures(self, pixel_values: Pictures, image_sizes: torch.Tensor | None = None) -> list[torch.Tensor]:
@@ -284,14 +300,23 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
             block_sequence_ids=block_ids,
             **packed,
         )
+        self._check_masks(mask)
+        return mask
+
+    def _check_masks(self, mask) -> None:
+        """
+        Raises:
+            ValueError: when patches are made of several tokens, and `mask`, or each of a dict of masks, is a causal
+                one.
+        """
         masks = mask.values() if isinstance(mask, dict) else [mask]
-        if all(each is None or (torch.is_tensor(each) and each.ndim == 2) for each in masks):
+        is_causal = all(each is None or (torch.is_tensor(each) and each.ndim == 2) for each in masks)
+        if self.config.tokens_per_patch > 1 and is_causal:
             raise ValueError(
                 f"`patch_size`={self.config.patch_size} needs attention that is full inside a patch; "
                 f"{self.language_model.config._attn_implementation} has only causal masks. Use sdpa, flex_attention "
                 "or eager."
             )
-        return mask
 
     @can_return_tuple
     def forward(

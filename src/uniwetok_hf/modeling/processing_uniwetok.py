@@ -95,6 +95,8 @@ class UniWeTokProcessor(ProcessorMixin):
     text_kwargs = {"padding_side": "left", "return_tensors": "pt", "padding": True}
     images_kwargs = {"return_tensors": "pt"}
     return_labels = False
+    # Serving engines write a picture as these around `image_token` (docs/vllm.md).
+    image_start_token, image_end_token = "<|vision_start|>", "<|vision_end|>"
 
     def __init__(
         self, image_processor, tokenizer, chat_template=None, patch_size: int = 1, stride: int = 32, **kwargs
@@ -337,11 +339,17 @@ class UniWeTokProcessor(ProcessorMixin):
         return processed, replacements
 
     def _get_num_multimodal_tokens(self, image_sizes: list[tuple[int, int]] | None = None, **kwargs) -> MultiModalData:
-        """How many placeholders pictures of (height, width) pixels take."""
+        """How many placeholders pictures of (height, width) pixels take.
+
+        Raises:
+            ValueError: when a picture comes out at a size that the model can't read.
+        """
         if image_sizes is None:
             return MultiModalData()
         options = {name: kwargs.get(name, getattr(self.image_processor, name)) for name in ("stride", "fit", "size")}
         targets = [plan_sizes(height, width, **options)[1] for height, width in image_sizes]
+        for target in targets:
+            self.check_size(*target)
         counts = [(height // self.stride) * (width // self.stride) for height, width in targets]
         return MultiModalData(num_image_tokens=counts, num_image_patches=[1] * len(counts))
 
