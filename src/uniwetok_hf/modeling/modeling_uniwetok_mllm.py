@@ -304,11 +304,24 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
         pixel_values: Pictures | None = None,
         image_sizes: torch.Tensor | None = None,
         codes: Pictures | None = None,
+        image_is_target: torch.Tensor | None = None,
         use_cache: bool | None = None,
         places: UniWeTokPlaces | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
-        """Hidden states [B, L, hidden size] of text and pictures; arguments as in [`UniWeTokForCausalLM.forward`]."""
+        """Hidden states [B, L, hidden size] of text and pictures; arguments as in [`UniWeTokForCausalLM.forward`].
+
+        Raises:
+            ValueError: when `image_is_target` names pictures to generate: a loss that is made of these hidden states
+                alone, as TRL's trainers make it, would pass them over.
+        """
+        if image_is_target is not None:
+            torch_compilable_check(
+                ~image_is_target.any(),
+                "`image_is_target` names pictures to be generated, whose loss is in the `loss` of UniWeTokForCausalLM "
+                "only. A trainer that computes a loss of its own, such as TRL's, learns text alone: use the model's "
+                "loss (docs/trl.md), or leave these pictures out. For hidden states alone, leave out `image_is_target`.",
+            )
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either `input_ids` or `inputs_embeds`, not both.")
         if inputs_embeds is None:
