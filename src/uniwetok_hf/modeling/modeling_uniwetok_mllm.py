@@ -334,6 +334,8 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
             # `places` were counted when they were found.
             mask = self.image_mask(input_ids, None if places is not None else len(features))
             inputs_embeds = inputs_embeds.masked_scatter(mask[..., None], features)
+        elif input_ids is not None and past_key_values is None and places is None:
+            self.image_mask(input_ids, 0)  # placeholders whose pictures got lost would be read as words
 
         has_patches = self.config.tokens_per_patch > 1 and inputs_embeds.shape[1] > 1
         is_plain = attention_mask is None or (torch.is_tensor(attention_mask) and attention_mask.ndim == 2)
@@ -493,9 +495,9 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
         codes = codes if codes is not None and input_ids is not None else []
         targets = [False] * len(codes) if image_is_target is None or not len(codes) else image_is_target.tolist()
         sizes = [picture[0].numel() for picture in codes]
-        image = text[:0] if input_ids is None else self.model.image_mask(input_ids, None).flatten().nonzero()[:, 0]
-        if len(codes):
-            self.model.image_mask(input_ids, sum(sizes))
+        image = (
+            text[:0] if input_ids is None else self.model.image_mask(input_ids, sum(sizes)).flatten().nonzero()[:, 0]
+        )
         is_target = torch.tensor(targets, dtype=torch.bool).repeat_interleave(torch.tensor(sizes, dtype=torch.long))
         target_tokens = image[is_target.to(image.device)] if len(codes) else image[:0]
         owners = documents.flatten()
