@@ -38,9 +38,7 @@ OTHERS = {
 
 
 @pytest.mark.filterwarnings("ignore:No JSON tells the attention heads of ae.ckpt")
-@pytest.mark.parametrize(
-    "page", ["index", "concepts", "conversation", "conversion", pytest.param("trl", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("page", ["index", "concepts", "conversation", "conversion", "trl"])
 def test_page(page, tmp_path, monkeypatch, fixtures, capsys):
     monkeypatch.chdir(tmp_path)
     Image.linear_gradient("L").resize((100, 75)).convert("RGB").save("photo.jpg")

@@ -1,5 +1,5 @@
-"""TRL's trainers on our model: answers are learnt, pictures to be generated are learnt by the model's own loss or refused
-by name (docs/trl.md)."""
+"""TRL's trainers on our model: answers are learnt, pictures to be generated are learnt by the model's own loss or
+refused by name (docs/trl.md)."""
 
 import functools
 import json
@@ -168,13 +168,10 @@ def test_the_loss_of_the_model_learns_both(folder):
 def test_the_loss_of_the_model_in_an_evaluation(folder):
     dataset = rows(answer, drawing, count=2)
     trainer = sft(folder, dataset, UniWeTokSFTTrainer, per_device_eval_batch_size=4)
-    batch = trainer.data_collator(list(dataset))
-    torch.manual_seed(0)
     with torch.no_grad():
-        wanted = trainer.model.eval()(**batch)
-    assert wanted.image_loss > 0 and wanted.text_loss > 0
-    torch.manual_seed(0)
-    assert trainer.evaluate(dataset)["eval_loss"] == pytest.approx(wanted.loss.item(), rel=1e-3)
+        wanted = trainer.model.eval()(**trainer.data_collator(list(dataset)))
+    assert wanted.image_loss > 0.9 * wanted.loss  # so that it would be missed
+    assert trainer.evaluate(dataset)["eval_loss"] == pytest.approx(wanted.loss.item(), rel=0.3)  # times differ
 
 
 def test_pictures_are_not_packed(folder):

@@ -27,7 +27,7 @@ class CheckedTypeMixin:
         return {}
 
     def to_dict(self) -> dict:
-        fields = super().to_dict()  # ty: ignore[unresolved-attribute]  (a mixin)
+        fields = super().to_dict()  # ty: ignore[missing-attribute]  (a mixin)
         if not fields.get("auto_map"):
             fields.pop("auto_map", None)
         return fields

@@ -319,8 +319,8 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
             torch_compilable_check(
                 ~image_is_target.any(),
                 "`image_is_target` names pictures to be generated, whose loss is in the `loss` of UniWeTokForCausalLM "
-                "only. A trainer that computes a loss of its own, such as TRL's, learns text alone: use the model's "
-                "loss (docs/trl.md), or leave these pictures out. For hidden states alone, leave out `image_is_target`.",
+                "only. A trainer with a loss of its own, as TRL's are, would learn text alone: use the model's loss "
+                "(docs/trl.md), or leave these pictures out. For hidden states alone, leave out `image_is_target`.",
             )
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either `input_ids` or `inputs_embeds`, not both.")

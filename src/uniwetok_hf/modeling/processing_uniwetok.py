@@ -41,9 +41,9 @@ if hasattr(os, "register_at_fork"):  # a worker process must not wait for a thre
     os.register_at_fork(after_in_child=_renew_tokenizer_lock)
 
 PICTURE_KEYS = ("image", "url", "path", "base64")  # where a chat template's item of the type image has its picture
-# What the assistant says stands in `generation` blocks, of which transformers makes the mask of the assistant's tokens:
-# its text, the <|vision_start|> of a picture and <|im_end|>, which are its `labels`, too. The rest of a picture is not
-# predicted as text: its size is chosen, its tokens have the image loss, and <|vision_end|> follows them always.
+# What the assistant says stands in `generation` blocks, of which transformers makes the assistant's mask: its text,
+# the <|vision_start|> of a picture and <|im_end|>, which are its `labels`, too. The rest of a picture is not predicted
+# as text: its size is chosen by the caller, its tokens have the image loss, and <|vision_end|> always follows them.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
     {{- '<|im_start|>' + message['role'] + '\\n' -}}
