@@ -334,8 +334,8 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
             # `places` were counted when they were found.
             mask = self.image_mask(input_ids, None if places is not None else len(features))
             inputs_embeds = inputs_embeds.masked_scatter(mask[..., None], features)
-        elif input_ids is not None and past_key_values is None and places is None:
-            self.image_mask(input_ids, 0)  # placeholders whose pictures got lost would be read as words
+        elif self.training and input_ids is not None and past_key_values is None and places is None:
+            self.image_mask(input_ids, 0)  # placeholders whose pictures got lost would be learnt as words
 
         has_patches = self.config.tokens_per_patch > 1 and inputs_embeds.shape[1] > 1
         is_plain = attention_mask is None or (torch.is_tensor(attention_mask) and attention_mask.ndim == 2)
