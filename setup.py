@@ -66,6 +66,7 @@ TEST_TOOLS = [
     "pytest-xdist>=3.8.0",
     "ruff>=0.17.6",
     "transformers-mlinter>=0.1.5",
+    "trl>=1.16.0",  # docs/trl.md
     "ty>=0.0.108",
 ]
 EXTRAS["browser"] = ["playwright>=1.65.2"]  # drives the web page in the tests

@@ -38,7 +38,7 @@ OTHERS = {
 
 
 @pytest.mark.filterwarnings("ignore:No JSON tells the attention heads of ae.ckpt")
-@pytest.mark.parametrize("page", ["index", "comfyui", "concepts", "conversation", "conversion", "vllm"])
+@pytest.mark.parametrize("page", ["index", "comfyui", "concepts", "conversation", "conversion", "trl", "vllm"])
 def test_page(page, tmp_path, monkeypatch, fixtures, capsys):
     monkeypatch.chdir(tmp_path)
     Image.linear_gradient("L").resize((100, 75)).convert("RGB").save("photo.jpg")

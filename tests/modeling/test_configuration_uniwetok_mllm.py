@@ -145,3 +145,14 @@ def test_positions_that_are_not_there():
         config.check_positions(16, 5)
     with pytest.raises(ValueError, match="`text`: 21 tokens are more than the 20 that"):
         config.check_positions(21, 0, "text")
+
+
+def test_the_map_of_code_is_each_configs_own():
+    """transformers writes into it for classes that are saved with their code; an empty one is not saved."""
+    config, other = UniWeTokMLLMConfig(), UniWeTokMLLMConfig()
+    assert config.auto_map == config.vision_config.auto_map == {}
+    assert "auto_map" not in config.to_json_string() and config == UniWeTokMLLMConfig()
+    config.auto_map["AutoModel"] = "code.Model"
+    assert config.to_dict()["auto_map"] == config.to_diff_dict()["auto_map"] == {"AutoModel": "code.Model"}
+    assert other.auto_map == UniWeTokMLLMConfig().auto_map == {}
+    assert UniWeTokMLLMConfig.from_dict(config.to_dict()).auto_map == {"AutoModel": "code.Model"}

@@ -4,7 +4,7 @@ from PIL import Image
 from tiny_models import NUM_SIZE_TOKENS, build_tiny_processor, build_tiny_text_tokenizer
 from transformers import AutoProcessor
 
-from uniwetok_hf import UniWeTokImageProcessor, UniWeTokProcessor
+from uniwetok_hf import UniWeTokImageProcessor, UniWeTokProcessor, embedded_path
 
 
 GIVEN = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -226,6 +226,56 @@ def test_labels_are_what_the_assistant_says(processor):
     drawing = "So:<|vision_start|><|im_end|>"
     assert [processor.tokenizer.decode(row[row != -100]) for row in labels] == ["A cat.<|im_end|>" + drawing, drawing]
     assert not said[1][inputs["attention_mask"][1] == 0].any()
+
+
+def test_the_text_is_that_of_the_earlier_template(processor, fixtures):
+    earlier = (fixtures / "saved_by_84bac22/pipeline/processor/chat_template.jinja").read_text(encoding="utf-8")
+    assert "generation -%}" in processor.chat_template and "generation -%}" not in earlier
+    conversation = [
+        {"role": "system", "content": ""},
+        *conversation_of_many_turns(32),
+        {"role": "user", "content": []},
+        {
+            "role": "assistant",
+            "content": [{"type": "image"}, {"type": "text", "text": "\n{{ € }} "}, {"type": "image"}],
+        },
+        {"role": "tool", "content": "\n"},
+        {"role": "assistant", "content": "\n\n"},
+    ]
+    conversations = [conversation[start:stop] for start in range(9) for stop in range(start + 1, 10)]
+    for options in (
+        {},
+        {"add_generation_prompt": True},
+        {"add_generation_prompt": True, "picture_tokens": "<|res_1|>"},
+    ):
+        old = processor.apply_chat_template(conversations, chat_template=earlier, **options)
+        assert processor.apply_chat_template(conversations, **options) == old
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_the_mask_of_the_assistant_is_that_of_the_labels(processor, padding_side):
+    side = 32 * processor.patch_size
+    conversation = conversation_of_many_turns(side)
+    conversation[-1]["content"].append({"type": "text", "text": "€!"})
+    options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+    common = {"return_labels": True, "padding_side": padding_side}
+    shown = processor.apply_chat_template([conversation, conversation[2:]], **options, processor_kwargs=common)
+    masks = torch.tensor(shown["assistant_masks"]).bool()
+    assert torch.equal(masks, shown["labels"] != -100)
+    assert processor.decode(shown["input_ids"][1][masks[1]]) == "So:<|vision_start|>€!<|im_end|>"
+
+    for turn in conversation:  # the pictures come as codes
+        items = turn["content"] if isinstance(turn["content"], list) else []
+        turn["content"] = [{k: v for k, v in item.items() if k != "image"} for item in items] or turn["content"]
+    sizes = {"picture_sizes": [(side, 2 * side), (side, side), (side, side)]}
+    told = processor.apply_chat_template([conversation, conversation[2:]], **options, processor_kwargs=common | sizes)
+    assert set(shown) - set(told) == {"pixel_values", "image_sizes"}
+    assert told["assistant_masks"] == shown["assistant_masks"]
+
+
+def test_the_embedded_model_has_the_template():
+    embedded = UniWeTokProcessor.from_pretrained(embedded_path("uniwetok-emoji") / "processor")
+    assert embedded.chat_template == build_tiny_processor().chat_template
 
 
 def test_pictures_of_the_assistant_are_targets(processor):

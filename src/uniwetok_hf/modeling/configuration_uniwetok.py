@@ -7,6 +7,7 @@ Unusual points:
 - The defaults are the paper's model: 265,729,664 encoder + 355,896,451 decoder parameters.
 """
 
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -18,6 +19,18 @@ class CheckedTypeMixin:
     weights, as large as the defaults say."""
 
     model_type: ClassVar[str]
+
+    @cached_property
+    def auto_map(self) -> dict[str, str]:
+        """Which class of the folder's own code an Auto class loads; empty where the folder has none. TRL asks each
+        config for it whose model is not in transformers. Not the class' own `{}`: transformers writes into it."""
+        return {}
+
+    def to_dict(self) -> dict:
+        fields = super().to_dict()  # ty: ignore[missing-attribute]  (a mixin)
+        if not fields.get("auto_map"):
+            fields.pop("auto_map", None)
+        return fields
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):

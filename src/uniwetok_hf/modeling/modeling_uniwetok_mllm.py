@@ -329,11 +329,24 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
         pixel_values: Pictures | None = None,
         image_sizes: torch.Tensor | None = None,
         codes: Pictures | None = None,
+        image_is_target: torch.Tensor | None = None,
         use_cache: bool | None = None,
         places: UniWeTokPlaces | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
-        """Hidden states [B, L, hidden size] of text and pictures; arguments as in [`UniWeTokForCausalLM.forward`]."""
+        """Hidden states [B, L, hidden size] of text and pictures; arguments as in [`UniWeTokForCausalLM.forward`].
+
+        Raises:
+            ValueError: when `image_is_target` names pictures to generate: a loss that is made of these hidden states
+                alone, as TRL's trainers make it, would pass them over.
+        """
+        if image_is_target is not None:
+            torch_compilable_check(
+                ~image_is_target.any(),
+                "`image_is_target` names pictures to be generated, whose loss is in the `loss` of UniWeTokForCausalLM "
+                "only. A trainer with a loss of its own, as TRL's are, would learn text alone: use the model's loss "
+                "(docs/trl.md), or leave these pictures out. For hidden states alone, leave out `image_is_target`.",
+            )
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either `input_ids` or `inputs_embeds`, not both.")
         if inputs_embeds is None:
@@ -346,6 +359,8 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
             # `places` were counted when they were found.
             mask = self.image_mask(input_ids, None if places is not None else len(features))
             inputs_embeds = inputs_embeds.masked_scatter(mask[..., None], features)
+        elif self.training and input_ids is not None and past_key_values is None and places is None:
+            self.image_mask(input_ids, 0)  # placeholders whose pictures got lost would be learnt as words
 
         has_patches = self.config.tokens_per_patch > 1 and inputs_embeds.shape[1] > 1
         is_plain = attention_mask is None or (torch.is_tensor(attention_mask) and attention_mask.ndim == 2)
@@ -505,9 +520,9 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
         codes = codes if codes is not None and input_ids is not None else []
         targets = [False] * len(codes) if image_is_target is None or not len(codes) else image_is_target.tolist()
         sizes = [picture[0].numel() for picture in codes]
-        image = text[:0] if input_ids is None else self.model.image_mask(input_ids, None).flatten().nonzero()[:, 0]
-        if len(codes):
-            self.model.image_mask(input_ids, sum(sizes))
+        image = (
+            text[:0] if input_ids is None else self.model.image_mask(input_ids, sum(sizes)).flatten().nonzero()[:, 0]
+        )
         is_target = torch.tensor(targets, dtype=torch.bool).repeat_interleave(torch.tensor(sizes, dtype=torch.long))
         target_tokens = image[is_target.to(image.device)] if len(codes) else image[:0]
         owners = documents.flatten()

@@ -41,21 +41,33 @@ if hasattr(os, "register_at_fork"):  # a worker process must not wait for a thre
     os.register_at_fork(after_in_child=_renew_tokenizer_lock)
 
 PICTURE_KEYS = ("image", "url", "path", "base64")  # where a chat template's item of the type image has its picture
+# What the assistant says stands in `generation` blocks, of which transformers makes the assistant's mask: its text,
+# the <|vision_start|> of a picture and <|im_end|>, which are its `labels`, too. The rest of a picture is not predicted
+# as text: its size is chosen by the caller, its tokens have the image loss, and <|vision_end|> always follows them.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
     {{- '<|im_start|>' + message['role'] + '\\n' -}}
-    {%- if message['content'] is string -%}
-        {{- message['content'] -}}
-    {%- else -%}
-        {%- for item in message['content'] -%}
-            {%- if item['type'] == 'image' -%}
-                {{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
-            {%- elif item['type'] == 'text' -%}
-                {{- item['text'] -}}
+    {%- set content = message['content'] -%}
+    {%- set items = [{'type': 'text', 'text': content}] if content is string else content -%}
+    {%- for item in items -%}
+        {%- if item['type'] in ('image', 'text') -%}
+            {%- set words = '<|vision_start|>' if item['type'] == 'image' else item['text'] -%}
+            {%- if message['role'] == 'assistant' -%}
+                {%- generation -%}{{- words -}}{%- endgeneration -%}
+            {%- else -%}
+                {{- words -}}
             {%- endif -%}
-        {%- endfor -%}
+        {%- endif -%}
+        {%- if item['type'] == 'image' -%}
+            {{- '<|image_pad|><|vision_end|>' -}}
+        {%- endif -%}
+    {%- endfor -%}
+    {%- if message['role'] == 'assistant' -%}
+        {%- generation -%}{{- '<|im_end|>' -}}{%- endgeneration -%}
+    {%- else -%}
+        {{- '<|im_end|>' -}}
     {%- endif -%}
-    {{- '<|im_end|>\\n' -}}
+    {{- '\\n' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
     {{- '<|im_start|>assistant\\n' -}}
@@ -310,10 +322,14 @@ class UniWeTokProcessor(ProcessorMixin):
             raise ValueError(f"`picture_sizes` must hold (height, width) pairs, got {picture_sizes!r:.200}.")
         if (count := sum(t.count(self.image_token) for t in texts)) != len(picture_sizes):
             raise ValueError(f"`picture_sizes` has {len(picture_sizes)} sizes, `text` {count} {self.image_token}.")
-        texts, _ = self.get_text_with_replacements(texts, [self._placeholders(*size) for size in picture_sizes])
+        texts, offsets = self.get_text_with_replacements(texts, [self._placeholders(*size) for size in picture_sizes])
         merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        merged["text_kwargs"].pop("return_text_replacement_offsets", None)
         with _tokenizer_lock:
-            return BatchFeature(self.tokenizer(texts, **merged["text_kwargs"]))
+            inputs = BatchFeature(self.tokenizer(texts, **merged["text_kwargs"]))
+        if kwargs.get("return_text_replacement_offsets"):  # for the mask of the assistant's tokens
+            inputs["text_replacement_offsets"] = offsets
+        return inputs
 
     @property
     def unused_input_names(self) -> list[str]:
