@@ -29,6 +29,7 @@ from transformers.masking_utils import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 from transformers.utils import ModelOutput, torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
@@ -655,6 +656,10 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
         """[`UniWeTokMLLMModel.get_image_features`]."""
         return self.model.get_image_features(pixel_values, image_sizes, return_dict=True)
 
+
+# `transformers serve` finds classes by this table of names alone, which `AutoModelForMultimodalLM.register` leaves as it
+# is. This stands here and not in the package's `__init__`, because it must hold for the model as remote code too.
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[UniWeTokMLLMConfig.model_type] = "UniWeTokForCausalLM"
 
 __all__ = [
     "UniWeTokCausalLMOutput",
