@@ -1,20 +1,26 @@
-"""transformers' own doors find the model once the package is imported: Auto classes, pipelines, `transformers serve`."""
+"""transformers finds the model once the package is imported: Auto classes, pipelines, `transformers serve`."""
 
 import base64
 import io
 import json
+import os
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 
 import pytest
 import torch
 from PIL import Image
 from tiny_mllm import build, processor
-from transformers import AutoConfig, AutoModelForMultimodalLM, AutoModelForPreTraining, pipeline
+from transformers import AutoModelForMultimodalLM, AutoModelForPreTraining, pipeline
 from transformers.models.auto import modeling_auto
 from transformers.pipelines import any_to_any
 
 from uniwetok_hf import UniWeTokForCausalLM
+from uniwetok_hf.remote_code import add_code
 
 
 @pytest.fixture(params=[1, 2], ids=["single tokens", "patches"])
@@ -123,14 +129,39 @@ def test_serve_loads_the_model_and_knows_that_it_reads_pictures(folder, patch_si
     manager.shutdown()
 
 
+WITHOUT_PACKAGE = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, *arguments):
+        if name.split(".")[0] == "uniwetok_hf":
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Blocked())
+from transformers.cli.serving.model_manager import ModelManager
+
+manager = ModelManager(device="cpu", model_timeout=-1, trust_remote_code=True)
+model, processor = manager.load_model_and_processor(sys.argv[1] + "@main")
+print(type(model).__name__, manager.get_model_modality(model, processor).name)
+manager.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_serve_takes_the_code_of_a_repository_when_it_is_trusted(folder, tmp_path_factory, patch_size):
+    """`transformers serve REPOSITORY@with-code --trust-remote-code`, where this package is not installed."""
+    pytest.importorskip("openai", reason="transformers serve needs it")
+    add_code(folder)
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path_factory.mktemp("modules"))}
+    command = [sys.executable, "-c", WITHOUT_PACKAGE, folder]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["UniWeTokForCausalLM", "MULTIMODAL"], done.stderr
+
+
 @pytest.mark.slow
 def test_serve_answers_about_a_picture(folder, patch_size, tmp_path_factory):
-    """The server in a process of its own, started as docs/ shows it."""
+    """The server in a process of its own, started as docs/conversation.md shows it."""
     pytest.importorskip("openai", reason="transformers serve needs it")
-    import socket
-    import time
-    import urllib.request
-
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -164,4 +195,3 @@ def test_serve_answers_about_a_picture(folder, patch_size, tmp_path_factory):
     ids = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     expected = processor(patch_size).decode(ids, skip_special_tokens=True)
     assert answer["choices"][0]["message"]["content"] == expected
-    assert AutoConfig.from_pretrained(folder).model_type == "uniwetok_mllm"

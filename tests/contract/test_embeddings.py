@@ -1,5 +1,5 @@
-"""`inputs_embeds` in place of `input_ids`, with and without pictures, and what peft does with them: the same logits and
-the same texts, or an error."""
+"""`inputs_embeds` in place of `input_ids`, with and without pictures, and what peft does with them: the same logits
+and the same texts, or an error."""
 
 import pytest
 import torch
@@ -103,8 +103,7 @@ def test_tokens_of_one_embedding_are_refused(patch_size, batch):
 
 @torch.no_grad()
 def test_a_mask_of_four_dimensions_is_used_as_it_is(model, batch):
-    """As `block_causal_mask` makes it: in eager attention's form, with numbers, and in sdpa's, with booleans. It serves
-    embeddings that were altered, too."""
+    """In sdpa's form, with booleans. It serves embeddings that say nowhere where pictures are, too."""
     expected = model(**batch).logits
     block_ids = model.model.block_ids(batch["input_ids"])
     ready = embedded(model, batch, ready=True)
@@ -154,9 +153,7 @@ def test_beams_keep_the_pictures_of_their_row(model, batch, ready):
 
 PROMPTS = {
     "prompt tuning": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
-    "P-tuning": lambda: peft.PromptEncoderConfig(
-        task_type="CAUSAL_LM", num_virtual_tokens=5, encoder_hidden_size=16
-    ),
+    "P-tuning": lambda: peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=5, encoder_hidden_size=16),
     "prefix tuning": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
 }
 

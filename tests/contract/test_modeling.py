@@ -209,12 +209,12 @@ class LanguageModelTest(ModelTest, common.GenerationTesterMixin):
     test_get_image_features_hidden_states = skipped(without_states)
     test_get_image_features_attentions = skipped(without_states)
 
-    # The frozen image tokenizer has no gradients, and a picture is all that reaches some weights of the others.
+    # The image tokenizer is frozen.
     test_all_params_have_gradient = False
 
     def check_training_gradient_checkpointing(self, gradient_checkpointing_kwargs=None):
-        """The library looks at the first layer that can be checkpointed; that is the image tokenizer's, which is frozen
-        and therefore never run twice. Here it looks at the first one of the language model."""
+        """The library looks at the first layer that can be checkpointed; that is the image tokenizer's, which is
+        frozen and therefore never run twice. Here it looks at the first one of the language model."""
         with patch.object(common, "GradientCheckpointingLayer", Qwen3DecoderLayer):
             super().check_training_gradient_checkpointing(gradient_checkpointing_kwargs)
 

@@ -53,9 +53,9 @@ class UniWeTokGenerationMixin:
 
         Args:
             generation_mode: `"text"`, or `"image"`: the codes [B, bits, h, w] of one picture per row by
-                [`generate_codes`], whose arguments it takes, with a `guidance_scale` of the generation config where none
-                is given. The prompts then end with the beginning of a picture, which
-                `UniWeTokProcessor.apply_chat_template` writes for a `height` and `width`.
+                [`generate_codes`], whose arguments it takes; `guidance_scale` is the generation config's when not given.
+                The prompts then end with the beginning of a picture, which `UniWeTokProcessor.apply_chat_template`
+                writes for a `height` and `width`.
             args, kwargs: as in transformers.
 
         Raises:
@@ -83,18 +83,18 @@ class UniWeTokGenerationMixin:
 
     @torch.no_grad()
     def decode_image_tokens(self, codes: torch.Tensor) -> torch.Tensor:
-        """Pictures [B, 3, H, W], nominally in [-1, 1], of what `generate` with `generation_mode="image"` returned: [B,
-        bits, h, w]. transformers' any-to-any pipeline calls it. The decoder's noise is that of torch's global generator;
+        """Pictures [B, 3, H, W], nominally in [-1, 1], of codes [B, bits, h, w]. transformers' any-to-any pipeline calls
+        it with what `generate` returned. The decoder's noise is that of torch's global generator;
         `vision_model.decode` takes one."""
         return self.model.vision_model.decode(codes).sample
 
     def end_texts_at_pictures(self) -> None:
         """Adds `<|vision_start|>` to the tokens that end a text: what follows it are no words. Where the generation
         config names none, texts have no end."""
-        ends = self.generation_config.eos_token_id
-        if ends is not None:
-            ends = [ends] if isinstance(ends, int) else list(ends)
-            self.generation_config.eos_token_id = list(dict.fromkeys([*ends, self.config.vision_start_token_id]))
+        ends, begin = self.generation_config.eos_token_id, self.config.vision_start_token_id
+        ends = [ends] if isinstance(ends, int) else ends
+        if isinstance(ends, list) and begin not in ends:
+            self.generation_config.eos_token_id = [*ends, begin]
 
     def adjust_generation_fn(self, *args, **kwargs):
         """Where a model is loaded: folders saved before, and other people's, name the end of a turn alone."""
@@ -205,8 +205,8 @@ class UniWeTokGenerationMixin:
 
     @staticmethod
     def create_masks_for_generate(config, inputs_embeds, attention_mask=None, **kwargs):
-        """Leaves the padding mask of a prompt that may hold patches as it is, also for static caches: `forward` makes the
-        block-causal mask of it."""
+        """Leaves the padding mask of a prompt that may hold patches as it is, also for static caches: `forward` makes
+        the block-causal mask of it."""
         if config.patch_size > 1 and inputs_embeds.shape[1] > 1:
             return attention_mask
         return create_masks_for_generate(config, inputs_embeds, attention_mask, **kwargs)

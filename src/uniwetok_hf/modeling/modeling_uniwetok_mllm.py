@@ -231,12 +231,13 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
         return embeddings + positions.to(embeddings.dtype)
 
     def find_format_tokens(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
-        """What `input_ids` would say about pictures, read back from `inputs_embeds` [B, L, hidden size]: the ids [B, L]
-        of the tokens that the format is made of, -1 elsewhere.
+        """What `input_ids` would say about pictures, read back from `inputs_embeds` [B, L, hidden size]: the ids
+        [B, L] of the tokens that the format of a picture is made of, -1 elsewhere.
 
         An embedding is such a token's when it equals it. The size tokens say how long a picture is, so that one whose
-        features are already in place of its placeholders is found, too. Embeddings that were altered (interpolated, with
-        noise) are found nowhere; with `patch_size` > 1 they need a mask by [`block_causal_mask`].
+        features are already in place of its placeholders is found, too. Where all embeddings are altered
+        (interpolated, noise added), nothing tells them from soft prompts, and they are read as text: with `patch_size`
+        > 1 give an `attention_mask` of four dimensions with them.
 
         Raises:
             ValueError: with `patch_size` > 1, when two of these tokens have one embedding, or queries stand without
@@ -244,7 +245,9 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
         """
         config = self.config
         if config.tokens_per_patch == 1:  # nothing but placeholders matters
-            placeholder = self.get_input_embeddings()(inputs_embeds.new_tensor([config.image_token_id], dtype=torch.long))
+            placeholder = self.get_input_embeddings()(
+                inputs_embeds.new_tensor([config.image_token_id], dtype=torch.long)
+            )
             found = (inputs_embeds == placeholder.to(inputs_embeds)).all(-1)
             return torch.where(found, config.image_token_id, -1)
 
@@ -446,15 +449,15 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
         """
         Args:
             input_ids: [B, L]; `<|image_pad|>` stands for each token of a picture, as [`UniWeTokProcessor`] writes it.
-            attention_mask: [B, L], 0 for padding. One of four dimensions, or a dict of those by kind of layer, is used as
-                it is: with `patch_size` > 1 it has to be full inside a patch, as [`UniWeTokMLLMModel.block_causal_mask`]
-                makes it.
+            attention_mask: [B, L], 0 for padding. A mask of four dimensions, or a dict of those by kind of layer, is
+                used as it is: with `patch_size` > 1 it has to be full inside a patch, as the one that
+                [`UniWeTokMLLMModel.block_causal_mask`] makes.
             position_ids: [B, L]. Where they start again within a row, and there is no `attention_mask`, the row is
                 packed: its documents don't see each other. (Without labels, with `use_cache=False` only.)
             past_key_values, use_cache: as in any causal model.
             inputs_embeds: [B, L, hidden size], instead of `input_ids`: word embeddings with placeholders, where
-                `pixel_values` or `codes` go, or with the features of pictures already in their place. Where pictures are
-                is read back from the embeddings, see [`UniWeTokMLLMModel.find_format_tokens`].
+                `pixel_values` or `codes` go, or with the features of pictures already in their place. Where pictures
+                are is read back from the embeddings, see [`UniWeTokMLLMModel.find_format_tokens`].
             pixel_values: pictures in the order of their placeholders, [N, 3, H, W] or a list of [3, H, W], in [-1, 1].
             image_sizes: [N, 2] (height, width) of the pictures within padded `pixel_values`.
             codes: instead of `pixel_values`, [N, bits, h, w] or a list of [bits, h, w] of {-1, +1}.
@@ -657,8 +660,8 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
         return self.model.get_image_features(pixel_values, image_sizes, return_dict=True)
 
 
-# `transformers serve` finds classes by this table of names alone, which `AutoModelForMultimodalLM.register` leaves as it
-# is. This stands here and not in the package's `__init__`, because it must hold for the model as remote code too.
+# `transformers serve` finds classes by this table of names alone, which `AutoModelForMultimodalLM.register` leaves as
+# it is. This stands here and not in the package's `__init__`, because it must hold for the model as remote code too.
 MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[UniWeTokMLLMConfig.model_type] = "UniWeTokForCausalLM"
 
 __all__ = [

@@ -235,8 +235,8 @@ class UniWeTokProcessor(ProcessorMixin):
         As in transformers, for texts that hold none of the format's tokens: whatever comes from a person comes through
         here. `sanitize_control_tokens=True` reads such tokens as plain text instead.
 
-        With `height` and `width`, in pixels, the assistant's turn (`add_generation_prompt=True`) begins with a picture of
-        that size, for `generate(..., generation_mode="image")`; tokenized as a dict, the inputs also have
+        With `height` and `width`, in pixels, the assistant's turn (`add_generation_prompt=True`) begins with a picture
+        of that size, for `generate(..., generation_mode="image")`; tokenized as a dict, the inputs also have
         `negative_input_ids` [1, L'], the prompt without its words that guidance is measured against.
 
         Raises:
@@ -250,7 +250,9 @@ class UniWeTokProcessor(ProcessorMixin):
             if height is None or width is None:
                 raise ValueError(f"Give both `height` and `width`, got {height!r:.100} and {width!r:.100}.")
             if not kwargs.get("add_generation_prompt"):
-                raise ValueError("`height` and `width` need `add_generation_prompt=True`: the assistant is to generate.")
+                raise ValueError(
+                    "`height` and `width` need `add_generation_prompt=True`: the assistant is to generate."
+                )
             kwargs["picture_tokens"] = self.picture_tokens(height, width)
         inputs = super().apply_chat_template(
             conversation, *args, sanitize_control_tokens=sanitize_control_tokens, **kwargs
