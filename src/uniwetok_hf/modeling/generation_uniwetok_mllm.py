@@ -53,7 +53,7 @@ class UniWeTokGenerationMixin:
 
         Args:
             generation_mode: `"text"`, or `"image"`: the codes [B, bits, h, w] of one picture per row by
-                [`generate_codes`], whose arguments it takes; `guidance_scale` is the generation config's when not given.
+                [`generate_codes`], whose arguments it takes; `guidance_scale` is by default the generation config's.
                 The prompts then end with the beginning of a picture, which `UniWeTokProcessor.apply_chat_template`
                 writes for a `height` and `width`.
             args, kwargs: as in transformers.
@@ -63,7 +63,7 @@ class UniWeTokGenerationMixin:
         """
         if generation_mode == "text":
             kwargs.pop("negative_input_ids", None)  # of pictures, beside the prompt
-            return super().generate(*args, **kwargs)  # ty: ignore[unresolved-attribute]
+            return super().generate(*args, **kwargs)  # ty: ignore[missing-attribute]
         if generation_mode != "image":
             raise ValueError(f"`generation_mode` must be 'text' or 'image', got {generation_mode!r:.100}.")
         if args:
@@ -83,8 +83,8 @@ class UniWeTokGenerationMixin:
 
     @torch.no_grad()
     def decode_image_tokens(self, codes: torch.Tensor) -> torch.Tensor:
-        """Pictures [B, 3, H, W], nominally in [-1, 1], of codes [B, bits, h, w]. transformers' any-to-any pipeline calls
-        it with what `generate` returned. The decoder's noise is that of torch's global generator;
+        """Pictures [B, 3, H, W], nominally in [-1, 1], of codes [B, bits, h, w]. transformers' any-to-any pipeline
+        calls it with what `generate` returned. The decoder's noise is that of torch's global generator;
         `vision_model.decode` takes one."""
         return self.model.vision_model.decode(codes).sample
 
@@ -98,7 +98,7 @@ class UniWeTokGenerationMixin:
 
     def adjust_generation_fn(self, *args, **kwargs):
         """Where a model is loaded: folders saved before, and other people's, name the end of a turn alone."""
-        super().adjust_generation_fn(*args, **kwargs)  # ty: ignore[unresolved-attribute]
+        super().adjust_generation_fn(*args, **kwargs)  # ty: ignore[missing-attribute]
         self.end_texts_at_pictures()
 
     @torch.no_grad()
@@ -225,7 +225,7 @@ class UniWeTokGenerationMixin:
                 rows = self.find_places(ids, torch.full_like(ids, -100), codes=codes).picture_owners
                 pictures = [[c for c, of in zip(codes, rows, strict=True) if of == row] for row in range(len(ids))]
                 model_kwargs["codes"] = [c for row in pictures for _ in range(expand_size) for c in row]
-        return super()._expand_inputs_for_generation(  # ty: ignore[unresolved-attribute]
+        return super()._expand_inputs_for_generation(  # ty: ignore[missing-attribute]
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
         )
 
@@ -238,7 +238,7 @@ class UniWeTokGenerationMixin:
             raise ValueError(
                 "`generator` can't seed text: transformers' `generate` draws from torch's global generator."
             )
-        inputs = super().prepare_inputs_for_generation(  # ty: ignore[unresolved-attribute]
+        inputs = super().prepare_inputs_for_generation(  # ty: ignore[missing-attribute]
             input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
         if codes is not None and (is_first_iteration or not kwargs.get("use_cache", True)):

@@ -369,18 +369,18 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         codes = self.read_pictures(pixel_values, image_sizes, codes)
-        has_pictures = codes is not None and len(codes) > 0
+        pictures = codes if codes is not None else []
         is_plain = attention_mask is None or (torch.is_tensor(attention_mask) and attention_mask.ndim == 2)
         has_blocks = self.config.tokens_per_patch > 1 and inputs_embeds.shape[1] > 1 and is_plain
-        if input_ids is None and (has_pictures or has_blocks):
+        if input_ids is None and (len(pictures) or has_blocks):
             input_ids = self.find_format_tokens(inputs_embeds)
-        if has_pictures:
-            features = self.embed_image_tokens(self.tokens(codes), self.positions(codes)).to(inputs_embeds)
+        if input_ids is not None and len(pictures):
+            features = self.embed_image_tokens(self.tokens(pictures), self.positions(pictures)).to(inputs_embeds)
             # `places` were counted when they were found.
             mask = self.image_mask(input_ids, None if places is not None else len(features))
             inputs_embeds = inputs_embeds.masked_scatter(mask[..., None], features)
 
-        if has_blocks:
+        if input_ids is not None and has_blocks:
             past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
             block_ids = F.pad(self.block_ids(input_ids), (past, 0), value=-1)
             packed = {"position_ids": position_ids}
