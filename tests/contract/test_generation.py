@@ -264,6 +264,30 @@ def test_going_on_with_a_cache(model, inputs):
     assert torch.equal(cached, write(model, one | longer))
 
 
+def test_padding_on_the_left_changes_nothing(model, inputs):
+    """The second question, alone and beside a longer one."""
+    real = inputs["attention_mask"][1].bool()
+    assert not real.all()
+    height, width = inputs["image_sizes"][1].tolist()
+    alone = {name: inputs[name][1:, real] for name in ("input_ids", "attention_mask")}
+    alone["pixel_values"] = inputs["pixel_values"][1:, :, :height, :width]
+    assert torch.equal(write(model, alone), write(model, inputs)[1:])
+
+
+def test_states_of_the_answer(inputs, patch_size, device):
+    """One entry per step: first of the whole prompt, then of each token."""
+    model = build(patch_size).to(device)
+    model.set_attn_implementation("eager")  # the one that has attentions
+    options = {"return_dict_in_generate": True, "output_hidden_states": True, "output_attentions": True}
+    answer = model.generate(**inputs, max_new_tokens=3, do_sample=False, **options)
+    config, length = model.config.text_config, inputs["input_ids"].shape[1]
+    for step, (states, attentions) in enumerate(zip(answer.hidden_states, answer.attentions, strict=True)):
+        new = length if step == 0 else 1
+        assert [tuple(one.shape) for one in states] == [(2, new, config.hidden_size)] * (config.num_hidden_layers + 1)
+        shape = (2, config.num_attention_heads, new, length + step)
+        assert [tuple(one.shape) for one in attentions] == [shape] * config.num_hidden_layers
+
+
 def test_scores_of_the_answer(model, inputs):
     options = {"return_dict_in_generate": True, "output_logits": True, "output_scores": True}
     answer = model.generate(**inputs, max_new_tokens=4, do_sample=False, **options)
