@@ -20,6 +20,8 @@ with (
         AutoModel,
         AutoModelForCausalLM,
         AutoModelForImageTextToText,
+        AutoModelForMultimodalLM,
+        AutoModelForPreTraining,
         AutoProcessor,
         ImageProcessingMixin,  # diffusers looks for these three base classes beside our components
         PreTrainedModel,
@@ -49,8 +51,13 @@ AutoModel.register(UniWeTokConfig, UniWeTokModel)
 AutoModel.register(UniWeTokClassToImageConfig, UniWeTokClassToImageModel)
 AutoModel.register(UniWeTokHeadConfig, UniWeTokBinaryHead)
 AutoModel.register(UniWeTokMLLMConfig, UniWeTokMLLMModel)
-AutoModelForCausalLM.register(UniWeTokMLLMConfig, UniWeTokForCausalLM)
-AutoModelForImageTextToText.register(UniWeTokMLLMConfig, UniWeTokForCausalLM)
+for auto_class in (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoModelForPreTraining,
+):
+    auto_class.register(UniWeTokMLLMConfig, UniWeTokForCausalLM)
 AutoProcessor.register(UniWeTokMLLMConfig, UniWeTokProcessor)  # the image processor's is in its file
 add_push_to_hub(
     UniWeTokModel, UniWeTokForCausalLM, UniWeTokClassToImageModel, UniWeTokImageProcessor, UniWeTokProcessor

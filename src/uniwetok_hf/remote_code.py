@@ -54,6 +54,8 @@ PARTS = {
             "AutoModel": "UniWeTokMLLMModel",
             "AutoModelForCausalLM": "UniWeTokForCausalLM",
             "AutoModelForImageTextToText": "UniWeTokForCausalLM",
+            "AutoModelForMultimodalLM": "UniWeTokForCausalLM",
+            "AutoModelForPreTraining": "UniWeTokForCausalLM",
         },
     ),
     "UniWeTokClassToImageModel": Part(

@@ -4,8 +4,8 @@ of `generate`, each shown to do what it says."""
 import pytest
 import torch
 from PIL import Image
-from tiny_mllm import build, processor, shared
-from transformers import StoppingCriteria, TextStreamer, pipeline
+from tiny_mllm import build, processor, seeded, shared
+from transformers import CompileConfig, GenerationConfig, StoppingCriteria, TextStreamer, pipeline
 
 
 def conversation(patch_size: int, *words: str) -> list[dict]:
@@ -80,6 +80,56 @@ def test_chat_pipeline_loads_from_a_folder(tmp_path, patch_size):
     assert [turn["role"] for turn in full] == ["user", "assistant"]  # the conversation, one turn longer
 
 
+# --- generate(generation_mode="image") ---
+
+
+def test_a_picture_of_a_conversation(model, patch_size, inputs):
+    """The codes that `generate_codes` makes, and nothing of the options that the prompt has besides."""
+    chat = conversation(patch_size, "what", "else?")
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+    size = {"height": 32 * patch_size, "width": 64 * patch_size}
+    asked = dict(processor(patch_size).apply_chat_template(chat, **options, **size).to(model.device))
+    settings = {"num_inference_steps": 2, "guidance_scale": 2.0}
+    codes = model.generate(**asked, **settings, generation_mode="image", generator=seeded(0))
+    needed = {name: value for name, value in asked.items() if name != "image_is_target"}
+    assert torch.equal(codes, model.generate_codes(**needed, **settings, generator=seeded(0)).codes)
+    assert codes.shape[2:] == (patch_size, 2 * patch_size)
+    [picture] = processor(patch_size).post_process_multimodal_output(
+        model.decode_image_tokens(codes), generation_mode="image"
+    )
+    assert picture.size == (size["width"], size["height"])
+    config = GenerationConfig(guidance_scale=2.0)
+    again = model.generate(
+        **asked, generation_config=config, num_inference_steps=2, generation_mode="image", generator=seeded(0)
+    )
+    assert torch.equal(again, codes)
+
+
+def test_options_of_the_other_mode_are_refused(model, inputs):
+    with pytest.raises(ValueError, match="top_k"):
+        model.generate(**inputs, generation_mode="image", top_k=3)
+    with pytest.raises(ValueError, match="generation_mode"):
+        model.generate(**inputs, generation_mode="audio")
+    with pytest.raises(ValueError, match="`height` and `width`"):
+        model.generate(**inputs, generation_mode="image")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"height": 64}, "both `height` and `width`"),
+        ({"height": 64, "width": 50}, "`width` must be a multiple"),
+        ({"height": 64, "width": 64, "add_generation_prompt": False}, "add_generation_prompt"),
+    ],
+    ids=str,
+)
+def test_sizes_that_a_prompt_cannot_have(patch_size, options, message):
+    with pytest.raises(ValueError, match=message):
+        processor(patch_size).apply_chat_template(
+            conversation(patch_size, "x"), **{"add_generation_prompt": True, "tokenize": True} | options
+        )
+
+
 # --- generate ---
 
 
@@ -134,6 +184,32 @@ def test_stopping(model, inputs, patch_size):
     assert len(least) >= 6
 
 
+def test_a_text_ends_where_a_picture_begins(model, patch_size, inputs, tmp_path):
+    """`<|vision_start|>` is followed by no words. So it is with folders that name the end of a turn alone, as they did
+    once; what is asked for explicitly counts."""
+    begin, end = model.config.vision_start_token_id, model.config.text_config.eos_token_id
+    fresh = type(model)(model.config)
+    assert fresh.generation_config.eos_token_id == [end, begin]
+    fresh.load_state_dict(model.state_dict())
+    fresh.generation_config.eos_token_id = end
+    fresh.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).to(model.device)
+    assert loaded.generation_config.eos_token_id == [end, begin]
+
+    one = first(inputs)
+    bias = {"sequence_bias": {(begin,): 1000.0}}
+    assert write(loaded, one, **bias).tolist() == [[begin]]
+    assert write(loaded, one, **bias, eos_token_id=end).tolist() == [[begin] * 8]
+    loaded.save_pretrained(tmp_path)
+    assert type(loaded.generation_config).from_pretrained(tmp_path).eos_token_id == [end, begin]
+
+
+def test_a_model_whose_texts_have_no_end_gets_none(patch_size, tmp_path):
+    model = build(patch_size)  # names no end
+    model.save_pretrained(tmp_path)
+    assert type(model).from_pretrained(tmp_path).generation_config.eos_token_id is None
+
+
 def test_stop_strings(model, inputs, patch_size):
     words = processor(patch_size).tokenizer
     letters = [words.convert_tokens_to_ids(letter) for letter in "ab"]
@@ -162,6 +238,22 @@ def test_assisted_generation_changes_nothing(model, inputs, assistant):
     assert torch.equal(write(model, one, **options), write(model, one))
 
 
+@pytest.mark.slow
+def test_steps_of_a_static_cache_are_compiled_to_one_graph(model, inputs):
+    """As `generate` does by itself on a GPU: one graph for all steps, whatever the patch size."""
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    compiling = CompileConfig(fullgraph=True, dynamic=False, backend=backend, mode=None)
+    compiling._compile_all_devices = True
+    options = {"cache_implementation": "static", "compile_config": compiling}
+    assert torch.equal(write(model, inputs, **options), write(model, inputs))
+    assert len(graphs) == 1
+
+
 def test_going_on_with_a_cache(model, inputs):
     """A second turn reads only what is new: the picture is in the cache."""
     one = first(inputs)
@@ -170,6 +262,30 @@ def test_going_on_with_a_cache(model, inputs):
     longer = {"input_ids": turn, "attention_mask": torch.ones_like(turn)}
     cached = write(model, longer, past_key_values=start.past_key_values)
     assert torch.equal(cached, write(model, one | longer))
+
+
+def test_padding_on_the_left_changes_nothing(model, inputs):
+    """The second question, alone and beside a longer one."""
+    real = inputs["attention_mask"][1].bool()
+    assert not real.all()
+    height, width = inputs["image_sizes"][1].tolist()
+    alone = {name: inputs[name][1:, real] for name in ("input_ids", "attention_mask")}
+    alone["pixel_values"] = inputs["pixel_values"][1:, :, :height, :width]
+    assert torch.equal(write(model, alone), write(model, inputs)[1:])
+
+
+def test_states_of_the_answer(inputs, patch_size, device):
+    """One entry per step: first of the whole prompt, then of each token."""
+    model = build(patch_size).to(device)
+    model.set_attn_implementation("eager")  # the one that has attentions
+    options = {"return_dict_in_generate": True, "output_hidden_states": True, "output_attentions": True}
+    answer = model.generate(**inputs, max_new_tokens=3, do_sample=False, **options)
+    config, length = model.config.text_config, inputs["input_ids"].shape[1]
+    for step, (states, attentions) in enumerate(zip(answer.hidden_states, answer.attentions, strict=True)):
+        new = length if step == 0 else 1
+        assert [tuple(one.shape) for one in states] == [(2, new, config.hidden_size)] * (config.num_hidden_layers + 1)
+        shape = (2, config.num_attention_heads, new, length + step)
+        assert [tuple(one.shape) for one in attentions] == [shape] * config.num_hidden_layers
 
 
 def test_scores_of_the_answer(model, inputs):

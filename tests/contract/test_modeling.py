@@ -6,6 +6,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from tiny_models import TINY_VISION, build_tiny_mllm, tiny_class_to_image_config
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 from transformers.testing_utils import torch_device
 
 from tests.contract.library_tests import library_tests, skipped
@@ -42,6 +43,7 @@ class ModelTest(common.ModelTesterMixin):
         },
         "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": {"uniwetok_mllm": "UniWeTokForCausalLM"},
         "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES": {"uniwetok_mllm": "UniWeTokForCausalLM"},
+        "MODEL_FOR_PRETRAINING_MAPPING_NAMES": {"uniwetok_mllm": "UniWeTokForCausalLM"},
     }
 
     @classmethod
@@ -207,15 +209,14 @@ class LanguageModelTest(ModelTest, common.GenerationTesterMixin):
     test_get_image_features_hidden_states = skipped(without_states)
     test_get_image_features_attentions = skipped(without_states)
 
-    without_ids = "Pictures need `input_ids`, which say where they go, and the test leaves the pictures in."
-    test_inputs_embeds = skipped(without_ids)
-    test_inputs_embeds_matches_input_ids = skipped(without_ids)
+    # The image tokenizer is frozen.
+    test_all_params_have_gradient = False
 
-    # tests/modeling/test_modeling_uniwetok_mllm_losses.py compares gradients with and without checkpoints.
-    frozen = "The test looks at the first layer that can be checkpointed, and that is of the frozen image tokenizer."
-    test_training_gradient_checkpointing = skipped(frozen)
-    test_training_gradient_checkpointing_use_reentrant_false = skipped(frozen)
-    test_training_gradient_checkpointing_use_reentrant_true = skipped(frozen)
+    def check_training_gradient_checkpointing(self, gradient_checkpointing_kwargs=None):
+        """The library looks at the first layer that can be checkpointed; that is the image tokenizer's, which is
+        frozen and therefore never run twice. Here it looks at the first one of the language model."""
+        with patch.object(common, "GradientCheckpointingLayer", Qwen3DecoderLayer):
+            super().check_training_gradient_checkpointing(gradient_checkpointing_kwargs)
 
 
 class TestSingleTokens(LanguageModelTest, unittest.TestCase):

@@ -74,6 +74,21 @@ def test_describing_is_learnt(tmp_path, device):
     assert np.isfinite(evaluated)
 
 
+@pytest.mark.parametrize("task", ["describe", "draw"])
+def test_metrics_are_computed_of_logits(tmp_path, device, task):
+    """And of nothing else: tutorials take the `argmax` of all predictions."""
+    trainer = train(tmp_path, device, task, max_steps=1)
+    seen = []
+    trainer.compute_metrics = lambda prediction: seen.append(prediction) or {"accuracy": 0.5}
+    assert trainer.evaluate()["eval_accuracy"] == 0.5
+    [found] = seen
+    assert isinstance(found.predictions, np.ndarray) and found.predictions.shape[:2] == found.label_ids.shape
+    model, batch = trainer.model.eval(), collate(rows(2), task).to(device)
+    with torch.no_grad():
+        expected = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
+    np.testing.assert_allclose(found.predictions, expected.float().cpu().numpy(), atol=1e-5)
+
+
 def test_drawing_reaches_the_head(tmp_path, device):
     before = {name: parameter.clone() for name, parameter in build(PATCH_SIZE).image_head.named_parameters()}
     trainer = train(tmp_path, device, "draw")

@@ -100,7 +100,7 @@ def test_text_to_image_configs(converted):
     processor = UniWeTokProcessor.from_pretrained(converted / "processor")
     assert processor.tokenizer.convert_tokens_to_ids(list(tokens)) == list(tokens.values())
     assert (processor.patch_size, processor.stride, processor.image_processor.stride) == (2, 32, 64)
-    assert model.generation_config.eos_token_id == 256
+    assert model.generation_config.eos_token_id == [256, config.vision_start_token_id]
     index = json.loads((converted / "model_index.json").read_text())
     assert index["mllm"] == ["uniwetok_hf", "UniWeTokForCausalLM"]
     assert index["default_size"] == 512  # the largest of 16 size tokens

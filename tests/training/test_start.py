@@ -68,7 +68,7 @@ def test_a_language_model_keeps_its_weights(tmp_path, kind, tied):
         f"<|query_{n + 1}|>" for n in range(3)
     ]
     assert mllm.config.size_token_id == vocabulary.convert_tokens_to_ids("<|res_1|>")
-    assert mllm.generation_config.eos_token_id == vocabulary.convert_tokens_to_ids("<|im_end|>")
+    assert mllm.generation_config.eos_token_id == vocabulary.convert_tokens_to_ids(["<|im_end|>", "<|vision_start|>"])
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -109,6 +109,15 @@ class UniWeTokMLLMConfig(CheckedTypeMixin, PreTrainedConfig):
     """
 
     model_type = "uniwetok_mllm"
+    # What remains of the outputs are the logits, which transformers' Trainer gives to `compute_metrics`.
+    keys_to_ignore_at_inference = [
+        "past_key_values",
+        "text_loss",
+        "image_loss",
+        "row_text_losses",
+        "row_image_losses",
+        "bit_accuracy",
+    ]
     sub_configs_defaults = {
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen3"),
         "vision_config": SubConfigSpec(config_class=UniWeTokConfig),

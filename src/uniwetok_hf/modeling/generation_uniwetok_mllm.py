@@ -6,6 +6,7 @@ condition the binary head, and the tokens that it samples are read in turn.
 """
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch.nn import functional as F
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import Cache
+from transformers.masking_utils import create_masks_for_generate
 from transformers.utils import ModelOutput
 
 from .codes_uniwetok import Pictures, binarize, tokens_to_codes
@@ -36,12 +38,68 @@ class UniWeTokGenerateCodesOutput(ModelOutput):
 
 
 class UniWeTokGenerationMixin:
-    """Gives `UniWeTokForCausalLM` the method `generate_codes`."""
+    """Gives `UniWeTokForCausalLM` the method `generate_codes`, and what transformers' `generate` has to know of
+    pictures. It goes before `GenerationMixin` among the base classes."""
 
     config: UniWeTokMLLMConfig
     model: Any  # the UniWeTokMLLMModel, whose file imports this one
     image_head: Any
     generation_config: Any
+    find_places: Callable
+
+    def generate(self, *args, generation_mode: str = "text", **kwargs):
+        """
+        transformers' `generate`, which ends a text where the model begins a picture; or the picture itself.
+
+        Args:
+            generation_mode: `"text"`, or `"image"`: the codes [B, bits, h, w] of one picture per row by
+                [`generate_codes`], whose arguments it takes; `guidance_scale` is by default the generation config's.
+                The prompts then end with the beginning of a picture, which `UniWeTokProcessor.apply_chat_template`
+                writes for a `height` and `width`.
+            args, kwargs: as in transformers.
+
+        Raises:
+            ValueError: for another `generation_mode`, or an argument that [`generate_codes`] doesn't have.
+        """
+        if generation_mode == "text":
+            kwargs.pop("negative_input_ids", None)  # of pictures, beside the prompt
+            return super().generate(*args, **kwargs)  # ty: ignore[missing-attribute]
+        if generation_mode != "image":
+            raise ValueError(f"`generation_mode` must be 'text' or 'image', got {generation_mode!r:.100}.")
+        if args:
+            kwargs["input_ids"] = args[0]
+        chosen = kwargs.pop("generation_config", None) or self.generation_config
+        if chosen.guidance_scale is not None:
+            kwargs.setdefault("guidance_scale", chosen.guidance_scale)
+        # Losses read the first; transformers' pipelines always give the second, and a picture's size says it here.
+        for name in ("image_is_target", "max_new_tokens"):
+            kwargs.pop(name, None)
+        known = inspect.signature(self.generate_codes).parameters
+        if strange := sorted(kwargs.keys() - known.keys()):
+            raise ValueError(
+                f"`generation_mode`='image' has no use for {', '.join(strange)}; it takes {', '.join(known)}."
+            )
+        return self.generate_codes(**kwargs).codes
+
+    @torch.no_grad()
+    def decode_image_tokens(self, codes: torch.Tensor) -> torch.Tensor:
+        """Pictures [B, 3, H, W], nominally in [-1, 1], of codes [B, bits, h, w]. transformers' any-to-any pipeline
+        calls it with what `generate` returned. The decoder's noise is that of torch's global generator;
+        `vision_model.decode` takes one."""
+        return self.model.vision_model.decode(codes).sample
+
+    def end_texts_at_pictures(self) -> None:
+        """Adds `<|vision_start|>` to the tokens that end a text: what follows it are no words. Where the generation
+        config names none, texts have no end."""
+        ends, begin = self.generation_config.eos_token_id, self.config.vision_start_token_id
+        ends = [ends] if isinstance(ends, int) else ends
+        if isinstance(ends, list) and begin not in ends:
+            self.generation_config.eos_token_id = [*ends, begin]
+
+    def adjust_generation_fn(self, *args, **kwargs):
+        """Where a model is loaded: folders saved before, and other people's, name the end of a turn alone."""
+        super().adjust_generation_fn(*args, **kwargs)  # ty: ignore[missing-attribute]
+        self.end_texts_at_pictures()
 
     @torch.no_grad()
     def generate_codes(
@@ -144,6 +202,48 @@ class UniWeTokGenerationMixin:
                 embeddings = self.model.embed_image_tokens(tokens, positions[patch])
                 hidden_states = reader.read_patch(embeddings)
         return UniWeTokGenerateCodesOutput(latents, tuple(conditions) if output_conditions else None)
+
+    @staticmethod
+    def create_masks_for_generate(config, inputs_embeds, attention_mask=None, **kwargs):
+        """Leaves the padding mask of a prompt that may hold patches as it is, also for static caches: `forward` makes
+        the block-causal mask of it."""
+        if config.patch_size > 1 and inputs_embeds.shape[1] > 1:
+            return attention_mask
+        return create_masks_for_generate(config, inputs_embeds, attention_mask, **kwargs)
+
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
+        """For beams and several answers a row is repeated with all of its pictures; the library would repeat pictures
+        one by one, which mixes up rows of several."""
+        if expand_size > 1 and input_ids is not None:
+            model_kwargs.pop("image_is_target", None)
+            pictures = [model_kwargs.pop(name, None) for name in ("pixel_values", "image_sizes", "codes")]
+            codes = self.model.read_pictures(*pictures)
+            if codes is not None:
+                ids = input_ids
+                if model_kwargs.get("inputs_embeds") is not None:
+                    ids = self.model.find_format_tokens(model_kwargs["inputs_embeds"])
+                rows = self.find_places(ids, torch.full_like(ids, -100), codes=codes).picture_owners
+                pictures = [[c for c, of in zip(codes, rows, strict=True) if of == row] for row in range(len(ids))]
+                model_kwargs["codes"] = [c for row in pictures for _ in range(expand_size) for c in row]
+        return super()._expand_inputs_for_generation(  # ty: ignore[missing-attribute]
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
+        )
+
+    def prepare_inputs_for_generation(
+        self, input_ids, inputs_embeds=None, is_first_iteration=False, codes=None, **kwargs
+    ):
+        """Pictures go in with the prompt only; afterwards they are in the cache. transformers looks for the argument
+        `inputs_embeds`."""
+        if kwargs.pop("generator", None) is not None:
+            raise ValueError(
+                "`generator` can't seed text: transformers' `generate` draws from torch's global generator."
+            )
+        inputs = super().prepare_inputs_for_generation(  # ty: ignore[missing-attribute]
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if codes is not None and (is_first_iteration or not kwargs.get("use_cache", True)):
+            inputs["codes"] = codes
+        return inputs
 
     def _uses_static_cache(self, device: torch.device) -> bool:
         """Whether the cache has its full length from the start. On a GPU it has, unless the model's generation config

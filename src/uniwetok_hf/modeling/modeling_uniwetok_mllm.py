@@ -30,6 +30,7 @@ from transformers.masking_utils import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 from transformers.utils import ModelOutput, torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
@@ -157,6 +158,7 @@ class UniWeTokMLLMPreTrainedModel(UniWeTokAdapterMixin, PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _can_compile_fullgraph = True
 
     def post_init(self):
         super().post_init()
@@ -243,6 +245,59 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
         # Not the dtype of the projector's weights: they may be quantized, the word embeddings are not.
         embeddings = self.projector(tokens.to(self.language_model.dtype))
         return embeddings + positions.to(embeddings.dtype)
+
+    def find_format_tokens(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """What `input_ids` would say about pictures, read back from `inputs_embeds` [B, L, hidden size]: the ids
+        [B, L] of the tokens that the format of a picture is made of, -1 elsewhere.
+
+        An embedding is such a token's when it equals it. The size tokens say how long a picture is, so that one whose
+        features are already in place of its placeholders is found, too. Where all embeddings are altered
+        (interpolated, noise added), nothing tells them from soft prompts, and they are read as text: with `patch_size`
+        > 1 give an `attention_mask` of four dimensions with them.
+
+        Raises:
+            ValueError: with `patch_size` > 1, when two of these tokens have one embedding, or queries stand without
+                `<|vision_start|>` and two size tokens before them.
+        """
+        config = self.config
+        if config.tokens_per_patch == 1:  # nothing but placeholders matters
+            placeholder = self.get_input_embeddings()(
+                inputs_embeds.new_tensor([config.image_token_id], dtype=torch.long)
+            )
+            found = (inputs_embeds == placeholder.to(inputs_embeds)).all(-1)
+            return torch.where(found, config.image_token_id, -1)
+
+        sizes = range(config.size_token_id, config.size_token_id + config.num_size_tokens)
+        queries = range(config.query_token_id, config.query_token_id + config.tokens_per_patch - 1)
+        known = [config.image_token_id, config.vision_start_token_id, *sizes, *queries]
+        known = torch.tensor(known, device=inputs_embeds.device)
+        table = self.get_input_embeddings()(known).detach().to(inputs_embeds)  # [K, hidden size]
+        exact = "donot_use_mm_for_euclid_dist"
+        equal = torch.cdist(table.float(), table.float(), compute_mode=exact) == 0
+        torch_compilable_check(
+            equal.sum() == len(known),
+            "`inputs_embeds` can't tell where pictures are: two tokens of the format have the same embedding. Give "
+            "`input_ids`.",
+        )
+        distances = torch.cdist(inputs_embeds.detach().float(), table.float(), compute_mode=exact)
+        nearest = distances.argmin(-1)
+        found = torch.where((table[nearest] == inputs_embeds).all(-1), known[nearest], -1)
+
+        side = found - config.size_token_id + 1  # of a size token, in tokens
+        is_size = (side >= 1) & (side <= config.num_size_tokens)
+        starts = (found[:, :-2] == config.vision_start_token_id) & is_size[:, 1:-1] & is_size[:, 2:]
+        lengths = 3 + len(queries) + side[:, 1:-1] * side[:, 2:]  # of all that stands for a picture
+        positions = torch.arange(found.shape[1], device=found.device)
+        ends = torch.zeros_like(found)
+        ends[:, :-2] = torch.where(starts, positions[:-2] + lengths, 0)
+        in_picture = positions < ends.cummax(1).values
+        is_query = (found >= queries.start) & (found < queries.stop)
+        torch_compilable_check(
+            (in_picture | ~is_query).all(),
+            "`inputs_embeds` holds <|query_n|> without <|vision_start|> and two size tokens before it: it can't tell "
+            "where pictures are.",
+        )
+        return torch.where(in_picture & (found == -1), config.image_token_id, found)
 
     def image_mask(self, input_ids: torch.Tensor, num_tokens: int | None) -> torch.Tensor:
         """[B, L], true at the placeholders of image tokens.
@@ -352,19 +407,20 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         codes = self.read_pictures(pixel_values, image_sizes, codes)
-        if codes is not None and len(codes):
-            if input_ids is None:
-                raise ValueError("Pictures need `input_ids`: the placeholders say where they go.")
-            features = self.embed_image_tokens(self.tokens(codes), self.positions(codes)).to(inputs_embeds)
+        pictures = codes if codes is not None else []
+        is_plain = attention_mask is None or (torch.is_tensor(attention_mask) and attention_mask.ndim == 2)
+        has_blocks = self.config.tokens_per_patch > 1 and inputs_embeds.shape[1] > 1 and is_plain
+        if input_ids is None and (len(pictures) or has_blocks):
+            input_ids = self.find_format_tokens(inputs_embeds)
+        if input_ids is not None and len(pictures):
+            features = self.embed_image_tokens(self.tokens(pictures), self.positions(pictures)).to(inputs_embeds)
             # `places` were counted when they were found.
             mask = self.image_mask(input_ids, None if places is not None else len(features))
             inputs_embeds = inputs_embeds.masked_scatter(mask[..., None], features)
         elif self.training and input_ids is not None and past_key_values is None and places is None:
             self.image_mask(input_ids, 0)  # placeholders whose pictures got lost would be learnt as words
 
-        has_patches = self.config.tokens_per_patch > 1 and inputs_embeds.shape[1] > 1
-        is_plain = attention_mask is None or (torch.is_tensor(attention_mask) and attention_mask.ndim == 2)
-        if has_patches and input_ids is not None and is_plain:
+        if input_ids is not None and has_blocks:
             past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
             block_ids = F.pad(self.block_ids(input_ids), (past, 0), value=-1)
             packed = {"position_ids": position_ids}
@@ -386,7 +442,8 @@ class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
 
 
 class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, GenerationMixin):
-    """The unified model: `generate` writes text, `generate_codes` generates pictures, `forward` trains both."""
+    """The unified model: `generate` writes text up to a picture, `generate_codes` generates pictures, `forward` trains
+    both."""
 
     output_modalities = ("image", "text")
     # transformers' Trainer counts text alone, so it can't say by what to divide the image loss of a part of a batch.
@@ -399,6 +456,7 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
         self.model = UniWeTokMLLMModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.image_head = UniWeTokBinaryHead._from_config(config.head_config)
+        self.end_texts_at_pictures()
         self.post_init()
 
     @property
@@ -431,10 +489,15 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
         """
         Args:
             input_ids: [B, L]; `<|image_pad|>` stands for each token of a picture, as [`UniWeTokProcessor`] writes it.
-            attention_mask: [B, L], 0 for padding.
+            attention_mask: [B, L], 0 for padding. A mask of four dimensions, or a dict of those by kind of layer, is
+                used as it is: with `patch_size` > 1 it has to be full inside a patch, as the one that
+                [`UniWeTokMLLMModel.block_causal_mask`] makes.
             position_ids: [B, L]. Where they start again within a row, and there is no `attention_mask`, the row is
                 packed: its documents don't see each other. (Without labels, with `use_cache=False` only.)
-            past_key_values, inputs_embeds, use_cache: as in any causal model.
+            past_key_values, use_cache: as in any causal model.
+            inputs_embeds: [B, L, hidden size], instead of `input_ids`: word embeddings with placeholders, where
+                `pixel_values` or `codes` go, or with the features of pictures already in their place. Where pictures
+                are is read back from the embeddings, see [`UniWeTokMLLMModel.find_format_tokens`].
             pixel_values: pictures in the order of their placeholders, [N, 3, H, W] or a list of [3, H, W], in [-1, 1].
             image_sizes: [N, 2] (height, width) of the pictures within padded `pixel_values`.
             codes: instead of `pixel_values`, [N, bits, h, w] or a list of [bits, h, w] of {-1, +1}.
@@ -452,13 +515,16 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
                 row; what else the language model takes.
 
         Raises:
-            ValueError: when placeholders and pictures don't match.
+            ValueError: when placeholders and pictures don't match, or `inputs_embeds` can't tell where pictures are.
         """
         # No argument of its own: transformers' Trainer would count it among the labels that it waits for.
         shift_labels = kwargs.pop("shift_labels", None)
         codes = self.model.read_pictures(pixel_values, image_sizes, codes)
         if labels is not None and places is None:
-            arguments = input_ids, labels, position_ids, attention_mask, codes, image_is_target, shift_labels
+            ids = input_ids
+            if ids is None and codes is not None and inputs_embeds is not None:
+                ids = self.model.find_format_tokens(inputs_embeds)
+            arguments = ids, labels, position_ids, attention_mask, codes, image_is_target, shift_labels
             places = self.find_places(*arguments)
         inputs = codes
         if self.training and places is not None and any(places.targets):
@@ -633,41 +699,10 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
         """[`UniWeTokMLLMModel.get_image_features`]."""
         return self.model.get_image_features(pixel_values, image_sizes, return_dict=True)
 
-    @staticmethod
-    def create_masks_for_generate(config, inputs_embeds, attention_mask=None, **kwargs):
-        """Leaves the padding mask as it is, also for static caches: `forward` makes the block-causal mask of it."""
-        return attention_mask
 
-    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
-        """For beams and several answers a row is repeated with all of its pictures; the library would repeat pictures
-        one by one, which mixes up rows of several."""
-        if expand_size > 1 and input_ids is not None:
-            model_kwargs.pop("image_is_target", None)
-            pictures = [model_kwargs.pop(name, None) for name in ("pixel_values", "image_sizes", "codes")]
-            codes = self.model.read_pictures(*pictures)
-            if codes is not None:
-                rows = self.find_places(input_ids, torch.full_like(input_ids, -100), codes=codes).picture_owners
-                pictures = [
-                    [c for c, of in zip(codes, rows, strict=True) if of == row] for row in range(len(input_ids))
-                ]
-                model_kwargs["codes"] = [c for row in pictures for _ in range(expand_size) for c in row]
-        return super()._expand_inputs_for_generation(  # ty: ignore[invalid-argument-type]  (a protocol of transformers)
-            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
-        )
-
-    def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, codes=None, **kwargs):
-        """Pictures go in with the prompt only; afterwards they are in the cache."""
-        if kwargs.pop("generator", None) is not None:
-            raise ValueError(
-                "`generator` can't seed text: transformers' `generate` draws from torch's global generator."
-            )
-        inputs = super().prepare_inputs_for_generation(  # ty: ignore[invalid-argument-type]
-            input_ids, is_first_iteration=is_first_iteration, **kwargs
-        )
-        if codes is not None and (is_first_iteration or not kwargs.get("use_cache", True)):
-            inputs["codes"] = codes
-        return inputs
-
+# `transformers serve` finds classes by this table of names alone, which `AutoModelForMultimodalLM.register` leaves as
+# it is. This stands here and not in the package's `__init__`, because it must hold for the model as remote code too.
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[UniWeTokMLLMConfig.model_type] = "UniWeTokForCausalLM"
 
 __all__ = [
     "UniWeTokCausalLMOutput",

@@ -236,18 +236,57 @@ class UniWeTokProcessor(ProcessorMixin):
         if special := [token for token in tokens if any(token in words for words in texts)]:
             raise ValueError(f"`{argument}` must not hold the special tokens {', '.join(special)}.")
 
-    def apply_chat_template(self, conversation, *args, sanitize_control_tokens: bool = False, **kwargs):
+    def apply_chat_template(
+        self,
+        conversation,
+        *args,
+        sanitize_control_tokens: bool = False,
+        height: int | None = None,
+        width: int | None = None,
+        **kwargs,
+    ):
         """
         As in transformers, for texts that hold none of the format's tokens: whatever comes from a person comes through
         here. `sanitize_control_tokens=True` reads such tokens as plain text instead.
 
+        With `height` and `width`, in pixels, the assistant's turn (`add_generation_prompt=True`) begins with a picture
+        of that size, for `generate(..., generation_mode="image")`; tokenized as a dict, the inputs also have
+        `negative_input_ids` [1, L'], the prompt without its words that guidance is measured against.
+
         Raises:
-            ValueError: when a text or a role is not what [`check_words`] accepts.
+            ValueError: when a text or a role is not what [`check_words`] accepts, or the size not what [`check_size`]
+                does.
         """
         texts = list(_texts_of(conversation))
         (check_characters if sanitize_control_tokens else self.check_words)(texts, "conversation")
-        return super().apply_chat_template(
+        begins_picture = height is not None or width is not None
+        if begins_picture:
+            if height is None or width is None:
+                raise ValueError(f"Give both `height` and `width`, got {height!r:.100} and {width!r:.100}.")
+            if not kwargs.get("add_generation_prompt"):
+                raise ValueError(
+                    "`height` and `width` need `add_generation_prompt=True`: the assistant is to generate."
+                )
+            kwargs["picture_tokens"] = self.picture_tokens(height, width)
+        inputs = super().apply_chat_template(
             conversation, *args, sanitize_control_tokens=sanitize_control_tokens, **kwargs
+        )
+        if begins_picture and isinstance(inputs, BatchFeature):
+            negative = self(text=[self._without_words(kwargs["picture_tokens"])])
+            inputs["negative_input_ids"] = negative["input_ids"]
+        return inputs
+
+    def post_process_multimodal_output(
+        self, generated_outputs, skip_special_tokens: bool = True, generation_mode: str | None = None, **kwargs
+    ) -> list:
+        """
+        As in transformers: texts of the ids that `generate` returned; with `generation_mode="image"` PIL images of
+        pictures [B, 3, H, W], nominally in [-1, 1], which [`UniWeTokForCausalLM.decode_image_tokens`] returned.
+        """
+        if generation_mode == "image":
+            return list(self.image_processor.postprocess(generated_outputs))
+        return super().post_process_multimodal_output(
+            generated_outputs, skip_special_tokens=skip_special_tokens, generation_mode=generation_mode, **kwargs
         )
 
     def generation_inputs(
@@ -279,11 +318,16 @@ class UniWeTokProcessor(ProcessorMixin):
         is_edit = images is not None or picture_sizes is not None
         tokens = self.picture_tokens(height, width)
         texts = self.request_texts(prompt, is_edit, argument, picture_tokens=tokens)
-        without = texts[0][texts[0].rindex("<|im_start|>assistant") :]
         if descriptions is not None:
             tail = "<|vision_start|>" + tokens
             texts = [t.removesuffix(tail) + words + tail for t, words in zip(texts, descriptions, strict=True)]
-        return self(text=texts, images=images, picture_sizes=picture_sizes), self(text=[without])
+        without = self(text=[self._without_words(tokens)])
+        return self(text=texts, images=images, picture_sizes=picture_sizes), without
+
+    def _without_words(self, picture_tokens: str) -> str:
+        """The header of the assistant's turn, and the beginning of a picture."""
+        [text] = self.request_texts(["picture"], picture_tokens=picture_tokens)
+        return text[text.rindex("<|im_start|>assistant") :]
 
     def request_texts(
         self, prompt: list[str], is_edit: bool = False, argument: str = "prompt", **template

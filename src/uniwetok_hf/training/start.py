@@ -295,6 +295,7 @@ def _config(text_config, vision_model, vocabulary, head: dict, mllm: dict, num_s
 
 def _pipeline(model: UniWeTokForCausalLM, vocabulary) -> UniWeTokPipeline:
     model.generation_config.eos_token_id = vocabulary.convert_tokens_to_ids("<|im_end|>")
+    model.end_texts_at_pictures()
     model.generation_config.pad_token_id = vocabulary.pad_token_id
     stride, patch_size = model.config.vision_config.stride, model.config.patch_size
     image_processor = UniWeTokImageProcessor(stride=stride * patch_size)
