@@ -16,7 +16,7 @@ from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
-from .codes_uniwetok import Pictures, binarize, tokens_to_codes
+from .codes_uniwetok import Pictures, binarize, codes_to_tokens, tokens_to_codes
 from .configuration_uniwetok_mllm import UniWeTokMLLMConfig
 from .flow_uniwetok import BinaryFlow
 from .noise_uniwetok import Generators
@@ -64,6 +64,7 @@ class UniWeTokGenerationMixin:
         image_input_ids: torch.Tensor | None = None,
         image_attention_mask: torch.Tensor | None = None,
         latents: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
     ) -> UniWeTokGenerateCodesOutput:
         """Generates one picture per row, patch by patch.
 
@@ -88,11 +89,14 @@ class UniWeTokGenerationMixin:
                 guidance is asked for.
             image_input_ids, image_attention_mask: [B, L''], prompts with the same pictures and other words, which the
                 words of `input_ids` are measured against. Needed for an `image_guidance_scale`.
-            latents: float32 [B, bits, h, w] of zeros, which the codes are written into; new ones when not given.
+            latents: float32 [B, bits, h, w] of zeros, which the codes are written into; new ones when not given. What
+                `callback` writes into them counts: the codes of the patch just generated are what the model reads next.
+            noise: [B, bits, h, w], what the sampler of each patch starts from at its place; drawn from `generator` when
+                not given. The noise of the sampler's steps is drawn all the same.
 
         Raises:
-            ValueError: when prompts don't end with a size, sizes differ or don't fit the patches, or guidance lacks
-                the prompts or pictures that it is measured against.
+            ValueError: when prompts don't end with a size, sizes differ or don't fit the patches, guidance lacks the
+                prompts or pictures that it is measured against, or `latents` or `noise` have another shape.
         """
         height, width = self._picture_size(input_ids)
         rows = len(input_ids)
@@ -123,8 +127,10 @@ class UniWeTokGenerationMixin:
         bits, p, block = self.config.vision_config.num_bits, self.config.patch_size, self.config.tokens_per_patch
         if latents is None:
             latents = torch.zeros(rows, bits, height, width, device=input_ids.device, dtype=torch.float32)
-        elif latents.shape != (rows, bits, height, width):
-            raise ValueError(f"`latents` must be of shape {[rows, bits, height, width]}, got {list(latents.shape)}.")
+        for name, given in (("latents", latents), ("noise", noise)):
+            if given is not None and given.shape != (rows, bits, height, width):
+                raise ValueError(f"`{name}` must be of shape {[rows, bits, height, width]}, got {list(given.shape)}.")
+        start = None if noise is None else codes_to_tokens(noise, p)  # [B, h*w, bits]
         positions = self.model.positions([latents[0]])  # [h*w, hidden size], in the order of the patches
         conditions = []
         hidden_states = reader.read_prompts(codes)
@@ -132,14 +138,23 @@ class UniWeTokGenerationMixin:
         for step in range(num_patches):
             patch = slice(step * block, (step + 1) * block)
             condition = hidden_states + positions[patch].to(hidden_states.dtype)
-            sample = self.image_head.sample(condition, scheduler, guidance_scale, generator, image_guidance_scale)
+            sample = self.image_head.sample(
+                condition,
+                scheduler,
+                guidance_scale,
+                generator,
+                image_guidance_scale,
+                noise=None if start is None else start[:, patch],
+            )
             tokens = binarize(sample).to(latents.dtype)  # [B, P, bits]
             row, column = divmod(step * p, width)  # of its first token: row counts patches
-            latents[:, :, p * row : p * (row + 1), column : column + p] = tokens_to_codes(tokens, p, p, p)
+            place = latents[:, :, p * row : p * (row + 1), column : column + p]
+            place.copy_(tokens_to_codes(tokens, p, p, p))
             if output_conditions:
                 conditions.append(condition)
             if callback is not None and callback(step, latents.clone()):
                 break
+            tokens = codes_to_tokens(place, p)  # a callback may have changed them
             if step + 1 < num_patches or past_key_values is not None:
                 embeddings = self.model.embed_image_tokens(tokens, positions[patch])
                 hidden_states = reader.read_patch(embeddings)

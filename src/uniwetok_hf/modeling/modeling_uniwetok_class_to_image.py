@@ -308,6 +308,8 @@ class UniWeTokClassToImageModel(UniWeTokAdapterMixin, PreTrainedModel):
         generator: Generators = None,
         callback: Callable[[int, torch.Tensor], bool | None] | None = None,
         output_conditions: bool = False,
+        latents: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
     ) -> UniWeTokClassToImageCodes:
         """Generates the codes of pictures, patch by patch.
 
@@ -320,9 +322,11 @@ class UniWeTokClassToImageModel(UniWeTokAdapterMixin, PreTrainedModel):
             generator: source of the noise; a list with one per picture makes each independent of its batch.
             callback: called after each patch with its index and the codes so far; a true answer ends the run.
             output_conditions: whether to return what the head was told.
+            latents, noise: as in [`UniWeTokForCausalLM.generate_codes`].
 
         Raises:
-            ValueError: for a label that is no class, and for an unknown `guidance_schedule`.
+            ValueError: for a label that is no class, an unknown `guidance_schedule`, and `latents` or `noise` of another
+                shape.
         """
         config, device = self.config, class_labels.device
         if class_labels.ndim != 1 or not len(class_labels):
@@ -343,34 +347,49 @@ class UniWeTokClassToImageModel(UniWeTokAdapterMixin, PreTrainedModel):
         if guidance_scale > 1:
             class_labels = torch.cat([class_labels, torch.full_like(class_labels, config.num_classes)])
         tables, positions = self._rotary_tables(device), self._token_positions(device)
-        codes = torch.zeros(count, config.num_bits, side, side, device=device, dtype=torch.float32)
+        shape = (count, config.num_bits, side, side)
+        for name, given in (("latents", latents), ("noise", noise)):
+            if given is not None and given.shape != shape:
+                raise ValueError(f"`{name}` must be of shape {list(shape)}, got {list(given.shape)}.")
+        codes = torch.zeros(shape, device=device, dtype=torch.float32) if latents is None else latents
+        start = None if noise is None else codes_to_tokens(noise, p)  # [B, N, bits]
         cache, embeddings = DynamicCache(config=config), self.embed_classes(class_labels)
         conditions, num_steps = [], config.num_tokens // block
         for step in range(num_steps):
             hidden_states = self._transform(embeddings, tables, cache)[:, -block:]  # [rows, P, D]
-            condition = hidden_states + positions[step * block : (step + 1) * block]
+            patch = slice(step * block, (step + 1) * block)
+            condition = hidden_states + positions[patch]
             scale = guidance_at(step, num_steps, guidance_scale, guidance_schedule)
-            tokens = self._sample_patch(condition, count, scale, scheduler, generator)  # [B or rows, P, bits]
+            at_start = None if start is None else start[:, patch]
+            tokens = self._sample_patch(condition, count, scale, scheduler, generator, at_start)  # [B or rows, P, bits]
             row, column = divmod(step * p, side)  # of its first token: row counts patches
-            patch = tokens_to_codes(tokens[:count], p, p, p)
-            codes[:, :, p * row : p * (row + 1), column : column + p] = patch
+            place = codes[:, :, p * row : p * (row + 1), column : column + p]
+            place.copy_(tokens_to_codes(tokens[:count], p, p, p))
             if output_conditions:
                 conditions.append(condition)
             if callback is not None and callback(step, codes.clone()):
                 break
+            tokens = torch.cat([codes_to_tokens(place, p), tokens[count:]])  # a callback may have changed them
             embeddings = self.embed_image_tokens(tokens.repeat(len(condition) // len(tokens), 1, 1))
         return UniWeTokClassToImageCodes(codes, tuple(conditions) if output_conditions else None)
 
     def _sample_patch(
-        self, condition: torch.Tensor, count: int, scale: float, scheduler: BinaryFlow, generator: Generators
+        self,
+        condition: torch.Tensor,
+        count: int,
+        scale: float,
+        scheduler: BinaryFlow,
+        generator: Generators,
+        noise: torch.Tensor | None,
     ) -> torch.Tensor:
         """Tokens of a patch, [B, P, bits], or, where the rows without a class get their own, [2B, P, bits]."""
         if scale <= 1 and len(condition) > count:
             if self.config.is_first_patch_apart:
                 generator = [*generator, *generator] if isinstance(generator, (list, tuple)) else generator
+                noise = None if noise is None else noise.repeat(2, 1, 1)
             else:
                 condition = condition[:count]
-        return binarize(self.image_head.sample(condition, scheduler, scale, generator))
+        return binarize(self.image_head.sample(condition, scheduler, scale, generator, noise=noise))
 
 
 __all__ = [
