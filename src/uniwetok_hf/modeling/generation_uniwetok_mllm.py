@@ -53,7 +53,7 @@ class UniWeTokGenerationMixin:
         codes: Pictures | None = None,
         negative_input_ids: torch.Tensor | None = None,
         negative_attention_mask: torch.Tensor | None = None,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | Callable[[int], float] = 1.0,
         num_inference_steps: int = 50,
         scheduler: BinaryFlow | None = None,
         generator: Generators = None,
@@ -75,7 +75,8 @@ class UniWeTokGenerationMixin:
             pixel_values, image_sizes, codes: pictures in the prompts, as in `forward`.
             negative_input_ids, negative_attention_mask: the unconditional prompts [B, L'], or [1, L'] for all rows;
                 they hold no pictures. Needed for a `guidance_scale` over 1.
-            guidance_scale: weight w of classifier-free guidance; 1 or less is none.
+            guidance_scale: weight w of classifier-free guidance; 1 or less is none. Or a function that is asked for it
+                before each patch, with its index.
             num_inference_steps: diffusion steps of a patch; the head runs once more than that.
             scheduler: sampler; by default a [`BinaryFlow`] with the head's shift. A copy of it is used, so that
                 several generations may share one.
@@ -96,11 +97,13 @@ class UniWeTokGenerationMixin:
 
         Raises:
             ValueError: when prompts don't end with a size, sizes differ or don't fit the patches, guidance lacks the
-                prompts or pictures that it is measured against, or `latents` or `noise` have another shape.
+                prompts or pictures that it is measured against or begins after the first patch, or `latents` or `noise`
+                have another shape.
         """
         height, width = self._picture_size(input_ids)
         rows = len(input_ids)
-        guided = guidance_scale > 1
+        scale_at = guidance_scale if callable(guidance_scale) else lambda step: guidance_scale
+        guided = scale_at(0) > 1
         prompts = [(input_ids, attention_mask)]
         codes = self.model.read_pictures(pixel_values, image_sizes, codes)
         if guided and image_guidance_scale is not None:
@@ -138,10 +141,13 @@ class UniWeTokGenerationMixin:
         for step in range(num_patches):
             patch = slice(step * block, (step + 1) * block)
             condition = hidden_states + positions[patch].to(hidden_states.dtype)
+            scale = scale_at(step)
+            if scale > 1 and not guided:
+                raise ValueError(f"`guidance_scale` must be over 1 from the first patch on to be {scale} at a later one.")
             sample = self.image_head.sample(
-                condition,
+                condition if scale > 1 else condition[:rows],
                 scheduler,
-                guidance_scale,
+                scale,
                 generator,
                 image_guidance_scale,
                 noise=None if start is None else start[:, patch],

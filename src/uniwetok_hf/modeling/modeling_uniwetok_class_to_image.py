@@ -301,7 +301,7 @@ class UniWeTokClassToImageModel(UniWeTokAdapterMixin, PreTrainedModel):
     def generate_codes(
         self,
         class_labels: torch.Tensor,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | Callable[[int], float] = 1.0,
         guidance_schedule: str = "linear",
         num_inference_steps: int = 50,
         scheduler: BinaryFlow | None = None,
@@ -315,7 +315,8 @@ class UniWeTokClassToImageModel(UniWeTokAdapterMixin, PreTrainedModel):
 
         Args:
             class_labels: int64 [B], from 0 to `num_classes`, which is no class.
-            guidance_scale: weight of classifier-free guidance; 1 or less is none, and halves the work.
+            guidance_scale: weight of classifier-free guidance; 1 or less is none, and halves the work. Or a function
+                that is asked for it before each patch, with its index.
             guidance_schedule: how the guidance goes from the first patch to the last, see [`guidance_at`].
             num_inference_steps: diffusion steps of a patch.
             scheduler: a [`BinaryFlow`] or `BinaryFlowScheduler`; its timesteps are set in a copy.
@@ -325,8 +326,8 @@ class UniWeTokClassToImageModel(UniWeTokAdapterMixin, PreTrainedModel):
             latents, noise: as in [`UniWeTokForCausalLM.generate_codes`].
 
         Raises:
-            ValueError: for a label that is no class, an unknown `guidance_schedule`, and `latents` or `noise` of another
-                shape.
+            ValueError: for a label that is no class, an unknown `guidance_schedule`, guidance that begins after the
+                first patch, and `latents` or `noise` of another shape.
         """
         config, device = self.config, class_labels.device
         if class_labels.ndim != 1 or not len(class_labels):
@@ -344,7 +345,9 @@ class UniWeTokClassToImageModel(UniWeTokAdapterMixin, PreTrainedModel):
         scheduler = copy.deepcopy(scheduler) if scheduler else BinaryFlow(config.head_config.timestep_shift)
         scheduler.set_timesteps(num_inference_steps)
         count, p, block, side = len(class_labels), config.patch_size, config.tokens_per_patch, config.grid_size
-        if guidance_scale > 1:
+        scale_at = guidance_scale if callable(guidance_scale) else lambda step: guidance_scale
+        guided = scale_at(0) > 1
+        if guided:
             class_labels = torch.cat([class_labels, torch.full_like(class_labels, config.num_classes)])
         tables, positions = self._rotary_tables(device), self._token_positions(device)
         shape = (count, config.num_bits, side, side)
@@ -359,7 +362,10 @@ class UniWeTokClassToImageModel(UniWeTokAdapterMixin, PreTrainedModel):
             hidden_states = self._transform(embeddings, tables, cache)[:, -block:]  # [rows, P, D]
             patch = slice(step * block, (step + 1) * block)
             condition = hidden_states + positions[patch]
-            scale = guidance_at(step, num_steps, guidance_scale, guidance_schedule)
+            scale = scale_at(step)
+            if scale > 1 and not guided:
+                raise ValueError(f"`guidance_scale` must be over 1 from the first patch on to be {scale} at a later one.")
+            scale = guidance_at(step, num_steps, scale, guidance_schedule)
             at_start = None if start is None else start[:, patch]
             tokens = self._sample_patch(condition, count, scale, scheduler, generator, at_start)  # [B or rows, P, bits]
             row, column = divmod(step * p, side)  # of its first token: row counts patches

@@ -67,8 +67,19 @@ class UniWeTokPipelineBase:
 
     @property
     def guidance_scale(self) -> float:
-        """Weight of classifier-free guidance of this thread's last call."""
+        """Weight of classifier-free guidance of this thread's last call. As in diffusers, a callback changes it for the
+        patches that follow: `pipe._guidance_scale = 1.0` ends guidance, which can't begin after the first patch."""
+        return self._guidance_scale
+
+    @property
+    def _guidance_scale(self) -> float:
         return self._last_state("guidance_scale").guidance_scale
+
+    @_guidance_scale.setter
+    def _guidance_scale(self, value: float) -> None:
+        """In a callback: the weight from the next patch on."""
+        check_number("_guidance_scale", value)
+        self._last_state("guidance_scale").guidance_scale = value
 
     @property
     def do_classifier_free_guidance(self) -> bool:
@@ -161,9 +172,10 @@ class UniWeTokPipelineBase:
         callback_on_step_end: Callable | None,
         callback_on_step_end_tensor_inputs: Sequence[str],
         latents: torch.Tensor,
-    ) -> Generator[Callable[[int, torch.Tensor], bool]]:
-        """A generation into `latents` that runs meanwhile, with its progress bar. Gives what a model is to call after
-        each patch with its index and a copy of the codes so far, and which answers whether the run ends."""
+    ) -> Generator[tuple[Callable[[int], float], Callable[[int, torch.Tensor], bool]]]:
+        """A generation into `latents` that runs meanwhile, with its progress bar. Gives two functions: which
+        `guidance_scale` a patch has, and what a model is to call after each patch with its index and a copy of the codes
+        so far, which answers whether the run ends."""
         with (
             self._new_state(guidance_scale, num_patches) as state,
             self.progress_bar(total=num_patches) as progress_bar,
@@ -178,7 +190,7 @@ class UniWeTokPipelineBase:
                         latents.copy_(replaced)
                 return state.interrupt
 
-            yield on_patch
+            yield lambda step: state.guidance_scale, on_patch
 
 
 def bring_to_device(model: Any) -> None:

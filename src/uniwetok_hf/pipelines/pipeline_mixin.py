@@ -121,12 +121,12 @@ class UniWeTokPipelineMixin(UniWeTokPipelineBase):
         """
         self.maybe_load_model()
         count = latents.shape[2] * latents.shape[3] // self.processor.patch_size**2
-        callback = self._generation(
+        generation = self._generation(
             guidance_scale, count, callback_on_step_end, callback_on_step_end_tensor_inputs, latents
         )
-        with callback as on_patch:
+        with generation as (scale_at, on_patch):
             return self.mllm.generate_codes(
-                guidance_scale=guidance_scale,
+                guidance_scale=scale_at,
                 num_inference_steps=num_inference_steps,
                 scheduler=self.scheduler,
                 generator=generator,

@@ -57,6 +57,30 @@ class UniWeTokPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPipeli
         Raises:
             ValueError: for an argument out of range; the message names it.
         """
+        num_images = self.check_prompts(prompt, height, width, num_images_per_prompt, negative_prompt)
+        check_latents(latents, self.latents_shape(num_images, height, width))
+        self.check_settings(
+            num_inference_steps,
+            guidance_scale,
+            generator,
+            num_images,
+            output_type,
+            callback_on_step_end_tensor_inputs,
+        )
+
+    def check_prompts(
+        self,
+        prompt: str | list[str],
+        height: int,
+        width: int,
+        num_images_per_prompt: int,
+        negative_prompt: str | list[str] | None,
+    ) -> int:
+        """The number of pictures that are asked for.
+
+        Raises:
+            ValueError: for an argument out of range; the message names it.
+        """
         check_texts("prompt", prompt)
         self.processor.check_size(height, width)
         check_count("num_images_per_prompt", num_images_per_prompt)
@@ -68,16 +92,7 @@ class UniWeTokPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPipeli
                     f"`negative_prompt` must be one text, or one per prompt: {num_prompts} prompts, "
                     f"{len(negative_prompt)} texts."
                 )
-        num_images = num_images_per_prompt * num_prompts
-        check_latents(latents, self.latents_shape(num_images, height, width))
-        self.check_settings(
-            num_inference_steps,
-            guidance_scale,
-            generator,
-            num_images,
-            output_type,
-            callback_on_step_end_tensor_inputs,
-        )
+        return num_images_per_prompt * num_prompts
 
     @torch.no_grad()
     def __call__(

@@ -232,13 +232,13 @@ class UniWeTokClassToImagePipeline(UniWeTokPipelineBase, DiffusionPipeline):
         count = self.transformer.config.num_tokens // self.transformer.config.tokens_per_patch
         shape = self.latents_shape(len(numbers))
         codes = torch.zeros(shape, device=self._execution_device, dtype=torch.float32)
-        callback = self._generation(
+        generation = self._generation(
             guidance_scale, count, callback_on_step_end, callback_on_step_end_tensor_inputs, codes
         )
-        with callback as on_patch:
+        with generation as (scale_at, on_patch):
             codes = self.transformer.generate_codes(
                 torch.tensor(numbers, device=self._execution_device),
-                guidance_scale,
+                scale_at,
                 guidance_schedule,
                 num_inference_steps,
                 self.scheduler,
