@@ -1,5 +1,5 @@
-"""diffusers' own loaders find our pipelines, in a process of its own: registration is a matter of which module is imported
-when."""
+"""diffusers' own loaders find our pipelines. Most of it is tried in processes of their own: what matters is which
+module is imported when."""
 
 import subprocess
 import sys
@@ -20,22 +20,36 @@ def run(code: str, env: dict[str, str]) -> subprocess.CompletedProcess:
 
 
 LOADS = """
-def name(pipe):
-    return f"{type(pipe).__module__.split('.')[0]}.{type(pipe).__name__}"
+def load(loader, place):
+    found = type(getattr(diffusers, loader).from_pretrained(place))
+    return f"{found.__module__.split('.')[0]}.{found.__name__}"
 
+loaders = "DiffusionPipeline", "AutoPipelineForText2Image", "AutoPipelineForImage2Image", "ModularPipeline"
 for place in FOLDER, "org/pipe":
-    print(*(name(one.from_pretrained(place)) for one in (diffusers.DiffusionPipeline, diffusers.AutoPipelineForText2Image,
-        diffusers.AutoPipelineForImage2Image, diffusers.ModularPipeline)))
-print(name(diffusers.DiffusionPipeline.from_pretrained("org/classes")))
+    print(*(load(loader, place) for loader in loaders))
+print(load("DiffusionPipeline", "org/classes"))
 """
 LOADED = "uniwetok_hf.UniWeTokPipeline uniwetok_hf.UniWeTokPipeline uniwetok_hf.UniWeTokEditPipeline "
 LOADED += "uniwetok_hf.UniWeTokModularPipeline"
 ORDERS = {
-    "ours first": "import uniwetok_hf\nassert 'diffusers' not in sys.modules\nimport diffusers\n",
-    "diffusers first, nothing of it used": "import diffusers, uniwetok_hf\nassert 'uniwetok_hf.pipelines' not in sys.modules\n",
-    "diffusers first and used": "import diffusers\ndiffusers.AutoPipelineForText2Image, diffusers.ModularPipeline\n"
-    "import uniwetok_hf\n",
-    "our pipelines first": "import uniwetok_hf.pipelines, diffusers\nassert 'auto_pipeline' not in ' '.join(sys.modules)\n",
+    "ours first": """
+import uniwetok_hf
+assert "diffusers" not in sys.modules
+import diffusers
+""",
+    "diffusers first, not used yet": """
+import diffusers, uniwetok_hf
+assert "uniwetok_hf.pipelines" not in sys.modules
+""",
+    "diffusers first and used": """
+import diffusers
+diffusers.AutoPipelineForText2Image, diffusers.ModularPipeline
+import uniwetok_hf
+""",
+    "our pipelines first": """
+import uniwetok_hf.pipelines, diffusers
+assert "diffusers.pipelines.auto_pipeline" not in sys.modules  # all pipelines of diffusers, which nobody asked for
+""",
 }
 
 

@@ -2,8 +2,8 @@
 """UniWeTok in the Hugging Face ecosystem: an image tokenizer of 128-bit binary tokens, and a language model that
 reads, generates and edits images with them (arXiv 2602.14178).
 
-Importing registers the Auto classes, and the pipelines with diffusers' loaders, whichever of the two is imported first.
-Pipelines and the scheduler are imported when first used: they need diffusers.
+Importing registers the Auto classes, and the pipelines with diffusers' loaders, whichever of the two is imported
+first. Pipelines and the scheduler are imported when first used: they need diffusers.
 """
 
 import importlib

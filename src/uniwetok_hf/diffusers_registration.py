@@ -1,10 +1,10 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """Makes diffusers' own loaders find the pipelines: `DiffusionPipeline`, `ModularPipeline` and the `AutoPipeline`s.
 
-diffusers has no function to register another package's pipelines, so tables of its modules get entries of ours; none of
-its own is changed. A module that is not imported yet gets them right after its import: a program that never uses
-diffusers does not import it, and the order of the two imports does not matter. Our pipelines are imported when diffusers
-asks for one of them.
+diffusers has no function to register another package's pipelines, so tables of its modules get entries of ours; none
+of its own is changed. A module that is not imported yet gets them right after its import: a program that never uses
+diffusers does not import it, and the order of the two imports does not matter. Our pipelines are imported when
+diffusers asks for one of them.
 """
 
 import importlib
@@ -32,8 +32,8 @@ def ours(name: str):
 def add_library(pipeline_loading_utils: ModuleType) -> None:
     """Components, which `model_index.json` names `["uniwetok_hf", "UniWeTokForCausalLM"]`: they load without trusting
     remote code, and modules can move without breaking saved pipelines. The top level of the package exposes the
-    libraries' base classes that diffusers looks for beside them. And pipelines, which diffusers looks for by name in its
-    own namespace only."""
+    libraries' base classes that diffusers looks for beside them. And pipelines, which diffusers looks for by name in
+    its own namespace only."""
     pipeline_loading_utils.LOADABLE_CLASSES.setdefault("uniwetok_hf", {})
     diffusers = sys.modules["diffusers"]
     before = vars(diffusers).get("__getattr__")

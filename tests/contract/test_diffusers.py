@@ -1,18 +1,20 @@
 """What diffusers expects of every pipeline: the requirements of `PipelineTesterMixin` of its repository.
 
-Those tests are in no distribution on PyPI, so what they require is written here and in tests/pipelines/ (saving, batches,
-output types, offloading), and that of `SchedulerCommonTest` in tests/schedulers/. Their own classes were run by hand on
-ours, too (diffusers 58eb52c0 against 0.42.1). They fail where the contract has no meaning here:
+Those tests are in no distribution on PyPI, so what they require is written here and in tests/pipelines/ (saving,
+batches, output types, offloading), and that of `SchedulerCommonTest` in tests/schedulers/. Their own classes were run
+by hand on ours, too (diffusers 58eb52c0 against 0.42.1). They fail where the contract has no meaning here:
 
 - `test_compatibles`, `test_trained_betas`: no other scheduler samples bits, and there are no betas
 - `test_encode_prompt_works_in_isolation`: the model that reads the prompt is the one that generates
 """
 
 import inspect
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 from tiny_mllm import BITS, seeded
 from tiny_models import build_tiny_class_pipeline, build_tiny_pipeline
@@ -22,37 +24,53 @@ from uniwetok_hf.modeling.codes_uniwetok import tokens_to_codes
 from uniwetok_hf.modeling.noise_uniwetok import draw_noise
 
 
-PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8))
 CALLS = {
-    "text-to-image": {"prompt": "a cat", "height": 128, "width": 128},
-    "edit": {"prompt": "redder", "image": PICTURE},
+    "text-to-image": {"prompt": "a cat"},
+    "edit": {"prompt": "redder"},
     "class-to-image": {"class_labels": 1, "guidance_schedule": "constant"},
 }
-SHAPE = (1, BITS, 4, 4)
+CASES = [("text-to-image", 1), ("text-to-image", 2), ("edit", 1), ("edit", 2), ("class-to-image", 2)]
 
 
-@pytest.fixture(scope="module", params=[(kind, p) for kind in CALLS for p in (1, 2)], ids=lambda it: f"{it[0]}-{it[1]}")
-def case(request):
-    """A pipeline of patches of p x p tokens, and a function that runs it on the call of its kind, for codes."""
+@dataclass
+class Case:
+    """A pipeline of patches of p x p tokens that makes pictures of 2 x 2 patches, and a call of it."""
+
+    pipe: DiffusionPipeline
+    call: dict
+    p: int
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return 1, BITS, 2 * self.p, 2 * self.p
+
+    @property
+    def first(self) -> tuple[slice, ...]:
+        """The place of the first patch."""
+        return slice(None), slice(None), slice(self.p), slice(self.p)
+
+    def generate(self, **options) -> torch.Tensor:
+        options = {"generator": seeded(0), "output_type": "latent", "return_dict": False} | options
+        return self.pipe(**self.call, **options)[0]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+def case(request) -> Case:
     kind, p = request.param
+    call, side = dict(CALLS[kind]), 64 * p
     if kind == "class-to-image":
-        pipe = build_tiny_class_pipeline(p)
-    else:
-        pipe = build_tiny_pipeline(p, default_image_guidance_scale=1.5)
+        return Case(build_tiny_class_pipeline(p), call, p)
+    pipe = build_tiny_pipeline(p, default_size=side, default_image_guidance_scale=1.5)
     if kind == "edit":
         pipe = UniWeTokEditPipeline.from_pipe(pipe)
         pipe.set_progress_bar_config(disable=True)
-
-    def generate(**options) -> torch.Tensor:
-        options = CALLS[kind] | {"generator": seeded(0), "output_type": "latent"} | options
-        return pipe(**options, return_dict=False)[0]
-
-    return pipe, generate, p
+        pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+        call["image"] = pipe.encode_image(Image.fromarray(pixels))
+    return Case(pipe, call, p)
 
 
-def test_call_signature(case):
-    pipe, _, _ = case
-    parameters = inspect.signature(type(pipe).__call__).parameters
+def test_call_signature(case: Case):
+    parameters = inspect.signature(type(case.pipe).__call__).parameters
     optional = {name for name, one in parameters.items() if one.default is not inspect.Parameter.empty}
     assert optional >= {"num_inference_steps", "generator", "latents", "output_type", "return_dict", "guidance_scale"}
     assert optional >= {"callback_on_step_end", "callback_on_step_end_tensor_inputs"}
@@ -63,7 +81,7 @@ def test_call_signature(case):
 @pytest.mark.parametrize("name", ["prompt_embeds", "negative_prompt_embeds"])
 def test_ready_embeddings_are_refused_by_name(case, name):
     with pytest.raises(TypeError, match=f"'{name}'"):
-        case[1](**{name: torch.zeros(1, 4, 32)})
+        case.generate(**{name: torch.zeros(1, 4, 32)})
 
 
 # --- latents ---
@@ -71,45 +89,47 @@ def test_ready_embeddings_are_refused_by_name(case, name):
 
 def test_latents_are_the_noise_that_each_patch_starts_from(case):
     """The noise that the generator would have given to the first patch, at its place; the rest is another matter."""
-    _, generate, p = case
-    generator = seeded(0)
-    latents = torch.zeros(SHAPE)
-    latents[:, :, :p, :p] = tokens_to_codes(draw_noise((1, p * p, BITS), generator, "cpu"), p, p, p)
-    codes = generate(latents=latents, generator=generator)
-    assert torch.equal(codes[:, :, :p, :p], generate()[:, :, :p, :p])
+    generator, p = seeded(0), case.p
+    latents = torch.zeros(case.shape)
+    latents[case.first] = tokens_to_codes(draw_noise((1, p * p, BITS), generator, "cpu"), p, p, p)
+    codes = case.generate(latents=latents, generator=generator)
+    assert torch.equal(codes[case.first], case.generate()[case.first])
 
 
 def test_latents_matter_everywhere_and_nothing_else_is_changed(case):
-    _, generate, p = case
-    latents = torch.randn(SHAPE, generator=seeded(1))
+    p, latents = case.p, torch.randn(case.shape, generator=seeded(1))
     given = latents.clone()
-    codes = generate(latents=latents)
+    codes = case.generate(latents=latents)
     assert torch.equal(latents, given) and codes.abs().unique().tolist() == [1.0]
-    assert torch.equal(generate(latents=latents.double()), codes)
+    assert torch.equal(case.generate(latents=latents.double()), codes)
     last = latents.clone()
     last[:, :, -p:, -p:] *= -3
-    other = generate(latents=last)
+    other = case.generate(latents=last)
     assert not torch.equal(other[:, :, -p:, -p:], codes[:, :, -p:, -p:])
     other[:, :, -p:, -p:] = codes[:, :, -p:, -p:]
     assert torch.equal(other, codes)
 
 
-@pytest.mark.parametrize(
-    "latents",
-    [torch.zeros(1, BITS, 4, 3), torch.zeros(2, BITS, 4, 4), torch.zeros(BITS, 4, 4), torch.zeros(SHAPE).long(), [0.0]],
-    ids=["width", "pictures", "no batch", "whole numbers", "no tensor"],
-)
-def test_wrong_latents_are_named(case, latents):
+WRONG = {
+    "width": lambda latents: latents[..., :-1],
+    "pictures": lambda latents: latents.expand(2, -1, -1, -1),
+    "no batch": lambda latents: latents[0],
+    "whole numbers": lambda latents: latents.long(),
+    "no tensor": lambda latents: latents.tolist(),
+}
+
+
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
+def test_wrong_latents_are_named(case, change):
     with pytest.raises(ValueError, match="`latents`"):
-        case[1](latents=latents)
+        case.generate(latents=change(torch.zeros(case.shape)))
 
 
 # --- callbacks ---
 
 
 def test_callback_gets_what_it_asks_for(case):
-    pipe, generate, _ = case
-    seen = []
+    pipe, generate, seen = case.pipe, case.generate, []
 
     def callback(pipe, step, total, tensors):
         seen.append(set(tensors))
@@ -134,12 +154,11 @@ def flip_first(change, names=("latents",)):
 
 
 def test_codes_that_a_callback_returns_are_gone_on_from(case):
-    pipe, generate, p = case
+    generate, first = case.generate, case.first
     plain = generate()
     flipped = generate(**flip_first(lambda tensors: {"latents": -tensors["latents"]}))
-    first = (slice(None), slice(None), slice(p), slice(p))
     assert torch.equal(flipped[first], -plain[first])
-    later = torch.ones(SHAPE, dtype=torch.bool)
+    later = torch.ones(case.shape, dtype=torch.bool)
     later[first] = False
     assert not torch.equal(flipped[later], plain[later])  # the model has read them
     both = ("codes", "latents")
@@ -157,26 +176,26 @@ def test_codes_that_a_callback_returns_are_gone_on_from(case):
 
 def test_zeros_from_the_last_step(case):
     """As in diffusers' `test_callback_inputs`."""
-    pipe, generate, _ = case
 
     def callback(pipe, step, total, tensors):
         if step == pipe.num_timesteps - 1:
             tensors["latents"] = torch.zeros_like(tensors["latents"])
         return tensors
 
-    codes = generate(callback_on_step_end=callback, callback_on_step_end_tensor_inputs=pipe._callback_tensor_inputs)
+    names = case.pipe._callback_tensor_inputs
+    codes = case.generate(callback_on_step_end=callback, callback_on_step_end_tensor_inputs=names)
     assert codes.abs().sum() == 0
 
 
-@pytest.mark.parametrize("value", [torch.zeros(1, BITS, 4, 3), torch.zeros(2, *SHAPE[1:]), [1.0]])
-def test_wrong_codes_from_a_callback_are_named(case, value):
+@pytest.mark.parametrize("name", ["width", "pictures", "no tensor"])
+def test_wrong_codes_from_a_callback_are_named(case, name):
     with pytest.raises(ValueError, match="`callback_on_step_end` must return `latents`"):
-        case[1](**flip_first(lambda tensors: {"latents": value}))
+        case.generate(**flip_first(lambda tensors: {"latents": WRONG[name](tensors["latents"])}))
 
 
 def test_a_callback_changes_the_guidance(case):
     """As in diffusers' `test_callback_cfg`, and the patches that follow have the new scale."""
-    pipe, generate, p = case
+    pipe, generate, first = case.pipe, case.generate, case.first
 
     def more(pipe, step, total, tensors):
         pipe._guidance_scale += 1.0
@@ -189,7 +208,7 @@ def test_a_callback_changes_the_guidance(case):
         pipe._guidance_scale = 1.0
 
     guided, ended = generate(guidance_scale=4.0), generate(guidance_scale=4.0, callback_on_step_end=end)
-    assert torch.equal(ended[:, :, :p, :p], guided[:, :, :p, :p]) and not torch.equal(ended, guided)
+    assert torch.equal(ended[first], guided[first]) and not torch.equal(ended, guided)
     assert not pipe.do_classifier_free_guidance
     with pytest.raises(ValueError, match="`guidance_scale` must be over 1 from the first patch on"):
         generate(guidance_scale=1.0, callback_on_step_end=more)

@@ -64,8 +64,8 @@ class BinaryFlow:
         self.timesteps = flow_timesteps(1, shift)
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
-        """Makes the N + 1 `timesteps` of `num_inference_steps` steps. Without a `device` they stay on the CPU, which is
-        best: only scalars are read from them.
+        """Makes the N + 1 `timesteps` of `num_inference_steps` steps. Without a `device` they stay on the CPU, which
+        is best: only scalars are read from them.
 
         Raises:
             ValueError: for fewer than 1 step.

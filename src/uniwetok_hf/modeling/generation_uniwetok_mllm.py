@@ -91,18 +91,19 @@ class UniWeTokGenerationMixin:
             image_input_ids, image_attention_mask: [B, L''], prompts with the same pictures and other words, which the
                 words of `input_ids` are measured against. Needed for an `image_guidance_scale`.
             latents: float32 [B, bits, h, w] of zeros, which the codes are written into; new ones when not given. What
-                `callback` writes into them counts: the codes of the patch just generated are what the model reads next.
-            noise: [B, bits, h, w], what the sampler of each patch starts from at its place; drawn from `generator` when
-                not given. The noise of the sampler's steps is drawn all the same.
+                `callback` writes into them counts: the codes of the patch just generated are what the model reads
+                next.
+            noise: [B, bits, h, w], what the sampler of each patch starts from at its place; drawn from `generator`
+                when not given. The noise of the sampler's steps is drawn in any case.
 
         Raises:
             ValueError: when prompts don't end with a size, sizes differ or don't fit the patches, guidance lacks the
-                prompts or pictures that it is measured against or begins after the first patch, or `latents` or `noise`
-                have another shape.
+                prompts or pictures that it is measured against or begins after the first patch, or `latents` or
+                `noise` have another shape.
         """
         height, width = self._picture_size(input_ids)
         rows = len(input_ids)
-        scale_at = guidance_scale if callable(guidance_scale) else lambda step: guidance_scale
+        scale_at: Any = guidance_scale if callable(guidance_scale) else lambda step: guidance_scale
         guided = scale_at(0) > 1
         prompts = [(input_ids, attention_mask)]
         codes = self.model.read_pictures(pixel_values, image_sizes, codes)
@@ -143,7 +144,9 @@ class UniWeTokGenerationMixin:
             condition = hidden_states + positions[patch].to(hidden_states.dtype)
             scale = scale_at(step)
             if scale > 1 and not guided:
-                raise ValueError(f"`guidance_scale` must be over 1 from the first patch on to be {scale} at a later one.")
+                raise ValueError(
+                    f"`guidance_scale` must be over 1 from the first patch on to be {scale} at a later one."
+                )
             sample = self.image_head.sample(
                 condition if scale > 1 else condition[:rows],
                 scheduler,

@@ -16,6 +16,7 @@ Shapes: B pictures of N = h * w tokens, P = p * p tokens per patch, K class toke
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -345,7 +346,7 @@ class UniWeTokClassToImageModel(UniWeTokAdapterMixin, PreTrainedModel):
         scheduler = copy.deepcopy(scheduler) if scheduler else BinaryFlow(config.head_config.timestep_shift)
         scheduler.set_timesteps(num_inference_steps)
         count, p, block, side = len(class_labels), config.patch_size, config.tokens_per_patch, config.grid_size
-        scale_at = guidance_scale if callable(guidance_scale) else lambda step: guidance_scale
+        scale_at: Any = guidance_scale if callable(guidance_scale) else lambda step: guidance_scale
         guided = scale_at(0) > 1
         if guided:
             class_labels = torch.cat([class_labels, torch.full_like(class_labels, config.num_classes)])
@@ -364,10 +365,14 @@ class UniWeTokClassToImageModel(UniWeTokAdapterMixin, PreTrainedModel):
             condition = hidden_states + positions[patch]
             scale = scale_at(step)
             if scale > 1 and not guided:
-                raise ValueError(f"`guidance_scale` must be over 1 from the first patch on to be {scale} at a later one.")
+                raise ValueError(
+                    f"`guidance_scale` must be over 1 from the first patch on to be {scale} at a later one."
+                )
             scale = guidance_at(step, num_steps, scale, guidance_schedule)
             at_start = None if start is None else start[:, patch]
-            tokens = self._sample_patch(condition, count, scale, scheduler, generator, at_start)  # [B or rows, P, bits]
+            tokens = self._sample_patch(
+                condition, count, scale, scheduler, generator, at_start
+            )  # [B or rows, P, bits]
             row, column = divmod(step * p, side)  # of its first token: row counts patches
             place = codes[:, :, p * row : p * (row + 1), column : column + p]
             place.copy_(tokens_to_codes(tokens[:count], p, p, p))

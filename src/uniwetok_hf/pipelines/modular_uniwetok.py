@@ -1,9 +1,11 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """Text-to-image as blocks of Modular Diffusers: prompt -> tokens, tokens -> codes, codes -> picture.
 
-`ModularPipeline.from_pretrained` finds them for every folder of a [`UniWeTokPipeline`]. The blocks run the phases of that
-pipeline, so that they give what it gives; here is which inputs, components and defaults each of them has.
+`ModularPipeline.from_pretrained` finds them for every folder of a [`UniWeTokPipeline`]. The blocks run the phases of
+that pipeline and give what it gives; here is which inputs, components and defaults each of them has.
 """
+
+from typing import Any
 
 import torch
 from diffusers.modular_pipelines.modular_pipeline import (
@@ -81,12 +83,11 @@ class UniWeTokTextEncoderStep(UniWeTokBlock):
         return [OutputParam("prompt_inputs", dict, "Arguments of `UniWeTokForCausalLM.generate_codes`.")]
 
     def __call__(self, components: UniWeTokModularPipeline, state: PipelineState):
-        block, pipe = self.get_block_state(state), components.as_pipeline()
+        block: Any = self.get_block_state(state)
+        pipe = components.as_pipeline()
         block.height = pipe.value_or_default("size", block.height)
         block.width = pipe.value_or_default("size", block.width)
-        pipe.check_prompts(
-            block.prompt, block.height, block.width, block.num_images_per_prompt, block.negative_prompt
-        )
+        pipe.check_prompts(block.prompt, block.height, block.width, block.num_images_per_prompt, block.negative_prompt)
         block.prompt_inputs = pipe.encode_prompt(
             block.prompt, block.height, block.width, block.num_images_per_prompt, block.negative_prompt
         )
@@ -117,7 +118,8 @@ class UniWeTokGenerateStep(UniWeTokBlock):
         return [OutputParam("codes", torch.Tensor, "Codes [B, bits, h, w] of {-1, +1}.")]
 
     def __call__(self, components: UniWeTokModularPipeline, state: PipelineState):
-        block, pipe = self.get_block_state(state), components.as_pipeline()
+        block: Any = self.get_block_state(state)
+        pipe = components.as_pipeline()
         pipe.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
         steps = pipe.value_or_default("num_inference_steps", block.num_inference_steps)
         guidance_scale = pipe.value_or_default("guidance_scale", block.guidance_scale)
@@ -156,7 +158,7 @@ class UniWeTokDecodeStep(UniWeTokBlock):
         return [OutputParam.template("images")]
 
     def __call__(self, components: UniWeTokModularPipeline, state: PipelineState):
-        block = self.get_block_state(state)
+        block: Any = self.get_block_state(state)
         block.images = components.as_pipeline().decode(block.codes, block.generator, block.output_type)
         self.set_block_state(state, block)
         return components, state
@@ -174,7 +176,7 @@ class UniWeTokBlocks(SequentialPipelineBlocks):
         return "Text-to-image with the unified model of UniWeTok."
 
     @property
-    def outputs(self) -> list[OutputParam]:
+    def outputs(self) -> list[OutputParam]:  # ty: ignore[incompatible-property-override]  (theirs says names)
         return [OutputParam.template("images")]
 
 

@@ -5,15 +5,15 @@ A pipeline may be used from several threads at once, as may pipelines that share
 writes is its own. `guidance_scale`, `num_timesteps` and `interrupt` are those of the call that runs in the thread that
 asks, or of its last one.
 
-A step of a callback is a patch here, where in diffusers it denoises the whole picture: `num_timesteps` counts patches,
-and the third argument of `callback_on_step_end` is that number in every call. The state after a step is the codes so far,
-[B, bits, h, w], called `codes` or, as in diffusers, `latents`; those in the dict that the callback returns take their
-place. The model goes on from the codes of the patch just generated. Earlier patches it has read already: changed ones
-change the picture only.
+A step of a callback is a patch here, where in diffusers it denoises the whole picture: `num_timesteps` counts
+patches, and the third argument of `callback_on_step_end` is that number in every call. The state after a step is the
+codes so far, [B, bits, h, w], called `codes` or, as in diffusers, `latents`; those in the dict that the callback
+returns take their place. The model goes on from the codes of the patch just generated. Earlier patches it has read
+already: changed ones change the picture only.
 
 The `latents` of a call are noise, as in diffusers: what the flow of each patch starts from. The arguments of diffusers
-for ready embeddings (`prompt_embeds`, `negative_prompt_embeds`) are not taken: the language model reads the tokens of a
-whole conversation, in which size and queries of the picture follow the words.
+for ready embeddings (`prompt_embeds`, `negative_prompt_embeds`) are not taken: the language model reads the tokens of
+a whole conversation, in which size and queries of the picture follow the words.
 """
 
 import math
@@ -67,8 +67,9 @@ class UniWeTokPipelineBase:
 
     @property
     def guidance_scale(self) -> float:
-        """Weight of classifier-free guidance of this thread's last call. As in diffusers, a callback changes it for the
-        patches that follow: `pipe._guidance_scale = 1.0` ends guidance, which can't begin after the first patch."""
+        """Weight of classifier-free guidance of this thread's last call. As in diffusers, a callback changes it for
+        the patches that follow: `pipe._guidance_scale = 1.0` ends guidance, which can't begin after the first
+        patch."""
         return self._guidance_scale
 
     @property
@@ -174,8 +175,8 @@ class UniWeTokPipelineBase:
         latents: torch.Tensor,
     ) -> Generator[tuple[Callable[[int], float], Callable[[int, torch.Tensor], bool]]]:
         """A generation into `latents` that runs meanwhile, with its progress bar. Gives two functions: which
-        `guidance_scale` a patch has, and what a model is to call after each patch with its index and a copy of the codes
-        so far, which answers whether the run ends."""
+        `guidance_scale` a patch has, and what a model is to call after each patch with its index and a copy of the
+        codes so far, which answers whether the run ends."""
         with (
             self._new_state(guidance_scale, num_patches) as state,
             self.progress_bar(total=num_patches) as progress_bar,
@@ -211,11 +212,11 @@ def returned_codes(returned: Any, given: torch.Tensor) -> torch.Tensor | None:
     if not names:
         return None
     name = next((name for name in names if returned[name] is not given), names[0])
-    if not isinstance(returned[name], torch.Tensor) or returned[name].shape != given.shape:
-        got = list(returned[name].shape) if isinstance(returned[name], torch.Tensor) else repr(returned[name])
+    if getattr(returned[name], "shape", None) != given.shape:
+        got = list(returned[name].shape) if isinstance(returned[name], torch.Tensor) else returned[name]
         raise ValueError(
-            f"`callback_on_step_end` must return `{name}` of the shape that it was given, {list(given.shape)}, got "
-            f"{got:.100}."
+            f"`callback_on_step_end` must return `{name}` as a tensor of the shape that it was given, "
+            f"{list(given.shape)}, got {got!r:.100}."
         )
     return returned[name]
 

@@ -2,9 +2,9 @@
 """What the pipelines for text-to-image and for editing share: parts, settings, and the phases in which they are alike.
 
 A call runs `check_inputs`, `encode_prompt`, `prepare_latents`, `generate_codes` and `decode`, in this order; an edit
-runs `encode_image` before `encode_prompt`. What these phases call latents is what is being generated: codes [B, bits, h,
-w] of {-1, +1}, and 0 where nothing is generated yet. The noise of each patch is sampled when its turn comes; that which a
-call is given as `latents` goes to `generate_codes` as `noise`.
+runs `encode_image` before `encode_prompt`. What these phases call latents is what is being generated: codes [B, bits,
+h, w] of {-1, +1}, and 0 where nothing is generated yet. The noise of each patch is sampled when its turn comes; that
+which a call is given as `latents` goes to `generate_codes` as `noise`.
 """
 
 from collections.abc import Callable, Sequence

@@ -124,8 +124,8 @@ class UniWeTokPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPipeli
                 bits, h, w] of {-1, +1}).
             return_dict: whether to return a [`UniWeTokPipelineOutput`] or a tuple.
             callback_on_step_end: called after each patch with the pipeline, the patch's index, the number of patches
-                and a dict with the `codes` so far [B, bits, h, w], 0 where not generated yet. Codes in the dict that it
-                returns take their place: the model goes on from those of this patch, earlier patches change in the
+                and a dict with the `codes` so far [B, bits, h, w], 0 where not generated yet. Codes in the dict that
+                it returns take their place: the model goes on from those of this patch, earlier patches change in the
                 picture only.
             callback_on_step_end_tensor_inputs: what that dict holds: "codes", or "latents", diffusers' name for them.
             negative_prompt: what the picture is not to show, one for all prompts or one per prompt: guidance is then
@@ -185,8 +185,8 @@ class UniWeTokPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPipeli
         negative_prompt: str | list[str] | None = None,
     ) -> dict[str, torch.Tensor]:
         """Arguments of [`generate_codes`] for pictures of `height` x `width` pixels: `input_ids` and `attention_mask`
-        [B, L], and what guidance is measured against: the prompt without text, `negative_input_ids` [1, L'], or, with a
-        `negative_prompt`, `negative_input_ids` and `negative_attention_mask` [B, L'].
+        [B, L], and what guidance is measured against: the prompt without text, `negative_input_ids` [1, L'], or, with
+        a `negative_prompt`, `negative_input_ids` and `negative_attention_mask` [B, L'].
 
         Raises:
             ValueError: for a prompt with special tokens, or one that is too long.

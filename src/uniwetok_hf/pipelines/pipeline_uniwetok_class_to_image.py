@@ -199,12 +199,12 @@ class UniWeTokClassToImagePipeline(UniWeTokPipelineBase, DiffusionPipeline):
                 bits, h, w] of {-1, +1}).
             return_dict: whether to return a [`UniWeTokPipelineOutput`] or a tuple.
             callback_on_step_end: called after each patch with the pipeline, the patch's index, the number of patches
-                and a dict with the `codes` so far [B, bits, h, w], 0 where not generated yet. Codes in the dict that it
-                returns take their place: the model goes on from those of this patch, earlier patches change in the
+                and a dict with the `codes` so far [B, bits, h, w], 0 where not generated yet. Codes in the dict that
+                it returns take their place: the model goes on from those of this patch, earlier patches change in the
                 picture only.
             callback_on_step_end_tensor_inputs: what that dict holds: "codes", or "latents", diffusers' name for them.
-            latents: noise [B, bits, h, w], B = labels x `num_images_per_label`: what the flow of each patch starts from.
-                Drawn from `generator` when not given; so is the noise of the steps, in any case.
+            latents: noise [B, bits, h, w], B = labels x `num_images_per_label`: what the flow of each patch starts
+                from. Drawn from `generator` when not given; so is the noise of the steps, in any case.
 
         Raises:
             ValueError: for an argument out of range; the message names it.
