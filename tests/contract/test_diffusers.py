@@ -6,6 +6,7 @@ by hand on ours, too (diffusers 58eb52c0 against 0.42.1). They fail where the co
 
 - `test_compatibles`, `test_trained_betas`: no other scheduler samples bits, and there are no betas
 - `test_encode_prompt_works_in_isolation`: the model that reads the prompt is the one that generates
+- `test_pipeline_call_signature` of class-to-image: there are no prompts to have a number of images
 """
 
 import inspect
