@@ -26,7 +26,9 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 # Messages of other libraries on the troubleshooting page.
 OTHERS = {
+    "module diffusers has no attribute UniWeTokPipeline",
     "mllm/uniwetok_hf.py as defined in model_index.json does not exist",
+    "AutoPipeline can't find a pipeline linked to UniWeTokPipeline",
     "... is not one of the libraries Diffusers can load components from",
     "no file named model.safetensors",
     "no file named model_index.json",

@@ -30,7 +30,7 @@ def test_all_blocks(hub, tmp_path, monkeypatch):
     Report("reconstruction", "emoji_mllm/pipeline", "emoji", "test", {}, rows).save("results/reconstruction")
     Image.linear_gradient("L").resize((100, 75)).convert("RGB").save("photo.jpg")
     names = {}
-    assert [language for language, _ in BLOCKS] == ["bash", "python", "python", "bash", "python"]
+    assert [language for language, _ in BLOCKS] == ["bash", "python", "python", "python", "bash", "python"]
     for language, code in BLOCKS:
         if language == "python":
             exec(compile(code, "docs/hub.md", "exec"), names)

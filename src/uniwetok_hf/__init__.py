@@ -2,7 +2,8 @@
 """UniWeTok in the Hugging Face ecosystem: an image tokenizer of 128-bit binary tokens, and a language model that
 reads, generates and edits images with them (arXiv 2602.14178).
 
-Importing registers the Auto classes. Pipelines and the scheduler are imported when first used: they need diffusers.
+Importing registers the Auto classes, and the pipelines with diffusers' loaders, whichever of the two is imported
+first. Pipelines and the scheduler are imported when first used: they need diffusers.
 """
 
 import importlib
@@ -28,6 +29,7 @@ with (
         ProcessorMixin,
     )
 
+from .diffusers_registration import register_with_diffusers
 from .embedded import embedded_path
 from .hub import add_push_to_hub
 from .modeling.codes_uniwetok import CodesFileError, SavedCodes, load_codes, pack_codes, save_codes, unpack_codes
@@ -65,9 +67,11 @@ add_push_to_hub(
 
 _LAZY = {
     "BinaryFlowScheduler": "uniwetok_hf.schedulers",
+    "UniWeTokBlocks": "uniwetok_hf.pipelines.modular_uniwetok",
     "UniWeTokClassToImagePipeline": "uniwetok_hf.pipelines",
     "UniWeTokConversation": "uniwetok_hf.pipelines",
     "UniWeTokEditPipeline": "uniwetok_hf.pipelines",
+    "UniWeTokModularPipeline": "uniwetok_hf.pipelines.modular_uniwetok",
     "UniWeTokPipeline": "uniwetok_hf.pipelines",
     "SchedulerMixin": "diffusers",
     "convert_checkpoint": "uniwetok_hf.conversion",
@@ -84,6 +88,9 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_LAZY})
 
 
+register_with_diffusers()
+
+
 __all__ = [
     "BinaryFlowScheduler",
     "CodesFileError",
@@ -93,6 +100,7 @@ __all__ = [
     "SavedCodes",
     "SchedulerMixin",
     "UniWeTokBinaryHead",
+    "UniWeTokBlocks",
     "UniWeTokClassToImageConfig",
     "UniWeTokClassToImageModel",
     "UniWeTokClassToImagePipeline",
@@ -105,6 +113,7 @@ __all__ = [
     "UniWeTokMLLMConfig",
     "UniWeTokMLLMModel",
     "UniWeTokModel",
+    "UniWeTokModularPipeline",
     "UniWeTokPipeline",
     "UniWeTokProcessor",
     "__version__",

@@ -172,7 +172,7 @@ def test_dict_and_tuple_are_the_same(pipeline, side):
 def test_call_signature():
     parameters = inspect.signature(UniWeTokPipeline.__call__).parameters
     wanted = "prompt height width num_inference_steps guidance_scale num_images_per_prompt generator output_type "
-    wanted += "return_dict callback_on_step_end callback_on_step_end_tensor_inputs"
+    wanted += "return_dict callback_on_step_end callback_on_step_end_tensor_inputs negative_prompt latents"
     assert list(parameters)[1:] == wanted.split()
     assert parameters["output_type"].default == "pil"
     assert parameters["return_dict"].default is True
@@ -267,7 +267,7 @@ def test_progress_bar_counts_patches_and_can_be_disabled(pipeline, side, capsys)
         ({"output_type": "jpg"}, "output_type"),
         ({"generator": [seeded(0)] * 3}, "generator"),
         ({"prompt": ["a", "b"], "generator": [seeded(0)]}, "generator"),
-        ({"callback_on_step_end_tensor_inputs": ["latents"]}, "callback_on_step_end_tensor_inputs"),
+        ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "callback_on_step_end_tensor_inputs"),
         ({"height": 100}, "height"),
         ({"width": 100}, "width"),
         ({"height": 0}, "height"),

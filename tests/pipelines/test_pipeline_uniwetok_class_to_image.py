@@ -184,7 +184,7 @@ def test_progress_bar_counts_patches(pipeline, capsys):
         ({"num_images_per_label": 0}, "num_images_per_label"),
         ({"output_type": "jpg"}, "output_type"),
         ({"class_labels": [1, 2], "generator": [seeded(0)]}, "generator"),
-        ({"callback_on_step_end_tensor_inputs": ["latents"]}, "callback_on_step_end_tensor_inputs"),
+        ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "callback_on_step_end_tensor_inputs"),
     ],
 )
 def test_wrong_arguments_are_named(pipeline, options, named):

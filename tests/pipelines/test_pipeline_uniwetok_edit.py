@@ -409,7 +409,7 @@ def test_pictures_of_different_sizes_need_a_size(pipeline, side):
         ({"num_images_per_prompt": 0}, "num_images_per_prompt"),
         ({"output_type": "jpg"}, "output_type"),
         ({"generator": [seeded(0)] * 2}, "generator"),
-        ({"callback_on_step_end_tensor_inputs": ["latents"]}, "callback_on_step_end_tensor_inputs"),
+        ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "callback_on_step_end_tensor_inputs"),
     ],
 )
 def test_wrong_arguments_are_named(pipeline, options, named):

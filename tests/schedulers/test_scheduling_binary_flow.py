@@ -140,3 +140,46 @@ def test_head_samples_the_same_with_either_sampler(shift):
     with_plain = head.sample(condition, plain, 2.0, seeded(0))
     assert with_plain.abs().max() > 0.05
     assert torch.equal(with_plain, head.sample(condition, make_scheduler(5, shift), 2.0, seeded(0)))
+
+
+# --- what diffusers expects of every scheduler ---
+
+
+def test_what_code_for_any_scheduler_uses(sample):
+    scheduler = BinaryFlowScheduler()
+    assert scheduler.num_inference_steps is None and scheduler.init_noise_sigma == 1.0 and scheduler.order == 1
+    scheduler.set_timesteps(5)
+    assert scheduler.num_inference_steps == 5
+    assert scheduler.scale_model_input(sample, scheduler.timesteps[0]) is sample
+    assert scheduler.scale_model_input(sample) is sample
+    assert BinaryFlowScheduler.from_config(scheduler.config).num_inference_steps is None  # not part of the config
+
+
+def test_timesteps_go_to_the_device():
+    scheduler = make_scheduler()
+    assert scheduler.timesteps.device.type == "cpu"
+    scheduler.set_timesteps(3, device="meta")
+    assert scheduler.timesteps.device.type == "meta" and len(scheduler.timesteps) == 4
+
+
+def test_add_noise_is_what_the_head_learns_to_take_back(sample):
+    """(1 - t) noise + t bits, as in `UniWeTokBinaryHead.losses_at`."""
+    scheduler, noise = BinaryFlowScheduler(), torch.randn(SHAPE, generator=seeded(4))
+    assert torch.equal(scheduler.add_noise(sample, noise, torch.tensor([0.0])), noise)
+    assert torch.equal(scheduler.add_noise(sample, noise, 1.0), sample)
+    rows = scheduler.add_noise(sample, noise, torch.tensor([0.25, 0.75]))
+    torch.testing.assert_close(rows[0], 0.75 * noise[0] + 0.25 * sample[0])
+    torch.testing.assert_close(rows[1], 0.25 * noise[1] + 0.75 * sample[1])
+    scheduler.set_timesteps(50)
+    assert scheduler.add_noise(sample, noise, scheduler.timesteps[5][None]).shape == sample.shape
+
+
+@pytest.mark.parametrize("timesteps", [torch.tensor([0.1, 0.2, 0.3]), 999, torch.tensor([-0.1, 0.5])])
+def test_add_noise_names_wrong_timesteps(sample, timesteps):
+    with pytest.raises(ValueError, match="`timesteps`"):
+        BinaryFlowScheduler().add_noise(sample, sample, timesteps)
+
+
+def test_add_noise_names_noise_of_another_shape(sample):
+    with pytest.raises(ValueError, match="`noise`"):
+        BinaryFlowScheduler().add_noise(sample, sample[:1], 0.5)

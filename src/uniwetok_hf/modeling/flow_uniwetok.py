@@ -60,18 +60,20 @@ class BinaryFlow:
         if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0 < shift < math.inf:
             raise ValueError(f"`shift` must be a number above 0, got {shift!r}.")
         self.shift = float(shift)
+        self.num_inference_steps: int | None = None  # until `set_timesteps`
         self.timesteps = flow_timesteps(1, shift)
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
-        """Makes the N + 1 `timesteps` of `num_inference_steps` steps, kept on the CPU: only scalars are read from
-        them.
+        """Makes the N + 1 `timesteps` of `num_inference_steps` steps. Without a `device` they stay on the CPU, which
+        is best: only scalars are read from them.
 
         Raises:
             ValueError: for fewer than 1 step.
         """
         if num_inference_steps < 1:
             raise ValueError(f"`num_inference_steps` must be 1 or more, got {num_inference_steps}.")
-        self.timesteps = flow_timesteps(num_inference_steps, self.shift)
+        self.num_inference_steps = num_inference_steps
+        self.timesteps = flow_timesteps(num_inference_steps, self.shift).to(device)
 
     def advance(
         self,

@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import create_masks_for_generate
 from transformers.utils import ModelOutput
 
-from .codes_uniwetok import Pictures, binarize, tokens_to_codes
+from .codes_uniwetok import Pictures, binarize, codes_to_tokens, tokens_to_codes
 from .configuration_uniwetok_mllm import UniWeTokMLLMConfig
 from .flow_uniwetok import BinaryFlow
 from .noise_uniwetok import Generators
@@ -111,7 +111,7 @@ class UniWeTokGenerationMixin:
         codes: Pictures | None = None,
         negative_input_ids: torch.Tensor | None = None,
         negative_attention_mask: torch.Tensor | None = None,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | Callable[[int], float] = 1.0,
         num_inference_steps: int = 50,
         scheduler: BinaryFlow | None = None,
         generator: Generators = None,
@@ -122,6 +122,7 @@ class UniWeTokGenerationMixin:
         image_input_ids: torch.Tensor | None = None,
         image_attention_mask: torch.Tensor | None = None,
         latents: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
     ) -> UniWeTokGenerateCodesOutput:
         """Generates one picture per row, patch by patch.
 
@@ -132,7 +133,8 @@ class UniWeTokGenerationMixin:
             pixel_values, image_sizes, codes: pictures in the prompts, as in `forward`.
             negative_input_ids, negative_attention_mask: the unconditional prompts [B, L'], or [1, L'] for all rows;
                 they hold no pictures. Needed for a `guidance_scale` over 1.
-            guidance_scale: weight w of classifier-free guidance; 1 or less is none.
+            guidance_scale: weight w of classifier-free guidance; 1 or less is none. Or a function that is asked for it
+                before each patch, with its index.
             num_inference_steps: diffusion steps of a patch; the head runs once more than that.
             scheduler: sampler; by default a [`BinaryFlow`] with the head's shift. A copy of it is used, so that
                 several generations may share one.
@@ -146,15 +148,21 @@ class UniWeTokGenerationMixin:
                 guidance is asked for.
             image_input_ids, image_attention_mask: [B, L''], prompts with the same pictures and other words, which the
                 words of `input_ids` are measured against. Needed for an `image_guidance_scale`.
-            latents: float32 [B, bits, h, w] of zeros, which the codes are written into; new ones when not given.
+            latents: float32 [B, bits, h, w] of zeros, which the codes are written into; new ones when not given. What
+                `callback` writes into them counts: the codes of the patch just generated are what the model reads
+                next.
+            noise: [B, bits, h, w], what the sampler of each patch starts from at its place; drawn from `generator`
+                when not given. The noise of the sampler's steps is drawn in any case.
 
         Raises:
-            ValueError: when prompts don't end with a size, sizes differ or don't fit the patches, or guidance lacks
-                the prompts or pictures that it is measured against.
+            ValueError: when prompts don't end with a size, sizes differ or don't fit the patches, guidance lacks the
+                prompts or pictures that it is measured against or begins after the first patch, or `latents` or
+                `noise` have another shape.
         """
         height, width = self._picture_size(input_ids)
         rows = len(input_ids)
-        guided = guidance_scale > 1
+        scale_at: Any = guidance_scale if callable(guidance_scale) else lambda step: guidance_scale
+        guided = scale_at(0) > 1
         prompts = [(input_ids, attention_mask)]
         codes = self.model.read_pictures(pixel_values, image_sizes, codes)
         if guided and image_guidance_scale is not None:
@@ -181,8 +189,10 @@ class UniWeTokGenerationMixin:
         bits, p, block = self.config.vision_config.num_bits, self.config.patch_size, self.config.tokens_per_patch
         if latents is None:
             latents = torch.zeros(rows, bits, height, width, device=input_ids.device, dtype=torch.float32)
-        elif latents.shape != (rows, bits, height, width):
-            raise ValueError(f"`latents` must be of shape {[rows, bits, height, width]}, got {list(latents.shape)}.")
+        for name, given in (("latents", latents), ("noise", noise)):
+            if given is not None and given.shape != (rows, bits, height, width):
+                raise ValueError(f"`{name}` must be of shape {[rows, bits, height, width]}, got {list(given.shape)}.")
+        start = None if noise is None else codes_to_tokens(noise, p)  # [B, h*w, bits]
         positions = self.model.positions([latents[0]])  # [h*w, hidden size], in the order of the patches
         conditions = []
         hidden_states = reader.read_prompts(codes)
@@ -190,14 +200,28 @@ class UniWeTokGenerationMixin:
         for step in range(num_patches):
             patch = slice(step * block, (step + 1) * block)
             condition = hidden_states + positions[patch].to(hidden_states.dtype)
-            sample = self.image_head.sample(condition, scheduler, guidance_scale, generator, image_guidance_scale)
+            scale = scale_at(step)
+            if scale > 1 and not guided:
+                raise ValueError(
+                    f"`guidance_scale` must be over 1 from the first patch on to be {scale} at a later one."
+                )
+            sample = self.image_head.sample(
+                condition if scale > 1 else condition[:rows],
+                scheduler,
+                scale,
+                generator,
+                image_guidance_scale,
+                noise=None if start is None else start[:, patch],
+            )
             tokens = binarize(sample).to(latents.dtype)  # [B, P, bits]
             row, column = divmod(step * p, width)  # of its first token: row counts patches
-            latents[:, :, p * row : p * (row + 1), column : column + p] = tokens_to_codes(tokens, p, p, p)
+            place = latents[:, :, p * row : p * (row + 1), column : column + p]
+            place.copy_(tokens_to_codes(tokens, p, p, p))
             if output_conditions:
                 conditions.append(condition)
             if callback is not None and callback(step, latents.clone()):
                 break
+            tokens = codes_to_tokens(place, p)  # a callback may have changed them
             if step + 1 < num_patches or past_key_values is not None:
                 embeddings = self.model.embed_image_tokens(tokens, positions[patch])
                 hidden_states = reader.read_patch(embeddings)

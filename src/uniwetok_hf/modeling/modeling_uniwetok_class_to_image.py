@@ -16,6 +16,7 @@ Shapes: B pictures of N = h * w tokens, P = p * p tokens per patch, K class toke
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -301,28 +302,33 @@ class UniWeTokClassToImageModel(UniWeTokAdapterMixin, PreTrainedModel):
     def generate_codes(
         self,
         class_labels: torch.Tensor,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | Callable[[int], float] = 1.0,
         guidance_schedule: str = "linear",
         num_inference_steps: int = 50,
         scheduler: BinaryFlow | None = None,
         generator: Generators = None,
         callback: Callable[[int, torch.Tensor], bool | None] | None = None,
         output_conditions: bool = False,
+        latents: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
     ) -> UniWeTokClassToImageCodes:
         """Generates the codes of pictures, patch by patch.
 
         Args:
             class_labels: int64 [B], from 0 to `num_classes`, which is no class.
-            guidance_scale: weight of classifier-free guidance; 1 or less is none, and halves the work.
+            guidance_scale: weight of classifier-free guidance; 1 or less is none, and halves the work. Or a function
+                that is asked for it before each patch, with its index.
             guidance_schedule: how the guidance goes from the first patch to the last, see [`guidance_at`].
             num_inference_steps: diffusion steps of a patch.
             scheduler: a [`BinaryFlow`] or `BinaryFlowScheduler`; its timesteps are set in a copy.
             generator: source of the noise; a list with one per picture makes each independent of its batch.
             callback: called after each patch with its index and the codes so far; a true answer ends the run.
             output_conditions: whether to return what the head was told.
+            latents, noise: as in [`UniWeTokForCausalLM.generate_codes`].
 
         Raises:
-            ValueError: for a label that is no class, and for an unknown `guidance_schedule`.
+            ValueError: for a label that is no class, an unknown `guidance_schedule`, guidance that begins after the
+                first patch, and `latents` or `noise` of another shape.
         """
         config, device = self.config, class_labels.device
         if class_labels.ndim != 1 or not len(class_labels):
@@ -340,37 +346,61 @@ class UniWeTokClassToImageModel(UniWeTokAdapterMixin, PreTrainedModel):
         scheduler = copy.deepcopy(scheduler) if scheduler else BinaryFlow(config.head_config.timestep_shift)
         scheduler.set_timesteps(num_inference_steps)
         count, p, block, side = len(class_labels), config.patch_size, config.tokens_per_patch, config.grid_size
-        if guidance_scale > 1:
+        scale_at: Any = guidance_scale if callable(guidance_scale) else lambda step: guidance_scale
+        guided = scale_at(0) > 1
+        if guided:
             class_labels = torch.cat([class_labels, torch.full_like(class_labels, config.num_classes)])
         tables, positions = self._rotary_tables(device), self._token_positions(device)
-        codes = torch.zeros(count, config.num_bits, side, side, device=device, dtype=torch.float32)
+        shape = (count, config.num_bits, side, side)
+        for name, given in (("latents", latents), ("noise", noise)):
+            if given is not None and given.shape != shape:
+                raise ValueError(f"`{name}` must be of shape {list(shape)}, got {list(given.shape)}.")
+        codes = torch.zeros(shape, device=device, dtype=torch.float32) if latents is None else latents
+        start = None if noise is None else codes_to_tokens(noise, p)  # [B, N, bits]
         cache, embeddings = DynamicCache(config=config), self.embed_classes(class_labels)
         conditions, num_steps = [], config.num_tokens // block
         for step in range(num_steps):
             hidden_states = self._transform(embeddings, tables, cache)[:, -block:]  # [rows, P, D]
-            condition = hidden_states + positions[step * block : (step + 1) * block]
-            scale = guidance_at(step, num_steps, guidance_scale, guidance_schedule)
-            tokens = self._sample_patch(condition, count, scale, scheduler, generator)  # [B or rows, P, bits]
+            patch = slice(step * block, (step + 1) * block)
+            condition = hidden_states + positions[patch]
+            scale = scale_at(step)
+            if scale > 1 and not guided:
+                raise ValueError(
+                    f"`guidance_scale` must be over 1 from the first patch on to be {scale} at a later one."
+                )
+            scale = guidance_at(step, num_steps, scale, guidance_schedule)
+            at_start = None if start is None else start[:, patch]
+            tokens = self._sample_patch(
+                condition, count, scale, scheduler, generator, at_start
+            )  # [B or rows, P, bits]
             row, column = divmod(step * p, side)  # of its first token: row counts patches
-            patch = tokens_to_codes(tokens[:count], p, p, p)
-            codes[:, :, p * row : p * (row + 1), column : column + p] = patch
+            place = codes[:, :, p * row : p * (row + 1), column : column + p]
+            place.copy_(tokens_to_codes(tokens[:count], p, p, p))
             if output_conditions:
                 conditions.append(condition)
             if callback is not None and callback(step, codes.clone()):
                 break
+            tokens = torch.cat([codes_to_tokens(place, p), tokens[count:]])  # a callback may have changed them
             embeddings = self.embed_image_tokens(tokens.repeat(len(condition) // len(tokens), 1, 1))
         return UniWeTokClassToImageCodes(codes, tuple(conditions) if output_conditions else None)
 
     def _sample_patch(
-        self, condition: torch.Tensor, count: int, scale: float, scheduler: BinaryFlow, generator: Generators
+        self,
+        condition: torch.Tensor,
+        count: int,
+        scale: float,
+        scheduler: BinaryFlow,
+        generator: Generators,
+        noise: torch.Tensor | None,
     ) -> torch.Tensor:
         """Tokens of a patch, [B, P, bits], or, where the rows without a class get their own, [2B, P, bits]."""
         if scale <= 1 and len(condition) > count:
             if self.config.is_first_patch_apart:
                 generator = [*generator, *generator] if isinstance(generator, (list, tuple)) else generator
+                noise = None if noise is None else noise.repeat(2, 1, 1)
             else:
                 condition = condition[:count]
-        return binarize(self.image_head.sample(condition, scheduler, scale, generator))
+        return binarize(self.image_head.sample(condition, scheduler, scale, generator, noise=noise))
 
 
 __all__ = [

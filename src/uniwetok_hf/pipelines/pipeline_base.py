@@ -5,9 +5,15 @@ A pipeline may be used from several threads at once, as may pipelines that share
 writes is its own. `guidance_scale`, `num_timesteps` and `interrupt` are those of the call that runs in the thread that
 asks, or of its last one.
 
-Callbacks differ from those of diffusers, where a step denoises the whole picture. Here a step generates a patch:
-`num_timesteps` counts patches, the third argument of `callback_on_step_end` is that number in every call, and what the
-callback returns is not used.
+A step of a callback is a patch here, where in diffusers it denoises the whole picture: `num_timesteps` counts
+patches, and the third argument of `callback_on_step_end` is that number in every call. The state after a step is the
+codes so far, [B, bits, h, w], called `codes` or, as in diffusers, `latents`; those in the dict that the callback
+returns take their place. The model goes on from the codes of the patch just generated. Earlier patches it has read
+already: changed ones change the picture only.
+
+The `latents` of a call are noise, as in diffusers: what the flow of each patch starts from. The arguments of diffusers
+for ready embeddings (`prompt_embeds`, `negative_prompt_embeds`) are not taken: the language model reads the tokens of
+a whole conversation, in which size and queries of the picture follow the words.
 """
 
 import math
@@ -43,7 +49,7 @@ class _StateOfThread(threading.local):
 class UniWeTokPipelineBase:
     """Goes before `DiffusionPipeline` among the base classes of a pipeline."""
 
-    _callback_tensor_inputs = ["codes"]
+    _callback_tensor_inputs = ["codes", "latents"]
 
     # Attributes of `DiffusionPipeline`. The parts are not typed by this package's classes, here and in `__init__`: as
     # remote code those are in files of their own.
@@ -61,8 +67,20 @@ class UniWeTokPipelineBase:
 
     @property
     def guidance_scale(self) -> float:
-        """Weight of classifier-free guidance of this thread's last call."""
+        """Weight of classifier-free guidance of this thread's last call. As in diffusers, a callback changes it for
+        the patches that follow: `pipe._guidance_scale = 1.0` ends guidance, which can't begin after the first
+        patch."""
+        return self._guidance_scale
+
+    @property
+    def _guidance_scale(self) -> float:
         return self._last_state("guidance_scale").guidance_scale
+
+    @_guidance_scale.setter
+    def _guidance_scale(self, value: float) -> None:
+        """In a callback: the weight from the next patch on."""
+        check_number("_guidance_scale", value)
+        self._last_state("guidance_scale").guidance_scale = value
 
     @property
     def do_classifier_free_guidance(self) -> bool:
@@ -154,9 +172,11 @@ class UniWeTokPipelineBase:
         num_patches: int,
         callback_on_step_end: Callable | None,
         callback_on_step_end_tensor_inputs: Sequence[str],
-    ) -> Generator[Callable[[int, torch.Tensor], bool]]:
-        """A generation that runs meanwhile, with its progress bar. Gives what a model is to call after each patch with
-        its index and the codes so far, and which answers whether the run ends."""
+        latents: torch.Tensor,
+    ) -> Generator[tuple[Callable[[int], float], Callable[[int, torch.Tensor], bool]]]:
+        """A generation into `latents` that runs meanwhile, with its progress bar. Gives two functions: which
+        `guidance_scale` a patch has, and what a model is to call after each patch with its index and a copy of the
+        codes so far, which answers whether the run ends."""
         with (
             self._new_state(guidance_scale, num_patches) as state,
             self.progress_bar(total=num_patches) as progress_bar,
@@ -165,12 +185,13 @@ class UniWeTokPipelineBase:
             def on_patch(step: int, codes: torch.Tensor) -> bool:
                 progress_bar.update()
                 if callback_on_step_end is not None:
-                    tensors = {"codes": codes}
-                    callback_kwargs = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    callback_on_step_end(self, step, num_patches, callback_kwargs)
+                    callback_kwargs = dict.fromkeys(callback_on_step_end_tensor_inputs, codes)
+                    returned = callback_on_step_end(self, step, num_patches, callback_kwargs)
+                    if (replaced := returned_codes(returned, codes)) is not None:
+                        latents.copy_(replaced)
                 return state.interrupt
 
-            yield on_patch
+            yield lambda step: state.guidance_scale, on_patch
 
 
 def bring_to_device(model: Any) -> None:
@@ -178,6 +199,43 @@ def bring_to_device(model: Any) -> None:
     these pipelines call parts. `maybe_free_model_hooks` is the way back."""
     if hasattr(model, "_hf_hook"):
         model._hf_hook.pre_forward(model)
+
+
+def returned_codes(returned: Any, given: torch.Tensor) -> torch.Tensor | None:
+    """The codes in what a callback returned, None when there are none. When it was `given` them under two names and
+    changed one, it is that one.
+
+    Raises:
+        ValueError: when they are no tensor of the same shape.
+    """
+    names = [name for name in ("codes", "latents") if isinstance(returned, dict) and returned.get(name) is not None]
+    if not names:
+        return None
+    name = next((name for name in names if returned[name] is not given), names[0])
+    if getattr(returned[name], "shape", None) != given.shape:
+        got = list(returned[name].shape) if isinstance(returned[name], torch.Tensor) else returned[name]
+        raise ValueError(
+            f"`callback_on_step_end` must return `{name}` as a tensor of the shape that it was given, "
+            f"{list(given.shape)}, got {got!r:.100}."
+        )
+    return returned[name]
+
+
+def check_latents(latents: torch.Tensor | None, shape: tuple[int, ...]) -> None:
+    """
+    Raises:
+        ValueError: when the argument `latents` is given and is no noise of `shape`, (B, bits, h, w).
+    """
+    if latents is None:
+        return
+    if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
+        got = f"a tensor of {latents.dtype}" if isinstance(latents, torch.Tensor) else type(latents).__name__
+        raise ValueError(f"`latents` must be a tensor of floats, standard normal noise, got {got}.")
+    if latents.shape != shape:
+        raise ValueError(
+            f"`latents` must be of shape {list(shape)}: pictures, bits, height and width in tokens; got "
+            f"{list(latents.shape)}."
+        )
 
 
 def check_number(name: str, value) -> None:

@@ -2,8 +2,9 @@
 """What the pipelines for text-to-image and for editing share: parts, settings, and the phases in which they are alike.
 
 A call runs `check_inputs`, `encode_prompt`, `prepare_latents`, `generate_codes` and `decode`, in this order; an edit
-runs `encode_image` before `encode_prompt`. Latents are codes here, [B, bits, h, w] of {-1, +1}, and 0 where nothing is
-generated yet: the noise of each patch is sampled when its turn comes.
+runs `encode_image` before `encode_prompt`. What these phases call latents is what is being generated: codes [B, bits,
+h, w] of {-1, +1}, and 0 where nothing is generated yet. The noise of each patch is sampled when its turn comes; that
+which a call is given as `latents` goes to `generate_codes` as `noise`.
 """
 
 from collections.abc import Callable, Sequence
@@ -88,9 +89,13 @@ class UniWeTokPipelineMixin(UniWeTokPipelineBase):
 
     def prepare_latents(self, batch_size: int, height: int, width: int) -> torch.Tensor:
         """Zeros [B, bits, h, w] for [`generate_codes`] to fill in; `height` and `width` are in pixels."""
-        stride, bits = self.processor.stride, self.mllm.config.vision_config.num_bits
-        shape = (batch_size, bits, height // stride, width // stride)
+        shape = self.latents_shape(batch_size, height, width)
         return torch.zeros(shape, device=self._execution_device, dtype=torch.float32)
+
+    def latents_shape(self, batch_size: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(B, bits, h, w) of pictures of `height` x `width` pixels."""
+        stride, bits = self.processor.stride, self.mllm.config.vision_config.num_bits
+        return batch_size, bits, height // stride, width // stride
 
     def generate_codes(
         self,
@@ -116,10 +121,12 @@ class UniWeTokPipelineMixin(UniWeTokPipelineBase):
         """
         self.maybe_load_model()
         count = latents.shape[2] * latents.shape[3] // self.processor.patch_size**2
-        callback = self._generation(guidance_scale, count, callback_on_step_end, callback_on_step_end_tensor_inputs)
-        with callback as on_patch:
+        generation = self._generation(
+            guidance_scale, count, callback_on_step_end, callback_on_step_end_tensor_inputs, latents
+        )
+        with generation as (scale_at, on_patch):
             return self.mllm.generate_codes(
-                guidance_scale=guidance_scale,
+                guidance_scale=scale_at,
                 num_inference_steps=num_inference_steps,
                 scheduler=self.scheduler,
                 generator=generator,

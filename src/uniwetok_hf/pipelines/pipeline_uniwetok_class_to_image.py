@@ -11,7 +11,14 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..modeling.noise_uniwetok import Generators
-from .pipeline_base import UniWeTokPipelineBase, bring_to_device, check_count, check_number, repeat_each
+from .pipeline_base import (
+    UniWeTokPipelineBase,
+    bring_to_device,
+    check_count,
+    check_latents,
+    check_number,
+    repeat_each,
+)
 from .pipeline_output import UniWeTokPipelineOutput
 
 
@@ -99,6 +106,11 @@ class UniWeTokClassToImagePipeline(UniWeTokPipelineBase, DiffusionPipeline):
         """Side in pixels of the pictures."""
         return self.transformer.config.grid_size * self.vision_model.config.stride
 
+    def latents_shape(self, batch_size: int) -> tuple[int, int, int, int]:
+        """(B, bits, h, w) of the codes of pictures."""
+        config = self.transformer.config
+        return batch_size, config.num_bits, config.grid_size, config.grid_size
+
     def get_label_ids(self, label: str | Sequence[str]) -> list[int]:
         """Numbers of classes by their names.
 
@@ -130,6 +142,7 @@ class UniWeTokClassToImagePipeline(UniWeTokPipelineBase, DiffusionPipeline):
         generator: Generators,
         output_type: str,
         callback_on_step_end_tensor_inputs: Sequence[str],
+        latents: torch.Tensor | None = None,
     ) -> list[int]:
         """The numbers of the classes, one for each picture.
 
@@ -155,6 +168,7 @@ class UniWeTokClassToImagePipeline(UniWeTokPipelineBase, DiffusionPipeline):
             output_type,
             callback_on_step_end_tensor_inputs,
         )
+        check_latents(latents, self.latents_shape(num_images_per_label * len(numbers)))
         return repeat_each(numbers, num_images_per_label)
 
     @torch.no_grad()
@@ -170,6 +184,7 @@ class UniWeTokClassToImagePipeline(UniWeTokPipelineBase, DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict], dict | None] | None = None,
         callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("codes",),
+        latents: torch.Tensor | None = None,
     ) -> UniWeTokPipelineOutput | tuple:
         """Generates `num_images_per_label` pictures of each class.
 
@@ -184,9 +199,12 @@ class UniWeTokClassToImagePipeline(UniWeTokPipelineBase, DiffusionPipeline):
                 bits, h, w] of {-1, +1}).
             return_dict: whether to return a [`UniWeTokPipelineOutput`] or a tuple.
             callback_on_step_end: called after each patch with the pipeline, the patch's index, the number of patches
-                and a dict with the `codes` so far [B, bits, h, w], 0 where not generated yet. What it returns is
-                not used.
-            callback_on_step_end_tensor_inputs: what that dict holds.
+                and a dict with the `codes` so far [B, bits, h, w], 0 where not generated yet. Codes in the dict that
+                it returns take their place: the model goes on from those of this patch, earlier patches change in the
+                picture only.
+            callback_on_step_end_tensor_inputs: what that dict holds: "codes", or "latents", diffusers' name for them.
+            latents: noise [B, bits, h, w], B = labels x `num_images_per_label`: what the flow of each patch starts
+                from. Drawn from `generator` when not given; so is the noise of the steps, in any case.
 
         Raises:
             ValueError: for an argument out of range; the message names it.
@@ -206,21 +224,28 @@ class UniWeTokClassToImagePipeline(UniWeTokPipelineBase, DiffusionPipeline):
             generator,
             output_type,
             callback_on_step_end_tensor_inputs,
+            latents,
         )
 
         # 2. Classes to codes, patch by patch.
         bring_to_device(self.transformer)
         count = self.transformer.config.num_tokens // self.transformer.config.tokens_per_patch
-        callback = self._generation(guidance_scale, count, callback_on_step_end, callback_on_step_end_tensor_inputs)
-        with callback as on_patch:
+        shape = self.latents_shape(len(numbers))
+        codes = torch.zeros(shape, device=self._execution_device, dtype=torch.float32)
+        generation = self._generation(
+            guidance_scale, count, callback_on_step_end, callback_on_step_end_tensor_inputs, codes
+        )
+        with generation as (scale_at, on_patch):
             codes = self.transformer.generate_codes(
                 torch.tensor(numbers, device=self._execution_device),
-                guidance_scale,
+                scale_at,
                 guidance_schedule,
                 num_inference_steps,
                 self.scheduler,
                 generator,
                 on_patch,
+                latents=codes,
+                noise=latents,
             ).codes
 
         # 3. Codes to pictures.

@@ -19,7 +19,7 @@ from PIL import Image
 from ..modeling.noise_uniwetok import Generators
 from .image_intake import EncodedImage
 from .lora_pipeline import UniWeTokLoraMixin
-from .pipeline_base import check_count, check_number, check_texts, repeat_each
+from .pipeline_base import check_count, check_latents, check_number, check_texts, repeat_each
 from .pipeline_mixin import UniWeTokPipelineMixin
 from .pipeline_output import UniWeTokPipelineOutput
 from .writing import generate_text
@@ -104,6 +104,7 @@ class UniWeTokEditPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPi
         return_dict: bool = True,
         callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict], dict | None] | None = None,
         callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("codes",),
+        latents: torch.Tensor | None = None,
     ) -> UniWeTokPipelineOutput | tuple:
         """Generates `num_images_per_prompt` edits of each picture.
 
@@ -164,6 +165,7 @@ class UniWeTokEditPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPi
                     f"`image` holds pictures of different sizes {sorted(sizes)}: give `height` and `width`."
                 )
             height, width = (given or own for given, own in zip((height, width), sizes.pop(), strict=True))
+        check_latents(latents, self.latents_shape(len(images) * num_images_per_prompt, height, width))
 
         # 3. Instructions to tokens, behind them the descriptions of the results, and codes to fill in.
         prompts = [prompt] * len(images) if isinstance(prompt, str) else prompt
@@ -179,17 +181,18 @@ class UniWeTokEditPipeline(UniWeTokPipelineMixin, UniWeTokLoraMixin, DiffusionPi
             descriptions,
             negative_prompt if image_guidance_scale is not None else None,
         )
-        latents = self.prepare_latents(len(prompt_inputs["input_ids"]), height, width)
+        codes = self.prepare_latents(len(prompt_inputs["input_ids"]), height, width)
 
         # 4. Patch by patch.
         codes = self.generate_codes(
-            latents,
+            codes,
             num_inference_steps,
             guidance_scale,
             generator,
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
             image_guidance_scale=image_guidance_scale,
+            noise=latents,
             **prompt_inputs,
         )
 

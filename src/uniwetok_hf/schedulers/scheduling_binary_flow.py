@@ -29,15 +29,49 @@ class BinaryFlowSchedulerOutput(BaseOutput):
 class BinaryFlowScheduler(BinaryFlow, SchedulerMixin, ConfigMixin):
     """Euler-Maruyama sampler of the binary rectified flow (docs/method.md 3.4): noise at t = 0, bits at t = 1.
 
+    `timesteps` ascend from 0 to 0.95. `num_inference_steps` steps of the flow have one time more: at the last, the
+    prediction is the result.
+
     Args:
         shift: s in t / (t + s (1 - t)), by which the even grid of times is shifted; 1 leaves it even.
     """
 
     order = 1
+    init_noise_sigma = 1.0  # the flow starts from standard normal noise
 
     @register_to_config
     def __init__(self, shift: float = 1.0):
         super().__init__(shift)
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | float | None = None) -> torch.Tensor:
+        """`sample` as it is: the head reads it unscaled. For code that is written for any scheduler."""
+        return sample
+
+    def add_noise(
+        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor | float
+    ) -> torch.Tensor:
+        """What the flow turns bits into: (1 - t) `noise` + t `original_samples`.
+
+        Args:
+            original_samples: bits, or the head's tokens, float [B, ...].
+            noise: standard normal, shaped like them.
+            timesteps: in [0, 1], one for each of B rows, or one for all.
+
+        Raises:
+            ValueError: for noise or timesteps of another shape, or timesteps out of range.
+        """
+        if noise.shape != original_samples.shape:
+            raise ValueError(
+                f"`noise` must be of the shape of `original_samples`, {list(original_samples.shape)}, got "
+                f"{list(noise.shape)}."
+            )
+        times = torch.as_tensor(timesteps, device=original_samples.device, dtype=original_samples.dtype)
+        if times.numel() not in (1, len(original_samples)) or times.min() < 0 or times.max() > 1:
+            raise ValueError(
+                f"`timesteps` must be from 0 (noise) to 1 (bits), one or one per row, {len(original_samples)}, got "
+                f"{timesteps!r:.200}."
+            )
+        return torch.lerp(noise, original_samples, times.reshape(-1, *[1] * (original_samples.ndim - 1)))
 
     def step(
         self,
