@@ -238,8 +238,16 @@ def test_assisted_generation_changes_nothing(model, inputs, assistant):
     assert torch.equal(write(model, one, **options), write(model, one))
 
 
+@pytest.fixture
+def compiler():
+    """Nothing compiled is left: torch compiles a function eight times at most, and other tests compile this one."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
 @pytest.mark.slow
-def test_steps_of_a_static_cache_are_compiled_to_one_graph(model, inputs):
+def test_steps_of_a_static_cache_are_compiled_to_one_graph(model, inputs, compiler):
     """As `generate` does by itself on a GPU: one graph for all steps, whatever the patch size."""
     graphs = []
 
