@@ -16,7 +16,7 @@ import uniwetok_hf
 def run(code: str, env: dict[str, str]) -> subprocess.CompletedProcess:
     path = f"import sys; sys.path.insert(0, {str(Path(uniwetok_hf.__file__).parents[1])!r})\n"
     command = [sys.executable, "-W", "ignore", "-c", path + code]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
 
 
 LOADS = """
