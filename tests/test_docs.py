@@ -72,7 +72,9 @@ def check_command(words: list[str]) -> None:
     """Of the package, with its configs; of launchers, with what they launch of it; of scripts only that there is such
     a file."""
     program, *argv = words
-    if program == "python":
+    if program == "python" and argv[0] == "-c":
+        compile(argv[1], "-c", "exec")
+    elif program == "python":
         assert (ROOT / argv[0]).is_file(), words
     if program in ("torchrun", "accelerate"):
         launcher = torchrun.get_args_parser() if program == "torchrun" else launch_command_parser()

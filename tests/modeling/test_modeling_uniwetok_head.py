@@ -149,7 +149,8 @@ def test_modulations_of_several_steps_are_made_at_once(monkeypatch, rows):
     for timestep in scheduler.timesteps:
         prediction = head(wanted, timestep[None], condition)
         wanted = scheduler.advance(prediction, timestep, wanted, generator=generator)
-    torch.testing.assert_close(sample, wanted, atol=1e-5, rtol=1e-5)
+    # Rows that are multiplied together round otherwise on some processors, and eight steps add that up.
+    torch.testing.assert_close(sample, wanted, atol=1e-4, rtol=1e-5)
 
 
 def test_time_embedding_has_cosines_first():

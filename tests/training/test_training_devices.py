@@ -147,6 +147,10 @@ def place(trainer, networks: list[nn.Module], device: torch.device, monkeypatch)
         network.to(device)
     torch.__future__.set_swap_module_params_on_conversion(False)
     trainer.ema.to(device)
+    if device == DEVICE:  # which has no fused kernels
+        optimizers = [trainer.optimizer, getattr(trainer, "discriminator_optimizer", None)]
+        for group in (group for optimizer in optimizers if optimizer for group in optimizer.param_groups):
+            group["fused"] = None
 
 
 def logged(metrics: dict) -> dict:

@@ -64,8 +64,8 @@ class BinaryFlow:
         self.timesteps = flow_timesteps(1, shift)
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
-        """Makes the N + 1 `timesteps` of `num_inference_steps` steps. Without a `device` they stay on the CPU, which
-        is best: only scalars are read from them.
+        """Makes the N + 1 `timesteps` of `num_inference_steps` steps, kept on the CPU whatever the `device`: only
+        scalars are read from them, for which a sampler would wait for the device.
 
         Raises:
             ValueError: for fewer than 1 step.
@@ -73,7 +73,7 @@ class BinaryFlow:
         if num_inference_steps < 1:
             raise ValueError(f"`num_inference_steps` must be 1 or more, got {num_inference_steps}.")
         self.num_inference_steps = num_inference_steps
-        self.timesteps = flow_timesteps(num_inference_steps, self.shift).to(device)
+        self.timesteps = flow_timesteps(num_inference_steps, self.shift)
 
     def advance(
         self,
