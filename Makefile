@@ -51,7 +51,7 @@ test: $(INSTALLED)  ## run the tests, but for the slow ones
 
 # Without these (no network?) all other tests run, and those that need them say why they are skipped.
 test-all: $(INSTALLED)  ## run all tests; those of the web page need a chromium on the path
-	@$(BIN)/python $(PIP_INSTALL) --editable ".[dev,app,browser,ocr,onnx,quantize,ray,deepspeed]" || echo "Not all extras could be installed."
+	@$(BIN)/python $(PIP_INSTALL) --editable ".[dev,app,browser,ocr,onnx,quantize,ray,deepspeed]" "transformers[serving]" || echo "Not all extras could be installed."
 	@$(BIN)/python tests/contract/library_tests.py || echo "transformers' own tests could not be fetched."
 	$(call run_pytest)
 
