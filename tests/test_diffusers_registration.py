@@ -11,6 +11,7 @@ from diffusers.pipelines import auto_pipeline, pipeline_loading_utils
 from tiny_models import build_tiny_class_pipeline, build_tiny_pipeline
 
 import uniwetok_hf
+from uniwetok_hf.diffusers_registration import register_with_diffusers
 
 
 def run(code: str, env: dict[str, str]) -> subprocess.CompletedProcess:
@@ -46,6 +47,13 @@ import diffusers
 diffusers.AutoPipelineForText2Image, diffusers.ModularPipeline
 import uniwetok_hf
 """,
+    "imported again": """
+import importlib, uniwetok_hf
+importlib.reload(uniwetok_hf)
+for name in [name for name in sys.modules if name.startswith("uniwetok_hf")]:
+    del sys.modules[name]
+import diffusers, uniwetok_hf
+""",
     "our pipelines first": """
 import uniwetok_hf.pipelines, diffusers
 assert "diffusers.pipelines.auto_pipeline" not in sys.modules  # all pipelines of diffusers, which nobody asked for
@@ -79,6 +87,12 @@ def test_without_our_import_diffusers_names_what_it_does_not_know(served):
     for place, words in ((folder, "UniWeTokPipeline"), ("org/pipe", "uniwetok_hf")):
         process = run(f"import diffusers; diffusers.DiffusionPipeline.from_pretrained({str(place)!r})", env)
         assert process.returncode == 1 and words in process.stderr.splitlines()[-1], process.stderr
+
+
+def test_other_tables_of_a_later_diffusers_are_a_warning(monkeypatch):
+    monkeypatch.delattr(pipeline_loading_utils, "LOADABLE_CLASSES")
+    with pytest.warns(UserWarning, match=r"not registered with diffusers\.pipelines\.pipeline_loading_utils"):
+        register_with_diffusers()
 
 
 def test_modules_of_diffusers_are_as_without_us():

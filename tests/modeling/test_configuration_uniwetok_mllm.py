@@ -45,6 +45,11 @@ def test_patches_have_a_side():
         UniWeTokMLLMConfig(patch_size=0)
 
 
+def test_pictures_have_a_size():
+    with pytest.raises(ValueError, match="`num_size_tokens` must be 1 or more, got 0"):
+        UniWeTokMLLMConfig(num_size_tokens=0)
+
+
 def test_sinusoids_need_a_hidden_size_of_a_multiple_of_four():
     with pytest.raises(ValueError, match="hidden_size"):
         UniWeTokMLLMConfig(text_config=Qwen3Config(hidden_size=66))

@@ -1,10 +1,10 @@
 import pytest
 import torch
 from PIL import Image
-from tiny_models import NUM_SIZE_TOKENS, build_tiny_processor, build_tiny_text_tokenizer
+from tiny_models import NUM_SIZE_TOKENS, build_tiny_pipeline, build_tiny_processor, build_tiny_text_tokenizer
 from transformers import AutoProcessor
 
-from uniwetok_hf import UniWeTokImageProcessor, UniWeTokProcessor, embedded_path
+from uniwetok_hf import UniWeTokImageProcessor, UniWeTokPipeline, UniWeTokProcessor, embedded_path
 
 
 GIVEN = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -418,3 +418,18 @@ def test_own_template_is_kept(tmp_path):
 def test_sides_are_whole_numbers(fields):
     with pytest.raises(ValueError, match=f"`{next(iter(fields))}` must be a whole number"):
         UniWeTokProcessor(UniWeTokImageProcessor(stride=32), build_tiny_text_tokenizer(), **fields)
+
+
+def test_a_vocabulary_without_padding_is_refused():
+    tokenizer = build_tiny_text_tokenizer()
+    tokenizer.pad_token = None
+    with pytest.raises(ValueError, match="`tokenizer` has no `pad_token`"):
+        UniWeTokProcessor(UniWeTokImageProcessor(), tokenizer)
+
+
+@pytest.mark.parametrize("field", ["image_token_id", "vision_start_token_id", "size_token_id", "query_token_id"])
+def test_a_model_with_other_tokens_is_refused(field):
+    pipeline = build_tiny_pipeline(2)
+    setattr(pipeline.mllm.config, field, getattr(pipeline.mllm.config, field) + 1)
+    with pytest.raises(ValueError, match=f"must be made for each other: .* by `{field}`"):
+        UniWeTokPipeline(**pipeline.components)

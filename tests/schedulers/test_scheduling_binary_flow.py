@@ -162,6 +162,12 @@ def test_timesteps_stay_on_the_cpu():
     assert scheduler.timesteps.device.type == "cpu" and len(scheduler.timesteps) == 4
 
 
+def test_bits_that_noise_is_added_to_are_floats():
+    bits = torch.ones(2, 4, dtype=torch.int8)
+    with pytest.raises(ValueError, match="`original_samples` must be floats, got torch.int8"):
+        make_scheduler().add_noise(bits, torch.zeros(2, 4), 0.5)
+
+
 def test_add_noise_is_what_the_head_learns_to_take_back(sample):
     """(1 - t) noise + t bits, as in `UniWeTokBinaryHead.losses_at`."""
     scheduler, noise = BinaryFlowScheduler(), torch.randn(SHAPE, generator=seeded(4))

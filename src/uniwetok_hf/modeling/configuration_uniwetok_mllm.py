@@ -152,8 +152,9 @@ class UniWeTokMLLMConfig(CheckedTypeMixin, PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = self.text_config.tie_word_embeddings
-        if self.patch_size < 1:
-            raise ValueError(f"`patch_size` must be 1 or more, got {self.patch_size}.")
+        for name in ("patch_size", "num_size_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
         if self.text_config.hidden_size % 4:
             size = self.text_config.hidden_size
             raise ValueError(f"`text_config.hidden_size` must be a multiple of 4 (2-D sinusoids), got {size}.")

@@ -49,7 +49,8 @@ class UniWeTokGenerationMixin:
 
     def generate(self, *args, generation_mode: str = "text", **kwargs):
         """
-        transformers' `generate`, which ends a text where the model begins a picture; or the picture itself.
+        transformers' `generate`, which ends a text where the model begins a picture, unless the call names other tokens
+        that end it; or the picture itself.
 
         Args:
             generation_mode: `"text"`, or `"image"`: the codes [B, bits, h, w] of one picture per row by

@@ -125,6 +125,8 @@ class UniWeTokProcessor(ProcessorMixin):
             )
         if not isinstance(longest := getattr(tokenizer, "model_max_length", 0), int | float):
             raise ValueError(f"`tokenizer` has `model_max_length` {longest!r:.100}, which is no number.")
+        if getattr(tokenizer, "pad_token", None) is None:
+            raise ValueError("`tokenizer` has no `pad_token`, which must be set: prompts are padded to one length.")
         self.image_token = "<|image_pad|>"
         names = ["<|image_pad|>", "<|vision_start|>", "<|im_start|>", "<|im_end|>", "<|res_1|>"]
         names += [f"<|query_{i + 1}|>" for i in range(patch_size**2 - 1)]
@@ -203,6 +205,28 @@ class UniWeTokProcessor(ProcessorMixin):
             ]
             inputs["labels"] = torch.tensor(labels) if torch.is_tensor(inputs["input_ids"]) else labels
         return inputs
+
+    def check_model(self, config) -> None:
+        """
+        Raises:
+            ValueError: when a token of the format is another one for the model, whose [`UniWeTokMLLMConfig`] is
+                `config`, than in this vocabulary: pictures would be read and begun wrongly.
+        """
+        wanted = {
+            "<|image_pad|>": ("image_token_id", config.image_token_id),
+            "<|vision_start|>": ("vision_start_token_id", config.vision_start_token_id),
+        }
+        for index in range(config.num_size_tokens):
+            wanted[f"<|res_{index + 1}|>"] = "size_token_id", config.size_token_id + index
+        for index in range(config.patch_size**2 - 1):
+            wanted[f"<|query_{index + 1}|>"] = "query_token_id", config.query_token_id + index
+        found = self.tokenizer.convert_tokens_to_ids(list(wanted))
+        for (token, (field, number)), known in zip(wanted.items(), found, strict=True):
+            if number != known:
+                raise ValueError(
+                    f"The processor and the model must be made for each other: {token} is number {known} of the "
+                    f"vocabulary, and {number} by `{field}` of the model's config."
+                )
 
     def check_size(self, height: int | None, width: int | None) -> None:
         """

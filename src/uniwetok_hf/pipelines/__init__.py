@@ -1,5 +1,6 @@
 """diffusers pipelines. Imported when a pipeline is first used, since diffusers is slow to import."""
 
+from ..diffusers_registration import choose_pipelines
 from ..hub import add_push_to_hub
 from ..quiet import without_warning
 
@@ -17,6 +18,7 @@ from .pipeline_uniwetok_edit import UniWeTokEditPipeline
 
 
 add_push_to_hub(UniWeTokPipeline, UniWeTokEditPipeline, UniWeTokClassToImagePipeline)
+choose_pipelines()
 
 __all__ = [
     "EncodedImage",

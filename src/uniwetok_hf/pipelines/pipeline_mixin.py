@@ -50,6 +50,8 @@ class UniWeTokPipelineMixin(UniWeTokPipelineBase):
             raise ValueError(f"`default_negative_prompt` must be text, got {default_negative_prompt!r:.100}.")
         if not isinstance(default_describe_first, bool):
             raise ValueError(f"`default_describe_first` must be true or false, got {default_describe_first!r:.100}.")
+        if processor is not None and mllm is not None:  # loaded without a part
+            processor.check_model(mllm.config)
         self.register_modules(processor=processor, mllm=mllm, scheduler=scheduler)
         self.register_to_config(
             default_size=default_size,

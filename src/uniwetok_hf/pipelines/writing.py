@@ -30,7 +30,7 @@ def generate_text(
         images: the pictures in them, in order.
         max_new_tokens: longest continuation in text tokens.
         argument: the argument that errors name when a text is too long.
-        ends: tokens that end the continuation; by default the end of the turn.
+        ends: tokens that end the continuation; by default the end of the turn and the beginning of a picture.
         device: where the model computes; by default where its weights are.
         options: further ones of `generate`.
 
@@ -49,7 +49,7 @@ def generate_text(
         codes=[image.codes.to(device) for image in images],
         do_sample=False,
         max_new_tokens=max_new_tokens,
-        eos_token_id=processor.turn_end_token_id if ends is None else list(ends),
+        eos_token_id=[processor.turn_end_token_id, processor.vision_start_token_id] if ends is None else list(ends),
         pad_token_id=processor.tokenizer.pad_token_id,
         **options,
     )

@@ -58,8 +58,10 @@ class BinaryFlowScheduler(BinaryFlow, SchedulerMixin, ConfigMixin):
             timesteps: in [0, 1], one for each of B rows, or one for all.
 
         Raises:
-            ValueError: for noise or timesteps of another shape, or timesteps out of range.
+            ValueError: for bits that are no floats, noise or timesteps of another shape, or timesteps out of range.
         """
+        if not original_samples.is_floating_point():
+            raise ValueError(f"`original_samples` must be floats, got {original_samples.dtype}.")
         if noise.shape != original_samples.shape:
             raise ValueError(
                 f"`noise` must be of the shape of `original_samples`, {list(original_samples.shape)}, got "
