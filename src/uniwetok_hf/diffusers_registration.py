@@ -4,7 +4,7 @@
 diffusers has no function to register another package's pipelines, so tables of its modules get entries of ours; none
 of its own is changed. A module that is not imported yet gets them right after its import: a program that never uses
 diffusers does not import it, and the order of the two imports does not matter. Our pipelines are imported when
-diffusers asks for one of them. Where a later diffusers has other tables, a warning says so, and its own import goes on.
+diffusers asks for one of them. Where a later diffusers has other tables, a warning says so and its import goes on.
 """
 
 import importlib
@@ -31,7 +31,7 @@ def ours(name: str):
 
 
 def add_names(diffusers: ModuleType) -> None:
-    """Pipelines, which diffusers looks for by name in its own namespace only. And what `add_tasks` left while diffusers
+    """Pipelines, which diffusers looks for by name in its own namespace only; what `add_tasks` left while diffusers
     was imported whole (`DIFFUSERS_SLOW_IMPORT`)."""
     before = vars(diffusers).get("__getattr__")
 

@@ -49,7 +49,7 @@ class UniWeTokGenerationMixin:
 
     def generate(self, *args, generation_mode: str = "text", **kwargs):
         """
-        transformers' `generate`, which ends a text where the model begins a picture, unless the call names other tokens
+        transformers' `generate`, which ends a text where the model begins a picture unless the call names other tokens
         that end it; or the picture itself.
 
         Args:
