@@ -433,3 +433,10 @@ def test_a_model_with_other_tokens_is_refused(field):
     setattr(pipeline.mllm.config, field, getattr(pipeline.mllm.config, field) + 1)
     with pytest.raises(ValueError, match=f"must be made for each other: .* by `{field}`"):
         UniWeTokPipeline(**pipeline.components)
+
+
+def test_a_model_with_more_sizes_is_refused():
+    pipeline = build_tiny_pipeline()
+    pipeline.mllm.config.num_size_tokens = 10**30
+    with pytest.raises(ValueError, match=f"must be at most {NUM_SIZE_TOKENS}"):
+        UniWeTokPipeline(**pipeline.components)

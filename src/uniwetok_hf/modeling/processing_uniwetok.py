@@ -212,6 +212,11 @@ class UniWeTokProcessor(ProcessorMixin):
             ValueError: when a token of the format is another one for the model, whose [`UniWeTokMLLMConfig`] is
                 `config`, than in this vocabulary: pictures would be read and begun wrongly.
         """
+        if config.num_size_tokens > self.num_size_tokens:
+            raise ValueError(
+                f"`num_size_tokens` of the model's config must be at most {self.num_size_tokens}, as many as the "
+                f"vocabulary has, got {config.num_size_tokens}."
+            )
         wanted = {
             "<|image_pad|>": ("image_token_id", config.image_token_id),
             "<|vision_start|>": ("vision_start_token_id", config.vision_start_token_id),

@@ -51,7 +51,7 @@ class UniWeTokPipelineMixin(UniWeTokPipelineBase):
         if not isinstance(default_describe_first, bool):
             raise ValueError(f"`default_describe_first` must be true or false, got {default_describe_first!r:.100}.")
         if processor is not None and mllm is not None:  # loaded without a part
-            processor.check_model(mllm.config)  # ty: ignore[unresolved-attribute]  (of our processor)
+            processor.check_model(mllm.config)  # ty: ignore[missing-attribute]  (of our processor)
         self.register_modules(processor=processor, mllm=mllm, scheduler=scheduler)
         self.register_to_config(
             default_size=default_size,
