@@ -139,7 +139,7 @@ def register_with_diffusers() -> None:
     sys.meta_path[:] = [finder for finder in sys.meta_path if not hasattr(finder, "finds_uniwetok")]
     sys.meta_path.insert(0, _Finder())
     for name in ENTRIES:
-        if name in sys.modules:
+        if sys.modules.get(name) is not None:  # None makes an import fail
             importlib.import_module(name)  # waits for another thread that imports it
             make_entry(name)
 
