@@ -67,11 +67,11 @@ add_push_to_hub(
 
 _LAZY = {
     "BinaryFlowScheduler": "uniwetok_hf.schedulers",
-    "UniWeTokBlocks": "uniwetok_hf.pipelines.modular_uniwetok",
+    "UniWeTokBlocks": "uniwetok_hf.pipelines.pipeline_blocks",
     "UniWeTokClassToImagePipeline": "uniwetok_hf.pipelines",
     "UniWeTokConversation": "uniwetok_hf.pipelines",
     "UniWeTokEditPipeline": "uniwetok_hf.pipelines",
-    "UniWeTokModularPipeline": "uniwetok_hf.pipelines.modular_uniwetok",
+    "UniWeTokModularPipeline": "uniwetok_hf.pipelines.pipeline_blocks",
     "UniWeTokPipeline": "uniwetok_hf.pipelines",
     "SchedulerMixin": "diffusers",
     "convert_checkpoint": "uniwetok_hf.conversion",

@@ -8,7 +8,7 @@ from tiny_mllm import BITS, seeded
 from tiny_models import build_tiny_pipeline
 
 from uniwetok_hf import UniWeTokBlocks, UniWeTokModularPipeline
-from uniwetok_hf.pipelines.modular_uniwetok import UniWeTokDecodeStep
+from uniwetok_hf.pipelines.pipeline_blocks import UniWeTokDecodeStep
 
 
 @pytest.fixture(scope="module")
