@@ -1,10 +1,12 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""The binary rectified flow: noise at t = 0, bits at t = 1 (docs/method.md 3.4).
+"""The binary rectified flow: noise at t = 0, bits at t = 1 (docs/method.md 3.4); and what generations by it check.
 
 The formulas are written here, once, with torch only; `BinaryFlowScheduler` gives them diffusers' interface.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -50,6 +52,34 @@ def flow_step(
     time, step = float(timestep), float(next_timestep) - float(timestep)
     drift = (1 + time) * flow_velocity(prediction, sample, time) - sample
     return sample + drift * step + math.sqrt(2 * (1 - time) * step) * noise  # ty: ignore[unsupported-operator]
+
+
+def guidance_by_patch(guidance_scale: float | Callable[[int], float]) -> tuple[bool, Callable[[int], float]]:
+    """Whether a generation is guided, and a function that gives the weight of each patch by its index.
+
+    Raises:
+        ValueError: by the function, when guidance begins after the first patch.
+    """
+    scale_at: Any = guidance_scale if callable(guidance_scale) else lambda step: guidance_scale
+    guided = scale_at(0) > 1
+
+    def checked(step: int) -> float:
+        scale = scale_at(step)
+        if scale > 1 and not guided:
+            raise ValueError(f"`guidance_scale` must be over 1 from the first patch on to be {scale} at a later one.")
+        return scale
+
+    return guided, checked
+
+
+def check_shapes(shape: tuple[int, ...], **tensors: torch.Tensor | None) -> None:
+    """
+    Raises:
+        ValueError: when one of `tensors`, which are arguments by name, is given and not of `shape`.
+    """
+    for name, given in tensors.items():
+        if given is not None and given.shape != shape:
+            raise ValueError(f"`{name}` must be of shape {list(shape)}, got {list(given.shape)}.")
 
 
 class BinaryFlow:

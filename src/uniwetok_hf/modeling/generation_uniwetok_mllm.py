@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 
 from .codes_uniwetok import Pictures, binarize, codes_to_tokens, tokens_to_codes
 from .configuration_uniwetok_mllm import UniWeTokMLLMConfig
-from .flow_uniwetok import BinaryFlow
+from .flow_uniwetok import BinaryFlow, check_shapes, guidance_by_patch
 from .noise_uniwetok import Generators
 
 
@@ -162,8 +162,7 @@ class UniWeTokGenerationMixin:
         """
         height, width = self._picture_size(input_ids)
         rows = len(input_ids)
-        scale_at: Any = guidance_scale if callable(guidance_scale) else lambda step: guidance_scale
-        guided = scale_at(0) > 1
+        guided, scale_at = guidance_by_patch(guidance_scale)
         prompts = [(input_ids, attention_mask)]
         codes = self.model.read_pictures(pixel_values, image_sizes, codes)
         if guided and image_guidance_scale is not None:
@@ -188,11 +187,10 @@ class UniWeTokGenerationMixin:
         scheduler = copy.deepcopy(scheduler) if scheduler else BinaryFlow(self.config.head_config.timestep_shift)
         scheduler.set_timesteps(num_inference_steps)
         bits, p, block = self.config.vision_config.num_bits, self.config.patch_size, self.config.tokens_per_patch
+        shape = (rows, bits, height, width)
+        check_shapes(shape, latents=latents, noise=noise)
         if latents is None:
-            latents = torch.zeros(rows, bits, height, width, device=input_ids.device, dtype=torch.float32)
-        for name, given in (("latents", latents), ("noise", noise)):
-            if given is not None and given.shape != (rows, bits, height, width):
-                raise ValueError(f"`{name}` must be of shape {[rows, bits, height, width]}, got {list(given.shape)}.")
+            latents = torch.zeros(shape, device=input_ids.device, dtype=torch.float32)
         start = None if noise is None else codes_to_tokens(noise, p)  # [B, h*w, bits]
         positions = self.model.positions([latents[0]])  # [h*w, hidden size], in the order of the patches
         conditions = []
@@ -202,10 +200,6 @@ class UniWeTokGenerationMixin:
             patch = slice(step * block, (step + 1) * block)
             condition = hidden_states + positions[patch].to(hidden_states.dtype)
             scale = scale_at(step)
-            if scale > 1 and not guided:
-                raise ValueError(
-                    f"`guidance_scale` must be over 1 from the first patch on to be {scale} at a later one."
-                )
             sample = self.image_head.sample(
                 condition if scale > 1 else condition[:rows],
                 scheduler,

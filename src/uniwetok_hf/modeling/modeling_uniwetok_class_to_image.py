@@ -16,7 +16,6 @@ Shapes: B pictures of N = h * w tokens, P = p * p tokens per patch, K class toke
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -32,7 +31,7 @@ from transformers.utils.generic import can_return_tuple
 from .adapters_uniwetok import UniWeTokAdapterMixin
 from .codes_uniwetok import binarize, codes_to_tokens, tokens_to_codes
 from .configuration_uniwetok_class_to_image import UniWeTokClassToImageConfig
-from .flow_uniwetok import BinaryFlow
+from .flow_uniwetok import BinaryFlow, check_shapes, guidance_by_patch
 from .modeling_uniwetok import UniWeTokLayer, UniWeTokRMSNorm, rotary_tables
 from .modeling_uniwetok_head import UniWeTokBinaryHead
 from .noise_uniwetok import Generators, draw_uniform, flip_bits
@@ -346,15 +345,12 @@ class UniWeTokClassToImageModel(UniWeTokAdapterMixin, PreTrainedModel):
         scheduler = copy.deepcopy(scheduler) if scheduler else BinaryFlow(config.head_config.timestep_shift)
         scheduler.set_timesteps(num_inference_steps)
         count, p, block, side = len(class_labels), config.patch_size, config.tokens_per_patch, config.grid_size
-        scale_at: Any = guidance_scale if callable(guidance_scale) else lambda step: guidance_scale
-        guided = scale_at(0) > 1
+        guided, scale_at = guidance_by_patch(guidance_scale)
         if guided:
             class_labels = torch.cat([class_labels, torch.full_like(class_labels, config.num_classes)])
         tables, positions = self._rotary_tables(device), self._token_positions(device)
         shape = (count, config.num_bits, side, side)
-        for name, given in (("latents", latents), ("noise", noise)):
-            if given is not None and given.shape != shape:
-                raise ValueError(f"`{name}` must be of shape {list(shape)}, got {list(given.shape)}.")
+        check_shapes(shape, latents=latents, noise=noise)
         codes = torch.zeros(shape, device=device, dtype=torch.float32) if latents is None else latents
         start = None if noise is None else codes_to_tokens(noise, p)  # [B, N, bits]
         cache, embeddings = DynamicCache(config=config), self.embed_classes(class_labels)
@@ -363,12 +359,7 @@ class UniWeTokClassToImageModel(UniWeTokAdapterMixin, PreTrainedModel):
             hidden_states = self._transform(embeddings, tables, cache)[:, -block:]  # [rows, P, D]
             patch = slice(step * block, (step + 1) * block)
             condition = hidden_states + positions[patch]
-            scale = scale_at(step)
-            if scale > 1 and not guided:
-                raise ValueError(
-                    f"`guidance_scale` must be over 1 from the first patch on to be {scale} at a later one."
-                )
-            scale = guidance_at(step, num_steps, scale, guidance_schedule)
+            scale = guidance_at(step, num_steps, scale_at(step), guidance_schedule)
             at_start = None if start is None else start[:, patch]
             tokens = self._sample_patch(
                 condition, count, scale, scheduler, generator, at_start
