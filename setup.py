@@ -53,6 +53,8 @@ EXTRAS = {
     "deepspeed": ["deepspeed>=0.19.8"],
     # Encoding on a cluster (`encode-dataset --engine ray`); Ray Data needs pandas and pyarrow, which datasets brings.
     "ray": ["datasets>=5.2.0", "ray[data]>=2.60.0"],
+    # `uniwetok serve`; httpx2 comes with huggingface_hub.
+    "serve": ["fastapi>=0.165.0", "prometheus-client>=0.26.0", "python-multipart>=0.0.34", "uvicorn>=0.54.0"],
     # Real photographs to reconstruct; they come inside the scikit-image wheel, so the demo downloads nothing.
     "demo": ["scikit-image>=0.26.0"],
 }
@@ -61,6 +63,7 @@ TEST_TOOLS = [
     "hypothesis>=6.170.17",
     "import-linter>=2.17",
     "matplotlib>=3.11.2",  # figures of the benchmarks
+    "openai>=3.57.0",  # client of `uniwetok serve`
     "parameterized>=0.9.0",
     "pytest>=9.2.0",
     "pytest-xdist>=3.8.0",
@@ -70,7 +73,9 @@ TEST_TOOLS = [
     "ty>=0.0.108",
 ]
 EXTRAS["browser"] = ["playwright>=1.65.2"]  # drives the web page in the tests
-EXTRAS["dev"] = sorted({*TEST_TOOLS, *EXTRAS["train"], *EXTRAS["emoji"], *EXTRAS["eval"], *EXTRAS["demo"]})
+EXTRAS["dev"] = sorted(
+    {*TEST_TOOLS, *EXTRAS["train"], *EXTRAS["emoji"], *EXTRAS["eval"], *EXTRAS["demo"], *EXTRAS["serve"]}
+)
 
 setup(
     name="uniwetok-hf",

@@ -35,6 +35,7 @@ from . import (
     push,
     reconstruct,
     sample_classes,
+    serve,
     train,
 )
 from .common import CommandError, load_package, one_line
@@ -44,6 +45,7 @@ from .common import CommandError, load_package, one_line
 COMMANDS = (
     demo,
     app,
+    serve,
     reconstruct,
     encode,
     decode,

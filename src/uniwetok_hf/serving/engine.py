@@ -42,6 +42,16 @@ class ServingEngine(Protocol):
 
     info: EngineInfo
 
+    @property
+    def num_waiting(self) -> int:
+        """Requests of which nothing was computed yet."""
+        ...
+
+    @property
+    def num_running(self) -> int:
+        """Requests that have begun."""
+        ...
+
     def stream(self, request: Request) -> AsyncIterator[Part]:
         """The parts of the answer, the last of which is [`Finished`]. Whoever closes the iterator gives the request
         up.
@@ -151,12 +161,12 @@ class LocalEngine:
 
     @property
     def num_waiting(self) -> int:
-        """Requests of which nothing was computed yet."""
+        """See [`ServingEngine`]."""
         return len(self._waiting)
 
     @property
     def num_running(self) -> int:
-        """Requests that have begun."""
+        """See [`ServingEngine`]."""
         return len(self._begun)
 
     async def stream(self, request: Request) -> AsyncIterator[Part]:
