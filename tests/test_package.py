@@ -45,8 +45,10 @@ TRAINING_PROGRAMS = [
         "train_uniwetok",
     )
 ]
+SERVER_PROGRAMS = [f"uniwetok_hf.serving.{name}" for name in ("api", "door", "formats", "metrics", "server")]
 HEAVY = ["diffusers", "datasets", "peft", "evaluate", "accelerate", "skimage", "matplotlib", "yaml", "torchvision"]
 OPTIONAL = {"datasets", "peft", "evaluate", "accelerate", "skimage", "matplotlib", "gradio", "lpips"}
+OPTIONAL |= {"fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client", "ray"}
 
 
 def run(code: str) -> str:
@@ -175,6 +177,8 @@ def test_modules_import_without_the_extras(name):
     """What needs an optional dependency imports it when it is used."""
     if name in TRAINING_PROGRAMS:
         pytest.skip("the training programs need the extra `train` as a whole")
+    if name in SERVER_PROGRAMS:
+        pytest.skip("the server's programs need the extra `serve` as a whole")
     if name == "uniwetok_hf.evaluation.lmms":
         pytest.skip("lmms-eval loads this module itself")
     if name.startswith("uniwetok_hf.evaluation.uniwetok_metrics."):

@@ -12,7 +12,7 @@ from uniwetok_hf.cli import describe
 from uniwetok_hf.cli.main import build_parser, main
 
 
-COMMANDS = ("demo", "app", "reconstruct", "encode", "decode", "generate", "edit", "describe", "convert")
+COMMANDS = ("demo", "app", "serve", "reconstruct", "encode", "decode", "generate", "edit", "describe", "convert")
 COMMANDS += ("encode-dataset", "train", "plan", "export", "sample-classes", "evaluate", "benchmark", "push")
 
 

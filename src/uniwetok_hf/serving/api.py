@@ -103,7 +103,6 @@ def create_app(
         title="UniWeTok",
         version=__version__,
         lifespan=lifespan,
-        max_body_size=settings.max_body_bytes,
         exception_handlers={
             RequestValidationError: _answer_invalid,
             HTTPException: _answer_http,
@@ -405,17 +404,17 @@ def _answer_invalid(request: Request, error: RequestValidationError) -> JSONResp
     """The first field that is wrong, and what it must be."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-    message = f"`{field}`: {first['msg']}."
+    message = f"`{field}`: {first['msg'].removeprefix('Value error, ')}."
     if first["type"] == "extra_forbidden":
         message = f"`{field}` is no field of this request."
     return JSONResponse(error_object(message, "invalid_request_error", first["type"], field), 400)
 
 
 def _answer_http(request: Request, error: HTTPException) -> JSONResponse:
-    """What FastAPI refuses: unknown addresses and methods, bodies that are too large."""
+    """What FastAPI refuses: unknown addresses, methods that they don't have, bodies that it can't read."""
     code = "request_too_large" if error.status_code == 413 else None
-    message = str(error.detail)
-    return JSONResponse(error_object(message, "invalid_request_error", code), error.status_code, error.headers)
+    content = error_object(str(error.detail), "invalid_request_error", code)
+    return JSONResponse(content, error.status_code, error.headers)
 
 
 __all__ = ["ServerSettings", "create_app"]

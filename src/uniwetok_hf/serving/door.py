@@ -7,6 +7,7 @@ import time
 from collections.abc import Collection
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from .formats import error_object
@@ -23,19 +24,20 @@ class Door:
         app: the app inside.
         api_keys: keys of which a request under `/v1` must bring one (`Authorization: Bearer KEY`); none are asked for
             when empty.
-        max_body_bytes: size of the largest request. FastAPI watches those that don't announce theirs.
+        max_body_bytes: size of the largest request.
         metrics: where answers are counted.
     """
 
     def __init__(self, app, api_keys: Collection[str], max_body_bytes: int, metrics: ServerMetrics):
         self.app, self.max_body_bytes, self.metrics = app, max_body_bytes, metrics
         self.api_keys = [key.encode() for key in api_keys]
+        self._too_large = f"This request is too large: at most {max_body_bytes} bytes are read."
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start, status = time.monotonic(), CLIENT_LEFT
+        start, status, num_bytes = time.monotonic(), CLIENT_LEFT, 0
 
         async def counted_send(message) -> None:
             nonlocal status
@@ -43,9 +45,17 @@ class Door:
                 status = message["status"]
             await send(message)
 
+        async def counted_receive():
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self.max_body_bytes:  # it announced less, or nothing
+                raise HTTPException(413, self._too_large)
+            return message
+
         try:
             refusal = self._refusal(scope["path"], Headers(scope=scope))
-            await (refusal or self.app)(scope, receive, counted_send)
+            await (refusal or self.app)(scope, counted_receive, counted_send)
         finally:
             route = getattr(scope.get("route"), "path", "other")  # not the path: anyone can make those up
             self.metrics.observe_request(route, status, time.monotonic() - start)
@@ -58,8 +68,7 @@ class Door:
             return JSONResponse(content, 401, headers={"WWW-Authenticate": "Bearer"})
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self.max_body_bytes:
-            message = f"This request has {length} bytes; at most {self.max_body_bytes} are read."
-            content = error_object(message, "invalid_request_error", "request_too_large")
+            content = error_object(self._too_large, "invalid_request_error", "request_too_large")
             return JSONResponse(content, 413, headers={"Connection": "close"})
         return None
 

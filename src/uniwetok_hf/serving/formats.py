@@ -14,7 +14,7 @@ import uuid
 from typing import Annotated, Any, Literal
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from .requests import Finished
 
@@ -24,8 +24,14 @@ MOST_STEPS = 100
 MOST_NEW_TOKENS = 1024
 LARGEST_SEED = 2**63 - 1 - MOST_IMAGES
 
+
+def _refuse(value: Any) -> None:
+    if value not in (None, False, [], {}):
+        raise ValueError("this model can't follow it")
+
+
 Ignored = Annotated[Any, Field(default=None, exclude=True)]
-Nothing = None | Literal[False] | Annotated[list, Field(max_length=0)] | Annotated[dict, Field(max_length=0)]
+Refused = Annotated[Any, AfterValidator(_refuse)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
 Scale = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
@@ -81,7 +87,7 @@ class EditBody(_ImagesBody):
     """Fields of `/v1/images/edits` beside the picture."""
 
     image_guidance_scale: Scale | None = None
-    mask: Nothing = None
+    mask: Refused = None
     input_fidelity: Ignored = None
 
 
@@ -138,15 +144,15 @@ class ChatBody(_Settings):
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
     response_format: _PlainText | None = None
-    audio: Nothing = None
-    functions: Nothing = None
-    logit_bias: Nothing = None
-    logprobs: Nothing = None
-    prediction: Nothing = None
-    stop: Nothing = None
-    tools: Nothing = None
-    top_logprobs: Nothing = None
-    web_search_options: Nothing = None
+    audio: Refused = None
+    functions: Refused = None
+    logit_bias: Refused = None
+    logprobs: Refused = None
+    prediction: Refused = None
+    stop: Refused = None
+    tools: Refused = None
+    top_logprobs: Refused = None
+    web_search_options: Refused = None
     metadata: Ignored = None
     parallel_tool_calls: Ignored = None
     prompt_cache_key: Ignored = None
@@ -207,7 +213,7 @@ def error_object(message: str, kind: str, code: str | None = None, param: str | 
 
 def named_argument(message: str) -> str | None:
     """The argument that a message of this package names first, in backticks."""
-    found = re.match(r"`(\w+)`", message)
+    found = re.match(r"`([\w.\[\]]+)`", message)
     return found[1] if found else None
 
 
