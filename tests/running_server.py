@@ -5,9 +5,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from uniwetok_hf.serving.api import ServerSettings
 from uniwetok_hf.serving.engine import LocalEngine, ServingEngine
 from uniwetok_hf.serving.metrics import ServerMetrics
+from uniwetok_hf.serving.service import ServerSettings
 
 
 @contextmanager

@@ -45,7 +45,9 @@ TRAINING_PROGRAMS = [
         "train_uniwetok",
     )
 ]
-SERVER_PROGRAMS = [f"uniwetok_hf.serving.{name}" for name in ("api", "door", "formats", "metrics", "server")]
+SERVER_PROGRAMS = [
+    f"uniwetok_hf.serving.{name}" for name in ("api", "door", "errors", "formats", "metrics", "server", "service")
+]
 HEAVY = ["diffusers", "datasets", "peft", "evaluate", "accelerate", "skimage", "matplotlib", "yaml", "torchvision"]
 OPTIONAL = {"datasets", "peft", "evaluate", "accelerate", "skimage", "matplotlib", "gradio", "lpips"}
 OPTIONAL |= {"fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client", "ray"}

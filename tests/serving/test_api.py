@@ -25,7 +25,7 @@ pytest.importorskip("fastapi", reason="needs the extra `serve`")
 
 from running_server import serving  # noqa: E402
 
-from uniwetok_hf.serving.api import ServerSettings  # noqa: E402
+from uniwetok_hf.serving.service import ServerSettings  # noqa: E402
 
 
 SIDE = 64
@@ -367,6 +367,22 @@ def test_a_full_queue_refuses(slow_pipe):
         for thread in threads:
             thread.join()
         until(lambda: engine.num_waiting == engine.num_running == 0)
+
+
+def test_too_many_at_the_door(slow_pipe):
+    """Before a body is read: bodies take memory."""
+    with serving(slow_pipe, ServerSettings(max_requests=1)) as (address, engine):
+        thread = threading.Thread(target=leave_early, args=(address, 2))
+        thread.start()
+        until(lambda: engine.num_running == 1)
+        assert refused(patient(address), 429, None)["code"] == "queue_full"
+        assert httpx2.get(f"{address}/v1/models").status_code == 200
+        thread.join()
+        until(lambda: patient_status(address) == 400)
+
+
+def patient_status(address: str) -> int:
+    return httpx2.post(f"{address}/v1/images/generations", json={"prompt": ""}).status_code
 
 
 def leave_early(address: str, seconds: float) -> None:

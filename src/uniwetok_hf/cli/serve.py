@@ -1,10 +1,11 @@
 """`uniwetok serve`: the model behind OpenAI's API."""
 
 import argparse
+import ipaddress
 import re
 from pathlib import Path
 
-from .common import CommandError, add_command, finite_float, positive_int, user_errors
+from .common import CommandError, add_command, finite_float, positive_int, user_errors, warn
 from .loading import find_checkpoint, load_pipeline
 
 
@@ -67,10 +68,10 @@ def run_serve(args: argparse.Namespace) -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise CommandError(f'the server needs {error.name}: pip install "uniwetok-hf[serve]"') from None
-    from uniwetok_hf.serving.api import ServerSettings
     from uniwetok_hf.serving.engine import LocalEngine
     from uniwetok_hf.serving.metrics import ServerMetrics
     from uniwetok_hf.serving.server import bind, run_server
+    from uniwetok_hf.serving.service import ServerSettings
 
     if args.timeout <= 0:
         raise CommandError(f"--timeout must be more than 0 seconds, got {args.timeout:g}")
@@ -81,6 +82,7 @@ def run_serve(args: argparse.Namespace) -> None:
         api_keys=_read_keys(args.api_key_file),
         allowed_hosts=tuple(host.lower() for host in args.allowed_host),
         timeout=args.timeout,
+        max_requests=args.max_waiting + 2 * args.max_batch_size,
     )
     checkpoint = find_checkpoint(args.model, ("pipeline",))
     with user_errors(OSError, OverflowError, prefix=f"--host {args.host} --port {args.port}: "):
@@ -93,6 +95,8 @@ def run_serve(args: argparse.Namespace) -> None:
                 pipe, name, adapters, args.max_batch_size, args.max_waiting, on_batch=metrics.observe_batch
             )
         host, port = bound.getsockname()[:2]
+        if not settings.api_keys and not ipaddress.ip_address(host).is_loopback:
+            warn(f"whoever reaches {host} can use this server: --api-key-file asks for keys")
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         print(f"{', '.join((name, *adapters))} at http://{address}/v1 (Ctrl-C stops)", flush=True)
         run_server(bound, engine, settings, metrics)

@@ -1,20 +1,18 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""What every request passes: its size, API keys, and the count of answers. Plain ASGI, so that streams pass through as
+"""What every request passes: limits, API keys, and the count of answers. Plain ASGI, so that streams pass through as
 they come."""
 
 import hmac
 import time
-from collections.abc import Collection
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from .errors import CLIENT_LEFT, RETRY_SECONDS
 from .formats import error_object
 from .metrics import ServerMetrics
-
-
-CLIENT_LEFT = 499  # nginx's number for an answer that nobody waits for
+from .service import ServerSettings
 
 
 class Door:
@@ -22,16 +20,15 @@ class Door:
 
     Args:
         app: the app inside.
-        api_keys: keys of which a request under `/v1` must bring one (`Authorization: Bearer KEY`); none are asked for
-            when empty.
-        max_body_bytes: size of the largest request.
+        settings: limits, and the keys of which a request under `/v1` must bring one (`Authorization: Bearer KEY`).
         metrics: where answers are counted.
     """
 
-    def __init__(self, app, api_keys: Collection[str], max_body_bytes: int, metrics: ServerMetrics):
-        self.app, self.max_body_bytes, self.metrics = app, max_body_bytes, metrics
-        self.api_keys = [key.encode() for key in api_keys]
-        self._too_large = f"This request is too large: at most {max_body_bytes} bytes are read."
+    def __init__(self, app, settings: ServerSettings, metrics: ServerMetrics):
+        self.app, self.settings, self.metrics = app, settings, metrics
+        self._keys = [key.encode() for key in settings.api_keys]
+        self._too_large = f"This request is too large: at most {settings.max_body_bytes} bytes are read."
+        self._num_inside = 0  # of those that send something
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":
@@ -49,35 +46,42 @@ class Door:
             nonlocal num_bytes
             message = await receive()
             num_bytes += len(message.get("body", b""))
-            if num_bytes > self.max_body_bytes:  # it announced less, or nothing
+            if num_bytes > self.settings.max_body_bytes:  # it announced less, or nothing
                 raise HTTPException(413, self._too_large)
             return message
 
+        sends = scope["method"] == "POST"
+        refusal = self._refusal(scope["path"], Headers(scope=scope), sends)
+        self._num_inside += sends
         try:
-            refusal = self._refusal(scope["path"], Headers(scope=scope))
             await (refusal or self.app)(scope, counted_receive, counted_send)
         finally:
+            self._num_inside -= sends
             route = getattr(scope.get("route"), "path", "other")  # not the path: anyone can make those up
             self.metrics.observe_request(route, status, time.monotonic() - start)
 
-    def _refusal(self, path: str, headers: Headers) -> JSONResponse | None:
+    def _refusal(self, path: str, headers: Headers, sends: bool) -> JSONResponse | None:
         """What a request is answered that may not pass."""
         if path.startswith("/v1") and not self._has_key(headers):
             message = "A key is missing or wrong: send `Authorization: Bearer KEY`."
             content = error_object(message, "authentication_error", "invalid_api_key")
             return JSONResponse(content, 401, headers={"WWW-Authenticate": "Bearer"})
         length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > self.max_body_bytes:
+        if length.isdecimal() and int(length) > self.settings.max_body_bytes:
             content = error_object(self._too_large, "invalid_request_error", "request_too_large")
             return JSONResponse(content, 413, headers={"Connection": "close"})
+        if sends and self._num_inside >= self.settings.max_requests:
+            message = f"{self._num_inside} requests are worked on already; try again later."
+            headers = {"Connection": "close", "Retry-After": str(RETRY_SECONDS)}
+            return JSONResponse(error_object(message, "rate_limit_error", "queue_full"), 429, headers=headers)
         return None
 
     def _has_key(self, headers: Headers) -> bool:
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        if not self.api_keys:
+        if not self._keys:
             return True
         # All are compared, in constant time.
-        found = [hmac.compare_digest(given.strip().encode(), key) for key in self.api_keys]
+        found = [hmac.compare_digest(given.strip().encode(), key) for key in self._keys]
         return scheme.lower() == "bearer" and any(found)
 
 

@@ -13,9 +13,10 @@ import threading
 
 import uvicorn
 
-from .api import ServerSettings, create_app
+from .api import create_app
 from .engine import ServingEngine
 from .metrics import ServerMetrics
+from .service import ServerSettings
 
 
 class Server(uvicorn.Server):
@@ -74,6 +75,7 @@ def run_server(
     config = uvicorn.Config(
         create_app(engine, settings, metrics),
         log_level="warning",  # what is answered is in the metrics
+        timeout_keep_alive=75,  # seconds; longer than clients keep a connection that they don't use
         timeout_graceful_shutdown=math.ceil(settings.timeout),
     )
     Server(config, engine).run(sockets=[bound])
