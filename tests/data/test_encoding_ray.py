@@ -16,7 +16,8 @@ from tiny_encoded import contents, pictures
 from uniwetok_hf.data.encoded import open_encoded
 from uniwetok_hf.data.encoded_parts import EncodingSettings
 from uniwetok_hf.data.encoding import encode_dataset
-from uniwetok_hf.data.encoding_ray import _connected, check_address, share_of_gpu
+from uniwetok_hf.data.encoding_ray import share_of_gpu
+from uniwetok_hf.data.ray_connection import check_address, connected
 from uniwetok_hf.data.sources import PictureSource, open_rows
 from uniwetok_hf.signals import Stopped
 
@@ -28,7 +29,7 @@ TEXTS = list("abcdefghijkl")
 @pytest.fixture(scope="module")
 def ray():
     pytest.importorskip("ray", reason="needs the extra `ray`")
-    with _connected(2) as module:
+    with connected(2) as module:
         yield module
 
 

@@ -9,10 +9,6 @@ encoded into one of them, whoever dies.
 import contextlib
 import json
 import logging
-import os
-import signal
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-from ..files import one_line
 from .encoded_parts import PartEncoder
 from .encoding_pieces import (
     UNFINISHED,
@@ -32,6 +27,7 @@ from .encoding_pieces import (
     pieces_of_table,
 )
 from .places import loaded_modules
+from .ray_connection import connected
 from .skipped import SkippedItems
 
 
@@ -99,7 +95,7 @@ def make_parts_on_ray(
     (work.folder / UNFINISHED).mkdir(exist_ok=True)
     for row in units:
         _tries_path(work.folder, row["unit"]).unlink(missing_ok=True)
-    with _connected(num_processes) as ray:
+    with _ray_data(num_processes) as ray:
         resources = ray.cluster_resources()
         num_gpus = int(resources.get("GPU", 0)) if work.device == "cuda" else None
         if num_gpus == 0:
@@ -186,19 +182,6 @@ def _collect(
     return parts
 
 
-def check_address(address: str) -> None:
-    """
-    Raises:
-        OSError: when nobody answers at an address of a host and a port. (Ray tries for minutes.)
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdecimal():
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-        except OSError as error:
-            raise OSError(f"RAY_ADDRESS={address}: no Ray answers there ({one_line(error)})") from error
-
-
 def share_of_gpu(num_gpus: int, num_processes: int) -> float:
     """What an actor takes of a GPU, so that all find a place, although none is on two."""
     return 1 / max(1, -(-num_processes // num_gpus))
@@ -209,34 +192,15 @@ def _tries_path(folder: Path, unit: int) -> Path:
 
 
 @contextlib.contextmanager
-def _connected(num_processes: int) -> Iterator:
-    """The module `ray`, connected to a cluster in the block."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+def _ray_data(num_processes: int) -> Iterator:
+    """The module `ray`, connected; `ray.data` is quiet where the connection is ours."""
     import ray
     import ray.data
 
-    if ray.is_initialized():
+    is_ours = not ray.is_initialized()
+    with connected(num_processes):
+        if is_ours:
+            context = ray.data.DataContext.get_current()
+            context.enable_progress_bars = context.print_on_execution_start = False
+            logging.getLogger("ray.data").setLevel(logging.ERROR)
         yield ray
-        return
-    options = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address := os.environ.get("RAY_ADDRESS"):
-        check_address(address)
-    else:
-        num_cpus = max(num_processes, os.cpu_count() or 1)
-        options |= {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = context.print_on_execution_start = False
-    in_main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGTERM) if in_main else None
-    try:
-        ray.init(**options)
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        if in_main:  # it takes SIGTERM for itself
-            signal.signal(signal.SIGTERM, handler)
-        yield ray
-    except RuntimeError as error:  # of Ray, when it can't start
-        if ray.is_initialized():
-            raise
-        raise OSError(f"Ray can't be started: {error}") from error
-    finally:
-        ray.shutdown()
