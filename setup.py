@@ -51,8 +51,8 @@ EXTRAS = {
     "quantize": ["torchao>=0.18.0"],
     # ZeRO in place of FSDP; it compiles what it needs when it first runs.
     "deepspeed": ["deepspeed>=0.19.8"],
-    # Encoding on a cluster (`encode-dataset --engine ray`); Ray Data needs pandas and pyarrow, which datasets brings.
-    "ray": ["datasets>=5.2.0", "ray[data]>=2.60.0"],
+    # Encoding and serving on a cluster (`--engine ray`); Ray Data needs pandas and pyarrow, which datasets brings.
+    "ray": ["datasets>=5.2.0", "ray[data,serve]>=2.60.0"],
     # `uniwetok serve`; httpx2 comes with huggingface_hub.
     "serve": ["fastapi>=0.165.0", "prometheus-client>=0.26.0", "python-multipart>=0.0.34", "uvicorn>=0.54.0"],
     # Real photographs to reconstruct; they come inside the scikit-image wheel, so the demo downloads nothing.
