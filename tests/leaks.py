@@ -7,8 +7,9 @@ import time
 import psutil
 
 
-# Threads that libraries start once and keep for the life of the process.
-KEPT = ("tqdm_monitor", "TMonitor", "asyncio_", "AnyIO worker", "Prefetcher")
+# Threads that libraries start once and keep for the life of the process; a dummy is one of C++ that once ran Python.
+KEPT = ("tqdm_monitor", "TMonitor", "asyncio_", "AnyIO worker", "Prefetcher", "Dummy-")
+KEPT_FUNCTIONS = ("(_run_router_event_loop)", "(_poll_wrapper)")  # of Ray Serve, and of gRPC in it
 RAY_LOGS = "/ray/session_"  # which Ray, too, keeps open
 
 
@@ -18,7 +19,8 @@ def running() -> set[str]:
     threads = {f"thread {thread.name}" for thread in threading.enumerate() if thread.is_alive()}
     children = {f"process {child.pid}: {' '.join(child.cmdline())[:200]}" for child in children_of(process)}
     files = {f"open file {file.path} ({file.fd})" for file in process.open_files() if RAY_LOGS not in file.path}
-    return {name for name in threads if not name.removeprefix("thread ").startswith(KEPT)} | children | files
+    threads = {name for name in threads if not name.removeprefix("thread ").startswith(KEPT)}
+    return {name for name in threads if not name.endswith(KEPT_FUNCTIONS)} | children | files
 
 
 def children_of(process: psutil.Process) -> list[psutil.Process]:

@@ -169,6 +169,11 @@ class LocalEngine:
         """See [`ServingEngine`]."""
         return len(self._begun)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether its thread runs; without it no request is answered."""
+        return self._thread.is_alive()
+
     async def stream(self, request: Request) -> AsyncIterator[Part]:
         """See [`ServingEngine`]."""
         loop, parts = asyncio.get_running_loop(), asyncio.Queue()
