@@ -46,8 +46,10 @@ TRAINING_PROGRAMS = [
     )
 ]
 SERVER_PROGRAMS = [
-    f"uniwetok_hf.serving.{name}" for name in ("api", "door", "errors", "formats", "metrics", "server", "service")
+    f"uniwetok_hf.serving.{name}"
+    for name in ("api", "door", "errors", "formats", "metrics", "ray_app", "server", "service")
 ]
+SERVER_PROGRAMS.append("uniwetok_hf.cli.ray_app")
 HEAVY = ["diffusers", "datasets", "peft", "evaluate", "accelerate", "skimage", "matplotlib", "yaml", "torchvision"]
 OPTIONAL = {"datasets", "peft", "evaluate", "accelerate", "skimage", "matplotlib", "gradio", "lpips"}
 OPTIONAL |= {"fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client", "ray"}
