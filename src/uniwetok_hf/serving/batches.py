@@ -5,7 +5,7 @@ measured).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -135,7 +135,7 @@ def generate_texts(pipe, rows: Sequence[TextRow], abandoned: Sequence[Abandoned]
     prompts = [(row.input_ids, torch.ones_like(row.input_ids)) for row in rows]
     input_ids, attention_mask = (tensor.to(device) for tensor in left_pad_rows(prompts, pad))
     codes = [codes.to(device) for row in rows for codes in row.codes]
-    progress = _Progress(input_ids.shape[1], rows, abandoned)
+    progress = _Progress(rows, abandoned)
     pipe.mllm.generate(
         input_ids,
         attention_mask=attention_mask,
@@ -144,7 +144,7 @@ def generate_texts(pipe, rows: Sequence[TextRow], abandoned: Sequence[Abandoned]
         max_new_tokens=max(row.max_new_tokens for row in rows),
         eos_token_id=None,  # each row has its own
         pad_token_id=pad,
-        logits_processor=LogitsProcessorList([_Choice(input_ids.shape[1], rows)]),
+        logits_processor=LogitsProcessorList([_Choice(progress, pad)]),
         stopping_criteria=StoppingCriteriaList([progress]),
     )
     return progress.tokens
@@ -153,8 +153,8 @@ def generate_texts(pipe, rows: Sequence[TextRow], abandoned: Sequence[Abandoned]
 class _Progress(StoppingCriteria):
     """Collects the tokens of each row, and ends it."""
 
-    def __init__(self, prompt_length: int, rows: Sequence[TextRow], abandoned: Sequence[Abandoned]):
-        self.prompt_length, self.rows, self.abandoned = prompt_length, rows, abandoned
+    def __init__(self, rows: Sequence[TextRow], abandoned: Sequence[Abandoned]):
+        self.rows, self.abandoned = rows, abandoned
         self.tokens: list[list[int]] = [[] for _ in rows]
         self.done = [False] * len(rows)
 
@@ -175,23 +175,30 @@ class _Progress(StoppingCriteria):
 @dataclass
 class _Choice(LogitsProcessor):
     """Bans tokens, and draws where a row has a temperature: with Gumbel noise on the scaled logits the largest is a
-    draw from their distribution. So each row has a generator of its own, which transformers' sampling has not."""
+    draw from their distribution. So each row has a generator of its own, which transformers' sampling has not. Nothing
+    is drawn for a row that has ended: what is drawn for it next must not depend on how long the others are."""
 
-    prompt_length: int
-    rows: Sequence[TextRow] = field(repr=False)
+    progress: _Progress
+    pad_token_id: int
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         scores = scores.float().clone()  # [B, vocabulary]
-        is_first = input_ids.shape[1] == self.prompt_length
-        for row, logits in zip(self.rows, scores, strict=True):
-            logits[[*row.banned, *(row.banned_first if is_first else ())]] = -torch.inf
+        progress = self.progress
+        for row, logits, tokens, is_done in zip(progress.rows, scores, progress.tokens, progress.done, strict=True):
+            if is_done:
+                logits[self.pad_token_id] = torch.inf
+                continue
+            logits[[*row.banned, *(() if tokens else row.banned_first)]] = -torch.inf
             if row.temperature > 0:
-                logits.copy_(_with_noise(logits / row.temperature, row.top_p, row.generator))
+                logits.copy_(_with_noise(logits, row.temperature, row.top_p, row.generator))
         return scores
 
 
-def _with_noise(logits: torch.Tensor, top_p: float, generator: torch.Generator | None) -> torch.Tensor:
-    """`logits` [vocabulary] with Gumbel noise, -inf outside of the fewest tokens of probability `top_p`."""
+def _with_noise(
+    logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator | None
+) -> torch.Tensor:
+    """Scaled `logits` [vocabulary] with Gumbel noise, -inf outside of the fewest tokens of probability `top_p`."""
+    logits = (logits - logits.max()) / temperature  # at most 0: none overflows
     if top_p < 1:
         probabilities, order = logits.softmax(-1).sort(descending=True)
         rest = order[probabilities.cumsum(-1) - probabilities >= top_p]
