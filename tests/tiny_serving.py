@@ -26,7 +26,13 @@ from uniwetok_hf.serving.requests import (
 
 MODEL = "tiny"
 # How the model answers turns that end with these letters; other turns get text that nobody chose.
-ANSWERS = {"P": "<|vision_start|>", "B": "Hi <|vision_start|>"}
+MANY_BYTES = "\u00fc \u20ac\U0001f600\n \u65e5\u672c \u3000"
+ANSWERS = {
+    "P": "<|vision_start|>",
+    "B": "Hi <|vision_start|>",
+    "M": MANY_BYTES + "<|im_end|>",
+    "D": "a red one<|vision_start|>",
+}
 AFTER_PICTURE = "ok<|im_end|>"
 
 
