@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from one_device import DEVICE, one_device
 from tiny_serving import (
     MANY_BYTES,
     Answer,
@@ -277,3 +278,20 @@ def test_a_model_stays_as_it_is(jobs):
     Jobs(pipe)
     dtypes = {name.split(".")[0]: parameter.dtype for name, parameter in pipe.mllm.named_parameters()}
     assert dtypes == {"model": torch.bfloat16, "image_head": torch.float32, "lm_head": torch.bfloat16}
+
+
+def test_on_a_device(jobs, side):
+    """One that fails where devices are mixed."""
+    shown = picture(side, side)
+    requests = [
+        generation("a cat", negative_prompt="a dog"),
+        edit(shown, "green", image_guidance_scale=1.5),
+        chat([shown, "draw B"], seed=1),
+        chat("what is it", temperature=1.3, top_p=0.8, max_new_tokens=4),
+        chat("what is it", modalities=("text",), max_new_tokens=4),
+    ]
+    with one_device():
+        pipe = copy.deepcopy(jobs.pipe).to(DEVICE)
+        answers = [work(Jobs(pipe), request) for request in requests]
+    for answer, alone in zip(answers, [work(jobs, request) for request in requests], strict=True):
+        assert answer.text == alone.text and len(answer.pictures) == len(alone.pictures)

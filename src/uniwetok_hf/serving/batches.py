@@ -144,7 +144,7 @@ def generate_texts(pipe, rows: Sequence[TextRow], abandoned: Sequence[Abandoned]
         max_new_tokens=max(row.max_new_tokens for row in rows),
         eos_token_id=None,  # each row has its own
         pad_token_id=pad,
-        logits_processor=LogitsProcessorList([_Choice(progress, pad)]),
+        logits_processor=LogitsProcessorList([_Choice(progress)]),
         stopping_criteria=StoppingCriteriaList([progress]),
     )
     return progress.tokens
@@ -172,26 +172,32 @@ class _Progress(StoppingCriteria):
         return torch.tensor(self.done, device=input_ids.device)
 
 
-@dataclass
 class _Choice(LogitsProcessor):
     """Bans tokens, and draws where a row has a temperature: with Gumbel noise on the scaled logits the largest is a
     draw from their distribution. So each row has a generator of its own, which transformers' sampling has not. Nothing
     is drawn for a row that has ended: what is drawn for it next must not depend on how long the others are."""
 
-    progress: _Progress
-    pad_token_id: int
+    def __init__(self, progress: _Progress):
+        self.progress = progress
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        scores = scores.float().clone()  # [B, vocabulary]
-        progress = self.progress
-        for row, logits, tokens, is_done in zip(progress.rows, scores, progress.tokens, progress.done, strict=True):
-            if is_done:
-                logits[self.pad_token_id] = torch.inf
-                continue
-            logits[[*row.banned, *(() if tokens else row.banned_first)]] = -torch.inf
-            if row.temperature > 0:
+        progress, is_first = self.progress, not any(self.progress.tokens)
+        if is_first:
+            self.later = self._banned(scores, [row.banned for row in progress.rows])
+            first = self._banned(scores, [(*row.banned, *row.banned_first) for row in progress.rows])
+        scores = scores.float().masked_fill(first if is_first else self.later, -torch.inf)
+        for row, logits, is_done in zip(progress.rows, scores, progress.done, strict=True):
+            if row.temperature > 0 and not is_done:
                 logits.copy_(_with_noise(logits, row.temperature, row.top_p, row.generator))
         return scores
+
+    @staticmethod
+    def _banned(scores: torch.Tensor, tokens: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        """Bool [B, vocabulary], on the device of the scores."""
+        mask = torch.zeros(scores.shape, dtype=torch.bool)
+        for row, banned in zip(mask, tokens, strict=True):
+            row[[*banned]] = True
+        return mask.to(scores.device)
 
 
 def _with_noise(
@@ -201,8 +207,8 @@ def _with_noise(
     logits = (logits - logits.max()) / temperature  # at most 0: none overflows
     if top_p < 1:
         probabilities, order = logits.softmax(-1).sort(descending=True)
-        rest = order[probabilities.cumsum(-1) - probabilities >= top_p]
-        logits = logits.index_fill(0, rest, -torch.inf)
+        is_rest = probabilities.cumsum(-1) - probabilities >= top_p
+        logits = logits.masked_fill(is_rest.scatter(0, order, is_rest), -torch.inf)
     uniform = torch.rand(logits.shape, generator=generator).clamp_min(1e-30).to(logits.device)
     return logits - (-uniform.log()).log()
 
