@@ -123,7 +123,8 @@ def answer_alone(pipe: UniWeTokPipeline, request: Request) -> Answer:
         [image] = pipe(request.prompt, negative_prompt=request.negative_prompt, **settings).images
         return Answer("", [pixels(image)], [None])
     if isinstance(request, EditRequest):
-        edit_pipe = UniWeTokEditPipeline.from_pipe(pipe)
+        defaults = {name: value for name, value in pipe.config.items() if name.startswith("default_")}
+        edit_pipe = UniWeTokEditPipeline(**pipe.components, **defaults)
         edit_pipe.set_progress_bar_config(disable=True)
         settings |= {"image_guidance_scale": request.image_guidance_scale, "negative_prompt": request.negative_prompt}
         output = edit_pipe(request.image, request.prompt, **settings)
@@ -147,7 +148,8 @@ def serving(pipe: UniWeTokPipeline, **options) -> Iterator[LocalEngine]:
 
 
 async def answer(engine: LocalEngine, request: Request) -> Answer:
-    return answer_of([part async for part in engine.stream(request)])
+    async with asyncio.timeout(120):  # one that is lost
+        return answer_of([part async for part in engine.stream(request)])
 
 
 async def answer_all(engine: LocalEngine, requests: Sequence[Request]) -> list:
