@@ -5,7 +5,7 @@ measured).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -135,7 +135,7 @@ def generate_texts(pipe, rows: Sequence[TextRow], abandoned: Sequence[Abandoned]
     prompts = [(row.input_ids, torch.ones_like(row.input_ids)) for row in rows]
     input_ids, attention_mask = (tensor.to(device) for tensor in left_pad_rows(prompts, pad))
     codes = [codes.to(device) for row in rows for codes in row.codes]
-    progress = _Progress(input_ids.shape[1], rows, abandoned)
+    progress = _Progress(rows, abandoned)
     pipe.mllm.generate(
         input_ids,
         attention_mask=attention_mask,
@@ -144,7 +144,7 @@ def generate_texts(pipe, rows: Sequence[TextRow], abandoned: Sequence[Abandoned]
         max_new_tokens=max(row.max_new_tokens for row in rows),
         eos_token_id=None,  # each row has its own
         pad_token_id=pad,
-        logits_processor=LogitsProcessorList([_Choice(input_ids.shape[1], rows)]),
+        logits_processor=LogitsProcessorList([_Choice(progress)]),
         stopping_criteria=StoppingCriteriaList([progress]),
     )
     return progress.tokens
@@ -153,8 +153,8 @@ def generate_texts(pipe, rows: Sequence[TextRow], abandoned: Sequence[Abandoned]
 class _Progress(StoppingCriteria):
     """Collects the tokens of each row, and ends it."""
 
-    def __init__(self, prompt_length: int, rows: Sequence[TextRow], abandoned: Sequence[Abandoned]):
-        self.prompt_length, self.rows, self.abandoned = prompt_length, rows, abandoned
+    def __init__(self, rows: Sequence[TextRow], abandoned: Sequence[Abandoned]):
+        self.rows, self.abandoned = rows, abandoned
         self.tokens: list[list[int]] = [[] for _ in rows]
         self.done = [False] * len(rows)
 
@@ -172,30 +172,43 @@ class _Progress(StoppingCriteria):
         return torch.tensor(self.done, device=input_ids.device)
 
 
-@dataclass
 class _Choice(LogitsProcessor):
     """Bans tokens, and draws where a row has a temperature: with Gumbel noise on the scaled logits the largest is a
-    draw from their distribution. So each row has a generator of its own, which transformers' sampling has not."""
+    draw from their distribution. So each row has a generator of its own, which transformers' sampling has not. Nothing
+    is drawn for a row that has ended: what is drawn for it next must not depend on how long the others are."""
 
-    prompt_length: int
-    rows: Sequence[TextRow] = field(repr=False)
+    def __init__(self, progress: _Progress):
+        self.progress = progress
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        scores = scores.float().clone()  # [B, vocabulary]
-        is_first = input_ids.shape[1] == self.prompt_length
-        for row, logits in zip(self.rows, scores, strict=True):
-            logits[[*row.banned, *(row.banned_first if is_first else ())]] = -torch.inf
-            if row.temperature > 0:
-                logits.copy_(_with_noise(logits / row.temperature, row.top_p, row.generator))
+        progress, is_first = self.progress, not any(self.progress.tokens)
+        if is_first:
+            self.later = self._banned(scores, [row.banned for row in progress.rows])
+            first = self._banned(scores, [(*row.banned, *row.banned_first) for row in progress.rows])
+        scores = scores.float().masked_fill(first if is_first else self.later, -torch.inf)
+        for row, logits, is_done in zip(progress.rows, scores, progress.done, strict=True):
+            if row.temperature > 0 and not is_done:
+                logits.copy_(_with_noise(logits, row.temperature, row.top_p, row.generator))
         return scores
 
+    @staticmethod
+    def _banned(scores: torch.Tensor, tokens: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        """Bool [B, vocabulary], on the device of the scores."""
+        mask = torch.zeros(scores.shape, dtype=torch.bool)
+        for row, banned in zip(mask, tokens, strict=True):
+            row[[*banned]] = True
+        return mask.to(scores.device)
 
-def _with_noise(logits: torch.Tensor, top_p: float, generator: torch.Generator | None) -> torch.Tensor:
-    """`logits` [vocabulary] with Gumbel noise, -inf outside of the fewest tokens of probability `top_p`."""
+
+def _with_noise(
+    logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator | None
+) -> torch.Tensor:
+    """Scaled `logits` [vocabulary] with Gumbel noise, -inf outside of the fewest tokens of probability `top_p`."""
+    logits = (logits - logits.max()) / temperature  # at most 0: none overflows
     if top_p < 1:
         probabilities, order = logits.softmax(-1).sort(descending=True)
-        rest = order[probabilities.cumsum(-1) - probabilities >= top_p]
-        logits = logits.index_fill(0, rest, -torch.inf)
+        is_rest = probabilities.cumsum(-1) - probabilities >= top_p
+        logits = logits.masked_fill(is_rest.scatter(0, order, is_rest), -torch.inf)
     uniform = torch.rand(logits.shape, generator=generator).clamp_min(1e-30).to(logits.device)
     return logits - (-uniform.log()).log()
 

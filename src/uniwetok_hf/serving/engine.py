@@ -9,6 +9,7 @@ Adapters are loaded once; the thread activates the one that a batch needs.
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import threading
@@ -20,12 +21,15 @@ from typing import Any, Protocol
 import torch
 
 from ..pipelines import UniWeTokPipeline
+from ..pipelines.pipeline_base import check_count
 from .batches import Row, TextRow, generate_pictures, generate_texts
-from .jobs import Job, Jobs
+from .jobs import Job, Jobs, defaults_of
 from .requests import EngineFailedError, EngineStoppedError, Finished, Part, QueueFullError, Request
 
 
 logger = logging.getLogger(__name__)
+
+_UNKNOWN = object()  # which adapter is active, after switching has failed
 
 
 @dataclass(frozen=True)
@@ -98,17 +102,19 @@ class _Ticket:
             return True
         except StopIteration:
             return False
+        except ValueError as error:  # of the request, in words for whoever sent it
+            self.put(error)
+            return False
         except Exception as error:
             self.fail(error)
             return False
 
     def fail(self, error: Exception) -> None:
-        if not isinstance(error, ValueError | QueueFullError | EngineStoppedError | EngineFailedError):
-            logger.error("A request failed.", exc_info=error)
-            is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-            why = "there is not enough memory for it" if is_memory else "something went wrong on the server"
-            error = EngineFailedError(f"The request could not be finished: {why}.")
-        self.put(error)
+        """Ends the request by an error of this side, which is logged and not shown."""
+        logger.error("A request failed.", exc_info=error)
+        is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        why = "there is not enough memory for it" if is_memory else "something went wrong on the server"
+        self.put(EngineFailedError(f"The request could not be finished: {why}."))
 
 
 class LocalEngine:
@@ -124,7 +130,7 @@ class LocalEngine:
         on_batch: called with each batch that was computed, by the engine's thread.
 
     Raises:
-        ValueError: for an adapter that can't be loaded, or a name that is taken.
+        ValueError: for an adapter that can't be loaded, a name that is taken, or a limit below 1.
     """
 
     def __init__(
@@ -137,6 +143,8 @@ class LocalEngine:
         batch_wait: float = 0.01,
         on_batch: Callable[[BatchReport], None] | None = None,
     ):
+        check_count("max_batch_size", max_batch_size)
+        check_count("max_waiting", max_waiting)
         self.pipe, self.jobs = pipe, Jobs(pipe)
         self.max_batch_size, self.max_waiting, self.batch_wait = max_batch_size, max_waiting, batch_wait
         self.on_batch = on_batch
@@ -145,12 +153,11 @@ class LocalEngine:
             if adapter == name:
                 raise ValueError(f"`adapters`: {adapter!r} is the name of the model.")
             pipe.load_lora_weights(folder, adapter_name=adapter)
-        self._active: str | None = None
+        self._active: Any = None
         if adapters:
             self._active = [*adapters][-1]
             self._activate(name, name)
-        defaults = {key: value for key, value in pipe.config.items() if key.startswith("default_")}
-        self.info = EngineInfo(name, tuple(adapters), defaults)
+        self.info = EngineInfo(name, tuple(adapters), defaults_of(pipe))
         self._numbers = itertools.count()
         self._waiting: list[_Ticket] = []  # not begun
         self._begun: list[_Ticket] = []
@@ -179,9 +186,11 @@ class LocalEngine:
         loop, parts = asyncio.get_running_loop(), asyncio.Queue()
 
         def put(part: Part | Exception) -> None:
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(parts.put_nowait, part)
 
+        with self._changed:
+            self._check_admission(request)  # before the work of checking
         await asyncio.to_thread(self.jobs.check, request)
         ticket = self._admit(request, put)
         try:
@@ -208,20 +217,21 @@ class LocalEngine:
         self.stop_admission()
         with self._changed:
             self._is_closed = True
-            for ticket in [*self._begun]:
-                ticket.is_cancelled.set()
             self._changed.notify_all()
         self._thread.join()
 
-    def _admit(self, request: Request, put: Callable[[Part | Exception], None]) -> _Ticket:
+    def _check_admission(self, request: Request) -> None:
         if request.model not in (self.info.model, *self.info.adapters):
             known = ", ".join((self.info.model, *self.info.adapters))
             raise ValueError(f"`model` must be one of {known}, got {request.model!r:.100}.")
+        if not self._admits:
+            raise EngineStoppedError("The server stops, and takes no more requests.")
+        if len(self._waiting) >= self.max_waiting:
+            raise QueueFullError(f"{len(self._waiting)} requests wait already; try again later.")
+
+    def _admit(self, request: Request, put: Callable[[Part | Exception], None]) -> _Ticket:
         with self._changed:
-            if not self._admits:
-                raise EngineStoppedError("The server stops, and takes no more requests.")
-            if len(self._waiting) >= self.max_waiting:
-                raise QueueFullError(f"{len(self._waiting)} requests wait already; try again later.")
+            self._check_admission(request)
             ticket = _Ticket(next(self._numbers), request, put)
             self._waiting.append(ticket)
             self._changed.notify_all()
@@ -235,15 +245,26 @@ class LocalEngine:
                 self._waiting.remove(ticket)
 
     def _run(self) -> None:
-        """The engine's thread."""
-        with torch.no_grad():
-            while self._wait_for_work():
-                self._begin_waiting()
-                if batch := self._next_batch():
-                    self._compute(batch)
+        """The engine's thread. Whatever happens in it, each request gets an answer."""
+        try:
+            with torch.no_grad():
+                while self._wait_for_work():
+                    try:
+                        self._work()
+                    except Exception as error:
+                        failed, self._begun = self._begun, []
+                        for ticket in failed:
+                            ticket.fail(error)
+        finally:
+            self.stop_admission()
             for ticket in self._begun:
                 ticket.put(EngineStoppedError("The server stopped before the request was finished."))
-            self._begun.clear()
+            self._begun = []
+
+    def _work(self) -> None:
+        self._begin_waiting()
+        if batch := self._next_batch():
+            self._compute(batch)
 
     def _wait_for_work(self) -> bool:
         """Waits until there is work, and a little longer for more of it; False when the engine is closed."""
@@ -263,6 +284,8 @@ class LocalEngine:
             fresh, self._waiting = self._waiting[:free], self._waiting[free:]
             self._begun += fresh
         for ticket in fresh:
+            if self._is_closed or ticket.is_cancelled.is_set():
+                continue
             self._activate(ticket.request.model, self.info.model)
             ticket.job = self.jobs.start(ticket.request, ticket.put)
             if not ticket.advance():
@@ -270,10 +293,10 @@ class LocalEngine:
 
     def _next_batch(self) -> list[_Ticket]:
         """The oldest request and those that can be computed with it."""
-        self._begun = [ticket for ticket in self._begun if not ticket.is_cancelled.is_set()]
-        if not self._begun:
+        wanted = [ticket for ticket in self._begun if not ticket.is_cancelled.is_set()]
+        self._begun = sorted(wanted, key=lambda ticket: ticket.number)
+        if self._is_closed or not self._begun:
             return []
-        self._begun.sort(key=lambda ticket: ticket.number)
         key = self._begun[0].row.key
         return [ticket for ticket in self._begun if ticket.row.key == key][: self.max_batch_size]
 
@@ -282,6 +305,8 @@ class LocalEngine:
         start = time.monotonic()
         self._activate(batch[0].request.model, self.info.model)
         results = self._results(batch)
+        if self._is_closed:  # they may not be whole
+            return
         kind = "text" if isinstance(batch[0].row, TextRow) else "picture"
         for ticket, result in zip(batch, results, strict=True):
             is_over = ticket.is_cancelled.is_set()
@@ -291,31 +316,42 @@ class LocalEngine:
             if is_over or not ticket.advance(result):
                 self._begun.remove(ticket)
         if self.on_batch is not None:
-            self.on_batch(BatchReport(kind, len(batch), time.monotonic() - start))
+            try:
+                self.on_batch(BatchReport(kind, len(batch), time.monotonic() - start))
+            except Exception as error:
+                logger.error("`on_batch` failed.", exc_info=error)
 
     def _results(self, batch: Sequence[_Ticket]) -> list:
         """One result per ticket, or the exception that it raises. A batch that fails is computed in halves, so that
         one request doesn't take others with it, and one that needs too much memory is computed all the same."""
         rows = [ticket.row for ticket in batch]
         generate = generate_texts if isinstance(rows[0], TextRow) else generate_pictures
+        generators = [row.generator for row in rows if row.generator is not None]
+        states = [generator.get_state() for generator in generators]
         try:
-            return generate(self.pipe, rows, [ticket.is_cancelled.is_set for ticket in batch])
+            return generate(self.pipe, rows, [self._abandoned(ticket) for ticket in batch])
         except Exception as error:
             if len(batch) == 1:
                 return [error]
             logger.warning("A batch of %d failed (%s); computing it in halves.", len(batch), error)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
         half = len(batch) // 2
         return self._results(batch[:half]) + self._results(batch[half:])
+
+    def _abandoned(self, ticket: _Ticket) -> Callable[[], bool]:
+        return lambda: self._is_closed or ticket.is_cancelled.is_set()
 
     def _activate(self, adapter: str, model: str) -> None:
         """Makes `adapter` the active one, none where it is the name of the `model`."""
         wanted = None if adapter == model else adapter
         if wanted == self._active:
             return
+        before, self._active = self._active, _UNKNOWN  # should one of these fail
         if wanted is None:
             self.pipe.disable_lora()
         else:
-            if self._active is None:
+            if before in (None, _UNKNOWN):
                 self.pipe.enable_lora()
             self.pipe.set_adapters(wanted)
         self._active = wanted

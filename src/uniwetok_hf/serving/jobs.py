@@ -11,9 +11,11 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
+from PIL import Image
 
 from ..pipelines import UniWeTokEditPipeline, UniWeTokPipeline
 from ..pipelines.conversation import MAX_PICTURES
+from ..pipelines.pipeline_base import check_count, check_number
 from ..pipelines.pipeline_uniwetok_edit import MAX_DESCRIPTION_TOKENS
 from .batches import PictureRow, Row, TextRow
 from .requests import ChatRequest, EditRequest, Finished, GenerationRequest, Part, PicturePart, Request, TextPart
@@ -21,6 +23,11 @@ from .requests import ChatRequest, EditRequest, Finished, GenerationRequest, Par
 
 Job = Generator[Row, Any, None]
 Emit = Callable[[Part], None]
+
+
+def defaults_of(pipe: UniWeTokPipeline) -> dict[str, Any]:
+    """The settings of a pipeline that are used where a call gives none."""
+    return {name: value for name, value in pipe.config.items() if name.startswith("default_")}
 
 
 class Jobs:
@@ -31,7 +38,8 @@ class Jobs:
     """
 
     def __init__(self, pipe: UniWeTokPipeline):
-        self.pipe, self.edit_pipe = pipe, UniWeTokEditPipeline.from_pipe(pipe)
+        # Not `from_pipe`, which makes every model one of float32.
+        self.pipe, self.edit_pipe = pipe, UniWeTokEditPipeline(**pipe.components, **defaults_of(pipe))
         for one in (self.pipe, self.edit_pipe):
             one.set_progress_bar_config(disable=True)
 
@@ -40,9 +48,15 @@ class Jobs:
         Raises:
             ValueError: for an argument out of range; the message names it.
         """
+        if not isinstance(request.seed, int) or not 0 <= request.seed < 2**63:
+            raise ValueError(f"`seed` must be a whole number from 0 to 2^63 - 1, got {request.seed!r:.100}.")
         if isinstance(request, ChatRequest):
             self._check_chat(request)
             return
+        if not isinstance(request.prompt, str):
+            raise ValueError(f"`prompt` must be one text, got {request.prompt!r:.100}.")
+        if isinstance(request, EditRequest) and not isinstance(request.image, Image.Image):
+            raise ValueError(f"`image` must be one PIL image, got {type(request.image).__name__}.")
         pipe = self.pipe if isinstance(request, GenerationRequest) else self.edit_pipe
         steps = pipe.value_or_default("num_inference_steps", request.num_inference_steps)
         scale = pipe.value_or_default("guidance_scale", request.guidance_scale)
@@ -65,6 +79,15 @@ class Jobs:
         steps = pipe.value_or_default("num_inference_steps", request.num_inference_steps)
         pipe.check_settings(steps, pipe.value_or_default("guidance_scale", request.guidance_scale), None, 1)
         pipe.processor.check_size(request.height, request.width)
+        check_count("max_new_tokens", request.max_new_tokens)
+        check_number("temperature", request.temperature)
+        check_number("top_p", request.top_p)
+        if request.temperature < 0:
+            raise ValueError(f"`temperature` must be 0 or more, got {request.temperature}.")
+        if not 0 < request.top_p <= 1:
+            raise ValueError(f"`top_p` must be over 0 and at most 1, got {request.top_p}.")
+        if not request.modalities or not {*request.modalities} <= {"text", "image"}:
+            raise ValueError(f"`modalities` must hold 'text', 'image' or both, got {request.modalities!r:.100}.")
         self._conversation_text(request)
 
     def start(self, request: Request, emit: Emit) -> Job:
@@ -134,53 +157,83 @@ class Jobs:
         )
 
     def _chat(self, request: ChatRequest, emit: Emit) -> Job:
-        """Text up to a picture, the picture, more text, until the turn ends."""
-        pipe, processor, settings = self.pipe, self.pipe.processor, self._settings(request)
-        shown = [pipe.encode_image(image)[0] for image in request.images]
-        text, sizes = self._conversation_text(request), [source.pixel_size for source in shown]
-        ids: list[int] = processor(text=[text], picture_sizes=sizes or None)["input_ids"][0].tolist()
-        last = sizes[-1] if sizes else (pipe.config.default_size, pipe.config.default_size)
-        size = request.height or last[0], request.width or last[1]
-        processor.check_size(*size)
-        codes, num_prompt, generated = [source.codes for source in shown], len(ids), []
-        reason, begin = "stop", processor.vision_start_token_id
+        """Text up to a picture, the picture, more text, until the turn ends. As in [`UniWeTokConversation`], pictures
+        are decoded once all are there, which decides the noise that each gets: what follows the first waits for that.
+        """
+        pipe, settings = self.pipe, self._settings(request)
+        image_token, begin = pipe.processor.image_token_id, pipe.processor.vision_start_token_id
+        [end] = pipe.processor.tokenizer.convert_tokens_to_ids(["<|vision_end|>"])
+        ids, codes, size = self._read_conversation(request)
+        num_prompt, reason, num_generated, gap = len(ids), "stop", 0, ""
+        later: list[Part | torch.Tensor] = []
         text_generator = torch.Generator().manual_seed(request.seed)
         while True:
             if "text" in request.modalities:
-                stream = _TextStream(processor, emit, is_first=not generated)
-                row = self._text_row(request, ids, codes, text_generator, stream)
-                written = yield row
-                stream.finish()
-                if written[-1] not in row.ends:
-                    reason = "length"
-                    ids += written
-                    break
+                most = self._most_new_tokens(request, len(ids), is_first=not num_generated)
+                stream = _TextStream(pipe.processor, later.append if num_generated else emit, gap)
+                row = self._text_row(request, ids, codes, most, text_generator, stream)
+                written = (yield row) if most else []
                 ids += written
-                if written[-1] != begin or len(generated) == MAX_PICTURES:
+                stream.finish()
+                gap = " " if stream.text else gap
+                if not written or written[-1] not in row.ends:
+                    reason = "length"
+                    break
+                if written[-1] != begin or num_generated == MAX_PICTURES:
                     break
             else:
                 ids.append(begin)
             picture = yield self._picture_of_chat(ids, codes, size, settings)
-            ids += [processor.image_token_id] * picture[0].numel()
-            ids += processor.tokenizer.convert_tokens_to_ids(["<|vision_end|>"])
+            ids += [*[image_token] * picture[0].numel(), end]
             codes.append(picture)
-            generated.append(picture)
-            emit(PicturePart(pipe.decode(picture[None], settings["generator"], "pil")[0]))
+            later.append(picture)
+            num_generated += 1
             if "text" not in request.modalities:
                 break
+        for part in later:
+            if isinstance(part, torch.Tensor):
+                part = PicturePart(pipe.decode(part[None], settings["generator"], "pil")[0])
+            emit(part)
         emit(Finished(reason, num_prompt, len(ids) - num_prompt))
 
-    def _text_row(self, request: ChatRequest, ids: list[int], codes: list, generator, stream) -> TextRow:
+    def _read_conversation(self, request: ChatRequest) -> tuple[list[int], list[torch.Tensor], tuple[int, int]]:
+        """The tokens up to the header of the answer, the codes of the pictures in them, and the (height, width) in
+        pixels of pictures to generate."""
+        pipe, processor = self.pipe, self.pipe.processor
+        shown = [pipe.encode_image(image)[0] for image in request.images]
+        sizes = [source.pixel_size for source in shown]
+        inputs = processor(text=[self._conversation_text(request)], picture_sizes=sizes or None)
+        last = sizes[-1] if sizes else (pipe.config.default_size, pipe.config.default_size)
+        size = request.height or last[0], request.width or last[1]
+        processor.check_size(*size)
+        return inputs["input_ids"][0].tolist(), [source.codes for source in shown], size
+
+    def _most_new_tokens(self, request: ChatRequest, num_read: int, is_first: bool) -> int:
+        """The longest text to write; behind a picture no more than there are positions left.
+
+        Raises:
+            ValueError: when the first text may not fit.
+        """
+        config = self.pipe.mllm.config
+        if is_first:
+            config.check_positions(num_read, request.max_new_tokens, "messages")
+        num_positions = getattr(config.text_config, "max_position_embeddings", None)
+        left = request.max_new_tokens if num_positions is None else max(0, num_positions - num_read)
+        return min(request.max_new_tokens, left)
+
+    def _text_row(self, request: ChatRequest, ids: list[int], codes: list, most: int, generator, stream) -> TextRow:
         processor, config = self.pipe.processor, self.pipe.mllm.config
-        config.check_positions(len(ids), request.max_new_tokens, "messages")
         ends = processor.turn_end_token_id, processor.vision_start_token_id
+        # Not to be written: when the text is read again, these would be taken for parts of a picture.
+        queries = range(config.query_token_id, config.query_token_id + config.tokens_per_patch - 1)
+        banned = config.image_token_id, *queries
         return TextRow(
             adapter=request.model,
             input_ids=torch.tensor([ids]),
             codes=[*codes],
-            max_new_tokens=request.max_new_tokens,
+            max_new_tokens=most,
             ends=ends,
-            banned=() if "image" in request.modalities else ends[1:],
+            banned=banned if "image" in request.modalities else (*banned, ends[1]),
             temperature=request.temperature,
             top_p=request.top_p,
             generator=generator,
@@ -199,21 +252,22 @@ class Jobs:
         return PictureRow(inputs=inputs | {"codes": [one.to(device) for one in codes]}, size=size, **settings)
 
     def _conversation_text(self, request: ChatRequest) -> str:
-        num_shown = sum(item["type"] == "image" for message in request.messages for item in message["content"])
-        if num_shown != len(request.images):
+        processor = self.pipe.processor
+        text = str(processor.apply_chat_template([*request.messages], add_generation_prompt=True))
+        if (num_shown := text.count(processor.image_token)) != len(request.images):
             raise ValueError(f"`messages` show {num_shown} pictures, `images` has {len(request.images)}.")
-        return str(self.pipe.processor.apply_chat_template([*request.messages], add_generation_prompt=True))
+        return text
 
     def _text_of(self, tokens: list[int]) -> str:
         return " ".join(self.pipe.processor.tokenizer.decode(tokens, skip_special_tokens=True).split())
 
 
 class _TextStream:
-    """Text as it grows: characters once they are whole, white space once something follows it."""
+    """Text as it grows: characters once they are whole, white space once something follows it. `gap` goes before the
+    first of them."""
 
-    def __init__(self, processor, emit: Emit, is_first: bool):
-        self.tokenizer, self.emit = processor.tokenizer, emit
-        self.before = "" if is_first else " "  # between this text and the one before the picture
+    def __init__(self, processor, emit: Emit, gap: str = ""):
+        self.tokenizer, self.emit, self.gap = processor.tokenizer, emit, gap
         self.text = ""
         self.num_sent = 0
 
@@ -221,15 +275,15 @@ class _TextStream:
         """All tokens so far."""
         tokens = tokens[:-1] if tokens[-1] in ends else tokens
         self.text = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-        self._send(self.text.rstrip("\ufffd"))  # the beginning of a character
+        self._send(self.text.rstrip("\ufffd").rstrip())  # without the beginning of a character
 
     def finish(self) -> None:
         self._send(self.text)
 
     def _send(self, text: str) -> None:
         if len(text) > self.num_sent:
-            self.emit(TextPart(self.before + text[self.num_sent :]))
-            self.before, self.num_sent = "", len(text)
+            self.emit(TextPart(self.gap + text[self.num_sent :]))
+            self.gap, self.num_sent = "", len(text)
 
 
-__all__ = ["Jobs"]
+__all__ = ["Jobs", "defaults_of"]
