@@ -47,16 +47,17 @@ def run_holding(args: argparse.Namespace) -> tuple[dict, bool]:
         result = hold(server, expected, args.clients, args.seconds, args.seed)
     is_right, memory = print_counts(result), result["memory"]
     print(
-        f"{args.clients} clients, {result['seconds']:.0f} s. Memory of the server: {memory['first_minute']:.0f} MiB in "
-        f"the first minute, {memory['last_minute']:.0f} in the last, at most {memory['largest']:.0f}."
+        f"{args.clients} clients, {result['seconds']:.0f} s.\n"
+        f"Memory of the server: {memory['first_minute']:.0f} MiB in the first minute, {memory['last_minute']:.0f} in "
+        f"the last, at most {memory['largest']:.0f}."
     )
     return result, is_right
 
 
 def run_kill(args: argparse.Namespace) -> tuple[dict, bool]:
     expected = expect(args.model, args.distinct, args.seed, args.threads)
-    words = ["--engine", "ray", "--replicas", str(args.replicas), "--max-batch-size", str(args.max_batch_size)]
-    with running_server(*_model(args), *words) as server:
+    words = ["--engine", "ray", "--num-replicas", str(args.num_replicas)]
+    with running_server(*_model(args), *words, "--max-batch-size", str(args.max_batch_size)) as server:
         result = kill(server, expected, args.clients, args.seconds, args.kill_after, args.seed)
     is_right = print_counts(result)
     new, back = (
@@ -64,10 +65,11 @@ def run_kill(args: argparse.Namespace) -> tuple[dict, bool]:
         for name in ("new_process_after", "back_after")
     )
     print(
-        f"{args.clients} clients, {args.replicas} replicas, one killed after {result['killed_after']:.0f} s. Answers "
-        f"per second: {result['rate_before']:.2f} before, {result['rate_after']:.2f} in the ten seconds after, "
-        f"{result['rate_at_the_end']:.2f} in the last ten. No answer for {result['longest_pause']:.1f} s at most. "
-        f"Throughput back: {back}; a new process: {new}."
+        f"{args.clients} clients, {args.num_replicas} replicas. One was killed after {result['killed_after']:.0f} s; "
+        f"of {result['asked_again']} requests that it had, another was asked.\n"
+        f"Answers per second: {result['rate_before']:.2f} before, {result['rate_after']:.2f} in the ten seconds "
+        f"after, {result['rate_at_the_end']:.2f} in the last ten; none for {result['longest_pause']:.1f} s at most.\n"
+        f"A new process: {new}. Throughput back: {back}."
     )
     return result, is_right
 
@@ -91,7 +93,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     checked = argparse.ArgumentParser(add_help=False, parents=[common])
     checked.add_argument("--distinct", type=int, default=60, help="different requests (default: 60)")
     checked.add_argument("--seed", type=int, default=0, help="of the requests and their order (default: 0)")
-    checked.add_argument("--threads", type=int, help="of the pipelines that answer first (default: PyTorch's choice)")
+    checked.add_argument("--threads", type=int, help="of the pipelines that answer first (default: as the server)")
     checked.add_argument("--max-batch-size", type=int, default=16, metavar="N", help="default: 16")
     holding = parts.add_parser("holding", parents=[checked])
     holding.add_argument("--clients", type=int, default=40, help="default: 40")
@@ -101,9 +103,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     killing = parts.add_parser("kill", parents=[checked])
     killing.add_argument("--clients", type=int, default=8, help="default: 8")
     killing.add_argument("--seconds", type=float, default=90.0, help="default: 90")
-    killing.add_argument("--replicas", type=int, default=2, help="default: 2")
+    killing.add_argument("--num-replicas", type=int, default=2, help="default: 2")
     killing.add_argument("--kill-after", type=float, default=30.0, metavar="SECONDS", help="default: 30")
-    killing.set_defaults(run=run_kill)
+    killing.set_defaults(run=run_kill, threads=1)  # of a replica; the last bits depend on it
     return parser.parse_args(argv)
 
 

@@ -98,8 +98,8 @@ def draw_ask(kind: str, numbers: random.Random, seed: int) -> Ask:
 
 
 def draw_mix(count: int, seed: int) -> list[Ask]:
-    """`count` different requests of all kinds in their `SHARES`: some of another size, chats with and without a picture
-    in them, every other conversation streamed."""
+    """`count` different requests of all kinds in their `SHARES`: some of another size, chats with and without a
+    picture in them, every other conversation streamed."""
     numbers, asks = random.Random(seed), []
     for kind, share in SHARES.items():
         for index in range(max(1, round(share * count))):

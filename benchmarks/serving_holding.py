@@ -20,6 +20,7 @@ from tqdm import tqdm
 COLUMNS = ("right", "wrong", "lost", "error", "refused", "left")
 SECONDS_BETWEEN_SAMPLES = 5.0
 SECONDS_OF_A_RATE = 10.0
+LOST_A_REPLICA = "Lost a replica at work"  # what the server prints for each request that it asks another for
 MOST_WORDS = 5  # different messages that are shown
 
 
@@ -139,9 +140,12 @@ class Killer:
             self.left = {replica.pid for replica in replicas} - {victim.pid}
             victim.kill()
             self.killed_at = time.monotonic()
-        elif self.killed_at is not None and self.whole_at is None:
-            if len({replica.pid for replica in self.server.replicas()} - self.left) > 0:
-                self.whole_at = time.monotonic()
+        elif (
+            self.killed_at is not None
+            and self.whole_at is None
+            and {replica.pid for replica in self.server.replicas()} - self.left
+        ):
+            self.whole_at = time.monotonic()
 
 
 def kill(server: Server, expected: dict[Ask, Answer], number: int, seconds: float, after: float, seed: int) -> dict:
@@ -157,6 +161,7 @@ def kill(server: Server, expected: dict[Ask, Answer], number: int, seconds: floa
         "killed_after": killer.killed_at - start,
         "new_process_after": None if killer.whole_at is None else killer.whole_at - killer.killed_at,
         **recovery([one for one in tally.ends if one <= end], start, killer.killed_at, end),
+        "asked_again": server.printed().count(LOST_A_REPLICA),
         "in_server_at_the_end": server.wait_until_idle(10),
         "words": tally.words.most_common(MOST_WORDS),
     }
@@ -166,9 +171,9 @@ def recovery(ends: list[float], start: float, killed: float, end: float) -> dict
     """Answers per second before and after a kill.
 
     Returns:
-        `rate_before`; `rate_after`, of the seconds after it; `rate_at_the_end`, of as many; `longest_pause` between two
-        answers after it; `back_after`, seconds from the kill to a time from which on as many seconds have nine tenths
-        of the rate before, None where there is none.
+        `rate_before`; `rate_after`, of the seconds after it; `rate_at_the_end`, of as many; `longest_pause` between
+        two answers after it; `back_after`, seconds from the kill to a time from which on as many seconds have nine
+        tenths of the rate before, None where there is none.
     """
 
     def rate(since: float, until: float) -> float:

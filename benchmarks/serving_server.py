@@ -25,10 +25,11 @@ REPLICA = "ray::ServeReplica"  # how Ray calls the process of a replica
 
 @dataclass
 class Server:
-    """A server that runs: its process, and its address without a path."""
+    """A server that runs: its process, its address without a path, and what it prints."""
 
     process: subprocess.Popen
     address: str
+    log: Path
 
     def numbers(self) -> dict[tuple[str, ...], float]:
         """What `/metrics` says, by name and values of labels."""
@@ -44,6 +45,10 @@ class Server:
                 if process.cmdline()[:1] and process.cmdline()[0].startswith(REPLICA):
                     found.append(process)
         return found
+
+    def printed(self) -> str:
+        """What it has printed so far."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
 
     def wait_until_idle(self, seconds: float = 60) -> float:
         """Waits until nothing waits or runs in it; the number of requests that still do after `seconds`."""
@@ -64,29 +69,32 @@ def running_server(*words: str) -> Iterator[Server]:
     Raises:
         RuntimeError: when it does not start, or does not stop by itself; with the last of what it printed.
     """
-    with tempfile.TemporaryFile("w+") as log:
-        path = f"{ROOT / 'src'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-        command = [sys.executable, "-m", "uniwetok_hf", "serve", *words, "--port", "0"]
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"PYTHONPATH": path})
+    path = f"{ROOT / 'src'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    command = [sys.executable, "-m", "uniwetok_hf", "serve", *words, "--port", "0"]
+    with tempfile.TemporaryDirectory(prefix="serving-") as folder:
+        log = Path(folder) / "log"
+        with open(log, "w") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | {"PYTHONPATH": path})
+        server = Server(process, "", log)
         try:
-            yield Server(process, _wait_for_address(process, log))
+            server.address = _wait_for_address(server)
+            yield server
         except BaseException:
             _stop(process)
             raise
         if code := _stop(process):
-            raise RuntimeError(f"the server ended with the exit code {code}: {_end_of(log)}")
+            raise RuntimeError(f"the server ended with the exit code {code}: {server.printed()[-2000:]}")
 
 
-def _wait_for_address(process: subprocess.Popen, log) -> str:
+def _wait_for_address(server: Server) -> str:
     end = time.monotonic() + SECONDS_TO_START
-    while process.poll() is None and time.monotonic() < end:
-        log.seek(0)
-        if found := re.search(r" at (http://\S+)/v1", log.read()):
+    while server.process.poll() is None and time.monotonic() < end:
+        if found := re.search(r" at (http://\S+)/v1", server.printed()):
             with contextlib.suppress(httpx2.TransportError):  # printed before it listens
                 httpx2.get(f"{found[1]}/health", trust_env=False)
                 return found[1]
         time.sleep(0.1)
-    raise RuntimeError(f"the server does not start: {_end_of(log)}")
+    raise RuntimeError(f"the server does not start: {server.printed()[-2000:]}")
 
 
 def _stop(process: subprocess.Popen) -> int:
@@ -97,8 +105,3 @@ def _stop(process: subprocess.Popen) -> int:
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()
-
-
-def _end_of(log) -> str:
-    log.seek(0)
-    return log.read()[-2000:]

@@ -105,9 +105,8 @@ def summary(outcomes: list[Outcome], start: float, end: float) -> dict:
 def print_throughput(rows: Iterator[Row], what: str) -> list[dict]:
     """Prints the table as it is measured; returns its rows, with the factor of each."""
     unit = "answers" if what == "answer" else "pictures"
-    names = ("batch limit", "clients", f"{unit}/s", "factor", "median, s", "99 %, s", "mean batch", "answers", "failed")
-    print(f"| {' | '.join(names)} |")
-    print("|" + " ---: |" * len(names), flush=True)
+    print(f"| batch limit | clients | {unit}/s | factor | median, s | 99 %, s | mean batch | answers | failed |")
+    print("|" + 9 * " ---: |", flush=True)
     measured, alone = [], None
     for row in rows:
         if (row.max_batch_size, row.clients) == (1, 1):
