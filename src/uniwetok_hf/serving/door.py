@@ -69,10 +69,10 @@ class Door:
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self.settings.max_body_bytes:
             content = error_object(self._too_large, "invalid_request_error", "request_too_large")
-            return JSONResponse(content, 413, headers={"Connection": "close"})
+            return JSONResponse(content, 413)
         if sends and self._num_inside >= self.settings.max_requests:
             message = f"{self._num_inside} requests are worked on already; try again later."
-            headers = {"Connection": "close", "Retry-After": str(RETRY_SECONDS)}
+            headers = {"Retry-After": str(RETRY_SECONDS)}
             return JSONResponse(error_object(message, "rate_limit_error", "queue_full"), 429, headers=headers)
         return None
 
