@@ -4,7 +4,7 @@ import argparse
 import re
 from pathlib import Path
 
-from .common import CommandError, add_command, finite_float, positive_int, user_errors
+from .common import CommandError, add_command, finite_float, positive_int, read_keys, user_errors
 from .loading import find_checkpoint, load_pipeline
 
 
@@ -78,7 +78,7 @@ def run_serve(args: argparse.Namespace) -> None:
     if len(adapters) < len(args.adapter):
         raise CommandError("--adapter: two adapters have the same name")
     settings = ServerSettings(
-        api_keys=_read_keys(args.api_key_file),
+        api_keys=read_keys(args.api_key_file),
         allowed_hosts=tuple(host.lower() for host in args.allowed_host),
         timeout=args.timeout,
     )
@@ -103,15 +103,3 @@ def _adapter(text: str) -> tuple[str, str]:
     if not is_named or not re.fullmatch(r"[\w.-]+", name) or not folder:
         raise CommandError(f"--adapter must be NAME=FOLDER, NAME of letters, digits, '.', '_' and '-', got {text}")
     return name, folder
-
-
-def _read_keys(path: Path | None) -> tuple[str, ...]:
-    """The keys of a file, one per line; empty lines and those that begin with # are none."""
-    if path is None:
-        return ()
-    with user_errors(OSError, UnicodeDecodeError, prefix=f"--api-key-file {path}: "):
-        lines = path.read_text(encoding="utf-8").splitlines()
-    keys = tuple(line.strip() for line in lines if line.strip() and not line.strip().startswith("#"))
-    if not keys:
-        raise CommandError(f"--api-key-file {path} holds no key")
-    return keys
