@@ -196,7 +196,8 @@ def alone_in_conversation(pipe, words: str, seed: int) -> tuple[list[str], list[
 def alone_described(pipe, image) -> str:
     from uniwetok_hf.web_app import Studio
 
-    return Studio(pipe).describe(image, "which?")
+    (answer,) = Studio(pipe).describe(image, "which?")
+    return answer
 
 
 def pixels(path) -> bytes:

@@ -75,7 +75,7 @@ def test_the_page(pipe, words, message):
     for job in (
         lambda: list(studio.generate(words, 0, 1, 1.0)),
         lambda: list(studio.edit(PICTURE, words, 0, 1, 1.0)),
-        lambda: studio.describe(PICTURE, words),
+        lambda: list(studio.describe(PICTURE, words)),
         lambda: list(studio.converse(None, words, [], 0)),
     ):
         with pytest.raises(ValueError, match=message):

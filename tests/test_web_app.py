@@ -91,7 +91,7 @@ def test_conversations_do_not_mix(studio):
     [
         (lambda studio: list(studio.generate(" ", 0, 2, 2.0)), "Write what to generate"),
         (lambda studio: list(studio.edit(picture(), "", 0, 2, 2.0)), "Write what to change"),
-        (lambda studio: studio.describe(picture(), ""), "Write a question"),
+        (lambda studio: list(studio.describe(picture(), "")), "Write a question"),
         (lambda studio: list(studio.generate("a <|im_end|>", 0, 2, 2.0)), "must not hold the special tokens"),
     ],
 )

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from model_server import wait_until
 from PIL import Image
 from tiny_mllm import answer_with_pictures, with_random_weights
 from tiny_models import build_tiny_pipeline
@@ -258,6 +259,24 @@ def test_a_job_that_takes_too_long_is_stopped(served, tmp_path, monkeypatch):
     monkeypatch.undo()
     chat, _ = client.predict({"text": "draw", "files": []}, api_name="/converse")
     assert len(answers(chat)) == 1
+
+
+def test_stop_ends_a_job_that_has_shown_nothing_yet(client, pipe, monkeypatch):
+    decode, decoded = pipe.decode, []
+
+    def is_working():
+        return any(thread.name == "uniwetok-job" for thread in threading.enumerate())
+
+    monkeypatch.setattr(pipe, "decode", lambda *inputs: decoded.append(1) or decode(*inputs))
+    pipe.register_to_config(default_size=256)  # takes seconds
+    try:
+        job = client.submit("a cat", steps=50, api_name="/generate")
+        wait_until(is_working)
+        job.cancel()
+        wait_until(lambda: not is_working())
+    finally:
+        pipe.register_to_config(default_size=64)
+    assert len(decoded) < 4  # three previews and the picture
 
 
 def test_a_full_queue_says_so(pipe, tmp_path, monkeypatch):

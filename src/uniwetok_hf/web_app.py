@@ -1,7 +1,8 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """The web page of `uniwetok app`: converse, generate, edit, describe, reconstruct, and look at the bits. Needs gradio.
 
-- One job of all tabs runs at a time; others wait in gradio's queue, which has an end, and see their place in it.
+- One job of all tabs runs at a time (of a server's models several); others wait in gradio's queue, which has an end,
+  and see their place in it.
 - What a visitor makes lives in the visitor's own session. Files are deleted after an hour.
 - Jobs run in a thread that reports each finished patch: previews, progress, and a way to stop. One that takes too long
   is stopped.
@@ -15,7 +16,8 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from PIL import Image
@@ -50,14 +52,20 @@ logger = logging.getLogger(__name__)
 
 
 class Studio:
-    """The jobs behind the page, which run without it.
+    """The jobs behind the page, which run without it. `RemoteStudio` has those of a server.
 
     Args:
         pipe: the pipeline that all visitors share.
+
+    Attributes:
+        defaults: of the pipeline, `default_num_inference_steps` and `default_guidance_scale` among them.
+        num_at_once: jobs of the page that run at a time.
     """
 
+    num_at_once = 1
+
     def __init__(self, pipe: UniWeTokPipeline):
-        self.pipe = pipe
+        self.pipe, self.defaults = pipe, pipe.config
         self.edit_pipe = UniWeTokEditPipeline.from_pipe(pipe)
         for one in (self.pipe, self.edit_pipe):
             one.set_progress_bar_config(disable=True)
@@ -76,15 +84,14 @@ class Studio:
         call = {"image": source, "prompt": prompt}
         yield from self._previewed(self.edit_pipe, call, seed, steps, guidance, source.content_size)
 
-    def describe(self, picture: Image.Image, question: str) -> str:
+    def describe(self, picture: Image.Image, question: str) -> Iterator[str]:
         """The answer to a question about a picture."""
         question = check_text(question, "Write a question.")
-        return answer_question(self.pipe.mllm, self.pipe.processor, [picture], question)[0]
+        yield answer_question(self.pipe.mllm, self.pipe.processor, [picture], question)[0]
 
     def reconstruct(self, picture: Image.Image, seed: int) -> tuple[Image.Image, Image.Image, str]:
         """A picture decoded from its codes, its bit planes, and a line of details."""
-        seed = int(check_number("seed", seed, 0, LARGEST_SEED))
-        (result,) = reconstruct(self.pipe.mllm.vision_model, [picture], seed)
+        (result,) = reconstruct(self.pipe.mllm.vision_model, [picture], check_seed(seed))
         _, height, width = result.codes.shape
         details = f"{picture.width} x {picture.height} pixels, {height} x {width} tokens, {result.num_bytes} bytes"
         return result.result, bit_planes(result.codes), details
@@ -95,10 +102,10 @@ class Studio:
         """Goes on with a conversation: (conversation, text, pictures, whether it is the whole answer), previews
         first."""
         talk = talk or UniWeTokConversation(self.pipe)
-        defaults = self._defaults(seed)
+        generator = torch.Generator().manual_seed(check_seed(seed))
 
         def say(callback):
-            return talk.say(text, pictures, callback_on_step_end=callback, **defaults)
+            return talk.say(text, pictures, callback_on_step_end=callback, generator=generator)
 
         for preview, reply in self._reported(say):
             if reply is None:
@@ -106,24 +113,17 @@ class Studio:
             else:
                 yield talk, reply.text, reply.images, True
 
-    def _defaults(self, seed: int) -> dict:
-        seed = int(check_number("seed", seed, 0, LARGEST_SEED))
-        return {"generator": torch.Generator().manual_seed(seed)}
-
     def _previewed(
         self, pipe, call: dict, seed: int, steps: int, guidance: float, content_size: tuple[int, int] | None = None
     ) -> Iterator[tuple[Image.Image, str]]:
         """Previews of a call of `pipe` and its result, each with a line of details. Of an edit, previews are cut to
         the (height, width) that the result will have."""
         start = time.monotonic()
-        settings = {
-            "num_inference_steps": int(check_number("steps", steps, 1, MOST_STEPS)),
-            "guidance_scale": float(check_number("guidance", guidance, 0, 100)),
-            **self._defaults(seed),
-        }
+        settings = check_settings(seed, steps, guidance)
+        generator = torch.Generator().manual_seed(settings.pop("seed"))
 
         def work(callback):
-            return pipe(**call, **settings, callback_on_step_end=callback)
+            return pipe(**call, **settings, generator=generator, callback_on_step_end=callback)
 
         for preview, output in self._reported(work):
             if output is None:
@@ -132,10 +132,8 @@ class Studio:
                     shown = shown.crop((0, 0, content_size[1], content_size[0]))
                 yield shown, f"{step} of {count} patches"
             else:
-                picture = output.images[0]
-                description = f"{output.descriptions[0]}; " if output.descriptions else ""
-                seconds = time.monotonic() - start
-                yield picture, f"{description}{picture.width} x {picture.height} pixels in {seconds:.1f} s"
+                description = output.descriptions[0] if output.descriptions else None
+                yield output.images[0], details_of(output.images[0], description, time.monotonic() - start)
 
     def _reported(self, work: Callable) -> Iterator[tuple[tuple | None, object]]:
         """Runs `work(callback)` in a thread; yields ((preview, patch, patches), None) now and then, and at last (None,
@@ -160,7 +158,7 @@ class Studio:
             except BaseException as error:  # raised again in the thread that waits
                 events.put(_Done(error=error))
 
-        thread = threading.Thread(target=run, daemon=True)
+        thread = threading.Thread(target=run, name="uniwetok-job", daemon=True)
         thread.start()
         try:
             while not isinstance(event := events.get(), _Done):
@@ -204,6 +202,34 @@ def check_number(name: str, value: float | None, lowest: float, highest: float) 
     if not isinstance(value, int | float) or not lowest <= value <= highest:
         raise ValueError(f"`{name}` must be a number from {lowest} to {highest}, got {value}.")
     return value
+
+
+def check_seed(seed: float | None) -> int:
+    """`seed`.
+
+    Raises:
+        ValueError: when it is out of range.
+    """
+    return int(check_number("seed", seed, 0, LARGEST_SEED))
+
+
+def check_settings(seed: float | None, steps: float | None, guidance: float | None) -> dict[str, Any]:
+    """`seed`, `num_inference_steps` and `guidance_scale` of a generation.
+
+    Raises:
+        ValueError: naming the one that is out of range.
+    """
+    return {
+        "num_inference_steps": int(check_number("steps", steps, 1, MOST_STEPS)),
+        "guidance_scale": float(check_number("guidance", guidance, 0, 100)),
+        "seed": check_seed(seed),
+    }
+
+
+def details_of(picture: Image.Image, description: str | None, seconds: float) -> str:
+    """The line below a generated picture; `description` is what the model wrote before it, if it did."""
+    words = f"{description}; " if description else ""
+    return f"{words}{picture.width} x {picture.height} pixels in {seconds:.1f} s"
 
 
 def read_upload(path: str | None) -> Image.Image:
@@ -251,34 +277,60 @@ def build_app(pipe: UniWeTokPipeline, name: str):
         name: what to call the model; of a folder the page shows the last part alone. For an embedded one the page
             suggests prompts.
     """
-    import gradio as gr
-
-    studio, widgets = Studio(pipe), _Widgets(gr, pipe, EXAMPLES.get(name, {}))
+    shown = name
     if os.path.exists(name):
         path = os.path.realpath(name)
-        name = os.path.basename(os.path.dirname(path) if os.path.basename(path) == "pipeline" else path)
+        shown = os.path.basename(os.path.dirname(path) if os.path.basename(path) == "pipeline" else path)
+    return build_page({shown: Studio(pipe)}, EXAMPLES.get(name, {}), (*TABS, _reconstruct_tab))
+
+
+def build_page(studios: Mapping[str, Any], examples: dict, tabs: tuple[Callable, ...]):
+    """The page of one or several models, a `gradio.Blocks`.
+
+    Args:
+        studios: names of the models and their jobs ([`Studio`] or `RemoteStudio`). The title names the first; where
+            there are several, the visitor chooses.
+        examples: an entry of `embedded.EXAMPLES`, or empty.
+        tabs: `TABS`, or more of them.
+    """
+    import gradio as gr
+
+    name = next(iter(studios))
     with gr.Blocks(title=f"UniWeTok: {name}", delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
         gr.Markdown(
             f"# UniWeTok\nPictures as 128-bit tokens, and one model that reads and generates them: **{name}**."
         )
-        for tab in (_conversation_tab, _generation_tab, _edit_tab, _describe_tab, _reconstruct_tab):
-            tab(gr, studio, widgets)
+        widgets = _Widgets(gr, studios, examples)
+        for tab in tabs:
+            tab(gr, widgets)
     page.queue(max_size=MOST_WAITING)
     return page
 
 
 class _Widgets:
-    """The building blocks of the tabs; `examples` is an entry of `embedded.EXAMPLES`, or empty."""
+    """The building blocks of the tabs; the arguments are those of [`build_page`].
 
-    def __init__(self, gr, pipe: UniWeTokPipeline, examples: dict):
-        self.gr, self.defaults, self.examples = gr, pipe.config, examples
+    Attributes:
+        models: the choice of a model, where there are several: an input of each job, the last one.
+    """
 
-    def with_messages(self, job: Callable) -> Callable:
+    def __init__(self, gr, studios: Mapping[str, Any], examples: dict):
+        self.gr, self.studios, self.examples = gr, studios, examples
+        names = [*studios]
+        self.models = [gr.Dropdown(names, value=names[0], label="Model")] if len(names) > 1 else []
+
+    def studio(self, model: str | None = None) -> Any:
+        """The jobs of a model, of the first when None."""
+        return self.studios[model or next(iter(self.studios))]
+
+    def as_event(self, job: Callable, num_outputs: int) -> Callable:
         """`job` with its errors shown to the visitor as messages. What is not meant for visitors, and may hold paths
         of the server, is logged."""
+        unchanged = (self.gr.skip(),) * num_outputs
 
         @functools.wraps(job)
         def run(*inputs, **named):
+            yield unchanged if num_outputs > 1 else unchanged[0]  # gradio can't stop what has not yielded yet
             try:
                 yield from job(*inputs, **named)
             except ValueError as error:
@@ -295,24 +347,21 @@ class _Widgets:
         """Runs `job` on any of the triggers, until it is done or stopped; `/name` of the API."""
         event = self.gr.on(
             triggers,
-            self.with_messages(job),
+            self.as_event(job, len(outputs)),
             inputs,
             outputs,
             show_progress="minimal",
             api_name=name,
             api_description=(job.__doc__ or "").partition("\n")[0],
-            concurrency_id="model",  # one job of all tabs at a time
-            concurrency_limit=1,
+            concurrency_id="model",  # shared by all tabs
+            concurrency_limit=self.studio().num_at_once,
         )
         stop.click(None, cancels=[event])
         return event
 
     def generation_settings(self) -> list:
-        gr, steps, guidance = (
-            self.gr,
-            self.defaults.default_num_inference_steps,
-            self.defaults.default_guidance_scale,
-        )
+        gr, defaults = self.gr, self.studio().defaults
+        steps, guidance = defaults["default_num_inference_steps"], defaults["default_guidance_scale"]
         with gr.Accordion("Settings", open=False):
             return [
                 gr.Number(0, label="Seed", precision=0, minimum=0, info="another seed, another picture"),
@@ -346,7 +395,7 @@ class _Widgets:
             return [self.result(label), self.gr.Markdown(label="Details", elem_classes="details")]
 
 
-def _generation_tab(gr, studio: Studio, widgets: _Widgets) -> None:
+def _generation_tab(gr, widgets: _Widgets) -> None:
     with gr.Tab("Generate"), gr.Row():
         with gr.Column():
             prompts = widgets.examples.get("prompts", [])
@@ -358,10 +407,16 @@ def _generation_tab(gr, studio: Studio, widgets: _Widgets) -> None:
             if prompts:
                 gr.Examples([[example] for example in prompts], prompt)
         results = widgets.result_with_details("Result")
-    widgets.wire("generate", [generate.click, prompt.submit], studio.generate, [prompt, *settings], results, stop)
+
+    def generate_it(prompt, seed, steps, guidance, model=None):
+        """Previews and the picture, each with a line of details."""
+        yield from widgets.studio(model).generate(prompt, seed, steps, guidance)
+
+    inputs = [prompt, *settings, *widgets.models]
+    widgets.wire("generate", [generate.click, prompt.submit], generate_it, inputs, results, stop)
 
 
-def _edit_tab(gr, studio: Studio, widgets: _Widgets) -> None:
+def _edit_tab(gr, widgets: _Widgets) -> None:
     with gr.Tab("Edit"), gr.Row():
         with gr.Column():
             source = widgets.upload("Picture to change")
@@ -372,14 +427,15 @@ def _edit_tab(gr, studio: Studio, widgets: _Widgets) -> None:
             settings = widgets.generation_settings()
         results = widgets.result_with_details("Result")
 
-    def edit(picture, prompt, seed, steps, guidance):
+    def edit(picture, prompt, seed, steps, guidance, model=None):
         """Changes a picture: previews, then the result, each with a line of details."""
-        yield from studio.edit(read_upload(picture), prompt, seed, steps, guidance)
+        yield from widgets.studio(model).edit(read_upload(picture), prompt, seed, steps, guidance)
 
-    widgets.wire("edit", [change.click, instruction.submit], edit, [source, instruction, *settings], results, stop)
+    inputs = [source, instruction, *settings, *widgets.models]
+    widgets.wire("edit", [change.click, instruction.submit], edit, inputs, results, stop)
 
 
-def _describe_tab(gr, studio: Studio, widgets: _Widgets) -> None:
+def _describe_tab(gr, widgets: _Widgets) -> None:
     with gr.Tab("Describe"), gr.Row():
         with gr.Column():
             shown = widgets.upload("Picture")
@@ -387,14 +443,15 @@ def _describe_tab(gr, studio: Studio, widgets: _Widgets) -> None:
             ask, stop = widgets.buttons("Ask")
         answer = gr.Textbox(label="Answer", interactive=False, lines=3)
 
-    def describe(picture, question):
+    def describe(picture, question, model=None):
         """Answers a question about a picture."""
-        yield studio.describe(read_upload(picture), question)
+        yield from widgets.studio(model).describe(read_upload(picture), question)
 
-    widgets.wire("describe", [ask.click, question.submit], describe, [shown, question], [answer], stop)
+    inputs = [shown, question, *widgets.models]
+    widgets.wire("describe", [ask.click, question.submit], describe, inputs, [answer], stop)
 
 
-def _reconstruct_tab(gr, studio: Studio, widgets: _Widgets) -> None:
+def _reconstruct_tab(gr, widgets: _Widgets) -> None:
     with gr.Tab("Reconstruct"):
         with gr.Row():
             with gr.Column():
@@ -407,12 +464,12 @@ def _reconstruct_tab(gr, studio: Studio, widgets: _Widgets) -> None:
 
     def reconstruct_it(picture, seed):
         """A picture decoded from its codes, its bit planes, and a line of details."""
-        yield studio.reconstruct(read_upload(picture), seed)
+        yield widgets.studio().reconstruct(read_upload(picture), seed)
 
     widgets.wire("reconstruct", [rebuild.click], reconstruct_it, [original, seed], [rebuilt, planes, details], stop)
 
 
-def _conversation_tab(gr, studio: Studio, widgets: _Widgets) -> None:
+def _conversation_tab(gr, widgets: _Widgets) -> None:
     """Chat with text and pictures in both directions."""
     with gr.Tab("Conversation"):
         chat = gr.Chatbot(
@@ -445,7 +502,7 @@ def _conversation_tab(gr, studio: Studio, widgets: _Widgets) -> None:
             for role, one in shown
         ]
 
-    def converse(session, message, seed=0):
+    def converse(session, message, seed=0, model=None):
         """Goes on with the conversation of this session: the chat with previews, then with the answer."""
         talk, before = session
         message = message or {}
@@ -457,14 +514,21 @@ def _conversation_tab(gr, studio: Studio, widgets: _Widgets) -> None:
             check_text(text, "Say something, or show a picture.")
         asked = [*before, *(("user", one) for one in [*pictures, text] if one)]
         yield session, as_messages(asked), None
-        for talk, answer, generated, is_whole in studio.converse(talk, text, pictures, seed):
+        for talk, answer, generated, is_whole in widgets.studio(model).converse(talk, text, pictures, seed):
+            if not (answer or generated or is_whole):  # nothing new
+                yield gr.skip(), gr.skip(), gr.skip()
+                continue
             shown = [*asked, *(("assistant", one) for one in [*generated, answer] if one)]
             # What the visitor types meanwhile stays.
             yield (talk, shown if is_whole else before), as_messages(shown), gr.skip()
 
-    event = widgets.wire("converse", [box.submit], converse, [session, box, seed], [session, chat, box], stop)
+    inputs = [session, box, seed, *widgets.models]
+    event = widgets.wire("converse", [box.submit], converse, inputs, [session, chat, box], stop)
     restarts = [again.click, chat.clear]
     gr.on(restarts, lambda: ((None, []), []), None, [session, chat], cancels=[event], api_name="start_over")
+
+
+TABS = (_conversation_tab, _generation_tab, _edit_tab, _describe_tab)
 
 
 def launch_options() -> dict:
@@ -472,4 +536,4 @@ def launch_options() -> dict:
     return {"max_file_size": LARGEST_UPLOAD, "css": CSS, "share": False, "footer_links": []}
 
 
-__all__ = ["Studio", "build_app", "launch_options", "read_upload"]
+__all__ = ["TABS", "Studio", "build_app", "build_page", "launch_options", "read_upload"]

@@ -187,6 +187,22 @@ def output_folder(output: str | Path) -> Path:
     return path
 
 
+def read_keys(path: Path | None) -> tuple[str, ...]:
+    """The keys in the file of `--api-key-file`, one per line; empty lines and those that begin with # are none.
+
+    Raises:
+        CommandError: when it can't be read, or holds none.
+    """
+    if path is None:
+        return ()
+    with user_errors(OSError, UnicodeDecodeError, prefix=f"--api-key-file {path}: "):
+        lines = path.read_text(encoding="utf-8").splitlines()
+    keys = tuple(line.strip() for line in lines if line.strip() and not line.strip().startswith("#"))
+    if not keys:
+        raise CommandError(f"--api-key-file {path} holds no key")
+    return keys
+
+
 def read_picture(path: str):
     """The picture at `path` as 8-bit RGB.
 

@@ -16,8 +16,9 @@ from uniwetok_hf.serving.ray_app import ray_application
 from uniwetok_hf.serving.ray_engine import ReplicaSettings
 from uniwetok_hf.serving.service import ServerSettings
 
+from .common import read_keys
 from .loading import load_pipeline
-from .serve import find_pipeline, for_replicas, read_keys
+from .serve import find_pipeline, for_replicas
 
 
 class RayAppArgs(BaseModel):

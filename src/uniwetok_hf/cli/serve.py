@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from .common import CommandError, add_command, finite_float, positive_int, user_errors, warn
+from .common import CommandError, add_command, finite_float, positive_int, read_keys, user_errors, warn
 from .loading import Checkpoint, find_checkpoint, load_pipeline
 
 
@@ -165,15 +165,3 @@ def _adapter(text: str) -> tuple[str, str]:
     if not is_named or not re.fullmatch(r"[\w.-]+", name) or not folder:
         raise CommandError(f"--adapter must be NAME=FOLDER, NAME of letters, digits, '.', '_' and '-', got {text}")
     return name, folder
-
-
-def read_keys(path: Path | None) -> tuple[str, ...]:
-    """The keys of a file, one per line; empty lines and those that begin with # are none."""
-    if path is None:
-        return ()
-    with user_errors(OSError, UnicodeDecodeError, prefix=f"--api-key-file {path}: "):
-        lines = path.read_text(encoding="utf-8").splitlines()
-    keys = tuple(line.strip() for line in lines if line.strip() and not line.strip().startswith("#"))
-    if not keys:
-        raise CommandError(f"--api-key-file {path} holds no key")
-    return keys

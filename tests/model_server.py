@@ -1,0 +1,59 @@
+"""`uniwetok serve` in a thread of this process."""
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import uvicorn
+
+from uniwetok_hf.serving.api import ServerSettings, create_app
+from uniwetok_hf.serving.engine import LocalEngine
+from uniwetok_hf.serving.metrics import ServerMetrics
+from uniwetok_hf.serving.server import Server, bind
+
+
+@dataclass
+class RunningServer:
+    """Its address, without `/v1`, and what is behind it."""
+
+    url: str
+    engine: LocalEngine
+    metrics: ServerMetrics
+
+    def count(self, path: str, status: int) -> int:
+        """Requests that were answered so."""
+        labels = {"path": path, "status": str(status)}
+        return int(self.metrics.registry.get_sample_value("uniwetok_requests_total", labels) or 0)
+
+
+@contextmanager
+def model_server(pipe, name: str = "tiny", adapters: Mapping[str, str] | None = None, **settings) -> Iterator:
+    """A [`RunningServer`] of a pipeline, which nothing else may use meanwhile; `settings` are those of
+    [`ServerSettings`]."""
+    metrics = ServerMetrics()
+    engine = LocalEngine(pipe, name, adapters, on_batch=metrics.observe_batch)
+    with bind("127.0.0.1", 0) as bound:
+        app = create_app(engine, ServerSettings(**settings), metrics)
+        server = Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5), engine)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, name="model-server")
+        thread.start()
+        try:
+            wait_until(lambda: server.started)
+            yield RunningServer(f"http://127.0.0.1:{bound.getsockname()[1]}", engine, metrics)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def wait_until(is_so, seconds: float = 60) -> None:
+    """Waits until `is_so()`.
+
+    Raises:
+        AssertionError: when it is not so after all that time.
+    """
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, "it did not become so"
+        time.sleep(0.01)
