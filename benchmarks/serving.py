@@ -93,19 +93,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     checked = argparse.ArgumentParser(add_help=False, parents=[common])
     checked.add_argument("--distinct", type=int, default=60, help="different requests (default: 60)")
     checked.add_argument("--seed", type=int, default=0, help="of the requests and their order (default: 0)")
-    checked.add_argument("--threads", type=int, help="of the pipelines that answer first (default: as the server)")
     checked.add_argument("--max-batch-size", type=int, default=16, metavar="N", help="default: 16")
     holding = parts.add_parser("holding", parents=[checked])
+    threads = {"type": int, "help": "of the pipelines that answer first (default: as many as the server has)"}
+    holding.add_argument("--threads", **threads)
     holding.add_argument("--clients", type=int, default=40, help="default: 40")
     holding.add_argument("--seconds", type=float, default=600.0, help="default: 600")
     holding.add_argument("--max-waiting", type=int, default=4, metavar="N", help="length of the queue (default: 4)")
     holding.set_defaults(run=run_holding)
     killing = parts.add_parser("kill", parents=[checked])
+    killing.add_argument("--threads", **threads, default=1)  # of a replica; the last bits depend on it
     killing.add_argument("--clients", type=int, default=8, help="default: 8")
     killing.add_argument("--seconds", type=float, default=90.0, help="default: 90")
     killing.add_argument("--num-replicas", type=int, default=2, help="default: 2")
     killing.add_argument("--kill-after", type=float, default=30.0, metavar="SECONDS", help="default: 30")
-    killing.set_defaults(run=run_kill, threads=1)  # of a replica; the last bits depend on it
+    killing.set_defaults(run=run_kill)
     return parser.parse_args(argv)
 
 

@@ -201,6 +201,9 @@ def test_a_wrong_generation_names_its_field(address, body, field):
         ({"messages": [{"role": "user", "content": ""}]}, "messages"),
         ({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}, "messages"),
         ({"messages": [turn("hi")], "tools": [{"type": "function"}]}, "tools"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages.0.content.0"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text"),
+        ({"messages": [turn("hi")] * 1001}, "messages"),
         ({"messages": [turn("hi")], "n": 2}, "n"),
         ({"messages": [turn("hi")], "temperature": 3}, "temperature"),
         ({"messages": [turn("hi")], "modalities": ["audio"]}, "modalities.0"),
@@ -210,7 +213,8 @@ def test_a_wrong_generation_names_its_field(address, body, field):
     ],
 )  # fmt: skip
 def test_a_wrong_chat_names_its_field(address, body, field):
-    answer = httpx2.post(f"{address}/v1/chat/completions", json={"model": "tiny"} | body)
+    content, headers = json.dumps({"model": "tiny"} | body), {"Content-Type": "application/json"}
+    answer = httpx2.post(f"{address}/v1/chat/completions", content=content, headers=headers)
     refused(answer, 400, None)
     assert answer.json()["error"]["param"].startswith(field)
 
@@ -221,7 +225,7 @@ def refused(answer: httpx2.Response, status: int, field: str | None) -> dict:
     assert error["message"] and error["type"] and "code" in error
     if field is not None:
         assert error["param"] == field
-        assert f"`{field}`" in error["message"]
+        assert field == "body" or f"`{field}`" in error["message"]
     return error
 
 
@@ -237,6 +241,27 @@ def test_an_upload_of_too_many_pixels_is_not_opened(address):
     huge = as_png(Image.new("1", (8_000, 8_000)))
     answer = httpx2.post(f"{address}/v1/images/edits", files={"image": huge}, data={"prompt": "green"})
     assert "million" in refused(answer, 400, "image")["message"]
+
+
+def test_an_icon_may_hold_more_than_it_says(address, picture):
+    buffer = io.BytesIO()
+    picture.save(buffer, format="ICO")
+    answer = httpx2.post(f"{address}/v1/images/edits", files={"image": buffer.getvalue()}, data={"prompt": "green"})
+    assert "must be one of PNG" in refused(answer, 400, "image")["message"]
+
+
+def test_what_clients_send_for_nothing(client, picture):
+    """OpenAI's client sends None where a user gives it, and a form has only texts."""
+    settings = {"seed": 1, "num_inference_steps": 1}
+    client.images.generate(model="tiny", prompt="a", n=None, user=None, extra_body=settings)
+    client.images.edit(model="tiny", prompt="a", image=as_png(picture), stream=False, extra_body=settings)
+    nothing = dict.fromkeys(("stop", "tools", "max_tokens", "logprobs", "response_format", "store", "function_call"))
+    client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}],
+        stream_options={"include_usage": None},
+        extra_body={**nothing, **settings, "max_completion_tokens": 2, "prompt_cache_retention": "24h"},
+    )
 
 
 def test_an_edit_takes_one_picture(address, picture):
@@ -257,7 +282,7 @@ def test_unknown_addresses_models_and_methods(address, client):
     json_error = httpx2.post(
         f"{address}/v1/images/generations", content=b"{", headers={"Content-Type": "application/json"}
     )
-    refused(json_error, 400, None)
+    refused(json_error, 400, "body")
 
 
 def test_large_requests(pipe):
@@ -285,7 +310,8 @@ def test_keys(pipe):
             {"Authorization": "first"},
         ):
             assert refused(httpx2.get(path, headers=header), 401, None)["code"] == "invalid_api_key"
-        assert httpx2.get(path, headers={"Authorization": "Bearer first"}).status_code == 200
+        for key in ("first", "second-ключ"):
+            assert httpx2.get(path, headers={"Authorization": f"Bearer {key}".encode()}).status_code == 200
         assert httpx2.get(f"{address}/health").status_code == 200
 
 

@@ -106,7 +106,19 @@ def test_the_table_of_fields_is_complete():
         for where in told if places == "all" else places.split(", "):
             told[where] |= set(re.findall(r"`(\w+)`", names))
     told["edits"].remove("image")
-    refused = ("tools", "functions", "audio", "logit_bias", "logprobs", "prediction", "stop", "top_logprobs", "mask")
+    refused = (
+        "tools",
+        "functions",
+        "function_call",
+        "partial_images",
+        "audio",
+        "logit_bias",
+        "logprobs",
+        "prediction",
+        "stop",
+        "top_logprobs",
+        "mask",
+    )
     fixed = ("frequency_penalty", "presence_penalty", "response_format", "output_format", "web_search_options")
     for where, body in {"generations": GenerationBody, "edits": EditBody, "chat": ChatBody}.items():
         fields = {name for name, field in body.model_fields.items() if not field.exclude}
@@ -119,5 +131,6 @@ def test_the_table_of_errors_is_complete():
     told = {(int(status), code) for status, code in re.findall(r"^\| (\d+) \| `(\w+)`", section, re.MULTILINE)}
     assert told == {(status, code) for status, _, code in ERRORS.values()} | {
         (401, "invalid_api_key"),
+        (408, "timeout"),
         (413, "request_too_large"),
     }

@@ -28,14 +28,16 @@ KEY_REFUSED = "The server of the model does not accept this page's key."
 UNREACHABLE = "The server of the model can't be reached. Try again later."
 BROKEN_OFF = "The server of the model went away before the answer was finished. Try again."
 UNREADABLE = "The server of the model gave an answer that this page can't read."
+TOOK_TOO_LONG = "The server of the model took too long and gave up. Fewer steps take less."
 SENTENCES = {  # by status
     401: KEY_REFUSED,
     403: KEY_REFUSED,
+    408: TOOK_TOO_LONG,
     413: "This is more than the server of the model reads at once. Start over, or use smaller pictures.",
     429: "Too many requests wait for the model. Try again in a moment.",
     502: UNREACHABLE,
     503: "The server of the model is stopping, or not ready. Try again later.",
-    504: "The server of the model took too long and gave up. Fewer steps take less.",
+    504: TOOK_TOO_LONG,
 }
 STATUS_OF_CODE = {"timeout": 504, "stopping": 503, "queue_full": 429}  # of an error in a stream that has begun
 FOR_VISITORS = (400, 404, 500)  # the server's own words say more
@@ -129,8 +131,10 @@ class ServerClient:
                     if event.data == "[DONE]":
                         return
                     chunk = _read_json(event.json)
-                    if "error" in chunk:
+                    if isinstance(chunk.get("error"), dict):
                         raise self._error(STATUS_OF_CODE.get(chunk["error"].get("code"), 500), chunk)
+                    if not isinstance(chunk.get("choices"), list):
+                        raise ValueError(UNREADABLE)
                     for choice in chunk["choices"]:
                         put(choice["delta"])
             raise ValueError(BROKEN_OFF)
@@ -162,7 +166,7 @@ class ServerClient:
             logger.warning("%s: %s: %s", self._options["base_url"], type(error).__name__, one_line(error))
             if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
                 raise ValueError(UNREACHABLE) from None
-            raise ValueError(SENTENCES[504] if isinstance(error, httpx2.TimeoutException) else BROKEN_OFF) from None
+            raise ValueError(TOOK_TOO_LONG if isinstance(error, httpx2.TimeoutException) else BROKEN_OFF) from None
 
     def _refusal(self, response: httpx2.Response) -> ValueError:
         """The error of an answer that is none."""

@@ -47,6 +47,11 @@ class ServingEngine(Protocol):
     info: EngineInfo
 
     @property
+    def is_ready(self) -> bool:
+        """Whether it takes requests."""
+        ...
+
+    @property
     def num_waiting(self) -> int:
         """Requests of which nothing was computed yet."""
         ...
@@ -175,6 +180,11 @@ class LocalEngine:
     def num_running(self) -> int:
         """See [`ServingEngine`]."""
         return len(self._begun)
+
+    @property
+    def is_ready(self) -> bool:
+        """See [`ServingEngine`]."""
+        return self._admits and self.is_alive
 
     @property
     def is_alive(self) -> bool:

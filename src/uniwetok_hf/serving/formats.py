@@ -14,7 +14,7 @@ import uuid
 from typing import Annotated, Any, Literal
 
 from PIL import Image
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from .requests import Finished
 
@@ -22,6 +22,8 @@ from .requests import Finished
 MOST_IMAGES = 10  # `n`
 MOST_STEPS = 100
 MOST_NEW_TOKENS = 1024
+MOST_MESSAGES = 1000
+LONGEST_TEXT = 100_000  # characters; models read less, which is known when a text is tokenized
 LARGEST_SEED = 2**63 - 1 - MOST_IMAGES
 
 
@@ -30,12 +32,15 @@ def _refuse(value: Any) -> None:
         raise ValueError("this model can't follow it")
 
 
-Ignored = Annotated[Any, Field(default=None, exclude=True)]
+Ignored = Annotated[Any, BeforeValidator(lambda value: None), Field(default=None, exclude=True)]
 Refused = Annotated[Any, AfterValidator(_refuse)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
 Scale = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Size = Annotated[str, Field(pattern=r"^(auto|[1-9]\d{0,4}x[1-9]\d{0,4})$")]
+
+
+Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
 
 
 class _Settings(BaseModel):
@@ -65,16 +70,18 @@ class _Settings(BaseModel):
 
 
 class _ImagesBody(_Settings):
-    prompt: str
-    negative_prompt: str | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_IMAGES)] = 1
+    prompt: Text
+    negative_prompt: Text | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_IMAGES)] | None = None
     response_format: Literal["b64_json"] | None = None
     output_format: Literal["png"] | None = None
-    stream: Literal[False] | None = None
+    stream: Annotated[bool | None, AfterValidator(_refuse)] = None
+    partial_images: Annotated[int | None, Field(le=0)] = None
     quality: Ignored = None
     background: Ignored = None
     moderation: Ignored = None
     output_compression: Ignored = None
+    safety_identifier: Ignored = None
 
 
 class GenerationBody(_ImagesBody):
@@ -93,7 +100,7 @@ class EditBody(_ImagesBody):
 
 class _TextItem(BaseModel):
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class _ImageAddress(BaseModel):
@@ -106,11 +113,14 @@ class _ImageItem(BaseModel):
     image_url: _ImageAddress
 
 
+_Item = Annotated[_TextItem | _ImageItem, Field(discriminator="type")]
+
+
 class Message(BaseModel):
     """A turn. `images` of an assistant are those of an answer of this server; they come before its text."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[_TextItem | _ImageItem] | None = None
+    content: Text | list[_Item] | None = None
     images: list[_ImageItem] | None = None
 
     def items(self) -> list[_TextItem | _ImageItem]:
@@ -121,7 +131,7 @@ class Message(BaseModel):
 
 
 class _StreamOptions(BaseModel):
-    include_usage: bool = False
+    include_usage: bool | None = None
     include_obfuscation: Ignored = None
 
 
@@ -132,7 +142,7 @@ class _PlainText(BaseModel):
 class ChatBody(_Settings):
     """Body of `/v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
     modalities: Annotated[list[Literal["text", "image"]], Field(min_length=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=MOST_NEW_TOKENS)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=MOST_NEW_TOKENS)] | None = None
@@ -145,6 +155,7 @@ class ChatBody(_Settings):
     presence_penalty: Literal[0] | None = None
     response_format: _PlainText | None = None
     audio: Refused = None
+    function_call: Refused = None
     functions: Refused = None
     logit_bias: Refused = None
     logprobs: Refused = None
@@ -154,8 +165,11 @@ class ChatBody(_Settings):
     top_logprobs: Refused = None
     web_search_options: Refused = None
     metadata: Ignored = None
+    moderation: Ignored = None
     parallel_tool_calls: Ignored = None
     prompt_cache_key: Ignored = None
+    prompt_cache_options: Ignored = None
+    prompt_cache_retention: Ignored = None
     reasoning_effort: Ignored = None
     safety_identifier: Ignored = None
     service_tier: Ignored = None

@@ -1,8 +1,8 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """Pictures that clients send: as uploads, as `data:` addresses, and, from hosts on a list, as addresses on the web."""
 
+import asyncio
 import base64
-import binascii
 import io
 from collections.abc import Collection
 from urllib.parse import urlsplit
@@ -13,6 +13,7 @@ from ..data.images import ImageReadError, read_image
 
 
 LARGEST_PICTURE = 50_000_000  # pixels, which take 150 MB to open
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 LARGEST_SIDE = 1024  # pixels; larger pictures are scaled down, so that those that wait take little memory
 FETCH_SECONDS = 10
 
@@ -23,23 +24,29 @@ def read_upload(content: bytes, argument: str) -> Image.Image:
     Raises:
         ValueError: when it is none, or too large; the message names `argument`.
     """
-    try:
-        with Image.open(io.BytesIO(content)) as picture:
-            if picture.width * picture.height > LARGEST_PICTURE:
-                raise ValueError(
-                    f"`{argument}` has {picture.width} x {picture.height} pixels; at most "
-                    f"{LARGEST_PICTURE // 10**6} million are read."
-                )
-    except Image.DecompressionBombError:
-        raise ValueError(f"`{argument}` has more than {LARGEST_PICTURE // 10**6} million pixels.") from None
-    except (OSError, SyntaxError):  # no picture: reading it says so
-        pass
+    _check_size(content, argument)
     try:
         picture = read_image(content)
     except ImageReadError as error:
         raise ValueError(f"`{argument}` can't be read as a picture: {str(error).split(': ', 1)[-1]}.") from None
     picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     return picture
+
+
+def _check_size(content: bytes, argument: str) -> None:
+    """Before the pixels are read. What is no picture passes: reading it says why."""
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            (width, height), format = picture.size, picture.format
+    except Image.DecompressionBombError:
+        raise ValueError(f"`{argument}` has more than {LARGEST_PICTURE // 10**6} million pixels.") from None
+    except Exception:  # of a damaged file Pillow raises nearly anything
+        return
+    if format not in FORMATS:  # icons and documents may hold larger pictures than they say
+        raise ValueError(f"`{argument}` must be one of {', '.join(FORMATS)}, got {format}.")
+    if width * height > LARGEST_PICTURE:
+        most = LARGEST_PICTURE // 10**6
+        raise ValueError(f"`{argument}` has {width} x {height} pixels; at most {most} million are read.")
 
 
 async def read_address(address: str, argument: str, allowed_hosts: Collection[str], max_bytes: int) -> bytes:
@@ -60,7 +67,7 @@ async def read_address(address: str, argument: str, allowed_hosts: Collection[st
             raise ValueError(f"`{argument}` must begin with data:image/...;base64, got {head[:60]!r}.")
         try:
             return base64.b64decode(encoded, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:
             raise ValueError(f"`{argument}` holds no base64: {error}.") from None
     try:
         parts = urlsplit(address)
@@ -85,16 +92,17 @@ async def _fetch(address: str, argument: str, max_bytes: int) -> bytes:
     content = bytearray()
     try:
         async with (
+            asyncio.timeout(FETCH_SECONDS),
             httpx2.AsyncClient(timeout=FETCH_SECONDS, follow_redirects=False, trust_env=False) as client,
-            client.stream("GET", address) as response,
+            client.stream("GET", address, headers={"Accept-Encoding": "identity"}) as response,
         ):
             if response.status_code != 200:
                 raise ValueError(f"`{argument}`: {address[:200]} answers with the status {response.status_code}.")
-            async for chunk in response.aiter_bytes():
+            async for chunk in response.aiter_raw():
                 content += chunk
                 if len(content) > max_bytes:
                     raise ValueError(f"`{argument}`: the file at {address[:200]} has more than {max_bytes} bytes.")
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError) as error:
         raise ValueError(f"`{argument}`: {address[:200]} can't be fetched ({type(error).__name__}).") from None
     return bytes(content)
 

@@ -266,6 +266,11 @@ class RayEngine:
             return cls(handle, handle.info.remote().result(), settings.max_open, on_batch, stack.pop_all().close)
 
     @property
+    def is_ready(self) -> bool:
+        """See [`ServingEngine`]."""
+        return self._admits
+
+    @property
     def num_waiting(self) -> int:
         """Requests that wait for a replica."""
         return sum(not call.is_taken for call in tuple(self._calls))

@@ -78,7 +78,10 @@ def run_server(
         timeout_keep_alive=75,  # seconds; longer than clients keep a connection that they don't use
         timeout_graceful_shutdown=math.ceil(settings.timeout),
     )
-    Server(config, engine).run(sockets=[bound])
+    try:
+        Server(config, engine).run(sockets=[bound])
+    finally:
+        engine.close()  # a second Ctrl-C skips the end of the app
 
 
 __all__ = ["Server", "bind", "run_server"]

@@ -4,6 +4,7 @@
 import asyncio
 import json
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -46,8 +47,9 @@ class ServerSettings:
     Args:
         api_keys: of which a request must bring one; none are asked for when empty.
         allowed_hosts: "host" or "host:port" of addresses of pictures that are fetched.
-        timeout: seconds from a request to its answer, waiting included.
+        timeout: seconds from the beginning of a request to the end of its answer, waiting included.
         max_body_bytes: size of the largest request.
+        max_bytes_inside: of all requests that are inside at once; more are refused.
         max_requests: that are inside at once, those whose bodies are read included; more are refused.
         default_max_tokens: longest text of an answer, in tokens, where a request names none.
     """
@@ -56,6 +58,7 @@ class ServerSettings:
     allowed_hosts: tuple[str, ...] = ()
     timeout: float = 120.0
     max_body_bytes: int = 20_000_000
+    max_bytes_inside: int = 200_000_000
     max_requests: int = 200
     default_max_tokens: int = 64
 
@@ -98,7 +101,7 @@ class Service:
         """The result of `work`, which is cancelled when the client leaves or the time is over.
 
         Raises:
-            TimeoutError: after `settings.timeout`.
+            TimeoutError: when the request's time is over.
             ClientLeftError: when the client left.
         """
 
@@ -107,8 +110,9 @@ class Service:
                 pass
 
         tasks = [asyncio.ensure_future(work), asyncio.ensure_future(watch())]
+        left = request.state.deadline - asyncio.get_running_loop().time()
         try:
-            done, _ = await asyncio.wait(tasks, timeout=self.settings.timeout, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(tasks, timeout=max(0, left), return_when=asyncio.FIRST_COMPLETED)
         finally:
             unfinished = [task for task in tasks if not task.done()]
             for task in unfinished:
@@ -118,15 +122,19 @@ class Service:
             return tasks[0].result()
         raise ClientLeftError if done else TimeoutError
 
+    async def read_picture(self, content: bytes, argument: str) -> Image.Image:
+        """[`read_upload`], of a few at a time."""
+        return await to_thread.run_sync(read_upload, content, argument, limiter=self._readers)
+
     async def generate(self, body: GenerationBody) -> dict:
         """The answer of `/v1/images/generations`."""
         settings = body.settings() | {"prompt": body.prompt, "negative_prompt": body.negative_prompt}
         return await self._pictures(body, GenerationRequest, settings)
 
-    async def edit(self, body: EditBody, content: bytes) -> dict:
+    async def edit(self, body: EditBody, image: Image.Image) -> dict:
         """The answer of `/v1/images/edits`."""
         settings = body.settings() | {
-            "image": await self._read_picture(content, "image"),
+            "image": image,
             "prompt": body.prompt,
             "negative_prompt": body.negative_prompt,
             "image_guidance_scale": body.image_guidance_scale,
@@ -136,7 +144,7 @@ class Service:
     async def _pictures(self, body: GenerationBody | EditBody, kind: type[EngineRequest], settings: dict) -> dict:
         """`n` pictures, with seeds that follow each other."""
         model, first = self.check_model(body.model), _seed(body.seed)
-        seeds = range(first, first + body.n)
+        seeds = range(first, first + (body.n or 1))
         answers = await _all(self._collect(kind(model=model, seed=seed, **settings)) for seed in seeds)
         pictures: list[PicturePart] = [parts[0] for parts in answers]
         encoded = await to_thread.run_sync(lambda: [png_base64(picture.image) for picture in pictures])
@@ -145,7 +153,7 @@ class Service:
             for png, picture, seed in zip(encoded, pictures, seeds, strict=True)
         ]
         return {
-            "created": ChatAnswer(model, first).head["created"],
+            "created": int(time.time()),
             "data": data,
             "output_format": "png",
             "size": f"{pictures[0].image.width}x{pictures[0].image.height}",
@@ -155,6 +163,7 @@ class Service:
     async def prepare_chat(self, body: ChatBody) -> ChatRequest:
         """The engine's request, with its pictures read."""
         model, messages, images = self.check_model(body.model), [], []
+        limits = self.settings.allowed_hosts, self.settings.max_body_bytes
         for number, message in enumerate(body.messages):
             content = []
             for item in message.items():
@@ -164,9 +173,8 @@ class Service:
                 if len(images) == MOST_PICTURES:
                     raise ValueError(f"`messages` hold more than {MOST_PICTURES} pictures.")
                 argument = f"messages[{number}]"
-                limits = self.settings.allowed_hosts, self.settings.max_body_bytes
                 file = await read_address(item.image_url.url, argument, *limits)
-                images.append(await self._read_picture(file, argument))
+                images.append(await self.read_picture(file, argument))
                 content.append({"type": "image"})
             if not content and message.role == "user":
                 raise ValueError(f"`messages[{number}]` is empty.")
@@ -205,11 +213,11 @@ class Service:
             raise
 
     async def chat_events(
-        self, body: ChatBody, request: ChatRequest, begun: tuple[Part, AsyncIterator[Part]]
+        self, body: ChatBody, request: ChatRequest, begun: tuple[Part, AsyncIterator[Part]], deadline: float
     ) -> AsyncIterator[str]:
-        """The answer as server-sent events; an error is the last one."""
+        """The answer as server-sent events, until the `deadline` on the loop's clock; an error is the last one."""
         answer, (part, parts) = ChatAnswer(request.model, request.seed), begun
-        num_images, deadline = 0, asyncio.get_running_loop().time() + self.settings.timeout
+        num_images = 0
         try:
             async with aclosing(parts):
                 yield _event(answer.chunk({"role": "assistant", "content": ""}))
@@ -230,9 +238,6 @@ class Service:
             yield _event(error_of(error)[1])
         yield "data: [DONE]\n\n"
 
-    async def _read_picture(self, content: bytes, argument: str) -> Image.Image:
-        return await to_thread.run_sync(read_upload, content, argument, limiter=self._readers)
-
     async def _collect(self, request: EngineRequest) -> list[Any]:
         """All parts of an answer."""
         async with aclosing(self.engine.stream(request)) as stream:
@@ -250,7 +255,8 @@ async def read_edit(form: FormData) -> tuple[EditBody, bytes]:
     """
     files = [*form.getlist("image"), *form.getlist("image[]")]
     if len(files) != 1 or not isinstance(files[0], UploadFile):
-        raise ValueError(f"`image` must be one uploaded picture, got {len(files)}.")
+        found = "a text" if len(files) == 1 else len(files)
+        raise ValueError(f"`image` must be one uploaded picture, got {found}.")
     names = [name for name in form if name not in ("image", "image[]")]
     try:
         body = EditBody.model_validate({name: form[name] for name in names})
