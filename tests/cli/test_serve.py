@@ -19,6 +19,11 @@ def test_without_its_extra_it_says_what_to_install(fails, monkeypatch):
     assert 'pip install "uniwetok-hf[serve]"' in fails("serve")
 
 
+def test_without_ray_it_says_what_to_install(fails, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert 'needs ray: pip install "uniwetok-hf[serve,ray]"' in fails("serve", "--port", "0", "--engine", "ray")
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
@@ -29,6 +34,7 @@ def test_without_its_extra_it_says_what_to_install(fails, monkeypatch):
         (["--api-key-file", "missing.txt"], "missing.txt"),
         (["--host", "203.0.113.7"], "--host 203.0.113.7"),
         (["--port", "70000"], "--port 70000"),
+        (["--port", "0", "--engine", "ray", "--device", "cuda:1"], "whose number Ray chooses"),
         (["missing/folder/pipeline"], "neither a folder"),
     ],
 )

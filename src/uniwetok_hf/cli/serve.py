@@ -139,14 +139,14 @@ def _make_engine(
         pipe = load_pipeline(checkpoint, args.device)
         with user_errors():
             return LocalEngine(pipe, name, adapters, **limits, on_batch=on_batch)
+    if args.device not in ("cpu", "cuda"):
+        raise CommandError(f"--device must be cpu, or cuda, whose number Ray chooses, got {args.device}")
     try:
         from ray import serve  # noqa: F401
     except ImportError as error:
         raise CommandError(f'--engine ray needs {error.name}: pip install "uniwetok-hf[serve,ray]"') from None
     from uniwetok_hf.serving.ray_engine import RayEngine, ReplicaSettings
 
-    if args.device not in ("cpu", "cuda"):
-        raise CommandError(f"--device must be cpu, or cuda, whose number Ray chooses, got {args.device}")
     with user_errors(ValueError, OSError):
         settings = ReplicaSettings(
             load=functools.partial(load_pipeline, for_replicas(args.model), args.device),

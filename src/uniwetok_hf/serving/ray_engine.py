@@ -298,7 +298,7 @@ class RayEngine:
                         index += 1
                 return
             except _ReplicaLostError as error:
-                logger.warning("Lost a replica at work (try %d of %d): %s", number + 1, MOST_TRIES, error)
+                logger.warning("Lost a replica at work (try %d of %d): %.160s", number + 1, MOST_TRIES, error)
         raise EngineFailedError(f"The machine that worked on the request was lost, {MOST_TRIES} times.")
 
     def stop_admission(self) -> None:
