@@ -47,7 +47,7 @@ def model_server(pipe, name: str = "tiny", adapters: Mapping[str, str] | None = 
             thread.join()
 
 
-def wait_until(is_so, seconds: float = 60) -> None:
+def wait_until(is_so, seconds: float = 120) -> None:
     """Waits until `is_so()`.
 
     Raises:

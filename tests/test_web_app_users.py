@@ -264,19 +264,25 @@ def test_a_job_that_takes_too_long_is_stopped(served, tmp_path, monkeypatch):
 def test_stop_ends_a_job_that_has_shown_nothing_yet(client, pipe, monkeypatch):
     decode, decoded = pipe.decode, []
 
+    def slow_decode(*inputs):
+        decoded.append(1)
+        time.sleep(0.5)
+        return decode(*inputs)
+
     def is_working():
         return any(thread.name == "uniwetok-job" for thread in threading.enumerate())
 
-    monkeypatch.setattr(pipe, "decode", lambda *inputs: decoded.append(1) or decode(*inputs))
-    pipe.register_to_config(default_size=256)  # takes seconds
+    monkeypatch.setattr(pipe, "decode", slow_decode)
+    monkeypatch.setattr(web_app, "NUM_PREVIEWS", 16)
+    pipe.register_to_config(default_size=128)  # 16 patches
     try:
-        job = client.submit("a cat", steps=50, api_name="/generate")
+        job = client.submit("a cat", steps=1, api_name="/generate")
         wait_until(is_working)
         job.cancel()
         wait_until(lambda: not is_working())
     finally:
         pipe.register_to_config(default_size=64)
-    assert len(decoded) < 4  # three previews and the picture
+    assert len(decoded) < 16  # 15 previews and the picture
 
 
 def test_a_full_queue_says_so(pipe, tmp_path, monkeypatch):
