@@ -42,13 +42,12 @@ def connected(num_cpus: int) -> Iterator:
     handler = signal.getsignal(signal.SIGTERM) if in_main else None
     try:
         ray.init(**options)
+    except Exception as error:  # Ray raises nearly anything
+        raise OSError(f"Ray can't be reached or started: {one_line(error)}") from error
+    try:
         if in_main:  # it takes SIGTERM for itself
             signal.signal(signal.SIGTERM, handler)
         yield ray
-    except RuntimeError as error:  # of Ray, when it can't start
-        if ray.is_initialized():
-            raise
-        raise OSError(f"Ray can't be started: {error}") from error
     finally:
         ray.shutdown()
 

@@ -40,6 +40,7 @@ def ray_application(models: ReplicaSettings, settings: ServerSettings = ServerSe
         name="Server",
         max_ongoing_requests=2 * models.max_open,  # also those that are refused, and those that ask for numbers
         graceful_shutdown_timeout_s=settings.timeout,
+        ray_actor_options={"num_cpus": 0},  # it waits for the replicas, which have them
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
     return ingress.bind(replicas(models), models.max_open, settings)
