@@ -7,6 +7,9 @@ From the inside out:
 - `jobs`: the steps of each kind of request, as generators that yield the rows they want computed
 - `batches`: many rows in one call of the model
 - `engine`: the queue, and the one thread that owns the model
-- `api`, `formats`, `pictures`: OpenAI's addresses and formats, uploads
-- `server`: the process around it; `ray_engine`: several of them on a cluster
+- `formats`, `errors`, `pictures`: OpenAI's formats, and what clients send
+- `service`, `door`, `api`: from requests to answers; what every request passes; the addresses
+- `metrics`, `server`: its numbers, and the process around it
+- `ray_engine`, `ray_app`: several models on a cluster, behind the server or as an application of Ray Serve
+- `client`: the other side, for the web page
 """
