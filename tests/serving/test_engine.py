@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from peft import LoraConfig
 from tiny_mllm import seeded
 from tiny_serving import (
     MODEL,
@@ -331,6 +332,7 @@ def test_a_poisoned_request_fails_alone(pipe, poison, caplog):
     alone = [answer_alone(pipe, request) for index, request in enumerate(requests) if index not in bad]
     assert [one for index, one in enumerate(answers) if index not in bad] == alone
     assert "secret weights" in caplog.text and "Traceback" in caplog.text
+    assert caplog.text.count("A request failed.") == 2
 
 
 @pytest.mark.parametrize("limit", [1, 2, 0])
@@ -511,11 +513,13 @@ def test_nothing_is_kept_of_answered_requests(pipe):
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory) -> dict[str, str]:
-    """Two adapters of the tiny model, of all and of the head alone."""
+    """Two adapters of the tiny model: of what generates, and of how pictures are read and decoded."""
     folder, found = tmp_path_factory.mktemp("adapters"), {}
-    for seed, (name, parts) in enumerate({"one": ("language_model", "head"), "two": ("head",)}.items()):
+    pictures = r".*vision_model\.(encoder|decoder)\..*(q_proj|v_proj|conv1)"
+    configs = {"one": lora_config("language_model", "head", r=4), "two": LoraConfig(r=4, target_modules=pictures)}
+    for seed, (name, config) in enumerate(configs.items()):
         model = build_serving_pipeline(1).mllm
-        model.add_adapter(lora_config(*parts, r=4))
+        model.add_adapter(config)
         generator = seeded(seed + 1)
         with torch.no_grad():
             for parameter in (p for p in model.parameters() if p.requires_grad):
