@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -410,7 +410,7 @@ def test_an_engine_whose_thread_ends_leaves_nobody_waiting(pipe, gate):
             assert all(isinstance(error, EngineStoppedError) for error in errors)
             with pytest.raises(EngineStoppedError, match="takes no more requests"):
                 await answer(engine, generation("c"))
-            assert is_empty(engine)
+            await until(lambda: is_empty(engine))
 
     asyncio.run(run())
 
@@ -479,6 +479,31 @@ def test_closing_while_requests_begin(pipe):
         closing.join()
     assert all(isinstance(error, EngineStoppedError) for error in errors) and len(num_read) == 2
     assert is_empty(engine)
+
+
+def test_closing_at_any_time(pipe, quick_switches):
+    """Every request is answered, or told that the engine stopped."""
+    side, chance, seen = pipe.config.default_size, random.Random(0), {Answer: 0, EngineStoppedError: 0}
+
+    async def run():
+        engine = LocalEngine(pipe, MODEL, max_batch_size=2, batch_wait=0.001)
+        requests = [generation("a"), edit(picture(side, side), "b"), chat("draw B"), chat("say M")]
+        tasks = [asyncio.create_task(answer(engine, chance.choice(requests))) for _ in range(6)]
+        if chance.random() < 0.5:
+            await asyncio.sleep(chance.choice([0, 0.003, 0.02, 0.1]))
+        else:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if chance.random() < 0.5:
+            engine.stop_admission()
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(engine.close)
+        for outcome in await outcomes(tasks):
+            seen[type(outcome)] += 1
+        assert is_empty(engine) and not engine._thread.is_alive()
+
+    for _ in range(20):
+        asyncio.run(run())
+    assert min(seen.values()) >= 5
 
 
 def test_nothing_is_kept_of_answered_requests(pipe):
@@ -645,11 +670,11 @@ def test_eight_clients_of_all_kinds(pipe, max_batch_size, quick_switches):
         assert wanted == answer_alone(pipe, request)
     counts = {"answered": 0, "left": 0, "refused": 0, "bad": 0}
 
-    async def client(engine: LocalEngine, number: int, end: float) -> None:
+    async def client(engine: LocalEngine, number: int, is_enough: Callable[[], bool]) -> None:
         chance = random.Random(number)
-        while time.monotonic() < end:
+        while not is_enough():
             index = chance.randrange(len(requests))
-            patience = chance.choice([0.0, 0.01, 0.05, 0.2]) if number % 2 else 60
+            patience = chance.choice([0.0, 0.01, 0.05, 0.2]) if number % 2 else 110
             try:
                 async with asyncio.timeout(patience):
                     if chance.random() < 0.1:
@@ -667,11 +692,14 @@ def test_eight_clients_of_all_kinds(pipe, max_batch_size, quick_switches):
 
     async def run() -> None:
         with serving(pipe, max_batch_size=max_batch_size, max_waiting=5, batch_wait=0.002) as engine:
-            end = time.monotonic() + 3
-            async with asyncio.TaskGroup() as group:
+            end = time.monotonic() + 2
+
+            def is_enough() -> bool:
+                return time.monotonic() > end and counts["answered"] >= 30 and counts["left"] >= 30
+
+            async with asyncio.timeout(120), asyncio.TaskGroup() as group:
                 for number in range(8):
-                    group.create_task(client(engine, number, end))
+                    group.create_task(client(engine, number, is_enough))
             await until(lambda: is_empty(engine))
 
     asyncio.run(run())
-    assert counts["answered"] > 10 and counts["left"] > 5, counts
