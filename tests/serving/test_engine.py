@@ -10,10 +10,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from peft import LoraConfig
 from tiny_mllm import seeded
 from tiny_serving import (
     MODEL,
@@ -121,9 +122,9 @@ def test_mixed_requests_get_what_they_get_alone(any_pipe):
     requests = mixed_requests(any_pipe.config.default_size)
     answers, reports = ask_together(any_pipe, requests)
     assert answers == [answer_alone(any_pipe, request) for request in requests]
-    sizes = [(report.kind, report.size) for report in reports]
-    assert sizes[0] == ("picture", 4)  # the oldest, and the others of its size
-    assert ("text", 6) in sizes and len(sizes) == 6
+    # Checked at once, they may come in any order.
+    largest = {kind: max(report.size for report in reports if report.kind == kind) for kind in ("text", "picture")}
+    assert largest["text"] == 6 and largest["picture"] >= 4 and len(reports) < 10
     assert all(report.seconds > 0 for report in reports)
 
 
@@ -331,6 +332,7 @@ def test_a_poisoned_request_fails_alone(pipe, poison, caplog):
     alone = [answer_alone(pipe, request) for index, request in enumerate(requests) if index not in bad]
     assert [one for index, one in enumerate(answers) if index not in bad] == alone
     assert "secret weights" in caplog.text and "Traceback" in caplog.text
+    assert caplog.text.count("A request failed.") == 2
 
 
 @pytest.mark.parametrize("limit", [1, 2, 0])
@@ -408,7 +410,7 @@ def test_an_engine_whose_thread_ends_leaves_nobody_waiting(pipe, gate):
             assert all(isinstance(error, EngineStoppedError) for error in errors)
             with pytest.raises(EngineStoppedError, match="takes no more requests"):
                 await answer(engine, generation("c"))
-            assert is_empty(engine)
+            await until(lambda: is_empty(engine))
 
     asyncio.run(run())
 
@@ -479,6 +481,31 @@ def test_closing_while_requests_begin(pipe):
     assert is_empty(engine)
 
 
+def test_closing_at_any_time(pipe, quick_switches):
+    """Every request is answered, or told that the engine stopped."""
+    side, chance, seen = pipe.config.default_size, random.Random(0), {Answer: 0, EngineStoppedError: 0}
+
+    async def run():
+        engine = LocalEngine(pipe, MODEL, max_batch_size=2, batch_wait=0.001)
+        requests = [generation("a"), edit(picture(side, side), "b"), chat("draw B"), chat("say M")]
+        tasks = [asyncio.create_task(answer(engine, chance.choice(requests))) for _ in range(6)]
+        if chance.random() < 0.5:
+            await asyncio.sleep(chance.choice([0, 0.003, 0.02, 0.1]))
+        else:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if chance.random() < 0.5:
+            engine.stop_admission()
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(engine.close)
+        for outcome in await outcomes(tasks):
+            seen[type(outcome)] += 1
+        assert is_empty(engine) and not engine._thread.is_alive()
+
+    for _ in range(20):
+        asyncio.run(run())
+    assert min(seen.values()) >= 5
+
+
 def test_nothing_is_kept_of_answered_requests(pipe):
     def kept() -> int:
         return sum(type(one) is _Ticket for one in gc.get_objects())
@@ -511,11 +538,13 @@ def test_nothing_is_kept_of_answered_requests(pipe):
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory) -> dict[str, str]:
-    """Two adapters of the tiny model, of all and of the head alone."""
+    """Two adapters of the tiny model: of what generates, and of how pictures are read and decoded."""
     folder, found = tmp_path_factory.mktemp("adapters"), {}
-    for seed, (name, parts) in enumerate({"one": ("language_model", "head"), "two": ("head",)}.items()):
+    pictures = r".*vision_model\.(encoder|decoder)\..*(q_proj|v_proj|conv1)"
+    configs = {"one": lora_config("language_model", "head", r=4), "two": LoraConfig(r=4, target_modules=pictures)}
+    for seed, (name, config) in enumerate(configs.items()):
         model = build_serving_pipeline(1).mllm
-        model.add_adapter(lora_config(*parts, r=4))
+        model.add_adapter(config)
         generator = seeded(seed + 1)
         with torch.no_grad():
             for parameter in (p for p in model.parameters() if p.requires_grad):
@@ -533,7 +562,7 @@ def test_adapters_by_name_under_load(adapters):
         lambda model, seed: chat("what is it", seed=seed, model=model, max_new_tokens=4),
         lambda model, seed: chat([picture(side, side), "draw B"], seed=seed, model=model),
     ]
-    requests = [kind(model, seed) for seed in range(2) for kind in kinds for model in models]
+    requests = [kind(model, 3) for kind in kinds for model in models]
     alone = {}
     for model in models:
         plain = build_serving_pipeline(1)
@@ -631,7 +660,7 @@ def hammer_requests(pipe: UniWeTokPipeline) -> list:
     return [*found, chat("what is it", max_new_tokens=40), chat("say M")]
 
 
-@pytest.mark.parametrize("max_batch_size", [3, 16])
+@pytest.mark.parametrize("max_batch_size", [3, pytest.param(16, marks=pytest.mark.slow)])
 def test_eight_clients_of_all_kinds(pipe, max_batch_size, quick_switches):
     """Half of them leave again and again. Every answer is that of its seed, and nothing is lost."""
     requests = hammer_requests(pipe)
@@ -641,11 +670,11 @@ def test_eight_clients_of_all_kinds(pipe, max_batch_size, quick_switches):
         assert wanted == answer_alone(pipe, request)
     counts = {"answered": 0, "left": 0, "refused": 0, "bad": 0}
 
-    async def client(engine: LocalEngine, number: int, end: float) -> None:
+    async def client(engine: LocalEngine, number: int, is_enough: Callable[[], bool]) -> None:
         chance = random.Random(number)
-        while time.monotonic() < end:
+        while not is_enough():
             index = chance.randrange(len(requests))
-            patience = chance.choice([0.0, 0.01, 0.05, 0.2]) if number % 2 else 60
+            patience = chance.choice([0.0, 0.01, 0.05, 0.2]) if number % 2 else 110
             try:
                 async with asyncio.timeout(patience):
                     if chance.random() < 0.1:
@@ -663,11 +692,14 @@ def test_eight_clients_of_all_kinds(pipe, max_batch_size, quick_switches):
 
     async def run() -> None:
         with serving(pipe, max_batch_size=max_batch_size, max_waiting=5, batch_wait=0.002) as engine:
-            end = time.monotonic() + 3
-            async with asyncio.TaskGroup() as group:
+            end = time.monotonic() + 2
+
+            def is_enough() -> bool:
+                return time.monotonic() > end and counts["answered"] >= 30 and counts["left"] >= 30
+
+            async with asyncio.timeout(120), asyncio.TaskGroup() as group:
                 for number in range(8):
-                    group.create_task(client(engine, number, end))
+                    group.create_task(client(engine, number, is_enough))
             await until(lambda: is_empty(engine))
 
     asyncio.run(run())
-    assert counts["answered"] > 10 and counts["left"] > 5, counts

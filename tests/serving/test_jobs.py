@@ -108,9 +108,10 @@ def test_edits_are_those_of_the_pipeline(jobs, side):
 
 def test_edits_that_are_described_first(jobs, side, described_first):
     requests = [edit(picture(side, side), "green"), edit(picture(side, side), "D", seed=1, guidance_scale=3.0)]
+    requests.append(edit(picture(side, side), "P"))  # begins with no picture: a description has at least one token
     answers = [work(jobs, request) for request in requests]
     assert answers == [answer_alone(jobs.pipe, request) for request in requests]
-    assert answers[0].descriptions[0] and answers[1].descriptions == ["a red one"]
+    assert answers[0].descriptions[0] and answers[1].descriptions == ["a red one"] and answers[2].descriptions[0]
 
 
 def test_turns_are_those_of_a_conversation(jobs, side):
@@ -235,6 +236,9 @@ def test_bad_settings_are_refused(jobs, change, words):
         (generation("a <|im_end|>"), "`prompt` must not hold the special tokens"),
         (generation("a" * 2000), "`prompt`: .* are more than the 1024"),
         (generation("a", negative_prompt="a" * 2000), "`negative_prompt`: .* are more than"),
+        (generation("a" * 10**5), "`prompt` has 100000 characters; at most 16384 are read"),
+        (edit(picture(64, 64), "a", negative_prompt="a" * 10**5), "`negative_prompt` has 100000 characters"),
+        (chat("a", "b", "a" * 10**5), "`messages` has .* characters; at most 16384 are read"),
         (edit(None, "a"), "`image` must be one PIL image, got NoneType"),
         (edit([picture(64, 64)], "a"), "`image` must be one PIL image, got list"),
         (edit(picture(64, 64), "<|image_pad|>"), "`prompt` must not hold the special tokens"),

@@ -21,6 +21,9 @@ from .batches import PictureRow, Row, TextRow
 from .requests import ChatRequest, EditRequest, Finished, GenerationRequest, Part, PicturePart, Request, TextPart
 
 
+# Longer texts are refused before they are tokenized, for which all others would have to wait.
+CHARACTERS_PER_POSITION = 16
+
 Job = Generator[Row, Any, None]
 Emit = Callable[[Part], None]
 
@@ -57,6 +60,8 @@ class Jobs:
             raise ValueError(f"`prompt` must be one text, got {request.prompt!r:.100}.")
         if isinstance(request, EditRequest) and not isinstance(request.image, Image.Image):
             raise ValueError(f"`image` must be one PIL image, got {type(request.image).__name__}.")
+        self._check_characters("prompt", request.prompt)
+        self._check_characters("negative_prompt", request.negative_prompt or "")
         pipe = self.pipe if isinstance(request, GenerationRequest) else self.edit_pipe
         steps = pipe.value_or_default("num_inference_steps", request.num_inference_steps)
         scale = pipe.value_or_default("guidance_scale", request.guidance_scale)
@@ -73,6 +78,12 @@ class Jobs:
             pipe.check_inputs(request.image, request.prompt, *size, steps, scale, picture_scale, negative, **common)
             pipe.processor.check_words([request.prompt])
             pipe.processor.check_words([negative], "negative_prompt")
+
+    def _check_characters(self, name: str, text: str) -> None:
+        num_positions = getattr(self.pipe.mllm.config.text_config, "max_position_embeddings", None)
+        if num_positions is not None and len(text) > CHARACTERS_PER_POSITION * num_positions:
+            most = CHARACTERS_PER_POSITION * num_positions
+            raise ValueError(f"`{name}` has {len(text)} characters; at most {most} are read.")
 
     def _check_chat(self, request: ChatRequest) -> None:
         pipe = self.pipe
@@ -254,6 +265,7 @@ class Jobs:
     def _conversation_text(self, request: ChatRequest) -> str:
         processor = self.pipe.processor
         text = str(processor.apply_chat_template([*request.messages], add_generation_prompt=True))
+        self._check_characters("messages", text)
         if (num_shown := text.count(processor.image_token)) != len(request.images):
             raise ValueError(f"`messages` show {num_shown} pictures, `images` has {len(request.images)}.")
         return text
