@@ -12,8 +12,9 @@ from collections.abc import Iterator
 
 from PIL import Image
 
+from .data.images import png_bytes
 from .embedded import EXAMPLES
-from .serving.client import ServerClient, image_item, png_of, read_png
+from .serving.client import ServerClient, image_item, read_png
 from .web_app import TABS, build_page, check_seed, check_settings, check_text, details_of
 
 
@@ -46,7 +47,7 @@ class RemoteStudio:
     ) -> Iterator[tuple[Image.Image | None, str]]:
         """How long it has taken so far, and the changed picture, each with a line of details."""
         body = {"prompt": check_text(instruction, "Write what to change."), **check_settings(seed, steps, guidance)}
-        files = {"image": ("image.png", png_of(picture), "image/png")}
+        files = {"image": ("image.png", png_bytes(picture), "image/png")}
         yield from _pictured(self.client.post("images/edits", data=body | {"model": self.model}, files=files))
 
     def describe(self, picture: Image.Image, question: str) -> Iterator[str]:

@@ -1,6 +1,7 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """Reading pictures, as `modeling.image_reading_uniwetok` does for all of the package, and saving them safely."""
 
+import io
 import os
 from pathlib import Path
 
@@ -8,6 +9,13 @@ from PIL import Image
 
 from ..files import whole_file, writing
 from ..modeling.image_reading_uniwetok import ImageReadError, image_error_line, read_image
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """A picture as the file of a PNG, which keeps every pixel."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def save_image(image: Image.Image, path: str | os.PathLike) -> Path:
@@ -46,4 +54,4 @@ def save_image(image: Image.Image, path: str | os.PathLike) -> Path:
     return path
 
 
-__all__ = ["ImageReadError", "read_image", "save_image"]
+__all__ = ["ImageReadError", "png_bytes", "read_image", "save_image"]

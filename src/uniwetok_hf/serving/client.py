@@ -7,7 +7,6 @@ for what is this server's own: steps, seeds, pictures in a stream.
 
 import base64
 import contextlib
-import io
 import logging
 import queue
 from collections.abc import Awaitable, Callable, Iterator
@@ -17,7 +16,7 @@ import httpx2
 from anyio.from_thread import start_blocking_portal
 from PIL import Image
 
-from ..data.images import read_image
+from ..data.images import png_bytes, read_image
 from ..files import one_line
 
 
@@ -214,16 +213,9 @@ def _read_json(read: Callable[[], Any]) -> dict:
     return content
 
 
-def png_of(image: Image.Image) -> bytes:
-    """A picture as a PNG, which keeps every pixel."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
 def image_item(image: Image.Image) -> dict:
     """A picture in a message."""
-    encoded = base64.b64encode(png_of(image)).decode()
+    encoded = base64.b64encode(png_bytes(image)).decode()
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}}
 
 
@@ -239,4 +231,4 @@ def read_png(encoded: str) -> Image.Image:
         raise ValueError(UNREADABLE) from None
 
 
-__all__ = ["ServerClient", "image_item", "png_of", "read_png"]
+__all__ = ["ServerClient", "image_item", "read_png"]

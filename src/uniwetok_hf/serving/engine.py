@@ -24,7 +24,7 @@ from ..pipelines import UniWeTokPipeline
 from ..pipelines.pipeline_base import check_count
 from .batches import Row, TextRow, generate_pictures, generate_texts
 from .jobs import Job, Jobs, defaults_of
-from .requests import EngineFailedError, EngineStoppedError, Finished, Part, QueueFullError, Request
+from .requests import EngineFailedError, EngineStoppedError, Finished, Part, QueueFullError, Request, UnknownModelError
 
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,19 @@ class EngineInfo:
     model: str
     adapters: tuple[str, ...]
     defaults: Mapping[str, Any]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What requests may call: the model, then its adapters."""
+        return self.model, *self.adapters
+
+    def check_name(self, name: str) -> None:
+        """
+        Raises:
+            UnknownModelError: when `name` is none of `names`.
+        """
+        if name not in self.names:
+            raise UnknownModelError(f"`model` must be one of {', '.join(self.names)}, got {name!r:.100}.")
 
 
 class ServingEngine(Protocol):
@@ -231,9 +244,7 @@ class LocalEngine:
         self._thread.join()
 
     def _check_admission(self, request: Request) -> None:
-        if request.model not in (self.info.model, *self.info.adapters):
-            known = ", ".join((self.info.model, *self.info.adapters))
-            raise ValueError(f"`model` must be one of {known}, got {request.model!r:.100}.")
+        self.info.check_name(request.model)
         if not self._admits:
             raise EngineStoppedError("The server stops, and takes no more requests.")
         if len(self._waiting) >= self.max_waiting:
@@ -333,7 +344,7 @@ class LocalEngine:
 
     def _results(self, batch: Sequence[_Ticket]) -> list:
         """One result per ticket, or the exception that it raises. A batch that fails is computed in halves, so that
-        one request doesn't take others with it, and one that needs too much memory is computed all the same."""
+        one request doesn't take others with it, and one that needs too much memory is still computed."""
         rows = [ticket.row for ticket in batch]
         generate = generate_texts if isinstance(rows[0], TextRow) else generate_pictures
         generators = [row.generator for row in rows if row.generator is not None]

@@ -2,7 +2,7 @@
 """Errors as clients read them: a status, and OpenAI's error object."""
 
 from .formats import error_object, named_argument
-from .requests import EngineFailedError, EngineStoppedError, QueueFullError
+from .requests import EngineFailedError, EngineStoppedError, QueueFullError, UnknownModelError
 
 
 CLIENT_LEFT = 499  # nginx's number for an answer that nobody waits for
@@ -11,10 +11,6 @@ RETRY_SECONDS = 1  # after which a refused request may come again
 
 class ClientLeftError(Exception):
     """Nobody waits for the answer any more."""
-
-
-class UnknownModelError(ValueError):
-    """A request names a model that is not served."""
 
 
 # Status, type and code of each error; a subclass goes before its base.
@@ -36,4 +32,4 @@ def error_of(error: Exception) -> tuple[int, dict]:
     return status, error_object(message, kind, code, named_argument(message) if status in (400, 404) else None)
 
 
-__all__ = ["CLIENT_LEFT", "ERRORS", "RETRY_SECONDS", "ClientLeftError", "UnknownModelError", "error_of"]
+__all__ = ["CLIENT_LEFT", "ERRORS", "RETRY_SECONDS", "ClientLeftError", "error_of"]

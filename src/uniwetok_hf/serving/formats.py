@@ -7,7 +7,6 @@ that a misspelt one is noticed.
 """
 
 import base64
-import io
 import re
 import time
 import uuid
@@ -16,6 +15,7 @@ from typing import Annotated, Any, Literal
 from PIL import Image
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from ..data.images import png_bytes
 from .requests import Finished
 
 
@@ -38,8 +38,6 @@ Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
 Scale = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Size = Annotated[str, Field(pattern=r"^(auto|[1-9]\d{0,4}x[1-9]\d{0,4})$")]
-
-
 Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
 
 
@@ -180,9 +178,7 @@ class ChatBody(_Settings):
 
 def png_base64(image: Image.Image) -> str:
     """A picture as a PNG in base64."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+    return base64.b64encode(png_bytes(image)).decode()
 
 
 def image_item(encoded: str, index: int) -> dict:

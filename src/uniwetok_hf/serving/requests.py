@@ -96,6 +96,10 @@ class Finished:
 Part = TextPart | PicturePart | Finished
 
 
+class UnknownModelError(ValueError):
+    """A request names a model that is not served."""
+
+
 class QueueFullError(RuntimeError):
     """Too many requests wait."""
 
@@ -120,4 +124,5 @@ __all__ = [
     "QueueFullError",
     "Request",
     "TextPart",
+    "UnknownModelError",
 ]

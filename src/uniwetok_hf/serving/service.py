@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from .engine import ServingEngine
-from .errors import ERRORS, ClientLeftError, UnknownModelError, error_of
+from .errors import ERRORS, ClientLeftError, error_of
 from .formats import (
     LARGEST_SEED,
     ChatAnswer,
@@ -82,7 +82,7 @@ class Service:
                 "parent": None if name == info.model else info.model,
                 "defaults": dict(info.defaults),
             }
-            for name in (info.model, *info.adapters)
+            for name in info.names
         ]
 
     def check_model(self, name: str | None) -> str:
@@ -92,10 +92,10 @@ class Service:
             UnknownModelError: when it is not served.
         """
         info = self.engine.info
-        if name is not None and name not in (info.model, *info.adapters):
-            known = ", ".join((info.model, *info.adapters))
-            raise UnknownModelError(f"`model` must be one of {known}, got {name!r:.100}.")
-        return name or info.model
+        if name is None:
+            return info.model
+        info.check_name(name)
+        return name
 
     async def while_connected(self, request: Request, work: Awaitable[T]) -> T:
         """The result of `work`, which is cancelled when the client leaves or the time is over.
