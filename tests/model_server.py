@@ -1,17 +1,15 @@
 """`uniwetok serve` in a thread of this process."""
 
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import uvicorn
+from running_server import running_server
 
-from uniwetok_hf.serving.api import ServerSettings, create_app
 from uniwetok_hf.serving.engine import LocalEngine
 from uniwetok_hf.serving.metrics import ServerMetrics
-from uniwetok_hf.serving.server import Server, bind
+from uniwetok_hf.serving.service import ServerSettings
 
 
 @dataclass
@@ -34,17 +32,8 @@ def model_server(pipe, name: str = "tiny", adapters: Mapping[str, str] | None = 
     [`ServerSettings`]."""
     metrics = ServerMetrics()
     engine = LocalEngine(pipe, name, adapters, on_batch=metrics.observe_batch)
-    with bind("127.0.0.1", 0) as bound:
-        app = create_app(engine, ServerSettings(**settings), metrics)
-        server = Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5), engine)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, name="model-server")
-        thread.start()
-        try:
-            wait_until(lambda: server.started)
-            yield RunningServer(f"http://127.0.0.1:{bound.getsockname()[1]}", engine, metrics)
-        finally:
-            server.should_exit = True
-            thread.join()
+    with running_server(engine, ServerSettings(**settings), metrics) as (url, _):
+        yield RunningServer(url, engine, metrics)
 
 
 def wait_until(is_so, seconds: float = 120) -> None:
