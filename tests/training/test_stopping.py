@@ -107,6 +107,37 @@ def test_a_failure_is_in_the_status(fields, tmp_path, monkeypatch):
     assert {"status": "failed", "step": 0, "error": "a bad row"}.items() <= status(tmp_path / "run").items()
 
 
+def test_a_folder_that_another_process_has_locked(fields, tmp_path):
+    fields |= {"max_train_steps": 2}
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "status.json").write_text('{"status": "running", "host": "node3", "pid": 4711}')
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print('held', flush=True)"
+    command = [sys.executable, "-c", f"{hold}; input()", str(run / "run.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="run is in use by another training, process 4711 on node3"):
+            train_uniwetok.main(write(tmp_path, fields))
+        assert status(run)["pid"] == 4711 and not (run / "log.jsonl").exists()
+        holder.kill()  # the system takes the lock back
+    assert train_uniwetok.main(write(tmp_path, fields)).is_dir()
+    assert status(run)["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_a_second_command_leaves_the_first_alone(fields, tmp_path):
+    config, run = write(tmp_path, fields), tmp_path / "run"
+    first = start(config)
+    wait_for_steps(run, first)
+    code, line = end(start(config))
+    assert code == 1 and line.endswith(
+        f"is in use by another training, process {first.pid} on {socket.gethostname()}."
+    )
+    wait_for_steps(run, first, after=log_lines(run)[-1]["step"])
+    first.terminate()
+    assert check_stopped(first, run) > 0
+
+
 @pytest.mark.slow
 def test_the_command_exits_with_75(fields, tmp_path):
     process = start(write(tmp_path, fields))

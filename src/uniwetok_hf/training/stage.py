@@ -35,7 +35,7 @@ from .run import (
     stopped_after,
 )
 from .sharding import ShardedState, find_fsdp2, shard_model
-from .status import RunStatus
+from .status import RunStatus, only_run
 from .trackers import start_trackers
 
 
@@ -87,9 +87,10 @@ class StageTrainer:
             Stopped: after the step in which `stop` was set on a process; its checkpoint is kept.
             ConnectionError: when another process has ended or does not answer.
             OSError: when the log, a checkpoint or the result can't be written; the checkpoints before are kept.
-            ValueError: when the last checkpoint is broken or of another version, or a row does not fit its task.
+            ValueError: when the last checkpoint is broken or of another version, a row does not fit its task, or
+                another training is running in the same folder.
         """
-        with self.status.of_block(), lost_processes_named():
+        with only_run(self.accelerator, self.folder), self.status.of_block(), lost_processes_named():
             start, total = self.resume(), self.config.max_train_steps
             self.bar = tqdm(total=total, initial=start, desc=self.folder.name, mininterval=10)
             with self.bar:  # closed before an error is told, so that it has a line of its own

@@ -1,7 +1,9 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""`status.json` in the folder of a run, for schedulers and scripts that see the exit code of a launcher only."""
+"""`status.json` in the folder of a run, for schedulers and scripts that see the exit code of a launcher only, and the
+lock that keeps a second run out of the folder."""
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -13,9 +15,16 @@ from accelerate import Accelerator
 
 from ..files import one_line, whole_file
 from ..signals import Stopped
+from .agreement import any_process, written_together
 
 
-STATUS = "status.json"
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+STATUS, LOCK = "status.json", "run.lock"
 
 
 class RunStatus:
@@ -61,3 +70,33 @@ class RunStatus:
             self.write("finished")
         except OSError as error:
             warnings.warn(f"The training is finished, but {error}.", stacklevel=2)
+
+
+@contextlib.contextmanager
+def only_run(accelerator: Accelerator, folder: Path) -> Iterator[None]:
+    """Locks the folder of a run against other processes. The system takes the lock back when the process ends, by
+    SIGKILL too; where it has none (Windows, some network file systems) nothing is locked. All processes must call it.
+
+    Raises:
+        ValueError: when another run has the lock.
+    """
+    is_taken = False
+    with contextlib.ExitStack() as stack:
+        with written_together(accelerator, folder / LOCK):
+            if accelerator.is_main_process and fcntl is not None:
+                file = stack.enter_context(open(folder / LOCK, "a"))
+                try:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process, not of those it forks
+                except OSError as error:
+                    is_taken = error.errno in (errno.EACCES, errno.EAGAIN)
+        if any_process(is_taken, accelerator):
+            raise ValueError(f"`output_dir` {folder} is in use by another training{_who_trains(folder)}.")
+        yield
+
+
+def _who_trains(folder: Path) -> str:
+    try:
+        values = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+        return f", process {values['pid']} on {values['host']}"
+    except (OSError, ValueError, KeyError):
+        return ""
