@@ -152,6 +152,14 @@ def test_equal_scales_are_guidance_against_nothing(pipeline, side):
     assert torch.equal(edit(pipeline, source, guidance_scale=1.0, image_guidance_scale=3.0), without)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pipeline_of_another_leaves_the_model_its_dtype(dtype):
+    pipe = build_tiny_pipeline().to(dtype=dtype)
+    twin = UniWeTokEditPipeline.from_pipe(pipe)
+    assert twin.mllm is pipe.mllm and {parameter.dtype for parameter in pipe.mllm.parameters()} == {dtype}
+    assert UniWeTokPipeline.from_pipe(twin, dtype=torch.float16).dtype == torch.float16
+
+
 def test_the_pictures_scale_keeps_its_proportion_to_that_of_the_words(side, pipeline, tmp_path):
     tuned = UniWeTokEditPipeline.from_pipe(
         pipeline,

@@ -16,6 +16,7 @@ for ready embeddings (`prompt_embeds`, `negative_prompt_embeds`) are not taken: 
 a whole conversation, in which size and queries of the picture follow the words.
 """
 
+import functools
 import math
 import threading
 from collections.abc import Callable, Generator, Sequence
@@ -64,6 +65,15 @@ class UniWeTokPipelineBase:
         super().__init__()
         self._state_of_thread = _StateOfThread()
         self._running: list[GenerationState] = []
+
+    @classmethod
+    def from_pipe(cls, pipeline, **kwargs):
+        """As in diffusers, but the models, which `pipeline` goes on using, keep their dtype where the call names none
+        (of different ones, the widest). Diffusers makes them float32 then."""
+        dtypes = [part.dtype for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+        if dtypes and "dtype" not in kwargs and "torch_dtype" not in kwargs:
+            kwargs["dtype"] = functools.reduce(torch.promote_types, dtypes)
+        return super().from_pipe(pipeline, **kwargs)  # ty: ignore[missing-attribute]
 
     @property
     def guidance_scale(self) -> float:

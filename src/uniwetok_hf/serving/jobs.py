@@ -41,7 +41,7 @@ class Jobs:
     """
 
     def __init__(self, pipe: UniWeTokPipeline):
-        # Not `from_pipe`, which makes every model one of float32.
+        # Not `from_pipe`, which gives all parts of a model one dtype.
         self.pipe, self.edit_pipe = pipe, UniWeTokEditPipeline(**pipe.components, **defaults_of(pipe))
         for one in (self.pipe, self.edit_pipe):
             one.set_progress_bar_config(disable=True)
