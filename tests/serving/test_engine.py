@@ -361,6 +361,27 @@ def test_what_does_not_fit_is_computed_in_halves(pipe, limit, caplog):
         }
 
 
+def test_a_size_that_did_not_fit_is_computed_in_smaller_batches(pipe):
+    """From then on; those of another size and texts as before."""
+    reports: list = []
+
+    def fail(module, args, kwargs):
+        embeddings = kwargs["inputs_embeds"]
+        if embeddings.shape[1] == 1 and len(embeddings) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    async def run():
+        for request in (generation("a", width=64), generation("a", width=64), chat("what is it", max_new_tokens=2)):
+            await answer_all(engine, [request] * 4)
+        handle.remove()
+        await answer_all(engine, [generation("a", width=128)] * 4)
+
+    with serving(pipe, max_batch_size=4, batch_wait=0.3, on_batch=reports.append) as engine:
+        handle = pipe.mllm.model.language_model.register_forward_pre_hook(fail, with_kwargs=True)
+        asyncio.run(run())
+    assert [report.size for report in reports] == [4, 2, 2, 4, 4]
+
+
 def test_errors_of_a_request_are_told(pipe):
     async def run():
         with serving(pipe) as engine:

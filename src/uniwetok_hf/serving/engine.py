@@ -22,7 +22,7 @@ import torch
 
 from ..pipelines import UniWeTokPipeline
 from ..pipelines.pipeline_base import check_count
-from .batches import Row, TextRow, generate_pictures, generate_texts
+from .batches import PictureRow, Row, TextRow, generate_pictures, generate_texts
 from .jobs import Job, Jobs, defaults_of
 from .requests import EngineFailedError, EngineStoppedError, Finished, Part, QueueFullError, Request, UnknownModelError
 
@@ -142,7 +142,7 @@ class LocalEngine:
         pipe: the pipeline; nothing else may use its model meanwhile.
         name: name of the model in requests.
         adapters: names and folders (or Hub ids) of LoRA adapters.
-        max_batch_size: rows of a batch.
+        max_batch_size: rows of a batch; of pictures of a size that did not fit the memory, half of what was tried.
         max_waiting: requests that may wait; more are refused.
         batch_wait: seconds in which others may join a batch before it begins.
         on_batch: called with each batch that was computed, by the engine's thread.
@@ -180,6 +180,7 @@ class LocalEngine:
         self._waiting: list[_Ticket] = []  # not begun
         self._begun: list[_Ticket] = []
         self._changed = threading.Condition()
+        self._limits: dict[tuple[int, int], int] = {}  # rows of a batch of pictures of a size, where it is less
         self._admits, self._is_closed = True, False
         self._thread = threading.Thread(target=self._run, name="uniwetok-engine", daemon=True)
         self._thread.start()
@@ -318,8 +319,9 @@ class LocalEngine:
         self._begun = sorted(wanted, key=lambda ticket: ticket.number)
         if self._is_closed or not self._begun:
             return []
-        key = self._begun[0].row.key
-        return [ticket for ticket in self._begun if ticket.row.key == key][: self.max_batch_size]
+        row = self._begun[0].row
+        limit = self._limits.get(row.size, self.max_batch_size) if isinstance(row, PictureRow) else self.max_batch_size
+        return [ticket for ticket in self._begun if ticket.row.key == row.key][:limit]
 
     def _compute(self, batch: list[_Ticket]) -> None:
         """Computes a batch, and goes on with its jobs."""
@@ -355,6 +357,8 @@ class LocalEngine:
             if len(batch) == 1:
                 return [error]
             logger.warning("A batch of %d failed (%s); computing it in halves.", len(batch), error)
+            if isinstance(error, torch.OutOfMemoryError) and isinstance(rows[0], PictureRow):
+                self._limits[rows[0].size] = len(batch) // 2  # texts of other lengths may fit
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
         half = len(batch) // 2
