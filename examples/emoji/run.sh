@@ -16,6 +16,7 @@ uniwetok train tokenizer --config "$here"/emoji_uniwetok_stage{1,2,3}.yaml
 for split in train validation; do
   uniwetok encode-dataset data/emoji "data/emoji_codes/$split" --split "$split" --size 128 --variants 3 --model "$tokenizer"
 done
+uniwetok encode-dataset data/emoji data/emoji_codes/plain --split train --size 128 --model "$tokenizer"  # without crops
 uniwetok train mllm --config "$here"/emoji_mllm_{pretrain,finetune}.yaml
 
 uniwetok evaluate reconstruction data/emoji --sizes 128 --by style --model "$tokenizer" --output results/reconstruction
