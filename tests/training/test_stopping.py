@@ -134,6 +134,9 @@ def test_a_second_command_leaves_the_first_alone(fields, tmp_path):
         f"is in use by another training, process {first.pid} on {socket.gethostname()}."
     )
     wait_for_steps(run, first, after=log_lines(run)[-1]["step"])
+    for process in start_two(config):  # both say so, though only the first asks for the lock
+        code, line = end(process)
+        assert code == 1 and "is in use by another training" in line
     first.terminate()
     assert check_stopped(first, run) > 0
 
