@@ -39,17 +39,6 @@ def small(tmp_path, **fields):
     return config_of(tmp_path, **{"text_model": text, "vocab_size": 500, "head": head} | fields)
 
 
-def test_muon_has_one_moment_where_adam_has_two(tmp_path):
-    adam, muon = (plan_training(small(tmp_path, optimizer=name), 1) for name in ("adamw", "muon"))
-    layers = 2 * (
-        64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 96
-    )  # of the language model, whose heads are 2 and 1 of 32
-    moments = [plan.memory["copies"]["Adam's moments"] * GIB / 4 for plan in (adam, muon)]
-    assert moments[0] == 2 * adam.trained
-    in_head = moments[0] - moments[1] - layers
-    assert in_head == 2 * (2 * 32 * 32 + 3 * 32 * 48)  # values and outputs, and SwiGLU of 1.5 times the width
-
-
 def test_the_paper_on_eight_gpus(tmp_path, capsys):
     Qwen3Config(**QWEN3_8B).save_pretrained(tmp_path / "qwen")
     assert AutoConfig.from_pretrained(tmp_path / "qwen").num_hidden_layers == 36

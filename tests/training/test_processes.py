@@ -263,14 +263,6 @@ def test_fsdp_trains_like_one_process(language, tmp_path):
 
 
 @pytest.mark.slow
-def test_muon_is_refused_for_shards(language, tmp_path):
-    config = write(tmp_path, language[0], output_dir=str(tmp_path / "run"), optimizer="muon")
-    with pytest.raises(AssertionError, match="`optimizer` muon needs whole matrices: under FSDP"):
-        launch_two(*TRAIN, "mllm", "--config", str(config), **FSDP2)
-    assert not (tmp_path / "run" / "checkpoints").exists()
-
-
-@pytest.mark.slow
 def test_shards_that_can_not_be_written_end_the_run(language, tmp_path):
     """Written in the background, on a disk that is full: both processes say so, and nothing is left."""
     config = write(tmp_path, language[0], output_dir=str(tmp_path / "run"), checkpointing_steps=1)

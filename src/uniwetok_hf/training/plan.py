@@ -23,7 +23,6 @@ from ..modeling.configuration_uniwetok import UniWeTokConfig
 from ..modeling.configuration_uniwetok_mllm import UniWeTokHeadConfig, UniWeTokMLLMConfig
 from ..modeling.modeling_uniwetok_mllm import UniWeTokForCausalLM
 from .config import field_named
-from .muon import muon_groups
 from .run import choose_parameters
 from .settings_mllm import MLLMTrainingConfig
 from .start import LARGEST_SIDE, PROMPT_TOKENS, find_result
@@ -96,10 +95,6 @@ def plan_training(config: MLLMTrainingConfig, num_gpus: int) -> TokenPlan:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     chosen = choose_parameters(model, config.trainable, frozen_patterns(model))
     trained = sum(parameter.numel() for parameter in chosen)
-    in_matrices = 0
-    if config.optimizer == "muon":
-        in_matrices = sum(parameter.numel() for parameter in muon_groups(model, chosen)[0]["params"])
-    moments = 2 * trained - in_matrices  # Muon has one where Adam has two
     turns = num_gpus * config.gradient_accumulation_steps
     rows = 1 if config.packed_tokens else math.ceil(config.batch_size / turns)
     row_tokens = config.packed_tokens or config.max_length
@@ -108,7 +103,7 @@ def plan_training(config: MLLMTrainingConfig, num_gpus: int) -> TokenPlan:
     states = {
         "weights": BYTES * parameters,
         "gradients": BYTES * trained,
-        "Adam's moments": BYTES * moments,
+        "Adam's moments": 2 * BYTES * trained,
         "averages": averages,
     }
     # One layer's weights are gathered, and the next one's on their way, in what the layers compute with.
