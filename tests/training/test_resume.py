@@ -80,7 +80,7 @@ FIXED = {
     },
     MLLMTrainingConfig: {
         *("data", "batch_size", "init_from", "vision_model", "language_model", "text_model", "vocab_size", "seed"),
-        *("num_size_tokens", "head", "trainable", "lora", "length_group_steps", "packed_tokens", "optimizer"),
+        *("num_size_tokens", "head", "trainable", "lora", "length_group_steps", "packed_tokens"),
         *(f"data[1].{name}" for name in ("path", "task", "weight", "columns", "options")),
         *(f"lora.{name}" for name in ("r", "alpha", "targets", "options")),
     },

@@ -33,7 +33,6 @@ from ..signals import Stopped, signals_set
 from .agreement import deepspeed_on_cpus, lost_processes_named, process_group_options
 from .checkpoints import list_checkpoints
 from .config import field_named
-from .muon import MuonWithAdamW
 from .sharding import find_fsdp2
 from .trackers import JsonLinesTracker
 
@@ -157,14 +156,12 @@ def choose_parameters(model: nn.Module, trainable: Sequence[str], never: Sequenc
 def make_optimizer(
     config, parameters: list[nn.Parameter] | list[dict], learning_rate: float, num_steps: int, epsilon: float = 1e-8
 ):
-    """AdamW of parameters, or of groups of them, and the learning rate schedule over `num_steps` steps. Groups of
-    [`muon_groups`] get [`MuonWithAdamW`].
+    """AdamW of parameters, or of groups of them, and the learning rate schedule over `num_steps` steps.
 
     Raises:
         ValueError: for a schedule that is unknown, does not take its arguments, or does not follow the steps alone.
     """
-    with_muon = isinstance(parameters[0], dict) and "use_muon" in parameters[0]
-    optimizer = (MuonWithAdamW if with_muon else torch.optim.AdamW)(
+    optimizer = torch.optim.AdamW(
         parameters,
         lr=learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),

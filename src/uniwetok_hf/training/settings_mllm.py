@@ -2,7 +2,6 @@
 """The settings of a training of the language model: the fields of its YAML files (`config.py`)."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from ..data.skipped import MAX_SHARE
 from .config import APPLY, KEEP, KEEP_NULL, check_at_least, check_share, check_training, setting
@@ -110,13 +109,7 @@ class MLLMTrainingConfig:
         on_resume=APPLY,
     )
     # the optimizer
-    optimizer: Literal["adamw", "muon"] = setting(
-        "adamw",
-        "adamw (paper), or muon: Muon for the matrices of layers, AdamW for the rest; in one piece, without FSDP, "
-        "DeepSpeed or adapters",
-        on_resume=KEEP,
-    )
-    learning_rate: float = setting(1e-5, "learning rate (paper: 1e-5)", on_resume=APPLY)
+    learning_rate: float = setting(1e-5, "learning rate of AdamW (paper: 1e-5)", on_resume=APPLY)
     lr_scheduler: str = setting(
         "constant_with_warmup", "name of a schedule of transformers.get_scheduler", on_resume=APPLY
     )

@@ -42,7 +42,6 @@ from .config import config_values, read_config
 from .conversation_batches import ConversationBatches, MicroBatch, prefetched
 from .export import ARCHITECTURE, ExportFields, names_of, pipeline_parts, write_architecture
 from .lora import add_lora, checkpoint_adapters_only
-from .muon import muon_groups
 from .packed_batches import PackedBatches
 from .resume import check_rows
 from .run import (
@@ -116,12 +115,7 @@ class MLLMTrainer(PipelineTrainer):
             self.mllm.activation_checkpointing_enable()
         if config.compile:
             compile_layers(self.mllm.model.language_model, self.mllm.image_head)
-        groups = [{"params": self.parameters}]
-        if config.optimizer == "muon":
-            if self.is_sharded:
-                raise ValueError("`optimizer` muon needs whole matrices: under FSDP and DeepSpeed use adamw.")
-            groups = muon_groups(self.mllm, self.parameters)
-        self.place_model(self.batches.micro_batch_size, groups, config.adam_epsilon)
+        self.place_model(self.batches.micro_batch_size, [{"params": self.parameters}], config.adam_epsilon)
 
     def make_batches(self, mixture: TaskMixture) -> ConversationBatches:
         config = self.config
