@@ -84,7 +84,7 @@ def only_run(accelerator: Accelerator, folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with written_together(accelerator, folder / LOCK):
             if accelerator.is_main_process and fcntl is not None:
-                file = stack.enter_context(open(folder / LOCK, "a"))
+                file = stack.enter_context(open(folder / LOCK, "ab"))
                 try:
                     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process, not of those it forks
                 except OSError as error:
