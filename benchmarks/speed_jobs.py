@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -16,6 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 import uniwetok_hf
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from random_weights import randomized  # noqa: E402
 
 
 PROMPT, INSTRUCTION, QUESTION = "a noto emoji of red apple", "redraw in fluent style", "what is this?"
@@ -40,18 +45,6 @@ Job = Callable[[int], torch.Tensor | None]  # takes a seed, and returns the code
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def randomized(model: torch.nn.Module) -> torch.nn.Module:
-    """`model` with every weight random: new ones are partly 0, and codes would all be alike."""
-    generator = seeded(0)
-    for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim > 1:
-            parameter.copy_(noise / parameter[0].numel() ** 0.5)
-        else:  # a bias, or the gain of a norm
-            parameter.copy_(("norm" in name and name.endswith("weight")) + 0.1 * noise)
-    return model.eval()
 
 
 def limits(model: str | None) -> dict[str, Job]:
@@ -198,7 +191,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
     jobs = KINDS[args.kind](args.model)
-    print(json.dumps({"jobs": list(jobs), "threads": torch.get_num_threads()}), file=answers, flush=True)
+    print(json.dumps({"jobs": list(jobs)}), file=answers, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
         job = jobs[asked["job"]]

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from gradio_leftovers import collected  # noqa: F401
 
 
 pytestmark = [

@@ -1,16 +1,15 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """The web page whose jobs a server does: a real server, and the page's jobs and its API."""
 
-import gc
 import json
 import socket
 import threading
-import time
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
+from gradio_leftovers import collected  # noqa: F401
 from model_server import model_server, wait_until
 from PIL import Image
 from tiny_mllm import answer_with_pictures, seeded, with_random_weights
@@ -308,15 +307,6 @@ def test_a_page_of_another_server(server):
             ServerClient(url)
     for url in (f"{server.url}/", f"{server.url}/v1", f"{server.url}/v1/"):
         assert list(ServerClient(url, "another").models()) == ["tiny", "cats"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def collected():
-    """Gradio's loops and sockets, after all else of this file, while its filter of warnings holds."""
-    yield
-    for _ in range(3):
-        gc.collect()
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")

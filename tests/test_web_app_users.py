@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gradio_leftovers import collected  # noqa: F401
 from model_server import wait_until
 from PIL import Image
 from tiny_mllm import answer_with_pictures, with_random_weights

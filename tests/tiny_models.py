@@ -1,8 +1,7 @@
 """The whole model at a tiny size, for tests that need a pipeline: the real classes with random weights."""
 
-import torch
+from random_weights import randomized
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config
 
 from uniwetok_hf import (
@@ -83,19 +82,6 @@ def build_tiny_mllm(patch_size: int = 1, seed: int = 0) -> UniWeTokForCausalLM:
         query_token_id=vocabulary.get("<|query_1|>", len(vocabulary)),
     )
     return randomized(UniWeTokForCausalLM(config), seed)
-
-
-def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
-    """`model` in eval mode, with every parameter random."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim > 1:
-                parameter.copy_(noise / parameter[0].numel() ** 0.5)
-            else:  # a bias, or the gain of a norm
-                parameter.copy_(("norm" in name and name.endswith("weight")) + 0.1 * noise)
-    return model.eval()
 
 
 def build_tiny_processor(patch_size: int = 1) -> UniWeTokProcessor:

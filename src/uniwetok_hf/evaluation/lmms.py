@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..data.images import read_image
 from ..data.samples import stream_seed
-from ..embedded import embedded_names, embedded_path
+from ..embedded import DEFAULT, embedded_names, embedded_path
 from ..pipelines import UniWeTokEditPipeline, UniWeTokPipeline
 from ..pipelines.writing import generate_text
 from .rows import batched
@@ -57,7 +57,7 @@ class UniWeTokLmms(lmms):
 
     def __init__(
         self,
-        pretrained: str = "uniwetok-emoji",
+        pretrained: str = DEFAULT,
         device: str = "cuda" if torch.cuda.is_available() else "cpu",
         dtype: str | None = None,
         batch_size: int | str = 1,

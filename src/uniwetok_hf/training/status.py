@@ -13,7 +13,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from ..files import one_line, whole_file
+from ..files import one_line, read_json, whole_file
 from ..signals import Stopped
 from .agreement import any_process, written_together
 
@@ -96,7 +96,7 @@ def only_run(accelerator: Accelerator, folder: Path) -> Iterator[None]:
 
 def _who_trains(folder: Path) -> str:
     try:
-        values = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+        values = read_json(folder / STATUS)
         return f", process {values['pid']} on {values['host']}"
     except (OSError, ValueError, KeyError):
         return ""
