@@ -4,9 +4,9 @@ model's `default_image_guidance_scale` is chosen by it.
 
     python examples/emoji/edit_guidance.py data/emoji runs/mllm/pipeline --guidance 5 --image-guidance 3 4 4.5 5
 
-By pixels, and by a `--judge`, among the candidates of `evaluate_emoji.py`, on edits of the validation split,
-whose concepts training never shows. An image guidance that equals the guidance is the usual one, against neither
-picture nor words.
+By pixels, and by a `--judge`, among the candidates of `evaluate_emoji.py`, on edits of the validation split, whose
+concepts training never shows; as many of each group as there are. An image guidance that equals the guidance is the
+usual one, against neither picture nor words.
 """
 
 import argparse
@@ -14,14 +14,13 @@ from collections import Counter
 
 import torch
 from datasets import load_from_disk
-from evaluate_emoji import combination_edits
+from evaluate_emoji import choose_edits, combination_edits, load_pictures
 
 from uniwetok_hf import UniWeTokEditPipeline
 from uniwetok_hf.evaluation.editing import edit_outcomes, edit_pairs
 from uniwetok_hf.evaluation.generation import generate_all
 from uniwetok_hf.evaluation.intervals import share_score
 from uniwetok_hf.evaluation.judges import Judge
-from uniwetok_hf.evaluation.rows import picture_of
 
 
 def share(right: list[bool]) -> str:
@@ -43,11 +42,11 @@ def main() -> None:
     parser.add_argument("--describe-first", action=argparse.BooleanOptionalAction)
     options = parser.parse_args()
 
-    splits = load_from_disk(f"{options.data}/pictures")
-    pictures = [dict(row) | {"image": picture_of(row["image"])} for split in splits.values() for row in split]
+    pictures = [row for split in load_pictures(options.data).values() for row in split]
+    groups = {row["id"]: row["group"] for row in pictures}
     rows = load_from_disk(f"{options.data}/edits")[options.split].to_list()
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-    edits = edit_pairs(combination_edits(rows, pictures, sorted(order[: options.count].tolist())), by="kind")
+    chosen = choose_edits(rows, groups, lambda group: True, options.count, seed=0)
+    edits = edit_pairs(combination_edits(rows, pictures, chosen), by="kind")
     prompts, sources = [edit.instruction for edit in edits], [edit.source for edit in edits]
     kinds = [kind for kind, _ in Counter(edit.kind for edit in edits).most_common()]
 
@@ -74,5 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
     main()

@@ -22,7 +22,6 @@ from uniwetok_hf.training.tasks import (
     EncodedTask,
     Sample,
     TaskSource,
-    answer_sample,
     editing_sample,
     generation_sample,
     pick,
@@ -47,7 +46,8 @@ QUESTIONS = {
     "caption": ("describe the picture", "describe it"),
 }
 CLAIMS = {"name": "is this {}?", "style": "is it drawn in {} style?", "tone": "does it have {}?"}
-QUESTION_KINDS = ("name", "name", "style", "style", "style", "tone", "tone", "tone", "group", "caption", "claim")
+QUESTION_KINDS = ("name", "style", "tone", "group", "caption", "claim")
+QUESTIONS_PER_PICTURE = 3
 # Instructions that change nothing, and how often an edit has one of them: edits must keep what they do not name.
 KEEP_INSTRUCTIONS = ("keep it as it is", "draw the same again", "copy the picture")
 KEEP_PROBABILITY = 0.12
@@ -144,7 +144,8 @@ class EmojiGeneration(ConceptTask):
 
 
 class EmojiQuestions(ConceptTask):
-    """Questions about a picture; false claims take the `values` of other rows."""
+    """Three questions about a picture, one after the other, among them what it shows; false claims take the `values`
+    of other rows."""
 
     columns = {**ConceptTask.columns, "group": ANYTHING}
 
@@ -153,11 +154,22 @@ class EmojiQuestions(ConceptTask):
         self.values = {column: sorted(set(self.column(column)) - {""}) for column in CLAIMS}
 
     def converse(self, row: EncodedRow, without_text: bool) -> Sample:
-        return answer_sample(row.picture("image"), *self.question_about(row, row.generator))
+        generator = row.generator
+        others = [kind for kind in QUESTION_KINDS if kind != "name" and (kind != "tone" or row["tone"])]
+        order = torch.randperm(len(others), generator=generator)[: QUESTIONS_PER_PICTURE - 1].tolist()
+        kinds = [others[i] for i in order]
+        kinds.insert(torch.randint(QUESTIONS_PER_PICTURE, (), generator=generator).item(), "name")
+        messages = []
+        for kind in kinds:
+            question, answer = self.question_about(row, generator, kind)
+            shown = [] if messages else [IMAGE_ITEM]
+            messages.append({"role": "user", "content": [*shown, text_item(question)]})
+            messages.append({"role": "assistant", "content": [text_item(answer)]})
+        return Sample(messages, [row.picture("image")])
 
-    def question_about(self, row: EncodedRow, generator: torch.Generator) -> tuple[str, str]:
-        """A question and its answer."""
-        kind = pick(QUESTION_KINDS, generator)
+    def question_about(self, row: EncodedRow, generator: torch.Generator, kind: str | None = None) -> tuple[str, str]:
+        """A question of a `kind`, by default any, and its answer."""
+        kind = kind or pick(QUESTION_KINDS, generator)
         if kind == "claim":
             column = pick([column for column in CLAIMS if row[column]], generator)
             claimed = row[column] if chance(0.5, generator) else pick(self.values[column], generator)

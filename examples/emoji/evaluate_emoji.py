@@ -70,14 +70,19 @@ def load_edits(split: str) -> list[dict]:
     """All edits of a split, as rows of `uniwetok evaluate editing`."""
     edits = load_from_disk(f"{DATA}/edits")[split].to_list()
     # A source may lie in another split: a combination that was held out is made from pictures that were not.
-    splits = load_from_disk(f"{DATA}/pictures").values()
-    pictures = {row["id"]: picture_of(row["image"]) for rows in splits for row in rows}
+    pictures = {row["id"]: row["image"] for rows in load_pictures(DATA).values() for row in rows}
     return edit_rows(edits, pictures, range(len(edits)))
 
 
 def load_questions(split: str) -> list[dict]:
     """All questions about a split, as rows of `uniwetok evaluate captioning`."""
     return question_rows(load_from_disk(f"{DATA}/pictures")[split])
+
+
+def load_pictures(data: str) -> dict[str, list[dict]]:
+    """The rows of each split of a set, their `image` loaded."""
+    splits = load_from_disk(f"{data}/pictures")
+    return {name: [dict(row) | {"image": picture_of(row["image"])} for row in split] for name, split in splits.items()}
 
 
 def edit_rows(
@@ -399,14 +404,11 @@ def evaluate(args: argparse.Namespace) -> Report:
     if not judge.reads_texts:
         raise ValueError(f"`--judge` {args.judge} reads no texts: give a dual encoder such as CLIP or SigLIP.")
     try:
-        edits, pictures = (load_from_disk(f"{args.data}/{name}") for name in ("edits", "pictures"))
+        edits, splits = load_from_disk(f"{args.data}/edits"), load_pictures(args.data)
     except FileNotFoundError:
         raise ValueError(f"{args.data} is no folder of emoji_data.py.") from None
-    if missing := {*DRAWINGS.values(), "test"} - set(pictures):
+    if missing := {*DRAWINGS.values(), "test"} - set(splits):
         raise ValueError(f"{args.data} lacks the splits {', '.join(sorted(missing))}: build it anew.")
-    splits = {
-        name: [dict(row) | {"image": picture_of(row["image"])} for row in split] for name, split in pictures.items()
-    }
     pool = [row for rows in splits.values() for row in rows]
     groups = {row["id"]: row["group"] for row in pool}
 

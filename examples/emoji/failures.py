@@ -3,8 +3,9 @@
 
     python examples/emoji/failures.py data/emoji runs/judge/model runs/mllm/pipeline --output docs/assets
 
-`failures.jpg`: of held-out combinations that were generated, edited and named, the pictures whose own caption the
-judge ranks lowest of 32, the edits that are nearest to a wrong picture, and wrong answers, spread over the failures.
+`failures.jpg`: of known things and held-out combinations of people that were generated, edited and named, the
+pictures whose own caption the judge ranks lowest of 32, the edits that are nearest to a wrong picture, and wrong
+answers, spread over the failures.
 """
 
 import argparse
@@ -13,7 +14,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import load_from_disk
-from evaluate_emoji import caption_of, combination_edits, question_rows, rival_captions
+from emoji_packages import GROUPS, PEOPLE
+from evaluate_emoji import (
+    caption_of,
+    choose_by_group,
+    choose_edits,
+    combination_edits,
+    load_pictures,
+    question_rows,
+    rival_captions,
+)
 from PIL import Image
 
 from uniwetok_hf import UniWeTokEditPipeline, UniWeTokPipeline
@@ -88,19 +98,27 @@ def main() -> None:
     parser.add_argument("data", help="folder that examples/emoji/emoji_data.py made")
     parser.add_argument("judge", help="dual encoder that no training loss used")
     parser.add_argument("pipeline", help="folder of the pipeline")
-    parser.add_argument("--count", type=int, default=120, help="how many of each kind are tried")
+    parser.add_argument(
+        "--count", type=int, default=120, help="things of each kind that are tried, and a quarter as many people"
+    )
     parser.add_argument("--shown", type=int, default=8, help="how many failures of each kind are shown")
     parser.add_argument("--output", default="docs/assets")
     options = parser.parse_args()
 
-    splits = load_from_disk(f"{options.data}/pictures")
-    pool = [row for split in splits.values() for row in split.remove_columns("image").to_list()]
-    held_out = splits["test_combinations"]
-    order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))[: options.count].tolist()
-    rows = [held_out[index] for index in order]
-    edits = load_from_disk(f"{options.data}/edits")["test_combinations"].to_list()
-    chosen = torch.randperm(len(edits), generator=torch.Generator().manual_seed(0))[: options.count].tolist()
-    pictures = [row for split in splits.values() for row in split]
+    splits = load_pictures(options.data)
+    pool = [row for split in splits.values() for row in split]
+    groups = {row["id"]: row["group"] for row in pool}
+    things = [row for row in splits["train"] if row["group"] != PEOPLE]
+    rows = choose_by_group(things, -(-options.count // (len(GROUPS) - 1)), seed=0)
+    rows += choose_by_group(splits["test_combinations"], options.count // 4, seed=0)
+    edits = []
+    for split, kept, count in (
+        ("test_edits", lambda group: group != PEOPLE, options.count),
+        ("test_combinations", lambda group: group == PEOPLE, options.count // 4),
+    ):
+        of_split = load_from_disk(f"{options.data}/edits")[split].to_list()
+        chosen = choose_edits(of_split, groups, kept, count, seed=0)
+        edits += combination_edits(of_split, pool, chosen)
 
     judge = Judge.from_pretrained(options.judge)
     pipe = UniWeTokPipeline.from_pretrained(options.pipeline, dtype=torch.float32)
@@ -109,9 +127,7 @@ def main() -> None:
     edit_pipe.set_progress_bar_config(disable=True)
     kinds = {
         "Generations": wrong_generations(pipe, rows, pool, judge, options.shown),
-        "Edits": wrong_edits(
-            edit_pipe, edit_pairs(combination_edits(edits, pictures, chosen), by="kind"), options.shown
-        ),
+        "Edits": wrong_edits(edit_pipe, edit_pairs(edits, by="kind"), options.shown),
         "Names": wrong_names(pipe, rows, options.shown),
     }
     sections = []
@@ -123,5 +139,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
     main()

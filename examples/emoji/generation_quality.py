@@ -4,8 +4,9 @@ the emoji model are chosen by it.
 
     python examples/emoji/generation_quality.py data/emoji runs/judge/model runs/mllm/pipeline [more pipelines]
 
-R-precision is that of `evaluate_emoji.py`, on rows of the validation split. The time is that of one picture from one
-prompt, with everything loaded: the median of several. Writes a table, and a figure to --figure.
+R-precision and the nearest by pixels are those of `evaluate_emoji.py`, on pictures that training showed: the mean over
+the groups that are no people, and people. The time is that of one picture from one prompt, with everything loaded: the
+median of several. Writes a table, and a figure to --figure.
 """
 
 import argparse
@@ -14,12 +15,20 @@ import time
 from pathlib import Path
 
 import torch
-from datasets import load_from_disk
-from evaluate_emoji import CaptionScore, caption_of, rival_captions
+from emoji_packages import GROUPS, PEOPLE
+from evaluate_emoji import (
+    THINGS,
+    CaptionScore,
+    PixelScore,
+    caption_of,
+    choose_by_group,
+    load_pictures,
+    rival_captions,
+    rows_by_group,
+)
 
 from uniwetok_hf import UniWeTokPipeline
 from uniwetok_hf.evaluation.generation import generate_all
-from uniwetok_hf.evaluation.intervals import share_score
 from uniwetok_hf.evaluation.judges import Judge
 
 
@@ -34,17 +43,17 @@ def seconds_per_picture(pipe, prompts: list[str], **call) -> float:
 
 
 def draw_figure(found: list[dict], path: str) -> None:
-    """R-precision over seconds; a line for each patch size and guidance, a point for each number of steps."""
+    """R-precision of things over seconds: a line for each patch size and guidance, a point for each number."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5))
     for name in dict.fromkeys((row["patch"], row["guidance"]) for row in found):
         part = [row for row in found if (row["patch"], row["guidance"]) == name]
-        times, scores = [row["seconds"] for row in part], [100 * row["score"].value for row in part]
+        times, scores = [row["seconds"] for row in part], [100 * row["things"].value for row in part]
         axes.plot(times, scores, "o-", label=f"{name[0]} x {name[0]} tokens per step, guidance {name[1]:g}")
         for row, x, y in zip(part, times, scores, strict=True):
             axes.annotate(str(row["steps"]), (x, y), textcoords="offset points", xytext=(5, 4), fontsize=8)
-    axes.set(xlabel="seconds per picture", ylabel="R-precision, %")
+    axes.set(xlabel="seconds per picture", ylabel="R-precision of things, %")
     axes.legend()
     axes.grid(alpha=0.3)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -56,24 +65,23 @@ def main() -> None:
     parser.add_argument("data", help="folder that examples/emoji/emoji_data.py made")
     parser.add_argument("judge", help="dual encoder that no training loss used")
     parser.add_argument("pipelines", nargs="+", help="pipelines, of one patch size each")
-    parser.add_argument("--split", default="validation")
-    parser.add_argument("--count", type=int, default=150, help="pictures of each setting")
-    parser.add_argument("--steps", type=int, nargs="+", default=[4, 8, 12, 20])
+    parser.add_argument("--count", type=int, default=30, help="pictures of each group")
+    parser.add_argument("--steps", type=int, nargs="+", default=[4, 6, 8, 12])
     parser.add_argument("--guidance", type=float, nargs="+", default=[2.0, 3.0, 5.0])
     parser.add_argument("--figure", default="results/quality_over_time.svg")
     options = parser.parse_args()
 
-    splits = load_from_disk(f"{options.data}/pictures")
-    pool = [row for split in splits.values() for row in split.remove_columns("image").to_list()]
-    generator = torch.Generator().manual_seed(0)
-    rows = splits[options.split].remove_columns("image").to_list()
-    rows = [rows[i] for i in torch.randperm(len(rows), generator=generator)[: options.count].tolist()]
-    captions = [caption_of(row) for row in rows]
+    splits = load_pictures(options.data)
+    pool = [row for split in splits.values() for row in split]
+    rows, generator = choose_by_group(splits["train"], options.count, seed=0), torch.Generator().manual_seed(0)
+    captions, groups = [caption_of(row) for row in rows], [row["group"] for row in rows]
     rivals = [rival_captions(row, pool, generator) for row in rows]
-    score = CaptionScore(Judge.from_pretrained(options.judge), captions, rivals)
+    judged = CaptionScore(Judge.from_pretrained(options.judge), captions, rivals)
+    seen = PixelScore(rows, pool, generator)
 
-    print("| tokens per step | guidance | diffusion steps | seconds per picture | R-precision |")
-    print("| ---: | ---: | ---: | ---: | --- |")
+    print("| | | | | things | | people | |")
+    print("| tokens per step | guidance | steps | seconds | R-precision | by pixels | R-precision | by pixels |")
+    print("| ---: | ---: | ---: | ---: | --- | --- | --- | --- |")
     found = []
     for folder in options.pipelines:
         pipe = UniWeTokPipeline.from_pretrained(folder, dtype=torch.float32)
@@ -82,18 +90,27 @@ def main() -> None:
             for steps in options.steps:
                 call = {"num_inference_steps": steps, "guidance_scale": guidance}
                 seconds = seconds_per_picture(pipe, captions[:8], **call)
-                result = share_score(score(generate_all(pipe, captions, **call)), statistics.mean(score.chances))
+                made = generate_all(pipe, captions, batch_size=16, **call)
+                outcomes = {
+                    "r_precision": (judged(made), judged.chances),
+                    "nearest_by_pixels": (seen(made), seen.chances),
+                }
+                table = rows_by_group({"what": "model"}, groups, outcomes)
+                scores = {row.labels["group"]: row.scores for row in table}
                 patch = pipe.mllm.config.patch_size
+                cells = [str(patch * patch), f"{guidance:g}", str(steps), f"{seconds:.2f}"]
+                for group in (THINGS, GROUPS[PEOPLE]):
+                    for score in scores[group].values():
+                        low, high = score.interval
+                        cells.append(f"{score.value:.1%} [{low:.1%}, {high:.1%}]")
+                print(f"| {' | '.join(cells)} |", flush=True)
+                things = scores[THINGS]["r_precision"]
                 found.append(
-                    {"patch": patch, "guidance": guidance, "steps": steps, "seconds": seconds, "score": result}
+                    {"patch": patch, "guidance": guidance, "steps": steps, "seconds": seconds, "things": things}
                 )
-                low, high = result.interval
-                cells = f"{patch * patch} | {guidance:g} | {steps} | {seconds:.2f}"
-                print(f"| {cells} | {result.value:.1%} [{low:.1%}, {high:.1%}] |", flush=True)
     draw_figure(found, options.figure)
     print(f"\n{options.figure}")
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
     main()

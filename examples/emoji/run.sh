@@ -6,13 +6,13 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-tokenizer=runs/emoji_uniwetok_stage3/model
+tokenizer=runs/emoji_uniwetok_decoder/model
 
 python "$here/emoji_data.py" data/emoji
 python "$here/faces_and_text.py" data/faces_and_text
 python "$here/photographs.py" data/photographs
 python "$here/train_siglip.py" --config "$here/emoji_siglip.yaml" "$here/emoji_judge.yaml"
-uniwetok train tokenizer --config "$here"/emoji_uniwetok_stage{1,2,3}.yaml
+uniwetok train tokenizer --config "$here"/emoji_uniwetok_{stage1,stage2,stage3,decoder}.yaml
 for split in train validation; do
   uniwetok encode-dataset data/emoji "data/emoji_codes/$split" --split "$split" --size 128 --variants 3 --model "$tokenizer"
 done

@@ -66,7 +66,13 @@ def test_shapes(emoji):
             (("user", ("image", "text")), ("assistant", ("text", "image"))),
             (("user", ("image", "text")), ("assistant", ("image",))),
         },
-        "EmojiQuestions": {(("user", ("image", "text")), ("assistant", ("text",)))},
+        "EmojiQuestions": {
+            (
+                ("user", ("image", "text")),
+                ("assistant", ("text",)),
+                *[("user", ("text",)), ("assistant", ("text",))] * 2,
+            )
+        },
     }
 
     # Turns alternate, and each conversation has a picture, generates one, and goes on after that.
@@ -89,22 +95,33 @@ def test_words_are_of_the_row(emoji):
         assert row["label"] in words or toned or any(keyword in words for keyword in row["keywords"])
     assert seen == {True, False}  # now and then the style is left open
     task = open_task(emoji["EmojiQuestions"])
-    answered, claims = set(), set()
-    for seed in range(400):
+    answered, claims, first = set(), set(), Counter()
+    for seed in range(300):
         sample = task.sample(0, seeded(seed))
         row = task.rows[int(re.findall(r"row (\d+)", sample.origin)[0])]
-        question, answer = (turn[1][-1] for turn in shape(sample))
-        if answer in ("yes", "no"):
-            true = {f"is this {row['name']}?", f"is it drawn in {row['style']} style?", f"does it have {row['tone']}?"}
-            assert (answer == "yes") == (question in true)
-            claims.add(answer)
-            continue
-        known = {key: row[key] for key in ("name", "style", "group", "tone")}
-        known["caption"] = f"a {row['style']} emoji of {row['label']}"
-        (kind,) = (key for key, value in known.items() if value == answer)
-        assert question in QUESTIONS[kind]
-        answered.add(kind)
-    assert answered == set(QUESTIONS) and claims == {"yes", "no"}
+        words = [turn[1][-1] for turn in shape(sample)]
+        kinds = []
+        for question, answer in zip(words[::2], words[1::2], strict=True):
+            if answer in ("yes", "no"):
+                true = {
+                    f"is this {row['name']}?",
+                    f"is it drawn in {row['style']} style?",
+                    f"does it have {row['tone']}?",
+                }
+                assert (answer == "yes") == (question in true)
+                claims.add(answer)
+                kinds.append("claim")
+                continue
+            known = {key: row[key] for key in ("name", "style", "group", "tone")}
+            known["caption"] = f"a {row['style']} emoji of {row['label']}"
+            (kind,) = (key for key, value in known.items() if value == answer)
+            assert question in QUESTIONS[kind]
+            kinds.append(kind)
+        assert len(set(kinds)) == 3 and "name" in kinds  # no question twice, and always what it is
+        first[kinds[0] == "name"] += 1
+        answered.update(kinds)
+    assert answered == {*QUESTIONS, "claim"} and claims == {"yes", "no"}
+    assert first[True] / 300 == pytest.approx(1 / 3, abs=0.1)  # at each of the three places
     row = task.rows[0]
     assert {*row["name"].split(), row["group"], "yes", "no"} <= set(task.texts())
 

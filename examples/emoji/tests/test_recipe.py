@@ -36,14 +36,16 @@ def test_stages_follow_each_other():
     assert [stage.init_from for stage in stages] == [None, stages[0].output_dir, stages[1].output_dir]
     assert [stage.model != {} for stage in stages] == [True, False, False]
     assert {stage.distillation.teacher for stage in stages} == {f"{teacher.output_dir}/model"}
-    assert f"tokenizer={stages[-1].output_dir}/model" in SCRIPT
+    decoder = read_config(UniWeTokTrainingConfig, RECIPE / "emoji_uniwetok_decoder.yaml")
+    assert decoder.init_from == stages[2].output_dir and decoder.trainable == ["decoder"]
+    assert f"tokenizer={decoder.output_dir}/model" in SCRIPT
 
 
 def test_the_language_model_follows_the_tokenizer():
     pretrain, finetune = (
         read_config(MLLMTrainingConfig, RECIPE / f"emoji_mllm_{name}.yaml") for name in ("pretrain", "finetune")
     )
-    tokenizer = read_config(UniWeTokTrainingConfig, RECIPE / "emoji_uniwetok_stage3.yaml")
+    tokenizer = read_config(UniWeTokTrainingConfig, RECIPE / "emoji_uniwetok_decoder.yaml")
     assert pretrain.vision_model == tokenizer.output_dir and finetune.init_from == pretrain.output_dir
     assert finetune.vision_model is None and finetune.text_model == finetune.head == {}
     assert f"--model {finetune.output_dir}/pipeline" in SCRIPT
