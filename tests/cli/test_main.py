@@ -164,14 +164,14 @@ def run_shell(command: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize(
-    "command",
-    [
-        "uniwetok --help | true",
-        pytest.param("uniwetok train mllm --help | head -n 1 > /dev/null", marks=pytest.mark.slow),
-    ],
+    "command, reader",
+    [("--help", "true"), pytest.param("train mllm --help", "head -n 1 > /dev/null", marks=pytest.mark.slow)],
 )
-def test_a_closed_pipe_is_silent(command):
-    assert run_shell(command).stderr == ""
+def test_a_closed_pipe_is_silent(command, reader):
+    """Libraries may say something when they are imported, pipe or not."""
+    imported = run_shell(f"uniwetok {command} > /dev/null").stderr
+    assert run_shell(f"uniwetok {command} | {reader}").stderr == imported
+    assert "Error" not in imported
 
 
 @pytest.mark.parametrize(

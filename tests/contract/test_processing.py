@@ -11,7 +11,11 @@ from uniwetok_hf import UniWeTokImageProcessor, UniWeTokProcessor
 
 
 common = library_tests("test_processing_common")
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # transformers does not close the additional chat templates that it reads.
+    pytest.mark.filterwarnings("ignore:unclosed file .*jinja:ResourceWarning"),
+]
 
 
 class TestProcessor(common.ProcessorTesterMixin, unittest.TestCase):
