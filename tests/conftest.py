@@ -29,6 +29,10 @@ from uniwetok_hf.modeling.configuration_uniwetok import UniWeTokConfig
 from uniwetok_hf.modeling.modeling_uniwetok import UniWeTokModel
 
 
+# A shell makes its background jobs deaf to Ctrl-C, and the commands that they start: tests interrupt some of these.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # Tiny models gain nothing from a second thread, and lose much when another program wants the same core.
 torch.set_num_threads(1)
 
