@@ -138,11 +138,3 @@ def make_pictures(device) -> Callable[..., torch.Tensor]:
         return (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1).to(device)
 
     return make
-
-
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """Ctrl-C interrupts, also where the tests run in the background of a script, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)

@@ -257,7 +257,6 @@ def test_help_shows_examples(uniwetok, capsys):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.usefixtures("ctrl_c")
 def test_a_signal_ends_after_the_part(number, captions, vision_folder, uniwetok, succeeds, monkeypatch):
     command = ("encode-dataset", captions, "codes", "--size", 64, "--model", vision_folder, "--rows-per-part", 1)
     with monkeypatch.context() as patch:

@@ -288,7 +288,7 @@ async def wait_empty(engine: LocalEngine) -> bool:
     return True
 
 
-def test_ctrl_c_gives_up_what_runs(pipe, gate, ctrl_c):
+def test_ctrl_c_gives_up_what_runs(pipe, gate):
     gate.opened.set()
 
     async def run(engine):

@@ -172,7 +172,7 @@ def test_two_processes_stop_after_the_same_step(fields, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_resume_and_stop_again(fields, tmp_path, ctrl_c):
+def test_two_processes_resume_and_stop_again(fields, tmp_path):
     config, run = write(tmp_path, fields), tmp_path / "run"
     last = 0
     for signal_number in (signal.SIGINT, signal.SIGTERM):

@@ -50,7 +50,6 @@ def interrupt_at(step: int, monkeypatch, times: int = 1) -> None:
     monkeypatch.setattr(MLLMTrainer, "train_step", interrupted)
 
 
-@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupt_waits_for_the_step_and_a_second_does_not(fields, tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="stopped after step 1;"):

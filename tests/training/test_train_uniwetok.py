@@ -64,7 +64,6 @@ def test_a_run_leaves_a_model_its_losses_and_metrics(trained, fields):
     assert not [path for path in trained.rglob("*") if ".tmp" in path.name]
 
 
-@pytest.mark.usefixtures("ctrl_c")
 def test_the_first_interrupt_waits_for_the_step_and_keeps_it(fields, trained, tmp_path, monkeypatch):
     path = write(tmp_path, fields, output_dir=str(tmp_path / "run"), checkpointing_steps=100)
     before = signal.getsignal(signal.SIGINT)

@@ -320,7 +320,6 @@ def test_the_environment_does_not_change_the_precision(make_config, monkeypatch,
     assert make_arguments(make_config(), tmp_path).mixed_precision == "no"
 
 
-@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_keeps_the_step(run, make_config, monkeypatch):
     config, order = make_config(), EpochOrder.__getitem__
 
