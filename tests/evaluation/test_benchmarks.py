@@ -17,7 +17,7 @@ from datasets import Dataset
 from PIL import Image
 from tiny_models import build_tiny_pipeline
 
-from uniwetok_hf import UniWeTokEditPipeline, UniWeTokPipeline
+from uniwetok_hf import BinaryFlowScheduler, UniWeTokEditPipeline, UniWeTokPipeline
 from uniwetok_hf.cli.benchmark import EDITING, NAMES
 from uniwetok_hf.cli.loading import load_pipeline
 from uniwetok_hf.cli.main import main
@@ -154,6 +154,8 @@ def test_dpg_grids_are_cut_by_its_judge(pipe, sets, tmp_path):
     assert grid.size == (128, 128)
     generators = [torch.Generator().manual_seed(stream_seed(0, 4 * place + k)) for k in range(4)]
     wanted = pipe([PROMPTS[2]] * 4, generator=generators).images
+    (command,) = run("dpg", pipe, sets, tmp_path / "one", num_images=1)  # no grid to be cut
+    assert command.startswith("PIC_NUM=1 ")
     for k, box in enumerate([(0, 0, 64, 64), (64, 0, 128, 64), (0, 64, 64, 128), (64, 64, 128, 128)]):
         assert (np.asarray(grid.crop(box)) == np.asarray(wanted[k])).all()
 
@@ -239,6 +241,22 @@ def test_other_settings_are_another_folder(pipe, sets, tmp_path):
     with pytest.raises(ValueError, match="`benchmark`: .* was begun with 'wise'"):
         run("dpg", pipe, sets, tmp_path / "out")
     assert pictures_in(tmp_path) == before
+
+
+def test_defaults_of_the_pipeline_are_settings_too(pipe, sets, tmp_path):
+    """A run goes on with what it was begun with, also where the second command names less than the first."""
+    begun = {"image_guidance_scale": 9.0, "describe_first": True, "negative_prompt": "the same"}
+    run("gedit", pipe, sets, tmp_path / "out", num_inference_steps=1, **begun)
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text(encoding="utf-8"))
+    assert {name: settings[name] for name in begun} == begun and settings["shift"] == 1.0
+    for left_out in begun:
+        options = {name: value for name, value in begun.items() if name != left_out}
+        with pytest.raises(ValueError, match=f"`{left_out}`: .* was begun with"):
+            run("gedit", pipe, sets, tmp_path / "out", num_inference_steps=1, **options)
+    other = UniWeTokPipeline.from_pipe(pipe, scheduler=BinaryFlowScheduler(shift=2.0))
+    other.set_progress_bar_config(disable=True)
+    with pytest.raises(ValueError, match="`shift`: .* was begun with 1.0"):
+        run("gedit", other, sets, tmp_path / "out", num_inference_steps=1, **begun)
 
 
 def test_what_the_judge_could_not_read_is_found(pipe, sets, tmp_path):

@@ -18,7 +18,7 @@ class Painter:
     """A pipeline that "generates" the pictures that a test chose, so that scores are known; its tokenizer is real."""
 
     def __init__(self, pipe, pictures):
-        self.mllm, self.config, self.pictures, self.prompts = pipe.mllm, pipe.config, pictures, []
+        self.mllm, self.value_or_default, self.pictures, self.prompts = pipe.mllm, pipe.value_or_default, pictures, []
 
     def __call__(self, prompt, generator, **call):
         assert len(generator) == len(prompt)
@@ -100,11 +100,24 @@ def test_rivals_come_from_the_same_group(pipe):
     def nearest(groups):
         grouped = [row | {"group": group} for row, group in zip(rows, groups, strict=True)]
         report = evaluate_generation(painter, grouped, within="group", num_rivals=3)
-        assert report.protocol["rivals"] == "up to 3 others of the same group"
-        return scores(report)["model"]["nearest_by_pixels"]
+        return scores(report)["model"]["nearest_by_pixels"], report.protocol["rivals"]
 
-    assert (nearest("rrbb").value, nearest("rrbb").chance) == (0, 0.5)
-    assert nearest("rrrb").chance == 0.25
+    found, protocol = nearest("rrbb")
+    assert (found.value, found.chance, protocol) == (0, 0.5, "up to 3 others of the same group")
+    # The last is alone in its group, and its rivals are of any; those of the others stay.
+    found, protocol = nearest("rrrb")
+    assert found.chance == pytest.approx((3 / 3 + 1 / 4) / 4)
+    assert protocol == "up to 3 others of the same group, of any for 1"
+
+
+def test_a_damaged_picture_costs_no_more_than_itself(pipe, colours):
+    painter, judge = Painter(pipe, {row["text"]: row["image"] for row in colours}), ColourJudge()
+    twice = [one for row in colours for one in (row, row | {"image": row["image"].rotate(90)})]
+    for missing in (0, 5, 46):
+        read = twice[:missing] + twice[missing + 1 :]
+        report = evaluate_generation(painter, read, count=24, judge=judge, feature_model=judge, num_rivals=5)
+        found = scores(report)
+        assert found["model"]["nearest_by_pixels"].count == 24 and found["other real"]["frechet"].count == 23
 
 
 def test_with_real_models(pipe, fixtures, tmp_path):

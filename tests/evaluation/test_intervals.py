@@ -41,10 +41,11 @@ def test_share_and_mean_by_hand():
     assert mean.interval == pytest.approx((2 - 1.95996 / 3**0.5, 2 + 1.95996 / 3**0.5), abs=1e-4)
 
 
-def test_mean_leaves_out_what_is_infinite_and_stays_below_the_largest():
+def test_mean_leaves_out_what_is_infinite_and_stays_in_its_bounds():
     assert mean_score([math.inf, 4.0, math.nan]) == Score(4.0, 1)
     assert mean_score([math.inf]).count == 0 and mean_score([math.inf]).to_dict()["value"] is None
-    assert mean_score([0.5, 1.0], largest=1.0).interval[1] == 1
+    assert mean_score([0.5, 1.0], bounds=(0.0, 1.0)).interval[1] == 1
+    assert mean_score([0.0, 0.5], bounds=(0.0, 1.0)).interval[0] == 0
 
 
 def test_jackknife_of_a_mean_is_the_normal_interval():
@@ -83,6 +84,9 @@ def test_a_mean_of_scores_gives_each_group_the_same_weight():
     assert mean.value == pytest.approx(0.5) and mean.count == 1010 and mean.chance == pytest.approx(0.3)
     assert mean.interval == pytest.approx((0.5 - 0.1 / 2**0.5, 0.5 + 0.1 / 2**0.5))
     assert mean_of_scores([Score(1.0, 1), Score(0.0, 1, (0.0, 0.0), 0.1)]) == Score(0.5, 2)
+    for outcome in (True, False):  # shares stay shares
+        low, high = mean_of_scores([share_score([outcome] * count) for count in (8, 20, 30)]).interval
+        assert 0 <= low < high <= 1 and outcome in (low, high)
     rng = np.random.default_rng(0)  # 95 % of intervals hold the true mean
     held = 0
     for _ in range(400):

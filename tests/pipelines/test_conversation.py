@@ -172,7 +172,7 @@ def test_history_shows_pictures(pipe, answers_with_a_picture):
     [
         ({}, "`text` is empty"),
         ({"text": "a <|im_end|>"}, "`text` must not hold the special tokens <|im_end|>"),
-        ({"text": "draw " * 5000}, "25019 tokens are more than the 1024"),
+        ({"text": "draw " * 5000}, "25019 tokens, and 1 that follow them, are more than the 1024"),
         ({"text": "draw", "images": "absent.png"}, "absent.png"),
         ({"text": "draw", "height": 33}, "`height` must be a multiple of"),
         ({"text": "draw", "guidance_scale": "3"}, "`guidance_scale` must be a number, got '3'"),
@@ -184,6 +184,15 @@ def test_bad_turns(pipe, arguments, words):
     with pytest.raises(ValueError, match=words.replace("|", r"\|")):
         talk.say(**arguments)
     assert talk.messages == [] and talk.codes == []
+
+
+def test_an_answer_ends_where_the_positions_do(pipe):
+    """And the conversation can't go on from there, which a longer answer would not have said."""
+    talk, most = UniWeTokConversation(pipe), pipe.mllm.config.text_config.max_position_embeddings
+    talk.say("a " * (most // 2 - 30), max_new_tokens=200)
+    assert most - 60 < len(talk._ids) <= most + 1
+    with pytest.raises(ValueError, match="are more than the 1024 that the model's positions reach"):
+        talk.say("a", max_new_tokens=200)
 
 
 def test_pictures_come_from_files_too(pipe, answers_with_a_picture, tmp_path):

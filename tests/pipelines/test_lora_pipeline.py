@@ -114,6 +114,8 @@ def test_fused_and_taken_out_again(adapters):
     pipe.set_adapters("one", 0.8)
     strong = conditions(pipe)
     for _ in range(2):  # the scale is not left behind
+        with pytest.raises(ValueError, match="`lora_scale` must not be 0"):
+            pipe.fuse_lora(lora_scale=0.0)
         pipe.fuse_lora(lora_scale=0.5)
         assert pipe.num_fused_loras == 1 and pipe.fused_loras == {"one"}
         torch.testing.assert_close(conditions(pipe), weak, rtol=1e-4, atol=1e-4)

@@ -137,7 +137,8 @@ def test_a_later_stage_goes_on_from_the_one_before(fields, trained, tmp_path):
 def test_an_unfinished_stage_is_no_start(fields, tmp_path):
     (tmp_path / "before").mkdir()
     (tmp_path / "before" / "log.jsonl").touch()
-    path = write(tmp_path, fields, output_dir=str(tmp_path / "run"), init_from=str(tmp_path / "before"))
+    later = {**fields, "model": {}, "init_from": str(tmp_path / "before")}
+    path = write(tmp_path, later, output_dir=str(tmp_path / "run"))
     with pytest.raises(ValueError, match="`init_from` .* is a stage that is not finished"):
         train_uniwetok.main(path)
 
@@ -338,6 +339,19 @@ def test_a_late_discriminator_has_the_whole_schedule(fields, tmp_path):
     trainer = UniWeTokTrainer(read_config(UniWeTokTrainingConfig, path))
     trainer.train()
     assert trainer.discriminator_scheduler.get_last_lr() == [0.0]
+
+
+def test_a_discriminator_may_have_a_rate_of_zero(fields, tmp_path):
+    still = {**fields, "adversarial": {**fields["adversarial"], "learning_rate": 0.0}}
+    trainer = UniWeTokTrainer(
+        read_config(UniWeTokTrainingConfig, write(tmp_path, still, output_dir=str(tmp_path / "run")))
+    )
+    assert trainer.discriminator_optimizer.defaults["lr"] == 0.0
+
+
+def test_a_model_of_its_own_is_refused_beside_another_start(fields, trained, tmp_path):
+    with pytest.raises(ValueError, match="`model` can't be given together with `init_from`"):
+        train_uniwetok.main(write(tmp_path, fields, init_from=str(trained), output_dir=str(tmp_path / "run")))
 
 
 def test_a_batch_multiple_fixes_the_batches(fields, tmp_path):

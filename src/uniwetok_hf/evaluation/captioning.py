@@ -67,7 +67,7 @@ def evaluate_captioning(
         chance = {metric: sum(metric(*pair) for pair in blind) / len(blind) for metric in (exact_match, token_f1)}
         return {
             "exact_match": share_score((exact_match(*pair) for pair in given), chance[exact_match]),
-            "f1": mean_score((token_f1(*pair) for pair in given), chance[token_f1], largest=1.0),
+            "f1": mean_score((token_f1(*pair) for pair in given), chance[token_f1], bounds=(0.0, 1.0)),
         }
 
     report.rows = score_rows({"what": "model"}, kinds, score, for_card=True)

@@ -68,11 +68,12 @@ def evaluate_generation(
     Raises:
         ValueError: when fewer than two prompts differ, or the judge reads no texts.
     """
-    read = list(rows)
-    others = []
-    if count is not None and len(read) >= 2 * count:
-        others = [row[image_column] for row in read[1 : 2 * count : 2]]
-        read = read[0 : 2 * count : 2]
+    read, others = list(rows), []
+    num_others = 0 if count is None else min(count, len(read) - count)
+    if count is not None and num_others >= 0.9 * count:  # some pictures may be damaged
+        places = range(1, 2 * num_others, 2)
+        others = [read[place][image_column] for place in places]
+        read = [row for place, row in enumerate(read[: count + num_others]) if place not in places]
     else:
         read = choose_rows(read, (), count, seed)
     prompts = [fill_template(prompt, row) for row in read]
@@ -82,8 +83,10 @@ def evaluate_generation(
     groups = [str(row[within]) for row in read] if within else None
     generator = torch.Generator().manual_seed(seed)
     rivals = choose_rivals(prompts, num_rivals, generator, groups)
-    if not all(rivals):  # a group of one prompt: rivals of all groups
-        rivals = choose_rivals(prompts, num_rivals, generator)
+    alone = sum(not own for own in rivals)  # in a group of one prompt: rivals of all groups
+    if alone:
+        others_of_all = choose_rivals(prompts, num_rivals, generator)
+        rivals = [own or other for own, other in zip(rivals, others_of_all, strict=True)]
     texts = judge.embed_texts(prompts) if judge is not None else None  # first: a judge that reads none ends here
 
     call = generation_call(pipe, num_inference_steps, guidance_scale)
@@ -97,7 +100,9 @@ def evaluate_generation(
     report.protocol = {
         "prompts": f"{len(prompts)}, such as: {prompts[0]}",
         **generation_protocol(**call, seed=seed),
-        "rivals": f"up to {num_rivals} others" + (f" of the same {within}" if within else ""),
+        "rivals": f"up to {num_rivals} others"
+        + (f" of the same {within}" if within else "")
+        + (f", of any for {alone}" if alone else ""),
     }
     if judge is not None:
         report.protocol |= {"judge": judge.describe(), "did training losses see the judge": judge.seen}
@@ -210,13 +215,8 @@ def generate_classes(pipe, classes: Sequence[int], batch_size: int = 32) -> list
 
 def generation_call(pipe, num_inference_steps: int | None, guidance_scale: float | None) -> dict:
     """Arguments of a pipeline's call, its defaults where they are None."""
-    config = pipe.config
-    return {
-        "num_inference_steps": config.default_num_inference_steps
-        if num_inference_steps is None
-        else num_inference_steps,
-        "guidance_scale": config.default_guidance_scale if guidance_scale is None else guidance_scale,
-    }
+    given = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+    return {name: pipe.value_or_default(name, value) for name, value in given.items()}
 
 
 def generation_protocol(num_inference_steps: int, guidance_scale: float, seed: int) -> dict:

@@ -62,8 +62,10 @@ def share_score(outcomes: Iterable[bool], chance: float | None = None) -> Score:
     return Score(right / len(outcomes), len(outcomes), interval, chance)
 
 
-def mean_score(values: Iterable[float], chance: float | None = None, largest: float = math.inf) -> Score:
-    """The mean of a value that each sample has, and that is never above `largest`. Infinite values (PSNR of
+def mean_score(
+    values: Iterable[float], chance: float | None = None, bounds: tuple[float, float] = (-math.inf, math.inf)
+) -> Score:
+    """The mean of a value that each sample has, and that is never outside `bounds`. Infinite values (PSNR of
     identical pictures) are left out of the mean and of `count`; a single value has no interval."""
     finite = np.asarray([value for value in values if math.isfinite(value)], dtype=np.float64)
     if len(finite) == 0:
@@ -72,18 +74,21 @@ def mean_score(values: Iterable[float], chance: float | None = None, largest: fl
     if len(finite) == 1:
         return Score(mean, 1, None, chance)
     half = Z_95 * float(finite.std(ddof=1)) / math.sqrt(len(finite))
-    return Score(mean, len(finite), (mean - half, min(mean + half, largest)), chance)
+    return Score(mean, len(finite), (max(mean - half, bounds[0]), min(mean + half, bounds[1])), chance)
 
 
 def mean_of_scores(scores: Sequence[Score]) -> Score:
     """The mean of the scores of several groups, each with the same weight whatever its number of samples. The interval
-    takes the groups as independent, and their values as normal with the width of their own intervals."""
+    takes the groups as independent: below and above the mean it is the root of the summed squares of what their own
+    intervals reach below and above them, so that shares stay between 0 and 1."""
     values = [score.value for score in scores]
     chances = [score.chance for score in scores if score.chance is not None]
     mean, count = float(np.mean(values)), sum(score.count for score in scores)
-    widths = [score.interval[1] - score.interval[0] for score in scores if score.interval is not None]
-    half = math.sqrt(sum(width**2 for width in widths)) / (2 * len(scores))
-    interval = (mean - half, mean + half) if len(widths) == len(scores) else None
+    interval = None
+    if all(score.interval is not None for score in scores):
+        below = math.hypot(*(score.value - score.interval[0] for score in scores)) / len(scores)
+        above = math.hypot(*(score.interval[1] - score.value for score in scores)) / len(scores)
+        interval = (mean - below, mean + above)
     return Score(mean, count, interval, float(np.mean(chances)) if len(chances) == len(scores) else None)
 
 

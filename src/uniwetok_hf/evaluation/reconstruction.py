@@ -39,6 +39,7 @@ PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 NATIVE = "native"
 METHODS = ("model", "WebP of as many bytes", "8x8 thumbnail", "all white")
 ORIGINAL = "the pictures themselves"
+BOUNDS, NO_BOUNDS = {"ssim": (-1.0, 1.0), "text": (0.0, 1.0)}, (-math.inf, math.inf)
 
 
 def evaluate_reconstruction(
@@ -209,7 +210,10 @@ class _SizeTable:
 
             def score(chosen: Sequence[int], method: str = method) -> dict[str, Score]:
                 values = [self.all_values[method][i] for i in chosen]
-                scores = {metric: mean_score(found[metric] for found in values) for metric in values[0]}
+                scores = {
+                    metric: mean_score((found[metric] for found in values), bounds=BOUNDS.get(metric, NO_BOUNDS))
+                    for metric in values[0]
+                }
                 if all(math.isnan(score.value) for score in scores.values()):
                     return {}
                 if len(chosen) == len(self.all_groups) and method in self.frechet:

@@ -220,9 +220,12 @@ class UniWeTokLoraMixin(LoraBaseMixin):
         `unfuse_lora` takes them out again; after `unload_lora_weights` the fused weights are an ordinary model.
 
         Raises:
-            ValueError: when no adapter is loaded, some are fused already, or there is no adapter of that name.
+            ValueError: when no adapter is loaded, some are fused already, there is no adapter of that name, or
+                `lora_scale` is 0, which could not be undone.
         """
         self._check_not_fused()
+        if lora_scale == 0:
+            raise ValueError("`lora_scale` must not be 0; `disable_lora` leaves the adapters out.")
         self._check_names(adapter_names or [])
         if not self._adapters():
             raise ValueError("`fuse_lora` needs an adapter: load one with `load_lora_weights`.")

@@ -189,3 +189,5 @@ class UniWeTokTrainingConfig:
     def __post_init__(self):
         check_training(self)
         check_at_least(self, 1, "validation_pictures", "num_threads", "batch_multiple")
+        if self.init_from is not None and self.model:
+            raise ValueError("`model` can't be given together with `init_from`, which brings its own.")

@@ -109,7 +109,7 @@ class UniWeTokTrainer(StageTrainer):
             discriminator_optimizer, discriminator_scheduler = make_optimizer(
                 config,
                 list(self.discriminator.parameters()),
-                settings.learning_rate or config.learning_rate,
+                config.learning_rate if settings.learning_rate is None else settings.learning_rate,
                 max(config.max_train_steps - settings.start_step, 1),
             )
 

@@ -48,7 +48,7 @@ class Benchmark:
         """Writes what the judge reads beside the files; returns the paths of what are pictures."""
         return []
 
-    def judge_commands(self, folder: Path, prompts: str, images: str | None, side: int) -> list[str]:
+    def judge_commands(self, folder: Path, prompts: str, images: str | None, side: int, num_images: int) -> list[str]:
         """Commands to run in the judge's repository; `side` is that of a picture in pixels."""
         raise NotImplementedError
 

@@ -64,7 +64,7 @@ class GEditBench(Benchmark):
                     save_picture(_cell(rows, index, "input_image"), folder / sources[-1])
         return sources
 
-    def judge_commands(self, folder: Path, prompts: str, images: str | None, side: int) -> list[str]:
+    def judge_commands(self, folder: Path, prompts: str, images: str | None, side: int, num_images: int) -> list[str]:
         where = f"--model_name {quote(folder.name)} --save_path {quote(str(folder.parent))}"
         return [
             f"python GEdit-Bench/test_gedit_score.py {where} --backbone gpt4o",
@@ -98,9 +98,11 @@ class GEditBench(Benchmark):
 
     def _scores(self, values: Sequence[Sequence[float]]):
         return {
-            "gedit_sc": mean_score((semantics for semantics, _ in values), largest=10.0),
-            "gedit_pq": mean_score((quality for _, quality in values), largest=10.0),
-            "gedit_o": mean_score((math.sqrt(semantics * quality) for semantics, quality in values), largest=10.0),
+            "gedit_sc": mean_score((semantics for semantics, _ in values), bounds=(0.0, 10.0)),
+            "gedit_pq": mean_score((quality for _, quality in values), bounds=(0.0, 10.0)),
+            "gedit_o": mean_score(
+                (math.sqrt(semantics * quality) for semantics, quality in values), bounds=(0.0, 10.0)
+            ),
         }
 
 
@@ -133,7 +135,7 @@ class ImgEdit(Benchmark):
             raise ValueError(f"`prompts` {prompts} must be an object of edits by their keys.")
         return edits
 
-    def judge_commands(self, folder: Path, prompts: str, images: str | None, side: int) -> list[str]:
+    def judge_commands(self, folder: Path, prompts: str, images: str | None, side: int, num_images: int) -> list[str]:
         return [
             f"python Benchmark/Basic/basic_bench.py --result_img_folder {quote(str(folder))} "
             f"--edit_json {quote(prompts)} --origin_img_root {quote(str(images))} "
@@ -150,7 +152,7 @@ class ImgEdit(Benchmark):
             by_kind[field_of(edits[key], "edit_type", str, f"`prompts` {prompts}, {key}")].append(
                 _mean_of_answer(answer, f"{output}, {key}")
             )
-        scores = {kind: mean_score(values, largest=5.0) for kind, values in sorted(by_kind.items())}
+        scores = {kind: mean_score(values, bounds=(0.0, 5.0)) for kind, values in sorted(by_kind.items())}
         overall = mean_of_scores(list(scores.values()))
         rows = [ScoreRow({"of": "mean of the kinds"}, {"imgedit": overall}, for_card=True)]
         return rows + [ScoreRow({"of": kind}, {"imgedit": score}) for kind, score in scores.items()]

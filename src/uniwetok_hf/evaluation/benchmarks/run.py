@@ -105,7 +105,7 @@ def run_benchmark(
     if not processes.is_main:
         return None
     check_files(folder, files, benchmark.write_beside(folder, files, prompts))
-    return benchmark.judge_commands(folder.resolve(), str(prompts), images, call.get("height", 0))
+    return benchmark.judge_commands(folder.resolve(), str(prompts), images, call.get("height", 0), num_images)
 
 
 def prepare_call(benchmark: Benchmark, pipe, call: dict) -> tuple:
@@ -153,11 +153,15 @@ def notes_of_run(pipe, model_name: str, prompts: str, images: str | None) -> dic
 
 
 def settings_of_pipeline(pipe, call: dict) -> dict:
-    """What the pictures of a pipeline depend on, called with the arguments `call`."""
+    """What the pictures of a pipeline depend on, called with the arguments `call`: with its defaults, so that a run
+    can't go on with others."""
+    names = ["num_inference_steps", "guidance_scale"]
+    if isinstance(pipe, UniWeTokEditPipeline):
+        names += ["image_guidance_scale", "negative_prompt", "describe_first"]
     return {
-        "num_inference_steps": pipe.config.default_num_inference_steps,
-        "guidance_scale": pipe.config.default_guidance_scale,
         **call,
+        **{name: pipe.value_or_default(name, call.get(name)) for name in names},
+        "shift": pipe.scheduler.config.shift,
         "dtype": str(pipe.mllm.dtype).removeprefix("torch."),
         "weights": weights_digest(pipe.mllm),
     }

@@ -51,7 +51,7 @@ class GenEval(Benchmark):
                 temporary.write_text(lines[int(number)] + "\n", encoding="utf-8")
         return []
 
-    def judge_commands(self, folder: Path, prompts: str, images: str | None, side: int) -> list[str]:
+    def judge_commands(self, folder: Path, prompts: str, images: str | None, side: int, num_images: int) -> list[str]:
         results = folder.parent / "results.jsonl"
         return [
             f"python evaluation/evaluate_images.py {quote(str(folder))} --outfile {quote(str(results))} "
@@ -90,8 +90,8 @@ class DPGBench(Benchmark):
             raise ValueError(f"`prompts` {prompts} is no folder of .txt files.")
         return [BenchmarkFile(f"{path.stem}.png", _not_empty(path), num_images) for path in paths]
 
-    def judge_commands(self, folder: Path, prompts: str, images: str | None, side: int) -> list[str]:
-        return [f"PIC_NUM={self.num_images} bash dpg_bench/dist_eval.sh {quote(str(folder))} {side}"]
+    def judge_commands(self, folder: Path, prompts: str, images: str | None, side: int, num_images: int) -> list[str]:
+        return [f"PIC_NUM={num_images} bash dpg_bench/dist_eval.sh {quote(str(folder))} {side}"]
 
     def collect(self, output: Path, files: Sequence[BenchmarkFile], prompts: str) -> list[ScoreRow]:
         text = read_text(output, "the judge's output")
@@ -101,7 +101,7 @@ class DPGBench(Benchmark):
                 found.append(Path(match[1]).name)
                 scores.append(float(match[2].split(", ")[-1]))
         check_complete(found, files, output)
-        rows = [ScoreRow({"of": "overall"}, {"dpg": mean_score(scores, largest=1.0)}, for_card=True)]
+        rows = [ScoreRow({"of": "overall"}, {"dpg": mean_score(scores, bounds=(0.0, 1.0))}, for_card=True)]
         summary = re.search(r"L1 category scores:\n((?:\t.*\n)*)", text)
         for line in summary[1].splitlines() if summary else []:
             category, _, value = line.strip().rpartition(": ")
@@ -147,7 +147,7 @@ class Wise(Benchmark):
                 files.append(BenchmarkFile(f"{number}.png", field_of(row, "Prompt", str, f"`prompts` {path}")))
         return files
 
-    def judge_commands(self, folder: Path, prompts: str, images: str | None, side: int) -> list[str]:
+    def judge_commands(self, folder: Path, prompts: str, images: str | None, side: int, num_images: int) -> list[str]:
         return [f"IMAGE_DIR={quote(str(folder))} bash eval_qwen.sh"]
 
     def collect(self, output: Path, files: Sequence[BenchmarkFile], prompts: str) -> list[ScoreRow]:
@@ -169,7 +169,7 @@ class Wise(Benchmark):
         for category, (first, last, weight, weight_2025) in self.CATEGORIES.items():
             own = [value for prompt, value in scores.items() if first <= prompt <= last]
             if own:
-                rows.append(ScoreRow({"of": category}, {"wiscore": mean_score(own, largest=1.0)}))
+                rows.append(ScoreRow({"of": category}, {"wiscore": mean_score(own, bounds=(0.0, 1.0))}))
                 overall += (weight if is_binary else weight_2025) * sum(own) / len(own)
         if len(rows) == len(self.CATEGORIES):
             rows.insert(0, ScoreRow({"of": "overall"}, {"wiscore": Score(overall, len(scores))}, for_card=True))

@@ -90,7 +90,7 @@ def bit_values(predictions):
 def answer_values(predictions, references):
     pairs = list(zip(predictions, references, strict=True))
     exact = share_score(exact_match(*pair) for pair in pairs)
-    f1 = mean_score((token_f1(*pair) for pair in pairs), largest=1.0)
+    f1 = mean_score((token_f1(*pair) for pair in pairs), bounds=(0.0, 1.0))
     return {
         "exact_match": exact.value,
         "f1": f1.value,
