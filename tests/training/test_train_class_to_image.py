@@ -270,6 +270,28 @@ def test_pictures_are_encoded_in_each_step(fields, drawn, tmp_path):
     assert log_lines(folder)[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
+def test_a_training_that_goes_on_keeps_the_names_of_the_classes(fields, trained, drawn, tmp_path):
+    """The model has red, green and blue by number; a folder numbers its classes by the alphabet."""
+
+    def trainer(**more) -> ClassToImageTrainer:
+        later = {"data": [{"path": drawn}], "validation_data": [], "resolution": 32, "init_from": str(trained)}
+        later |= {"vision_model": None, "model": {}, "head": {}, "output_dir": str(tmp_path / "run")}
+        path = write(tmp_path, fields, **later | more)
+        return ClassToImageTrainer(read_config(ClassToImageTrainingConfig, path))
+
+    shutil.rmtree(Path(drawn) / "blue")  # 0 is green in the folder, and 1 red
+    goes_on = trainer()
+    assert {int(label) for label in goes_on.batches.sources[0].classes} == {0, 1}
+    assert goes_on.pipeline.labels == {"red": 0, "green": 1, "blue": 2}
+    [batch], _ = goes_on.batches.step(0, 0.0)
+    for picture, label in zip(batch.pixel_values, batch.class_labels.tolist(), strict=True):
+        assert picture.flatten(1).min(1).values.argmax().item() == label  # the shape has the colour of its class
+    (Path(drawn) / "red").rename(Path(drawn) / "rot")
+    with pytest.raises(ValueError, match="the model of `init_from` has no class 'rot'; `labels` gives its"):
+        trainer()
+    assert trainer(labels=["rot", "green", "blau"]).pipeline.labels == {"rot": 0, "green": 1, "blau": 2}
+
+
 def test_pictures_are_cropped_and_mirrored(drawn):
     """Whole pictures are the centre square; crops differ; half of each are mirrored."""
     batches = batches_of([ClassSource(drawn)], 24, resolution=32)

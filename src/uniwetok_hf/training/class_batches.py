@@ -71,6 +71,7 @@ class _Rows:
                     f"{', '.join(dataset.features)}."
                 )
         self.cells = dataset.select_columns([source.image_column])
+        self.own_names = getattr(dataset.features[source.label_column], "names", None)  # of a ClassLabel
         self.names, numbers = _read_classes(dataset, source, labels)
         self.classes = torch.tensor(numbers)
         self.indices = (self.classes >= 0).nonzero()[:, 0].tolist()

@@ -41,7 +41,9 @@ class ClassToImageTrainingConfig:
     )
     head: dict = setting({}, "without init_from: fields of the diffusion head's config", on_resume=KEEP)
     labels: list[str] | None = setting(
-        None, "names of the classes in the order of their numbers; null: those of the data", on_resume=KEEP
+        None,
+        "names of the classes in the order of their numbers; null: those of init_from or of the data",
+        on_resume=KEEP,
     )
     # the pipeline that comes out; null: as in init_from
     num_inference_steps: int | None = setting(None, "default number of diffusion steps", on_resume=APPLY)

@@ -70,7 +70,8 @@ class ClassToImageTrainer(PipelineTrainer):
         super().__init__(config, stop)
         start = load_start(config)
         vision_config = (start if isinstance(start, UniWeTokModel) else start.vision_model).config
-        self.batches = self.make_batches(config.data, vision_config, config.labels)
+        known = config.labels or names_of_classes(start)
+        self.batches = self.make_batches(config.data, vision_config, known)
         self.validation = None
         if config.validation_data:
             self.validation = self.make_batches(config.validation_data, vision_config, self.batches.names)
@@ -80,6 +81,8 @@ class ClassToImageTrainer(PipelineTrainer):
             batches.check_encoder(fingerprint)
             batches.check_rows(config.max_skipped_share)
             check_data(batches, self.pipeline.transformer.config)
+        if config.labels is None and known is not None:
+            check_names(self.batches, known)
         if strange := [label for label in config.sample_classes if not 0 <= label < self.batches.num_classes]:
             raise ValueError(f"`sample_classes` must be from 0 to {self.batches.num_classes - 1}, got {strange[0]}.")
         make_output_folder(self.folder, config.result)
@@ -277,6 +280,27 @@ def load_start(config: ClassToImageTrainingConfig) -> UniWeTokClassToImagePipeli
         return UniWeTokModel.from_pretrained(folder, subfolder=subfolder, dtype=torch.float32)
 
 
+def names_of_classes(start: UniWeTokClassToImagePipeline | UniWeTokModel) -> list[str] | None:
+    """Names of the classes that a pipeline knows, by number."""
+    if isinstance(start, UniWeTokModel) or not start.config.id2label:
+        return None
+    return [name for _, name in sorted(start.config.id2label.items())]
+
+
+def check_names(batches: ClassBatches, known: list[str]) -> None:
+    """
+    Raises:
+        ValueError: when data that number classes have others than `known`, those of the model that they are to go on
+            with: it would learn them under wrong names.
+    """
+    for rows in batches.sources:
+        if strange := [name for name in rows.own_names or () if name not in known]:
+            raise ValueError(
+                f"`path` {rows.path}: the model of `init_from` has no class {strange[0]!r}; `labels` gives its "
+                "classes other names, in the order of their numbers."
+            )
+
+
 def start_pipeline(
     config: ClassToImageTrainingConfig, start: UniWeTokClassToImagePipeline | UniWeTokModel, batches: ClassBatches
 ) -> UniWeTokClassToImagePipeline:
@@ -318,6 +342,8 @@ def with_defaults(
     kept = {
         name: value for name, value in pipeline.config.items() if name.startswith("default_") or name == "id2label"
     }
+    if config.labels:
+        given["id2label"] = dict(enumerate(config.labels))
     return UniWeTokClassToImagePipeline(**pipeline.components, **kept | given)
 
 
