@@ -6,6 +6,7 @@ All reading is done by the `datasets` library. Nothing is decoded while rows are
 `{"bytes", "path"}`, and [`read_cell`] turns it into a picture, so that a broken file is one bad row, not a crash.
 """
 
+import contextlib
 import errno
 import glob
 import inspect
@@ -22,7 +23,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..embedded import FOLDER
-from ..files import WriteError, is_local_name
+from ..files import WriteError, is_local_name, one_line
 from .archives import open_archives
 from .images import ImageReadError, read_image
 from .parquet_files import find_damage, readable_files
@@ -99,6 +100,7 @@ def open_source(source: PictureSource):
 
     Raises:
         ValueError: when there is no such file, folder or dataset, or it lacks the split or the column.
+        WriteError: when there is no room in the cache of `datasets`.
         ImportError: when `datasets` is not installed.
     """
     from datasets import Image as ImageFeature
@@ -117,11 +119,35 @@ def open_source(source: PictureSource):
     return _with_image_column(dataset, source)
 
 
+@contextlib.contextmanager
+def opening(what: str) -> Iterator[None]:
+    """A block in which `datasets` opens `what`, which it may copy into its cache.
+
+    Raises:
+        ValueError: when `what`, with which the message begins, can't be opened.
+        WriteError: naming the cache, when there is no room in it.
+        ConnectionError: as it is, when the Hub can't be asked.
+    """
+    from datasets import config
+    from datasets.exceptions import DatasetsError
+
+    try:
+        yield
+    except ConnectionError:
+        raise
+    except (OSError, ValueError, DatasetsError, tarfile.TarError) as error:
+        cause = error.__cause__ or error  # "An error occurred while generating the dataset" says nothing
+        if isinstance(cause, OSError) and cause.errno in NO_ROOM:
+            raise WriteError(f"{config.HF_DATASETS_CACHE} can't be written: {os.strerror(cause.errno)}") from error
+        raise ValueError(f"{what} can't be opened: {one_line(cause)}") from error
+
+
 def open_rows(source: PictureSource):
     """Like [`open_source`], with all columns as they are stored: rows may have several pictures, or none.
 
     Raises:
         ValueError: when there is no such file, folder or dataset, or it lacks the split.
+        WriteError: when there is no room in the cache of `datasets`.
         ImportError: when `datasets` is not installed.
     """
     if is_place(source.path):
@@ -355,10 +381,8 @@ def _walk(path: Path) -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 def _load_archives(source: PictureSource, files: list[str]):
-    try:
+    with opening(f"`path` {source.path}"):
         return open_archives(files, source.streaming)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`path` {source.path} can't be opened: {error}") from error
 
 
 def _load_parquet(source: PictureSource, files: list[str]):
@@ -377,20 +401,15 @@ def _load_parquet(source: PictureSource, files: list[str]):
 
 def _load(source: PictureSource, *arguments, **options) -> dict:
     """`load_dataset`, with one kind of error."""
-    from datasets import config, load_dataset
-    from datasets.exceptions import DatasetsError
+    from datasets import load_dataset
 
     try:
-        return dict(load_dataset(*arguments, streaming=source.streaming, **options))
+        with opening(f"`path` {source.path}"):
+            return dict(load_dataset(*arguments, streaming=source.streaming, **options))
     except ConnectionError as error:
         raise ValueError(
             f"`path` {source.path}: there is no such file or folder, and the Hub can't be asked: {error}"
         ) from error
-    except (OSError, ValueError, DatasetsError, tarfile.TarError) as error:
-        cause = error.__cause__ or error  # "An error occurred while generating the dataset" says nothing
-        if isinstance(cause, OSError) and cause.errno in NO_ROOM:
-            raise WriteError(f"{config.HF_DATASETS_CACHE} can't be written: {os.strerror(cause.errno)}") from error
-        raise ValueError(f"`path` {source.path} can't be opened: {cause}") from error
 
 
 def _streamed(dataset):
