@@ -101,6 +101,11 @@ def test_paths_become_absolute_where_they_are_some(tmp_path, monkeypatch):
     assert absolute_paths(absolute) == absolute
 
 
+def test_addresses_are_no_paths():
+    settings = {"output_dir": "s3://runs/x", "data": [{"path": "hf://datasets/a/b/*.parquet"}], "model": "s3://a/b"}
+    assert absolute_paths(settings) == settings
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_steps_that_are_not_finite_are_skipped_up_to_a_limit(bad, tmp_path, capsys):
     good, norm = {"a": torch.ones(2), "b": torch.zeros(1)}, {"norm": torch.tensor(1.0)}
