@@ -326,6 +326,16 @@ def test_splits_are_folders_and_files_called_after_them(suffix, names, splits, t
         assert sorted(greys_of(PictureSource(str(tmp_path / "parts"), split=split))) == greys
 
 
+def test_a_readme_counts_when_it_is_that_of_a_dataset(tmp_path):
+    for grey, name in enumerate(["train-photos", "faces"]):
+        write_rows(tmp_path / f"{name}.parquet", [grey])
+    (tmp_path / "README.md").write_text("# Photos\n")
+    assert sorted(greys_of(PictureSource(str(tmp_path)))) == [0, 1]
+    card = "configs:\n- config_name: default\n  data_files: [{split: train, path: faces.parquet}]"
+    (tmp_path / "README.md").write_text(f"---\n{card}\n---\n# Photos\n")
+    assert greys_of(PictureSource(str(tmp_path))) == [1]
+
+
 @pytest.mark.parametrize("suffix", ["parquet", "tar"])
 def test_files_with_the_word_of_a_split_in_their_names_are_told(suffix, tmp_path):
     for grey, name in enumerate(["web-0", "faces_test"]):

@@ -298,8 +298,7 @@ def _load_folder(path: Path, source: PictureSource) -> dict:
         raise ValueError(
             f"`path` {source.path}: no saved dataset, pictures, Parquet files or WebDataset tars in this folder."
         )
-    # The README of a dataset may say which of its Parquet files are what.
-    if builder == "webdataset" or (builder == "parquet" and not (path / "README.md").is_file()):
+    if builder == "webdataset" or (builder == "parquet" and not _has_card(path)):
         named = _files_of_splits(path, builder)
         load = _load_archives if builder == "webdataset" else _load_parquet
         chosen = named.get(source.split)
@@ -318,6 +317,13 @@ def _load_folder(path: Path, source: PictureSource) -> dict:
     if any(map(os.path.islink, walked)):  # which `**` does not enter
         patterns = [f"{glob.escape(folder)}/*" for folder in walked]
     return _load(source, builder, data_files={source.split: patterns})
+
+
+def _has_card(path: Path) -> bool:
+    """Whether a README as on the Hub says which of the files are what, or how their columns are typed."""
+    readme = path / "README.md"
+    keys = re.compile("^(configs|dataset_info):", re.MULTILINE)
+    return readme.is_file() and keys.search(readme.read_text(encoding="utf-8", errors="replace")) is not None
 
 
 def _files_of_splits(path: Path, builder: str) -> dict[str, list[str]]:
