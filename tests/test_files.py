@@ -165,6 +165,15 @@ def test_a_file_is_whole_or_as_before(tmp_path):
     assert files(tmp_path) == {"a.txt": "second"}
 
 
+def test_processes_with_one_pid_do_not_share_a_temporary_file(tmp_path):
+    """As in containers, where each is number 1."""
+    with whole_file(tmp_path / "a.txt", True) as first, whole_file(tmp_path / "a.txt", True) as second:
+        first.write_text("first")
+        second.write_text("second")
+        assert first.read_text() == "first"
+    assert files(tmp_path) == {"a.txt": "first"}
+
+
 def test_a_save_inside_of_a_save_that_was_killed_is_removed(tmp_path):
     (tmp_path / "..result.0123abcd.tmp.4567cdef.tmp").mkdir()
     save_whole(write(a="first"), tmp_path / "result")

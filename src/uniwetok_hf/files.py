@@ -83,7 +83,8 @@ def whole_file(path: str | os.PathLike, is_shared: bool = False) -> Iterator[Pat
         WriteError: naming `path` and the reason, when it can't be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp" if is_shared else f".{path.name}.tmp")
+    # No pid: the only process of each container is number 1.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp" if is_shared else f".{path.name}.tmp")
     with writing(path):
         try:
             yield temporary

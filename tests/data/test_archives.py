@@ -7,6 +7,7 @@ import tarfile
 import datasets
 import numpy as np
 import pytest
+from full_disk import files_limited
 from PIL import Image
 from tiny_encoded import build_vision
 
@@ -16,6 +17,7 @@ from uniwetok_hf.data.encoded_parts import EncodingSettings
 from uniwetok_hf.data.encoding import encode_dataset
 from uniwetok_hf.data.sources import PictureSource, open_rows, open_source
 from uniwetok_hf.evaluation.rows import PictureRows
+from uniwetok_hf.files import WriteError
 from uniwetok_hf.training.picture_batches import Bucket, PictureBatches
 
 
@@ -132,6 +134,20 @@ def test_an_empty_first_archive_is_skipped_and_named(tmp_path):
         with pytest.warns(UserWarning, match="1 archives hold nothing: .*0.tar"):
             rows = open_rows(PictureSource(f"{tmp_path}/*.tar", streaming=streaming))
         assert [row["txt"] for row in rows] == ["noise 0", "noise 1"]
+
+
+def test_a_field_of_another_type_in_a_later_row_is_an_error_in_one_line(tmp_path):
+    fields = [b'{"size": 1}'] * 6 + [b'{"size": "large"}']
+    files = [pair for i, field in enumerate(fields) for pair in ((f"{i}.png", picture(i)), (f"{i}.json", field))]
+    (tmp_path / "0.tar").write_bytes(tar(files))
+    with pytest.raises(ValueError, match=r"^`path` .*0\.tar can't be opened: .*large.*$"):
+        open_rows(PictureSource(str(tmp_path / "0.tar")))
+
+
+def test_a_full_cache_is_named(tmp_path):
+    (tmp_path / "0.tar").write_bytes(tar(members(range(8))))
+    with files_limited(4096), pytest.raises(WriteError, match=r"cache can't be written: File too large"):
+        open_rows(PictureSource(str(tmp_path / "0.tar")))
 
 
 def test_archives_without_a_whole_row_are_an_error(tmp_path):

@@ -7,8 +7,10 @@ import pyarrow.parquet
 import pytest
 import torch
 from datasets import Features, List, Value
+from full_disk import files_limited
 
 from uniwetok_hf.data.encoded import cell_codes, encoder_fingerprint, open_encoded, part_path, read_encoding
+from uniwetok_hf.files import WriteError
 from uniwetok_hf.modeling.codes_uniwetok import pack_codes
 
 
@@ -98,6 +100,11 @@ def test_a_damaged_part_is_named(folder, damage):
     part = folder / "part-00001.parquet"
     part.write_bytes(damage(part.read_bytes()))
     with pytest.raises(ValueError, match=r"part-00001\.parquet is damaged \(Parquet .*\)\. Remove it"):
+        open_encoded(folder)
+
+
+def test_a_full_cache_is_named(folder):
+    with files_limited(256), pytest.raises(WriteError, match=r"cache can't be written: File too large"):
         open_encoded(folder)
 
 

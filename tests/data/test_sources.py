@@ -301,6 +301,69 @@ def test_a_split_folder_of_pictures_hides_all_others(tmp_path):
         open_source(PictureSource(str(tmp_path / "photos")))
 
 
+def write_rows(path: Path, greys) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".tar":
+        write_tar(path, greys, "png")
+    else:
+        picture_rows(greys).to_parquet(path)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "tar"])
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["train-photos", "faces"], {"train": [1, 2]}),
+        (["test", "web-0", "val/0", "more/train/test-1", "more/train_3"], {"train": [2, 4, 5], "test": [1]}),
+        (["test/0", "validation_1", "web", "train-00000-of-00002-0123abcd"], {"train": [3, 4], "validation": [2]}),
+        (["data/train_sft-00000-of-00001", "data/test_sft-00000-of-00001"], {"train_sft": [1], "test_sft": [2]}),
+    ],
+)
+def test_splits_are_folders_and_files_called_after_them(suffix, names, splits, tmp_path):
+    for grey, name in enumerate(names, start=1):
+        write_rows(tmp_path / "parts" / f"{name}.{suffix}", [grey])
+    for split, greys in splits.items():
+        assert sorted(greys_of(PictureSource(str(tmp_path / "parts"), split=split))) == greys
+
+
+def test_a_readme_counts_when_it_is_that_of_a_dataset(tmp_path):
+    for grey, name in enumerate(["train-photos", "faces"]):
+        write_rows(tmp_path / f"{name}.parquet", [grey])
+    (tmp_path / "README.md").write_text("# Photos\n")
+    assert sorted(greys_of(PictureSource(str(tmp_path)))) == [0, 1]
+    card = "configs:\n- config_name: default\n  data_files: [{split: train, path: faces.parquet}]"
+    (tmp_path / "README.md").write_text(f"---\n{card}\n---\n# Photos\n")
+    assert greys_of(PictureSource(str(tmp_path))) == [1]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "tar"])
+def test_files_with_the_word_of_a_split_in_their_names_are_told(suffix, tmp_path):
+    for grey, name in enumerate(["web-0", "faces_test"]):
+        write_rows(tmp_path / f"{name}.{suffix}", [grey])
+    with pytest.warns(UserWarning, match=rf"1 files in .* are taken for `train`.*: faces_test\.{suffix}\. Files of"):
+        assert sorted(greys_of(PictureSource(str(tmp_path)))) == [0, 1]
+
+
+@pytest.mark.parametrize("kind", ["png", "parquet", "tar"])
+def test_linked_folders_are_read_once(kind, tmp_path):
+    for grey, folder in enumerate(["photos/cats", "elsewhere/dogs"]):
+        if kind == "png":
+            write_pictures(tmp_path / folder, [grey])
+        else:
+            write_rows(tmp_path / folder / f"0.{kind}", [grey])
+    (tmp_path / "photos" / "dogs").symlink_to("../elsewhere/dogs")
+    (tmp_path / "elsewhere" / "dogs" / "loop").symlink_to("..")
+    assert sorted(greys_of(PictureSource(str(tmp_path / "photos")))) == [0, 1]
+
+
+def test_pictures_that_are_left_out_are_told(tmp_path):
+    folder = pictures(tmp_path)
+    for name in ("004.avif", "005.AVIF", "006.qoi", "notes.txt"):
+        (folder / name).write_bytes(b"not looked at")
+    with pytest.warns(UserWarning, match=r"3 pictures in .*photos are left out: .* suffix \.avif, \.qoi\."):
+        assert greys_of(PictureSource(str(folder))) == [1, 2, 3]
+
+
 # --- a function of one's own ---
 
 

@@ -209,6 +209,32 @@ def test_places_are_found_beside_the_file_they_are_written_in(tmp_path, monkeypa
         read(tmp_path, "steps: 1\nextra: {task: [a, none.py:X]}")
 
 
+@dataclass
+class Source:
+    path: str = setting(help="where")
+    columns: dict = setting({}, "which")
+
+
+@dataclass
+class Paths:
+    output_dir: str = setting(help="where to")
+    data: list[Source] = setting([], "from where")
+    prompt: str = setting("", "no path")
+
+
+def test_the_home_is_expanded_in_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    texts = {
+        "last": "base: first.yaml\noutput_dir: ~/runs/x\nprompt: ~/o/\n",
+        "first": "output_dir: ''\ndata: [{path: ~/photos, columns: {path: ~/c}}, {path: a/~}, {path: 'hf://a/~'}]\n",
+    }
+    path = write_files(tmp_path, **texts)
+    sources = [Source("/home/me/photos", {"path": "~/c"}), Source("a/~"), Source("hf://a/~")]
+    assert read_config(Paths, path) == Paths("/home/me/runs/x", sources, "~/o/")
+    changed = read_config(Paths, path, output_dir="~/y", data=[{"path": "~/z"}])
+    assert changed == Paths("/home/me/y", [Source("/home/me/z")], "~/o/")
+
+
 def test_a_mapping_of_the_base_is_left_out(tmp_path):
     path = write_files(tmp_path, last="base: first.yaml\nextra: null\n", first="steps: 1\nextra: {a: 1}\n")
     assert read_config(Config, path).extra == {}

@@ -120,6 +120,17 @@ def test_checkpoints_that_cannot_be_made(configs, tmp_path, monkeypatch, capsys)
     assert code == 1 and lines == [f"uniwetok: error: {run}/checkpoints/step-000004 can't be written: Not a directory"]
 
 
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_a_run_that_begins_anew_lists_its_own_skipped_samples(kind, configs, tmp_path, capsys):
+    """One that was killed before its first checkpoint left a list."""
+    run = tmp_path / "run"
+    path = write(tmp_path, configs[kind], output_dir=str(run), max_train_steps=1)
+    run.mkdir()
+    (run / "skipped-0.txt").write_text("row 3\n")
+    assert train(capsys, kind, path) == (0, [])
+    assert (run / "skipped-0.txt").read_text() == ""
+
+
 @pytest.mark.parametrize("name", ["status.json", "config.json", "log.jsonl", "skipped-0.txt"])
 def test_small_files_of_a_run(name, tmp_path):
     tracker, skipped = JsonLinesTracker(tmp_path, {"seed": 1}), SkippedSamples(tmp_path, 0, 1.0)

@@ -233,6 +233,14 @@ def test_a_run_may_be_moved_and_its_config_name_paths_in_another_way(tmp_path, m
     assert check_resume(saved_settings(absolute), linked, Path("x")) == {}
 
 
+def test_a_home_that_was_saved_as_written_is_the_same(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    saved = saved_settings(dataclasses.replace(TOKENIZER, data=[PictureSource("~/photos")]))
+    assert (
+        check_resume(saved, dataclasses.replace(TOKENIZER, data=[PictureSource("/home/me/photos")]), Path("x")) == {}
+    )
+
+
 def test_a_field_that_is_new_had_its_default():
     saved = saved_settings(MLLM)
     for form in saved.values():

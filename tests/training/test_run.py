@@ -14,6 +14,7 @@ from uniwetok_hf.training.run import (
     CheckpointClock,
     MovingAverage,
     RunningMetrics,
+    SkippedSamples,
     StepGuard,
     averaged_weights,
     choose_parameters,
@@ -44,6 +45,16 @@ def test_metrics_survive_a_checkpoint():
     for each in (metrics, resumed):
         each.add({"loss": torch.tensor(0.3)})
     assert metrics.take(accelerator, "x")["loss"] == resumed.take(accelerator, "x")["loss"]
+
+
+def test_a_list_of_skipped_samples_that_is_cut_inside_a_letter_is_rewound(tmp_path):
+    skipped = SkippedSamples(tmp_path, 0, 1.0)
+    skipped.note(["row 3: café"], 4)
+    state = skipped.state_dict()
+    skipped.note(["row 7: café"], 4)
+    skipped.file.write_bytes(skipped.file.read_bytes()[:-2])
+    skipped.load_state_dict(state)
+    assert skipped.file.read_text(encoding="utf-8") == "row 3: café\n" and skipped.count == 1
 
 
 def test_the_log_is_rewound_to_the_checkpoint(tmp_path):
@@ -88,6 +99,11 @@ def test_paths_become_absolute_where_they_are_some(tmp_path, monkeypatch):
     }
     assert second == {"path": str(tmp_path / "web" / "*.tar")}
     assert absolute_paths(absolute) == absolute
+
+
+def test_addresses_are_no_paths():
+    settings = {"output_dir": "s3://runs/x", "data": [{"path": "hf://datasets/a/b/*.parquet"}], "model": "s3://a/b"}
+    assert absolute_paths(settings) == settings
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -259,6 +259,7 @@ def changed(turn: int, **fields) -> list:
         (TURNS, 0, r"row 0, column `images`: has 0 pictures, the messages have 1"),
         (TURNS[:1], 1, r"column `messages`: must have a turn of the assistant"),
         (changed(1, role="bot"), 1, r"column `messages`: `role` must be system, user or assistant, got 'bot'"),
+        (changed(1, content=None), 1, r"column `messages`: a turn of the assistant has no content"),
         (changed(1, content=[]), 1, r"column `messages`: a turn of the assistant has no content"),
         (changed(1, content=[{"type": "sound", "text": "x"}]), 1, r"`type` must be text or image, got 'sound'"),
         (changed(1, content=[{"type": "text", "text": None}]), 1, r"column `messages`: must be text .* got None"),
@@ -278,6 +279,17 @@ def test_conversations_may_have_plain_text_as_content(encoded):
     task = task_of("conversations", encoded({"messages": [messages] * 2, "images": [[], pictures(1)]}))
     assert shape(task.sample(0, seeded())) == [("user", ["hi"]), ("assistant", ["hello"])]
     assert list(task.texts()) == ["hi", "hello"] * 2
+
+
+def test_the_texts_of_all_rows_lack_what_is_missing(encoded):
+    captions = encoded({"image": pictures(3), "text": [["a cat", None], None, ["a dog"]]})
+    assert list(task_of("captions", captions).texts()) == ["a cat", "a dog"]
+
+
+def test_the_texts_of_conversations_lack_what_is_missing(encoded):
+    rows = [TURNS, changed(1, content=None), changed(1, content=[None]), [None, TURNS[1]], None]
+    task = task_of("conversations", encoded({"messages": rows, "images": [pictures(1)] * 5}))
+    assert list(task.texts()) == ["hi", "yes", "hi", "hi", "yes"]
 
 
 def test_sources_that_are_no_encoded_datasets_of_their_format(encoded, tmp_path):

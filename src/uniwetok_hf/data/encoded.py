@@ -26,6 +26,7 @@ import torch
 from ..files import read_json
 from ..modeling.codes_uniwetok import unpack_codes
 from .parquet_files import find_damage
+from .sources import opening
 
 
 ENCODING_FILE = "encoding.json"
@@ -133,6 +134,7 @@ def open_encoded(folder: str | os.PathLike):
 
     Raises:
         ValueError: as [`read_encoding`] does, or when a part is missing or damaged.
+        WriteError: when there is no room in the cache of `datasets`.
     """
     from datasets import Dataset
 
@@ -145,7 +147,8 @@ def open_encoded(folder: str | os.PathLike):
         )
     # By default it reads as many rows at once as the first row group has, and fails when a part lost all of its rows.
     try:
-        dataset = Dataset.from_parquet([str(part) for part in parts], batch_size=1000)
+        with opening(f"`folder` {folder}"):
+            dataset = Dataset.from_parquet([str(part) for part in parts], batch_size=1000)
     except Exception as error:  # of `datasets`, which name neither the file nor, often, the cause
         if (damaged := find_damage(parts)) is None:
             raise

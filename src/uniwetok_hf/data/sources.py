@@ -6,21 +6,24 @@ All reading is done by the `datasets` library. Nothing is decoded while rows are
 `{"bytes", "path"}`, and [`read_cell`] turns it into a picture, so that a broken file is one bad row, not a crash.
 """
 
+import contextlib
 import errno
 import glob
 import inspect
 import io
 import json
 import os
+import re
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
 from ..embedded import FOLDER
-from ..files import WriteError, is_local_name
+from ..files import WriteError, is_local_name, one_line
 from .archives import open_archives
 from .images import ImageReadError, read_image
 from .parquet_files import find_damage, readable_files
@@ -33,6 +36,8 @@ IMAGE_COLUMN = "image"
 SPLIT_FOLDERS = {"train", "validation", "val", "valid", "dev", "test", "eval"}
 # Name of the source of the few captioned pictures that ship with the package.
 EMBEDDED_PICTURES = "embedded-pictures"
+# What comes after the name of a split: `-00000-of-00002.parquet`, also with a hash, `_0.tar`, `.parquet`.
+NUMBERS = re.compile(r"(-\d{5}-of-\d{5}.*|[-_. ]?\d+)?\.(parquet|tar|tar\.gz|tgz)$", re.IGNORECASE)
 # Shards of a saved dataset when it is streamed; they come in another order each epoch.
 NUM_SHARDS = 64
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -95,6 +100,7 @@ def open_source(source: PictureSource):
 
     Raises:
         ValueError: when there is no such file, folder or dataset, or it lacks the split or the column.
+        WriteError: when there is no room in the cache of `datasets`.
         ImportError: when `datasets` is not installed.
     """
     from datasets import Image as ImageFeature
@@ -113,11 +119,35 @@ def open_source(source: PictureSource):
     return _with_image_column(dataset, source)
 
 
+@contextlib.contextmanager
+def opening(what: str) -> Iterator[None]:
+    """A block in which `datasets` opens `what`, which it may copy into its cache.
+
+    Raises:
+        ValueError: when `what`, with which the message begins, can't be opened.
+        WriteError: naming the cache, when there is no room in it.
+        ConnectionError: as it is, when the Hub can't be asked.
+    """
+    from datasets import config
+    from datasets.exceptions import DatasetsError
+
+    try:
+        yield
+    except ConnectionError:
+        raise
+    except (OSError, ValueError, DatasetsError, tarfile.TarError) as error:
+        cause = error.__cause__ or error  # "An error occurred while generating the dataset" says nothing
+        if isinstance(cause, OSError) and cause.errno in NO_ROOM:
+            raise WriteError(f"{config.HF_DATASETS_CACHE} can't be written: {os.strerror(cause.errno)}") from error
+        raise ValueError(f"{what} can't be opened: {one_line(cause)}") from error
+
+
 def open_rows(source: PictureSource):
     """Like [`open_source`], with all columns as they are stored: rows may have several pictures, or none.
 
     Raises:
         ValueError: when there is no such file, folder or dataset, or it lacks the split.
+        WriteError: when there is no room in the cache of `datasets`.
         ImportError: when `datasets` is not installed.
     """
     if is_place(source.path):
@@ -268,14 +298,8 @@ def _load_folder(path: Path, source: PictureSource) -> dict:
         raise ValueError(
             f"`path` {source.path}: no saved dataset, pictures, Parquet files or WebDataset tars in this folder."
         )
-    # The README of a dataset may say which of its Parquet files are what.
-    if builder == "webdataset" or (builder == "parquet" and not (path / "README.md").is_file()):
-        from datasets.data_files import DataFilesDict, get_data_patterns
-
-        files = DataFilesDict.from_patterns(get_data_patterns(str(path)), base_path=str(path), allowed_extensions=None)
-        named = {
-            str(split): [file for file in found if _builder_of(file) == builder] for split, found in files.items()
-        }
+    if builder == "webdataset" or (builder == "parquet" and not _has_card(path)):
+        named = _files_of_splits(path, builder)
         load = _load_archives if builder == "webdataset" else _load_parquet
         chosen = named.get(source.split)
         return dict.fromkeys(named) | ({source.split: load(source, chosen)} if chosen else {})
@@ -287,14 +311,84 @@ def _load_folder(path: Path, source: PictureSource) -> dict:
         path = path / source.split
     elif source.split != "train" or folders & SPLIT_FOLDERS:
         return dict.fromkeys(sorted(folders & SPLIT_FOLDERS) or ["train"])
-    return _load(source, builder, data_files={source.split: f"{glob.escape(str(path))}/**"})
+    _warn_of_unread(path)
+    patterns = [f"{glob.escape(str(path))}/**"]
+    walked = [folder for folder, _, _ in _walk(path)]
+    if any(map(os.path.islink, walked)):  # which `**` does not enter
+        patterns = [f"{glob.escape(folder)}/*" for folder in walked]
+    return _load(source, builder, data_files={source.split: patterns})
+
+
+def _has_card(path: Path) -> bool:
+    """Whether a README as on the Hub says which of the files are what, or how their columns are typed."""
+    readme = path / "README.md"
+    keys = re.compile("^(configs|dataset_info):", re.MULTILINE)
+    return readme.is_file() and keys.search(readme.read_text(encoding="utf-8", errors="replace")) is not None
+
+
+def _files_of_splits(path: Path, builder: str) -> dict[str, list[str]]:
+    """Split -> its Parquet files or archives."""
+    splits, doubtful = {}, []
+    for file in sorted(os.path.join(folder, name) for folder, _, names in _walk(path) for name in names):
+        if _builder_of(file) == builder:
+            name = Path(file).relative_to(path).as_posix()
+            split = _split_of(name)
+            splits.setdefault(split, []).append(file)
+            words = set(re.findall("[a-z]+", name.lower()))
+            if split == "train" and words & (SPLIT_FOLDERS - {"train"}) and "train" not in name.split("/"):
+                doubtful.append(name)
+    if doubtful:
+        warnings.warn(
+            f"{len(doubtful)} files in {path} are taken for `train`, whatever else is in their names: "
+            f"{', '.join(doubtful[:10])}. Files of another split belong in a folder of its name.",
+            stacklevel=2,
+        )
+    return splits
+
+
+def _split_of(name: str) -> str:
+    """The split of a file, by its relative path: a folder's name, or that of a file that is called after the split and
+    nothing else (`test.parquet`, `test-00000-of-00002.parquet`), or `train`. `datasets` also goes by words in longer
+    names, `crash-test.parquet`, and then drops all files without such a word."""
+    from datasets.data_files import SPLIT_KEYWORDS
+
+    splits = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
+    *folders, file = name.split("/")
+    stem = NUMBERS.sub("", file)
+    if (named := next((splits[word] for word in (*folders, stem.lower()) if word in splits), None)) is not None:
+        return named
+    return stem if folders == ["data"] and "-of-" in file.removeprefix(stem) else "train"  # the Hub's way
+
+
+def _warn_of_unread(path: Path) -> None:
+    """Warns of pictures that `datasets` does not take for such."""
+    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+    names = [name for _, _, files in _walk(path) for name in files if _builder_of(name) == "imagefolder"]
+    suffixes = [os.path.splitext(name)[1].lower() for name in names]
+    if unread := [suffix for suffix in suffixes if suffix not in ImageFolder.EXTENSIONS]:
+        warnings.warn(
+            f"{len(unread)} pictures in {path} are left out: `datasets` does not read files with the suffix "
+            f"{', '.join(sorted(set(unread)))}.",
+            stacklevel=2,
+        )
+
+
+def _walk(path: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` in order, also through linked folders, each once, without what is hidden."""
+    seen = set()
+    for folder, folders, files in os.walk(path, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
+        yield folder, folders, sorted(name for name in files if not name.startswith("."))
 
 
 def _load_archives(source: PictureSource, files: list[str]):
-    try:
+    with opening(f"`path` {source.path}"):
         return open_archives(files, source.streaming)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`path` {source.path} can't be opened: {error}") from error
 
 
 def _load_parquet(source: PictureSource, files: list[str]):
@@ -313,20 +407,15 @@ def _load_parquet(source: PictureSource, files: list[str]):
 
 def _load(source: PictureSource, *arguments, **options) -> dict:
     """`load_dataset`, with one kind of error."""
-    from datasets import config, load_dataset
-    from datasets.exceptions import DatasetsError
+    from datasets import load_dataset
 
     try:
-        return dict(load_dataset(*arguments, streaming=source.streaming, **options))
+        with opening(f"`path` {source.path}"):
+            return dict(load_dataset(*arguments, streaming=source.streaming, **options))
     except ConnectionError as error:
         raise ValueError(
             f"`path` {source.path}: there is no such file or folder, and the Hub can't be asked: {error}"
         ) from error
-    except (OSError, ValueError, DatasetsError, tarfile.TarError) as error:
-        cause = error.__cause__ or error  # "An error occurred while generating the dataset" says nothing
-        if isinstance(cause, OSError) and cause.errno in NO_ROOM:
-            raise WriteError(f"{config.HF_DATASETS_CACHE} can't be written: {os.strerror(cause.errno)}") from error
-        raise ValueError(f"`path` {source.path} can't be opened: {cause}") from error
 
 
 def _streamed(dataset):
@@ -345,11 +434,10 @@ def _builder_of(name: str) -> str | None:
 
 def _builder_of_folder(path: Path) -> str | None:
     """The reader of `datasets` for the first file that has one."""
-    for _, folders, files in os.walk(path):
-        folders.sort()
-        for name in sorted(files):
+    for _, _, files in _walk(path):
+        for name in files:
             # `metadata.parquet` may lie beside pictures and hold their captions.
-            if not name.startswith((".", "metadata.")) and (builder := _builder_of(name)):
+            if not name.startswith("metadata.") and (builder := _builder_of(name)):
                 return builder
     return None
 

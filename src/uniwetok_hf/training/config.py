@@ -82,7 +82,7 @@ def read_config(config_class: type, path: str | os.PathLike, **overrides):
     """
     values, origins = _read_file(Path(path), [])
     for name, value in overrides.items():
-        _put(values, name.split("."), _find_places(value, name, Path(path)), path)
+        _put(values, name.split("."), expand_home(_find_places(value, name, Path(path)), name), path)
         origins[name] = Path(path)
     return _build(config_class, values, _Origins(Path(path), origins), "")
 
@@ -119,7 +119,7 @@ def flat_values(config) -> dict[str, int | float | str | bool]:
 
 def absolute_paths(settings: dict) -> dict:
     """Settings in which the output folder, and every file or folder that a field names and that exists, is absolute.
-    Names on the Hub, of embedded models and of shipped sources stay as they are."""
+    Names on the Hub, of embedded models and of shipped sources stay as they are, and addresses (`hf://`, `s3://`)."""
 
     def absolute(name: str, value):
         if isinstance(value, dict):  # in `options` of a user's task any field may be a path
@@ -127,12 +127,22 @@ def absolute_paths(settings: dict) -> dict:
             return {key: absolute(names[key], item) if name != "columns" else item for key, item in value.items()}
         if isinstance(value, list):
             return [absolute(name, item) for item in value]
-        if name not in PATH_FIELDS or not isinstance(value, str) or is_place(value):
+        if name not in PATH_FIELDS or not isinstance(value, str) or is_place(value) or "://" in value:
             return value
         found = any(character in value for character in "*?[") or Path(value).exists()
         return os.path.abspath(value) if found or name == "output_dir" else value
 
     return absolute("", settings)
+
+
+def expand_home(value, name: str = ""):
+    """Settings, or the value of the field `name`, in which `~` at the beginning of `PATH_FIELDS` is the home."""
+    if isinstance(value, dict):
+        return {key: expand_home(item, str(key)) if key != "columns" else item for key, item in value.items()}
+    if isinstance(value, list):
+        return [expand_home(item, name) for item in value]
+    is_path = isinstance(value, str) and name.rpartition(".")[2] in PATH_FIELDS
+    return os.path.expanduser(value) if is_path else value
 
 
 def check_at_least(config, least: int, *names: str) -> None:
@@ -246,7 +256,7 @@ def _read_file(path: Path, chain: list[Path]) -> tuple[dict, dict[str, Path]]:
     values = parse_yaml(path.read_bytes(), path, path.suffix == ".json") or {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold `field: value` lines, got {type(values).__name__}.")
-    values = _find_places(values, "", path)
+    values = expand_home(_find_places(values, "", path))
     origins = dict.fromkeys(_names(values), path)
     if (base := values.pop("base", None)) is None:
         return values, origins

@@ -19,7 +19,7 @@ from diffusers.training_utils import EMAModel
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..data.places import is_place
-from .config import APPLY, KEEP_NULL, absolute_paths, section_of
+from .config import APPLY, KEEP_NULL, absolute_paths, expand_home, section_of
 
 
 Changes = dict[str, tuple]  # by the name of the field: the value before and the value now
@@ -52,7 +52,8 @@ def check_resume(saved: dict, config, checkpoint: Path, also_applied: Collection
     now = saved_settings(config)
     applied, refused = ({}, {}), ({}, {})
     for index, form in enumerate(("written", "absolute")):
-        _compare(type(config), saved[form], now[form], "", also_applied, applied[index], refused[index])
+        before = expand_home(saved[form])  # earlier versions saved `~` as it was written
+        _compare(type(config), before, now[form], "", also_applied, applied[index], refused[index])
     if names := [name for name in refused[0] if name in refused[1]]:
         changes = "; ".join(f"`{name}` is {refused[0][name][1]!r} and was {refused[0][name][0]!r}" for name in names)
         raise ValueError(

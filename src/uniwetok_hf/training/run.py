@@ -304,12 +304,13 @@ class SkippedSamples(SkippedItems):
         self.add(reasons, num_read + len(reasons))
 
     def load_state_dict(self, state: dict | int | None) -> None:
-        """Goes on from a checkpoint: what was left out after it will be again. (Earlier versions have the count, or
-        nothing.)"""
+        """Goes on from a checkpoint, or begins without one: what was left out after it will be again. (Earlier
+        versions have the count, or nothing.)"""
         state = state if isinstance(state, dict) else {"count": state or 0, "num_read": 0, "shown": []}
         super().load_state_dict(state)
         if self.file.exists():
-            lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True)
+            # A full disk cuts inside a letter, too.
+            lines = self.file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             with whole_file(self.file) as temporary:
                 temporary.write_text("".join(lines[: self.count]), encoding="utf-8")
 

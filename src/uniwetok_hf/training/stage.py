@@ -28,6 +28,7 @@ from .export import names_of
 from .resume import saved_settings
 from .run import (
     CheckpointClock,
+    SkippedSamples,
     StepGuard,
     make_average,
     make_optimizer,
@@ -43,6 +44,7 @@ class StageTrainer:
     """One stage of training. The methods without a body are those of a trainer."""
 
     ema: EMAModel | None
+    skipped: SkippedSamples
 
     def __init__(self, config, result: str, stop: threading.Event | None = None, also_applied: Collection[str] = ()):
         """When `stop` is set on any process, the run ends after the current step, with a checkpoint. `result` is the
@@ -118,6 +120,8 @@ class StageTrainer:
         if state is not None:
             with readable(list_checkpoints(self.folder)[-1]):
                 self.load_state_dict(state)
+        else:  # a run that ended before its first checkpoint may have left a list
+            self.skipped.load_state_dict(None)
         if self.ema:  # a checkpoint's weights are read to the CPU
             self.ema.to(accelerator.device)
         if accelerator.is_main_process:

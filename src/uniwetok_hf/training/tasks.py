@@ -256,10 +256,11 @@ class EncodedTask:
         raise NotImplementedError
 
     def texts(self) -> Iterator[str]:
-        """All text of the rows, to train a text tokenizer on."""
+        """All text of the rows, to train a text tokenizer on. What is missing is left out here: it concerns its row
+        alone, which is named when it is read."""
         for column, kind in self.columns.items():
             for value in self.rows[self.names[column]] if kind in (TEXT, TEXTS) else ():
-                yield from [value] if isinstance(value, str) else value or []
+                yield from (text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str))
 
     def _check_class(self) -> None:
         """What a class of one's own must define."""
@@ -395,8 +396,9 @@ class Conversations(EncodedTask):
 
     def texts(self) -> Iterator[str]:
         for messages in self.rows[self.names["messages"]]:
-            for content in (message["content"] for message in messages or []):
-                yield from [content] if isinstance(content, str) else (item.get("text") or "" for item in content)
+            for content in (message["content"] for message in messages or [] if message):
+                items = [text_item(content)] if isinstance(content, str) else content or []
+                yield from (item["text"] for item in items if item and isinstance(item.get("text"), str))
 
 
 TASKS = {
