@@ -5,7 +5,9 @@ from PIL import Image
 from tiny_judges import build_vit
 from tiny_training import build_siglip
 
+from uniwetok_hf.evaluation.choices import thumbnail
 from uniwetok_hf.evaluation.latents import (
+    PIXELS,
     EmbeddedPictures,
     class_embeddings,
     embed_rows,
@@ -57,6 +59,13 @@ def test_vectors_are_those_of_model_pools_and_teacher(tiny_model, teacher, pools
     np.testing.assert_allclose(found.pooled["latents"][4], expected[0][0], atol=1e-4)
     np.testing.assert_allclose(found.pooled["codes"][4], expected[1][0], atol=1e-4)
     np.testing.assert_allclose(found.pooled["teacher"][4], teacher.embed_pictures(pixel_values)[0], atol=1e-4)
+
+
+def test_pixels_are_those_of_the_crop_that_the_model_sees(tiny_model):
+    wide = Image.new("RGB", (128, 32), "red")
+    wide.paste((0, 0, 255), (48, 0, 80, 32))  # the middle
+    found = embed_rows(tiny_model, [{"image": wide, "label": "a"}], 32, "label").means[PIXELS]
+    assert (found == thumbnail(Image.new("RGB", (32, 32), (0, 0, 255)), 8).flatten()).all()
 
 
 def test_a_teacher_that_reads_no_texts(tmp_path):

@@ -120,12 +120,13 @@ def embed_rows(
                 continue
             pictures = [row[image_column] for row in part]
             pixel_values = processor(pictures)["pixel_values"].to(model.device)
+            crops = processor.postprocess(pixel_values)
             encoded = model.encode(pixel_values.to(model.dtype))
             latents, codes = encoded.latents.float(), encoded.codes.float()
             means = {
                 "latents": latents.mean((2, 3)),
                 "codes": codes.mean((2, 3)),
-                PIXELS: torch.stack([torch.from_numpy(thumbnail(picture, 8)).flatten() for picture in pictures]),
+                PIXELS: torch.stack([torch.from_numpy(thumbnail(crop, 8)).flatten() for crop in crops]),
             }
             pooled = {}
             if pools is not None:

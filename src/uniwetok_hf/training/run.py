@@ -303,6 +303,10 @@ class SkippedSamples(SkippedItems):
                 file.writelines(" ".join(reason.split()) + "\n" for reason in reasons)
         self.add(reasons, num_read + len(reasons))
 
+    def total(self, accelerator: Accelerator) -> int:
+        """How many all processes have left out, where each reads its own."""
+        return int(accelerator.reduce(torch.tensor(self.count, device=accelerator.device), "sum"))
+
     def load_state_dict(self, state: dict | int | None) -> None:
         """Goes on from a checkpoint, or begins without one: what was left out after it will be again. (Earlier
         versions have the count, or nothing.)"""

@@ -180,7 +180,7 @@ class ClassToImageTrainer(PipelineTrainer):
             "tokens_seen": seen * self.pipeline.transformer.config.num_tokens,
             "crop_probability": self.config.crop_probability_at(done - 1),
             "learning_rate": self.scheduler.get_last_lr()[0],
-            "skipped_samples": self.skipped.count,
+            "skipped_samples": self.skipped.total(self.accelerator),
         }
         return metrics | ({"skipped_steps": self.guard.num_skipped} if self.guard.num_skipped else {})
 

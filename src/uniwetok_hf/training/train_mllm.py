@@ -223,7 +223,9 @@ class MLLMTrainer(PipelineTrainer):
         if self.guard.num_skipped:
             metrics["skipped_steps"] = self.guard.num_skipped
         metrics["tokens_per_second"] = metrics["samples_per_second"] * tokens_per_sample
-        return metrics | {"learning_rate": self.scheduler.get_last_lr()[0], "skipped_samples": self.skipped.count}
+        is_packed = self.config.packed_tokens is not None  # else every process knows of all samples
+        skipped = self.skipped.total(self.accelerator) if is_packed else self.skipped.count
+        return metrics | {"learning_rate": self.scheduler.get_last_lr()[0], "skipped_samples": skipped}
 
     @torch.no_grad()
     def validate(self, batches: list[MicroBatch], step: int) -> dict[str, float]:
@@ -350,6 +352,7 @@ class TaskMetrics:
         self.by_task, self.overall = (
             torch.tensor(state[name], dtype=torch.float32) for name in ("by_task", "overall")
         )
+        self.overall[2] = 0  # tokens per second are those since the start
 
 
 def packed_attention(device: torch.device, patch_size: int) -> str:

@@ -277,8 +277,7 @@ class UniWeTokTrainer(StageTrainer):
         metrics["learning_rate"] = self.scheduler.get_last_lr()[0]
         if self.guard.num_skipped:
             metrics["skipped_steps"] = self.guard.num_skipped
-        skipped = accelerator.reduce(torch.tensor(self.skipped.count, device=accelerator.device), "sum")
-        return metrics | {"skipped_pictures": int(skipped)}
+        return metrics | {"skipped_pictures": self.skipped.total(accelerator)}
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
