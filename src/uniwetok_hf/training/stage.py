@@ -34,10 +34,20 @@ from .run import (
     make_optimizer,
     start_accelerator,
     stopped_after,
+    stops_after_step,
 )
 from .sharding import ShardedState, find_fsdp2, shard_model
-from .status import RunStatus, only_run
+from .status import RunStatus, failed_starts_noted, only_run
 from .trackers import start_trackers
+
+
+def run_stage(trainer_class: "type[StageTrainer]", config) -> Path:
+    """Runs one stage, which SIGTERM and Ctrl-C stop; see [`StageTrainer.train`]."""
+    stop = threading.Event()
+    with stops_after_step(stop):
+        with failed_starts_noted(Path(config.output_dir)):
+            trainer = trainer_class(config, stop)
+        return trainer.train()
 
 
 class StageTrainer:

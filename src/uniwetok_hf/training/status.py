@@ -10,6 +10,7 @@ import socket
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from accelerate import Accelerator
 
@@ -84,14 +85,42 @@ def only_run(accelerator: Accelerator, folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with written_together(accelerator, folder / LOCK):
             if accelerator.is_main_process and fcntl is not None:
-                file = stack.enter_context(open(folder / LOCK, "ab"))
-                try:
-                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process, not of those it forks
-                except OSError as error:
-                    is_taken = error.errno in (errno.EACCES, errno.EAGAIN)
+                is_taken = _is_taken(stack.enter_context(open(folder / LOCK, "ab")))
         if any_process(is_taken, accelerator):
             raise ValueError(f"`output_dir` {folder} is in use by another training{_who_trains(folder)}.")
         yield
+
+
+def _is_taken(file: BinaryIO) -> bool:
+    """Whether another process has the lock; if not, this one has it until it closes the file."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process, not of those it forks
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)
+    return False
+
+
+@contextlib.contextmanager
+def failed_starts_noted(folder: Path) -> Iterator[None]:
+    """A block in which a training is made ready. When it fails, the `status.json` of an earlier start says so: a
+    script that goes by it would start a preempted training again and again. A folder without one, of a training that
+    is finished, or in which another run is at work, stays as it is."""
+    try:
+        yield
+    except Exception as error:
+        with contextlib.suppress(OSError, ValueError):
+            if os.environ.get("RANK", "0") == "0":
+                _note_failed_start(folder, one_line(error) or type(error).__name__)
+        raise
+
+
+def _note_failed_start(folder: Path, error: str) -> None:
+    values = read_json(folder / STATUS)
+    with open(folder / LOCK, "ab") as file:
+        if values["status"] != "finished" and (fcntl is None or not _is_taken(file)):
+            values |= {"status": "failed", "error": error, "host": socket.gethostname(), "pid": os.getpid()}
+            with whole_file(folder / STATUS) as temporary:
+                temporary.write_text(json.dumps(values) + "\n", encoding="utf-8")
 
 
 def _who_trains(folder: Path) -> str:

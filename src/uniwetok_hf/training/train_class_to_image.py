@@ -50,10 +50,9 @@ from .run import (
     log_images,
     picture_grid,
     seeded_weights,
-    stops_after_step,
 )
 from .settings_class_to_image import CHANGEABLE, ClassToImageTrainingConfig
-from .stage import ACCURACY_TIMES, PipelineTrainer, compile_layers
+from .stage import ACCURACY_TIMES, PipelineTrainer, compile_layers, run_stage
 from .start import find_result
 
 
@@ -372,9 +371,7 @@ def finished(config: ClassToImageTrainingConfig) -> Path | None:
 
 def train(config: ClassToImageTrainingConfig) -> Path:
     """Runs one training, which SIGTERM and Ctrl-C stop; see [`ClassToImageTrainer.train`]."""
-    stop = threading.Event()
-    with stops_after_step(stop):
-        return ClassToImageTrainer(config, stop).train()
+    return run_stage(ClassToImageTrainer, config)
 
 
 def main(config_path: str, **overrides) -> Path:

@@ -51,11 +51,10 @@ from .run import (
     choose_parameters,
     log_images,
     picture_grid,
-    stops_after_step,
 )
 from .settings_mllm import MLLMTrainingConfig
 from .sharded_start import start_sharded
-from .stage import ACCURACY_TIMES, PipelineTrainer, compile_layers
+from .stage import ACCURACY_TIMES, PipelineTrainer, compile_layers, run_stage
 from .start import start_folder, start_pipeline
 from .tasks import TaskMixture
 
@@ -378,9 +377,7 @@ def finished(config: MLLMTrainingConfig) -> Path | None:
 
 def train(config: MLLMTrainingConfig) -> Path:
     """Runs one stage, which SIGTERM and Ctrl-C stop; see [`MLLMTrainer.train`]."""
-    stop = threading.Event()
-    with stops_after_step(stop):
-        return MLLMTrainer(config, stop).train()
+    return run_stage(MLLMTrainer, config)
 
 
 def main(config_path: str, **overrides) -> Path:

@@ -60,10 +60,9 @@ from .run import (
     make_optimizer,
     picture_grid,
     seeded_weights,
-    stops_after_step,
 )
 from .settings_uniwetok import UniWeTokTrainingConfig
-from .stage import StageTrainer
+from .stage import StageTrainer, run_stage
 
 
 # Pictures that the model sees at once in a validation.
@@ -519,9 +518,7 @@ def finished(config: UniWeTokTrainingConfig) -> Path | None:
 
 def train(config: UniWeTokTrainingConfig) -> Path:
     """Runs one stage, which SIGTERM and Ctrl-C stop; see [`UniWeTokTrainer.train`]."""
-    stop = threading.Event()
-    with stops_after_step(stop):
-        return UniWeTokTrainer(config, stop).train()
+    return run_stage(UniWeTokTrainer, config)
 
 
 def main(config_path: str, **overrides) -> Path:
