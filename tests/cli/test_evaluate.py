@@ -94,6 +94,7 @@ def test_reconstruction(succeeds, pictures, vision_folder, tmp_path, workplace):
     assert values["facts"]["codes at native"]["bytes_per_picture"] == 8  # 4 tokens of 16 bits
     assert values["protocol"]["did training losses see them"].startswith("not known")
     assert "all channels alike" in values["protocol"]["perceptual distance"]
+    assert values["protocol"]["rows"] == "5, chosen with seed 0"
     (index,) = yaml.safe_load((workplace / "out" / "model-index.yaml").read_text())["model-index"]
     names = {metric["name"] for result in index["results"] for metric in result["metrics"]}
     assert "PSNR dB (32x32)" in names and "PSNR dB (native)" in names

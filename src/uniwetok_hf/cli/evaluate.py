@@ -83,6 +83,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     if args.data:
         data = Path(args.data).name if is_place(args.data) else short_name(args.data)
         report.data, report.split = " ".join(filter(None, [data, args.name])), args.split
+        report.protocol["rows"] = "all" if args.count is None else f"{args.count}, chosen with seed {args.seed}"
     if processes.is_main:
         show_report(report, output)
 
@@ -502,7 +503,8 @@ def run_evaluate_classes(args: argparse.Namespace) -> None:
         if feature_model is None:
             raise CommandError("give either --inception or --features")
         report = evaluate_classes(args.samples, args.references, feature_model, args.batch_size, processes)
-    report.model, report.data, report.split = Path(args.samples).parent.name, Path(args.references).name, "all"
+    report.model = Path(args.samples).resolve().parent.name
+    report.data, report.split = Path(args.references).name, "all"
     if processes.is_main:
         show_report(report, output)
 
