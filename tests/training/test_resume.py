@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import importlib.util
 import json
+import re
 import shutil
 import types
 import typing
@@ -345,7 +346,10 @@ def test_what_cannot_change_is_refused_before_anything_is_loaded(
     before = {file: file.read_bytes() for file in copied.rglob("*") if file.is_file()}
     with pytest.raises(ValueError, match=message):
         run(language, tmp_path, **change)
-    assert before == {file: file.read_bytes() for file in copied.rglob("*") if file.is_file()}
+    after = {file: file.read_bytes() for file in copied.rglob("*") if file.is_file()}
+    status = json.loads(after.pop(copied / "status.json"))  # which says why
+    assert status["status"] == "failed" and re.search(message, status["error"])
+    assert before.pop(copied / "status.json") and before == after
 
 
 def test_another_task_is_refused(language, copied, tmp_path):

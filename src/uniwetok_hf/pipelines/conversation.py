@@ -206,15 +206,18 @@ class UniWeTokConversation:
         sizes = [(stride * codes.shape[1], stride * codes.shape[2]) for codes in pictures]
         new = processor(text=[text], picture_sizes=sizes or None)["input_ids"][0].tolist()
         self._ids += new
+        self.pipe.mllm.config.check_positions(len(self._ids), 1, "text")
         self._num_read, self._num_codes_read = len(self.messages) + 1, len(self.codes)  # the answer will be known too
         return pictures
 
     def _generate_text(self, pictures: list[torch.Tensor], max_new_tokens: int) -> tuple[str, int]:
         """Text until the turn ends or a picture begins, and the token that ended it."""
         mllm, processor = self.pipe.mllm, self.pipe.processor
-        mllm.config.check_positions(len(self._ids), 1, "text")
         if (most := getattr(mllm.config.text_config, "max_position_embeddings", None)) is not None:
             max_new_tokens = min(max_new_tokens, most - len(self._ids))
+            if max_new_tokens < 1:  # a picture took the last positions: the turn ends here
+                self._ids.append(processor.turn_end_token_id)
+                return "", processor.turn_end_token_id
         ids = torch.tensor([self._ids], device=self.pipe._execution_device)
         ends = [processor.turn_end_token_id, processor.vision_start_token_id]
         written = mllm.generate(
