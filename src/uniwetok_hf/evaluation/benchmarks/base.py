@@ -49,7 +49,8 @@ class Benchmark:
         return []
 
     def judge_commands(self, folder: Path, prompts: str, images: str | None, side: int, num_images: int) -> list[str]:
-        """Commands to run in the judge's repository; `side` is that of a picture in pixels."""
+        """Commands to run in the judge's repository; `side` is that of a picture in pixels, `num_images` the number of
+        each prompt's."""
         raise NotImplementedError
 
     def collect(self, output: Path, files: Sequence[BenchmarkFile], prompts: str) -> list[ScoreRow]:
