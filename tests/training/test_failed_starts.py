@@ -80,6 +80,16 @@ def test_a_run_that_is_at_work_stays_running(preempted, tmp_path):
         other.communicate("\n")
 
 
+def test_a_damaged_status_hides_no_error(fixtures, tmp_path):
+    path = write(tmp_path, {**VISION, "data": [{"path": "absent"}]}, output_dir=str(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    for content in ("", "{}", "[1]"):
+        (tmp_path / "run" / "status.json").write_text(content)
+        with pytest.raises(ValueError, match="absent"):
+            train_uniwetok.main(path)
+        assert (tmp_path / "run" / "status.json").read_text() == content
+
+
 def test_a_first_start_that_fails_leaves_nothing(fixtures, tmp_path):
     path = write(tmp_path, {**VISION, "data": [{"path": "absent"}]}, output_dir=str(tmp_path / "run"))
     with pytest.raises(ValueError, match="absent"):

@@ -108,7 +108,7 @@ def failed_starts_noted(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # also of a damaged file
             if os.environ.get("RANK", "0") == "0":
                 _note_failed_start(folder, one_line(error) or type(error).__name__)
         raise
