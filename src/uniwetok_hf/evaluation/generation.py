@@ -68,14 +68,7 @@ def evaluate_generation(
     Raises:
         ValueError: when fewer than two prompts differ, or the judge reads no texts.
     """
-    read, others = list(rows), []
-    num_others = 0 if count is None else min(count, len(read) - count)
-    if count is not None and num_others >= 0.9 * count:  # some pictures may be damaged
-        places = range(1, 2 * num_others, 2)
-        others = [read[place][image_column] for place in places]
-        read = [row for place, row in enumerate(read[: count + num_others]) if place not in places]
-    else:
-        read = choose_rows(read, (), count, seed)
+    read, others = split_rows(list(rows), count, seed)
     prompts = [fill_template(prompt, row) for row in read]
     real = [row[image_column] for row in read]
     if len(set(prompts)) < 2:
@@ -94,7 +87,8 @@ def evaluate_generation(
         "model": generate_all(pipe, prompts, seed=seed, batch_size=batch_size, processes=processes, **call),
         "real, through the codes": reconstruct_all(pipe.mllm.vision_model, real, seed, batch_size, processes),
     }
-    scores = generation_scores(pictures, real, others, rivals, texts, judge, feature_model, processes)
+    shown = [row[image_column] for row in others]
+    scores = generation_scores(pictures, real, shown, rivals, texts, judge, feature_model, processes)
     report = Report("generation")
     report.rows = [ScoreRow({"what": what}, found, what == "model") for what, found in scores.items() if found]
     report.protocol = {
@@ -111,6 +105,16 @@ def evaluate_generation(
         report.protocol["did training losses see the features"] = feature_model.seen
         report.protocol["precision and recall"] = f"{NUM_NEIGHBOURS} nearest neighbours"
     return report
+
+
+def split_rows(rows: list[Mapping], count: int | None, seed: int) -> tuple[list[Mapping], list[Mapping]]:
+    """The rows to generate, at most `count`, and as many others, of every second row; none where there are too few."""
+    num_others = 0 if count is None else min(count, len(rows) - count)
+    if count is None or num_others < 0.9 * count:  # some pictures may be damaged
+        return choose_rows(rows, (), count, seed), []
+    places = range(1, 2 * num_others, 2)
+    chosen = [row for place, row in enumerate(rows[: count + num_others]) if place not in places]
+    return chosen, [rows[place] for place in places]
 
 
 def generation_scores(

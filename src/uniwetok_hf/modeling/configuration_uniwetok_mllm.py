@@ -170,6 +170,11 @@ class UniWeTokMLLMConfig(CheckedTypeMixin, PreTrainedConfig):
         """P, the tokens that are read or generated per step."""
         return self.patch_size**2
 
+    def count_fitting(self, given: int, wanted: int) -> int:
+        """How many of `wanted` tokens have positions behind `given` ones."""
+        most = getattr(self.text_config, "max_position_embeddings", None)
+        return wanted if most is None else max(0, min(wanted, most - given))
+
     def check_positions(self, given: int, following: int, argument: str = "prompt") -> None:
         """
         Raises:

@@ -213,11 +213,10 @@ class UniWeTokConversation:
     def _generate_text(self, pictures: list[torch.Tensor], max_new_tokens: int) -> tuple[str, int]:
         """Text until the turn ends or a picture begins, and the token that ended it."""
         mllm, processor = self.pipe.mllm, self.pipe.processor
-        if (most := getattr(mllm.config.text_config, "max_position_embeddings", None)) is not None:
-            max_new_tokens = min(max_new_tokens, most - len(self._ids))
-            if max_new_tokens < 1:  # a picture took the last positions: the turn ends here
-                self._ids.append(processor.turn_end_token_id)
-                return "", processor.turn_end_token_id
+        max_new_tokens = mllm.config.count_fitting(len(self._ids), max_new_tokens)
+        if max_new_tokens == 0:  # a picture took the last positions: the turn ends here
+            self._ids.append(processor.turn_end_token_id)
+            return "", processor.turn_end_token_id
         ids = torch.tensor([self._ids], device=self.pipe._execution_device)
         ends = [processor.turn_end_token_id, processor.vision_start_token_id]
         written = mllm.generate(

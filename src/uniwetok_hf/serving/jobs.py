@@ -228,9 +228,7 @@ class Jobs:
         config = self.pipe.mllm.config
         if is_first:
             config.check_positions(num_read, request.max_new_tokens, "messages")
-        num_positions = getattr(config.text_config, "max_position_embeddings", None)
-        left = request.max_new_tokens if num_positions is None else max(0, num_positions - num_read)
-        return min(request.max_new_tokens, left)
+        return config.count_fitting(num_read, request.max_new_tokens)
 
     def _text_row(self, request: ChatRequest, ids: list[int], codes: list, most: int, generator, stream) -> TextRow:
         processor, config = self.pipe.processor, self.pipe.mllm.config
