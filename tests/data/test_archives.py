@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import tarfile
 
 import datasets
@@ -211,12 +212,30 @@ class TestEncodingOfOtherRows:
         vision = build_vision()
         for _ in range(2):
             with pytest.raises(
-                ValueError, match=r"`max_skipped_share`=0.01: 12 of 24 samples can't be used.*row 0, image"
+                ValueError,
+                match=r"`max_skipped_share`=0.01: 12 of 24 samples can't be used.*row 0, image.*\(part-00000.p",
             ):
                 encode_dataset(rows, tmp_path / "codes", vision, settings)
         assert len(list((tmp_path / "codes").glob("part-*.parquet"))) == 6
         encoding = encode_dataset(rows, tmp_path / "codes", vision, settings, max_skipped_share=0.5)
         assert (encoding.num_rows, encoding.num_skipped) == (20, 20)
+
+    def test_mended_rows_are_encoded_when_their_part_is_removed(self, tmp_path):
+        settings = EncodingSettings(sizes=((32, 32),), rows_per_part=4)
+        vision, folder = build_vision(), tmp_path / "codes"
+        paths = [tmp_path / f"{index}.png" for index in range(12)]
+        for index, path in enumerate(paths):
+            path.write_bytes(b"broken" if index == 5 else picture(index))
+        rows = datasets.Dataset.from_dict({"image": list(map(str, paths))}).cast_column("image", datasets.Image())
+        assert encode_dataset(rows, folder, vision, settings).num_skipped == 1
+        (left_out,) = map(json.loads, (folder / "skipped.jsonl").read_text().splitlines())
+        assert (left_out["row"], left_out["part"]) == (5, "part-00001.parquet")
+        paths[5].write_bytes(picture(5))
+        assert encode_dataset(rows, folder, vision, settings).num_skipped == 1  # what is there is not made again
+        (folder / left_out["part"]).unlink()
+        encoding = encode_dataset(rows, folder, vision, settings)
+        assert (encoding.num_rows, encoding.num_skipped) == (12, 0)
+        assert not (folder / "skipped.jsonl").exists()
 
 
 def test_an_evaluation_ends_when_too_much_is_damaged():

@@ -81,7 +81,7 @@ def test_rows_left_out_are_listed(encode, tmp_path):
     encode()
     lines = (tmp_path / "codes" / "skipped.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
-        {"row": 4, "column": "image", "error": "row 4: there is no picture in this row"}
+        {"row": 4, "column": "image", "error": "row 4: there is no picture in this row", "part": "part-00001.parquet"}
     ]
 
 

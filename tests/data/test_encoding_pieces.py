@@ -161,6 +161,7 @@ def test_a_machine_reads_its_own_shards_only(encode, shards, tmp_path):
         "shard": 2,
         "column": "image",
         "error": "row 0 of shard 2: there is no picture in this row",
+        "part": "part-00002-00000.parquet",
     }
 
 

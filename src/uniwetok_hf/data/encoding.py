@@ -377,9 +377,13 @@ def finish(folder: Path, state: dict, parts: Sequence[Path], speed: float | None
         return None
     if not summaries:
         raise ValueError("`dataset` has no rows.")
-    skipped = list(itertools.chain.from_iterable(summary.skipped for summary in summaries))
+    skipped = [
+        one | {"part": part.name} for part, summary in zip(parts, summaries, strict=True) for one in summary.skipped
+    ]
     if skipped:
         _write(folder / SKIPPED_FILE, "".join(json.dumps(entry) + "\n" for entry in skipped))
+    else:
+        (folder / SKIPPED_FILE).unlink(missing_ok=True)  # of rows that are mended
     encoding = Encoding(
         model=state["model"],
         fingerprint=state["fingerprint"],

@@ -194,7 +194,7 @@ def count_skipped(paths: list[Path], skipped: SkippedItems) -> list[Path]:
         if (summary := read_summary(path)) is None:
             waiting.append(path)
         else:
-            reasons = [f"{row_name(one)}, {one['column']}: {one['error']}" for one in summary.skipped]
+            reasons = [f"{row_name(one)}, {one['column']}: {one['error']} ({path.name})" for one in summary.skipped]
             skipped.add(reasons, summary.num_rows)
     return waiting
 
