@@ -163,6 +163,29 @@ def test_the_prior_may_be_a_class_to_image_model(fields, tmp_path):
     assert "model.position_embedding.weight" in load_file(run / "losses" / "prior.safetensors")
 
 
+@pytest.mark.parametrize(
+    "section, values, message",
+    [
+        ("entropy", {"temperature": 0}, "`entropy.temperature` must be above 0, got 0"),
+        ("perceptual", {"model": "nowhere/at_all/net"}, "`perceptual.model`: .*nowhere"),
+        ("perceptual", {"model": "nowhere.safetensors"}, "`perceptual.model`: .*nowhere"),
+        ("adversarial", {"num_layers": 0}, "`adversarial.num_layers` must be 1 or more, got 0"),
+        ("adversarial", {"start_step": -1}, "`adversarial.start_step` must be 0 or more, got -1"),
+        ("adversarial", {"base_channels": 36}, "`adversarial`: num_channels .72. must be divisible"),
+        ("distillation", {"teacher": "./nowhere"}, "`distillation.teacher`: .*no such folder"),
+        ("distillation", {"hidden_size": 6}, "`distillation`: `hidden_size` must be a multiple of 4"),
+        ("distillation", {"num_attention_heads": 0}, "`distillation.num_attention_heads` must be 1 or more, got 0"),
+        ("prior", {"hidden_size": 6}, "`prior`: `hidden_size` must be a multiple of 4"),
+        ("prior", {"num_attention_heads": 0}, "`prior.num_attention_heads` must be 1 or more, got 0"),
+    ],
+)
+def test_settings_of_a_loss_are_named(fields, tmp_path, section, values, message):
+    more = {section: (fields.get(section) or {}) | values}
+    with pytest.raises(ValueError, match=message):
+        train_uniwetok.main(write(tmp_path, {**fields, **more}, output_dir=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
 def test_frozen_parts_stay_as_they_were(fields, trained, tmp_path):
     more = {"model": {}, "init_from": str(trained), "trainable": ["decoder"], "max_train_steps": 2}
     run = train_uniwetok.main(write(tmp_path, {**fields, **more}, output_dir=str(tmp_path / "run"))).parent

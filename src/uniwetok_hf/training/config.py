@@ -145,14 +145,15 @@ def expand_home(value, name: str = ""):
     return os.path.expanduser(value) if is_path else value
 
 
-def check_at_least(config, least: int, *names: str) -> None:
+def check_at_least(config, least: int, *names: str, section: str | None = None) -> None:
     """
     Raises:
-        ValueError: when a field of the config is below `least`; null is not.
+        ValueError: when a field of the config, or of a section of it, is below `least`; null is not.
     """
     for name in names:
         if (value := getattr(config, name)) is not None and value < least:
-            raise ValueError(f"`{name}` must be {least} or more, got {value}.")
+            place = f"{section}.{name}" if section else name
+            raise ValueError(f"`{place}` must be {least} or more, got {value}.")
 
 
 def check_fields(name: str, values: Mapping, config_class: type) -> None:

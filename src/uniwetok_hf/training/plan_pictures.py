@@ -232,17 +232,20 @@ def loss_networks(config: UniWeTokTrainingConfig, model: UniWeTokModel) -> dict[
         if settings := config.distillation:
             networks["teacher"], size = planned_teacher(settings.teacher)
             shape = settings.hidden_size, settings.num_attention_heads
-            networks["distillation"] = PrePostDistillation(num_bits, size, *shape)
+            with field_named("distillation"):
+                networks["distillation"] = PrePostDistillation(num_bits, size, *shape)
         if settings := config.prior:
             sizes = (settings.hidden_size, settings.num_hidden_layers, settings.num_attention_heads)
-            if settings.architecture == "class_to_image":
-                grid = square_grid(config.buckets, model.config.stride)
-                networks["prior"] = ClassToImagePrior(num_bits, grid, *sizes)
-            else:
-                networks["prior"] = GenerativePrior(num_bits, *sizes)
+            with field_named("prior"):
+                if settings.architecture == "class_to_image":
+                    grid = square_grid(config.buckets, model.config.stride)
+                    networks["prior"] = ClassToImagePrior(num_bits, grid, *sizes)
+                else:
+                    networks["prior"] = GenerativePrior(num_bits, *sizes)
         if settings := config.adversarial:
-            groups = min(32, settings.base_channels)
-            networks["discriminator"] = PatchDiscriminator(settings.base_channels, settings.num_layers, groups)
+            with field_named("adversarial"):
+                groups = min(32, settings.base_channels)
+                networks["discriminator"] = PatchDiscriminator(settings.base_channels, settings.num_layers, groups)
     return networks
 
 

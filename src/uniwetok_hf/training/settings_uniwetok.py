@@ -19,6 +19,10 @@ class EntropySettings:
         0.01, "tau: bits with a latent within about tau of 0 count as undecided", on_resume=APPLY
     )
 
+    def __post_init__(self):
+        if not self.temperature > 0:
+            raise ValueError(f"`entropy.temperature` must be above 0, got {self.temperature}.")
+
 
 @dataclass
 class PerceptualSettings:
@@ -42,6 +46,10 @@ class AdversarialSettings:
     base_channels: int = setting(64, "width of the discriminator", on_resume=KEEP)
     num_layers: int = setting(3, "strided layers of the discriminator", on_resume=KEEP)
 
+    def __post_init__(self):
+        check_at_least(self, 0, "start_step", "learning_rate", section="adversarial")
+        check_at_least(self, 1, "base_channels", "num_layers", section="adversarial")
+
 
 @dataclass
 class DistillationSettings:
@@ -54,6 +62,9 @@ class DistillationSettings:
     )
     hidden_size: int = setting(256, "width of the two attention pools", on_resume=KEEP)
     num_attention_heads: int = setting(4, "heads of the two attention pools", on_resume=KEEP)
+
+    def __post_init__(self):
+        check_at_least(self, 1, "hidden_size", "num_attention_heads", section="distillation")
 
 
 @dataclass
@@ -70,6 +81,9 @@ class PriorSettings:
         "paper's BitDance-T is named after, for one square size",
         on_resume=KEEP,
     )
+
+    def __post_init__(self):
+        check_at_least(self, 1, "hidden_size", "num_hidden_layers", "num_attention_heads", section="prior")
 
 
 @dataclass

@@ -428,34 +428,38 @@ def build_loss_networks(config: UniWeTokTrainingConfig, num_bits: int, stride: i
     prior and discriminator, which train."""
     perceptual = teacher = distillation = prior = discriminator = None
     if settings := config.perceptual:
-        if settings.model.endswith(".safetensors"):
-            perceptual = LPIPS.from_file(settings.model).to(device)
-        else:
-            perceptual = PerceptualLoss.from_pretrained(settings.model, settings.layers).to(device)
+        with field_named("perceptual.model"):
+            if settings.model.endswith(".safetensors"):
+                perceptual = LPIPS.from_file(settings.model).to(device)
+            else:
+                perceptual = PerceptualLoss.from_pretrained(settings.model, settings.layers).to(device)
     with seeded_weights(config.seed + 1):
         if settings := config.distillation:
-            teacher = Teacher.from_pretrained(settings.teacher).drop_texts().to(device)
-            distillation = PrePostDistillation(
-                num_bits,
-                teacher.embedding_size,
-                hidden_size=settings.hidden_size,
-                num_attention_heads=settings.num_attention_heads,
-                post_weight=settings.post_weight,
-            )
+            with field_named("distillation.teacher"):
+                teacher = Teacher.from_pretrained(settings.teacher).drop_texts().to(device)
+            with field_named("distillation"):
+                distillation = PrePostDistillation(
+                    num_bits,
+                    teacher.embedding_size,
+                    hidden_size=settings.hidden_size,
+                    num_attention_heads=settings.num_attention_heads,
+                    post_weight=settings.post_weight,
+                )
         if settings := config.prior:
             sizes = {
                 "hidden_size": settings.hidden_size,
                 "num_hidden_layers": settings.num_hidden_layers,
                 "num_attention_heads": settings.num_attention_heads,
             }
-            if settings.architecture == "class_to_image":
-                with field_named("prior"):
+            with field_named("prior"):
+                if settings.architecture == "class_to_image":
                     prior = ClassToImagePrior(num_bits, square_grid(config.buckets, stride), **sizes)
-            else:
-                prior = GenerativePrior(num_bits, **sizes)
+                else:
+                    prior = GenerativePrior(num_bits, **sizes)
         if settings := config.adversarial:
-            groups = min(32, settings.base_channels)
-            discriminator = PatchDiscriminator(settings.base_channels, settings.num_layers, groups)
+            with field_named("adversarial"):
+                groups = min(32, settings.base_channels)
+                discriminator = PatchDiscriminator(settings.base_channels, settings.num_layers, groups)
     return perceptual, teacher, distillation, prior, discriminator
 
 
