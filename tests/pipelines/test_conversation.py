@@ -220,3 +220,16 @@ def test_bad_folders(pipe, tmp_path):
     (folder / "conversation.json").write_text(json.dumps({"format": "chat"}))
     with pytest.raises(ValueError, match="holds no conversation"):
         UniWeTokConversation.load(folder, pipe)
+
+
+def test_an_offloaded_model_is_put_away_after_each_turn(pipe, device):
+    offloaded = build_tiny_pipeline(pipe.processor.patch_size)
+    offloaded.register_to_config(default_size=pipe.config.default_size)
+    offloaded.set_progress_bar_config(disable=True)
+    offloaded.enable_model_cpu_offload(device=device)
+    talk = UniWeTokConversation(offloaded)
+    for _ in range(2):
+        hook = offloaded.mllm._hf_hook
+        talk.say("x", picture(64), max_new_tokens=2, **STEPS)
+        assert offloaded.mllm._hf_hook is not hook
+        assert next(offloaded.mllm.parameters()).device.type == "cpu"

@@ -247,6 +247,29 @@ def test_model_offloading_brings_each_model_before_it_is_used(pipeline, device):
     torch.testing.assert_close(images.cpu(), wanted, atol=1e-4, rtol=0)
 
 
+def test_a_callback_may_decode_while_models_are_offloaded(pipeline, device):
+    """The decoder takes the place of the transformer, which is brought back for the next patch."""
+    offloaded = build_tiny_class_pipeline(pipeline.transformer.config.patch_size)
+    offloaded.enable_model_cpu_offload(device=device)
+    there: list[str] = []
+    for name in ("transformer", "vision_model"):
+        hook = offloaded.components[name]._hf_hook
+        bring = hook.pre_forward
+        hook.pre_forward = lambda *args, name=name, bring=bring, **more: there.append(name) or bring(*args, **more)
+
+    def preview(pipe, step, timestep, tensors):
+        there.append("a step")
+        pipe.decode(tensors["codes"], seeded(0), "pil")
+        return {}
+
+    images = offloaded(0, generator=seeded(0), output_type="pt", callback_on_step_end=preview).images
+    steps = there.count("a step")
+    assert steps > 1 and there == ["transformer", *["a step", "vision_model", "transformer"] * steps, "vision_model"]
+    torch.testing.assert_close(
+        images.cpu(), pipeline(0, generator=seeded(0), output_type="pt").images, atol=1e-4, rtol=0
+    )
+
+
 def test_sequential_offloading_keeps_nothing_on_the_device(pipeline, device):
     wanted = pipeline(0, generator=seeded(0), output_type="pt").images
     offloaded = build_tiny_class_pipeline(pipeline.transformer.config.patch_size)

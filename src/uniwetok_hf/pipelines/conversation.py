@@ -165,6 +165,7 @@ class UniWeTokConversation:
         self.codes += generated
         reply = " ".join(item["text"] for item in answer if item["type"] == "text")
         pictures = [pipe.decode(codes[None], generator, "pil")[0] for codes in generated]
+        pipe.maybe_free_model_hooks()
         return UniWeTokReply(text=" ".join(reply.split()), images=pictures, codes=generated)
 
     def __getstate__(self) -> dict:

@@ -236,6 +236,13 @@ class UniWeTokClassToImagePipeline(UniWeTokPipelineBase, DiffusionPipeline):
             guidance_scale, count, callback_on_step_end, callback_on_step_end_tensor_inputs, codes
         )
         with generation as (scale_at, on_patch):
+
+            def call_back(step: int, codes: torch.Tensor) -> bool:
+                is_interrupted = on_patch(step, codes)
+                if callback_on_step_end is not None:  # which decodes, it may be, by the model that takes the place
+                    bring_to_device(self.transformer)
+                return is_interrupted
+
             codes = self.transformer.generate_codes(
                 torch.tensor(numbers, device=self._execution_device),
                 scale_at,
@@ -243,7 +250,7 @@ class UniWeTokClassToImagePipeline(UniWeTokPipelineBase, DiffusionPipeline):
                 num_inference_steps,
                 self.scheduler,
                 generator,
-                on_patch,
+                call_back,
                 latents=codes,
                 noise=latents,
             ).codes
