@@ -91,8 +91,8 @@ def words_of(texts: Iterable[str]) -> list[str]:
 
 
 class ConceptTask(EncodedTask):
-    """Samples concepts uniformly, then one of their styles, then one of its pictures: people come in up to 25 styles
-    and skin tones, an apple in 5 styles."""
+    """Samples concepts by the root of the number of their pictures, then one of their styles, then one of its pictures:
+    people come in up to 25 styles and skin tones, an apple in 5 styles. So people are a third of what is learnt."""
 
     columns = {"image": PICTURE, **dict.fromkeys(("concept", "label", "name", "style", "tone", "keywords"), ANYTHING)}
 
@@ -103,6 +103,7 @@ class ConceptTask(EncodedTask):
         for place, (concept, style) in enumerate(zip(concepts, styles, strict=True)):
             places.setdefault(concept, {}).setdefault(style, []).append(place)
         self.places = [list(found.values()) for found in places.values()]
+        self.weights = torch.tensor([float(sum(map(len, found))) for found in self.places]).sqrt()
         known = dict(zip(concepts, keywords, strict=True))
         counts = Counter(keyword for found in known.values() for keyword in found)
         self.rare = frozenset(keyword for keyword, count in counts.items() if count <= RARE_KEYWORD)
@@ -112,7 +113,8 @@ class ConceptTask(EncodedTask):
 
     def choose(self, generator: torch.Generator) -> int:
         """The number of a row."""
-        return pick(pick(pick(self.places, generator), generator), generator)
+        concept = torch.multinomial(self.weights, 1, generator=generator).item()
+        return pick(pick(self.places[concept], generator), generator)
 
     def sample(self, index: int, generator: torch.Generator, without_text: bool = False) -> Sample:
         """Any picture, chosen with `generator` and not by `index`."""

@@ -127,15 +127,16 @@ def test_words_are_of_the_row(emoji):
 
 
 @pytest.mark.parametrize("name", ["EmojiGeneration", "EmojiQuestions"])
-def test_concepts_and_their_styles_are_sampled_uniformly(emoji, name):
+def test_concepts_are_sampled_by_the_root_of_their_pictures_and_styles_uniformly(emoji, name):
     task = open_task(emoji[name])
     places = [int(re.findall(r"row (\d+)", task.sample(0, seeded(seed)).origin)[0]) for seed in range(2000)]
     concepts, styles = list(task.rows["concept"]), list(task.rows["style"])
     pairs = set(zip(concepts, styles, strict=True))
-    assert len(set(Counter(concepts).values())) > 1
+    roots = {concept: count**0.5 for concept, count in Counter(concepts).items()}
+    assert len(set(roots.values())) > 1
     drawn = Counter((concepts[place], styles[place]) for place in places)
     for concept, style in pairs:
-        share = 1 / len(set(concepts)) / sum(other == concept for other, _ in pairs)
+        share = roots[concept] / sum(roots.values()) / sum(other == concept for other, _ in pairs)
         assert drawn[concept, style] / 2000 == pytest.approx(share, abs=0.02)
     assert set(places) == set(range(len(task)))
 
