@@ -16,7 +16,7 @@ import torch
 from datasets import load_from_disk
 from evaluate_emoji import choose_edits, combination_edits, load_pictures
 
-from uniwetok_hf import UniWeTokEditPipeline
+from uniwetok_hf import BinaryFlowScheduler, UniWeTokEditPipeline
 from uniwetok_hf.evaluation.editing import edit_outcomes, edit_pairs
 from uniwetok_hf.evaluation.generation import generate_all
 from uniwetok_hf.evaluation.intervals import share_score
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[6])
     parser.add_argument("--guidance", type=float, nargs="+", default=[5.0])
     parser.add_argument("--image-guidance", type=float, nargs="+", default=[3.0, 4.0, 4.5, 5.0])
+    parser.add_argument("--temperature", type=float, help="default: the pipeline's")
     parser.add_argument("--describe-first", action=argparse.BooleanOptionalAction)
     options = parser.parse_args()
 
@@ -53,6 +54,8 @@ def main() -> None:
     judge = Judge.from_pretrained(options.judge) if options.judge else None
     pipe = UniWeTokEditPipeline.from_pretrained(options.pipeline, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
+    if options.temperature is not None:
+        pipe.scheduler = BinaryFlowScheduler.from_config(pipe.scheduler.config, temperature=options.temperature)
     is_described = pipe.config.default_describe_first if options.describe_first is None else options.describe_first
     print(f"Negative prompt: {pipe.config.default_negative_prompt!r}; described first: {is_described}\n")
     print(f"| guidance | of the picture | diffusion steps | nearest by | all | {' | '.join(kinds)} |")

@@ -1,6 +1,6 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Quality of generated pictures over the time they take, by diffusion steps, guidance and patch size: the defaults of
-the emoji model are chosen by it.
+"""Quality of generated pictures over the time they take, by diffusion steps, guidance, temperature and patch size: the
+defaults of the emoji model are chosen by it.
 
     python examples/emoji/generation_quality.py data/emoji runs/judge/model runs/mllm/pipeline [more pipelines]
 
@@ -10,6 +10,7 @@ median of several. Writes a table, and a figure to --figure.
 """
 
 import argparse
+import itertools
 import statistics
 import time
 from pathlib import Path
@@ -27,7 +28,7 @@ from evaluate_emoji import (
     rows_by_group,
 )
 
-from uniwetok_hf import UniWeTokPipeline
+from uniwetok_hf import BinaryFlowScheduler, UniWeTokPipeline
 from uniwetok_hf.evaluation.generation import generate_all
 from uniwetok_hf.evaluation.judges import Judge
 
@@ -43,14 +44,17 @@ def seconds_per_picture(pipe, prompts: list[str], **call) -> float:
 
 
 def draw_figure(found: list[dict], path: str) -> None:
-    """R-precision of things over seconds: a line for each patch size and guidance, a point for each number."""
+    """R-precision of things over seconds: a line for each patch size, guidance and temperature, a point for each
+    number."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5))
-    for name in dict.fromkeys((row["patch"], row["guidance"]) for row in found):
-        part = [row for row in found if (row["patch"], row["guidance"]) == name]
+    names = [(row["patch"], row["guidance"], row["temperature"]) for row in found]
+    for name in dict.fromkeys(names):
+        part = [row for row, other in zip(found, names, strict=True) if other == name]
         times, scores = [row["seconds"] for row in part], [100 * row["things"].value for row in part]
-        axes.plot(times, scores, "o-", label=f"{name[0]} x {name[0]} tokens per step, guidance {name[1]:g}")
+        label = f"{name[0]} x {name[0]} tokens per step, guidance {name[1]:g}, temperature {name[2]:g}"
+        axes.plot(times, scores, "o-", label=label)
         for row, x, y in zip(part, times, scores, strict=True):
             axes.annotate(str(row["steps"]), (x, y), textcoords="offset points", xytext=(5, 4), fontsize=8)
     axes.set(xlabel="seconds per picture", ylabel="R-precision of things, %")
@@ -68,6 +72,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=30, help="pictures of each group")
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 6, 8, 12])
     parser.add_argument("--guidance", type=float, nargs="+", default=[2.0, 3.0, 5.0])
+    parser.add_argument("--temperature", type=float, nargs="+", help="default: the pipeline's")
     parser.add_argument("--figure", default="results/quality_over_time.svg")
     options = parser.parse_args()
 
@@ -79,35 +84,37 @@ def main() -> None:
     judged = CaptionScore(Judge.from_pretrained(options.judge), captions, rivals)
     seen = PixelScore(rows, pool, generator)
 
-    print("| | | | | things | | people | |")
-    print("| tokens per step | guidance | steps | seconds | R-precision | by pixels | R-precision | by pixels |")
-    print("| ---: | ---: | ---: | ---: | --- | --- | --- | --- |")
+    print("| | | | | | things | | people | |")
+    print(
+        "| tokens per step | guidance | temperature | steps | seconds | R-precision | by pixels | R-precision "
+        "| by pixels |"
+    )
+    print("| ---: | ---: | ---: | ---: | ---: | --- | --- | --- | --- |")
     found = []
     for folder in options.pipelines:
         pipe = UniWeTokPipeline.from_pretrained(folder, dtype=torch.float32)
         pipe.set_progress_bar_config(disable=True)
-        for guidance in options.guidance:
-            for steps in options.steps:
-                call = {"num_inference_steps": steps, "guidance_scale": guidance}
-                seconds = seconds_per_picture(pipe, captions[:8], **call)
-                made = generate_all(pipe, captions, batch_size=16, **call)
-                outcomes = {
-                    "r_precision": (judged(made), judged.chances),
-                    "nearest_by_pixels": (seen(made), seen.chances),
-                }
-                table = rows_by_group({"what": "model"}, groups, outcomes)
-                scores = {row.labels["group"]: row.scores for row in table}
-                patch = pipe.mllm.config.patch_size
-                cells = [str(patch * patch), f"{guidance:g}", str(steps), f"{seconds:.2f}"]
-                for group in (THINGS, GROUPS[PEOPLE]):
-                    for score in scores[group].values():
-                        low, high = score.interval
-                        cells.append(f"{score.value:.1%} [{low:.1%}, {high:.1%}]")
-                print(f"| {' | '.join(cells)} |", flush=True)
-                things = scores[THINGS]["r_precision"]
-                found.append(
-                    {"patch": patch, "guidance": guidance, "steps": steps, "seconds": seconds, "things": things}
-                )
+        temperatures = options.temperature or [pipe.scheduler.temperature]
+        for guidance, temperature, steps in itertools.product(options.guidance, temperatures, options.steps):
+            pipe.scheduler = BinaryFlowScheduler.from_config(pipe.scheduler.config, temperature=temperature)
+            call = {"num_inference_steps": steps, "guidance_scale": guidance}
+            seconds = seconds_per_picture(pipe, captions[:8], **call)
+            made = generate_all(pipe, captions, batch_size=16, **call)
+            outcomes = {
+                "r_precision": (judged(made), judged.chances),
+                "nearest_by_pixels": (seen(made), seen.chances),
+            }
+            table = rows_by_group({"what": "model"}, groups, outcomes)
+            scores = {row.labels["group"]: row.scores for row in table}
+            patch = pipe.mllm.config.patch_size
+            cells = [str(patch * patch), f"{guidance:g}", f"{temperature:g}", str(steps), f"{seconds:.2f}"]
+            for group in (THINGS, GROUPS[PEOPLE]):
+                for score in scores[group].values():
+                    low, high = score.interval
+                    cells.append(f"{score.value:.1%} [{low:.1%}, {high:.1%}]")
+            print(f"| {' | '.join(cells)} |", flush=True)
+            setting = {"patch": patch, "guidance": guidance, "temperature": temperature, "steps": steps}
+            found.append(setting | {"seconds": seconds, "things": scores[THINGS]["r_precision"]})
     draw_figure(found, options.figure)
     print(f"\n{options.figure}")
 

@@ -253,10 +253,11 @@ def test_defaults_of_the_pipeline_are_settings_too(pipe, sets, tmp_path):
         options = {name: value for name, value in begun.items() if name != left_out}
         with pytest.raises(ValueError, match=f"`{left_out}`: .* was begun with"):
             run("gedit", pipe, sets, tmp_path / "out", num_inference_steps=1, **options)
-    other = UniWeTokPipeline.from_pipe(pipe, scheduler=BinaryFlowScheduler(shift=2.0))
-    other.set_progress_bar_config(disable=True)
-    with pytest.raises(ValueError, match="`shift`: .* was begun with 1.0"):
-        run("gedit", other, sets, tmp_path / "out", num_inference_steps=1, **begun)
+    for changed in ({"shift": 2.0}, {"temperature": 0.5}):
+        other = UniWeTokPipeline.from_pipe(pipe, scheduler=BinaryFlowScheduler(**changed))
+        other.set_progress_bar_config(disable=True)
+        with pytest.raises(ValueError, match=f"`{[*changed][0]}`: .* was begun with 1.0"):
+            run("gedit", other, sets, tmp_path / "out", num_inference_steps=1, **begun)
 
 
 def test_what_the_judge_could_not_read_is_found(pipe, sets, tmp_path):

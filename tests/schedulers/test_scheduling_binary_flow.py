@@ -15,8 +15,8 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def make_scheduler(steps: int = 5, shift: float = 1.0) -> BinaryFlowScheduler:
-    scheduler = BinaryFlowScheduler(shift=shift)
+def make_scheduler(steps: int = 5, shift: float = 1.0, temperature: float = 1.0) -> BinaryFlowScheduler:
+    scheduler = BinaryFlowScheduler(shift, temperature)
     scheduler.set_timesteps(steps)
     return scheduler
 
@@ -127,19 +127,70 @@ def test_another_scheduler_from_the_config():
     assert torch.equal(other.timesteps, flow_timesteps(4, 0.5))
 
 
-@pytest.mark.parametrize("shift", [1.0, 2.0])
-def test_head_samples_the_same_with_either_sampler(shift):
+def build_head() -> UniWeTokBinaryHead:
     config = UniWeTokHeadConfig(num_bits=8, condition_size=20, hidden_size=16, head_dim=8, num_hidden_layers=2)
     head = UniWeTokBinaryHead(config).eval()
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=seeded(parameter.numel())))
-    condition = torch.randn(4, 4, 20, generator=seeded(1))
-    plain = BinaryFlow(shift)
+    return head
+
+
+@pytest.mark.parametrize("shift, temperature", [(1.0, 1.0), (2.0, 0.5)])
+def test_head_samples_the_same_with_either_sampler(shift, temperature):
+    head, condition = build_head(), torch.randn(4, 4, 20, generator=seeded(1))
+    plain = BinaryFlow(shift, temperature)
     plain.set_timesteps(5)
     with_plain = head.sample(condition, plain, 2.0, seeded(0))
     assert with_plain.abs().max() > 0.05
-    assert torch.equal(with_plain, head.sample(condition, make_scheduler(5, shift), 2.0, seeded(0)))
+    assert torch.equal(with_plain, head.sample(condition, make_scheduler(5, shift, temperature), 2.0, seeded(0)))
+
+
+# --- temperature ---
+
+
+def test_the_temperature_multiplies_the_noise_of_a_step(prediction, sample):
+    scheduler = make_scheduler(temperature=0.5)
+    now, later = scheduler.timesteps[1:3]
+    stepped = scheduler.step(prediction, now, sample, seeded(3)).prev_sample
+    noise = 0.5 * torch.randn(SHAPE, generator=seeded(3))
+    assert torch.equal(stepped, flow_step(prediction, sample, now, later, noise))
+
+
+def test_the_temperature_multiplies_the_noise_of_the_start():
+    """Also of noise that is given."""
+    head, condition = build_head(), torch.randn(2, 4, 20, generator=seeded(1))
+    scheduler, given = make_scheduler(1, temperature=0.25), torch.randn(2, 4, 8, generator=seeded(7))
+    seen = []
+    hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    head.sample(condition, scheduler, 1.0, seeded(0))
+    assert torch.equal(seen[0], 0.25 * torch.randn(2, 4, 8, generator=seeded(0)))
+    seen.clear()
+    head.sample(condition, scheduler, 1.0, seeded(0), noise=given)
+    assert torch.equal(seen[0], 0.25 * given)
+    hook.remove()
+
+
+def test_nothing_is_random_at_temperature_zero():
+    head, condition = build_head(), torch.randn(2, 4, 20, generator=seeded(1))
+    samples = [head.sample(condition, make_scheduler(temperature=0.0), 2.0, seeded(seed)) for seed in (0, 1)]
+    assert torch.equal(*samples)
+    warmer = head.sample(condition, make_scheduler(temperature=0.1), 2.0, seeded(0))
+    assert not torch.equal(warmer, samples[0])
+
+
+@pytest.mark.parametrize("value", [-0.1, True, "1", None, float("nan"), float("inf")])
+def test_what_is_no_temperature_is_refused(value):
+    with pytest.raises(ValueError, match="`temperature` must be a number of 0 or more, got"):
+        BinaryFlowScheduler(temperature=value)
+
+
+def test_the_temperature_is_saved_and_older_folders_have_one(tmp_path, fixtures):
+    BinaryFlowScheduler(temperature=0.7).save_pretrained(tmp_path)
+    loaded = BinaryFlowScheduler.from_pretrained(tmp_path)
+    assert loaded.temperature == loaded.config.temperature == loaded.init_noise_sigma == 0.7
+    older = BinaryFlowScheduler.from_pretrained(fixtures / "saved_by_84bac22" / "pipeline" / "scheduler")
+    assert older.temperature == older.config.temperature == 1.0
 
 
 # --- what diffusers expects of every scheduler ---

@@ -234,7 +234,7 @@ def config(**fields):
     defaults |= {"mllm": {}, "vocab_size": 300, "num_size_tokens": None, "seed": 0, "resolution": None}
     defaults |= {"input_size": None, "num_inference_steps": None, "guidance_scale": None}
     defaults |= {"image_guidance_scale": None, "negative_prompt": None}
-    defaults |= {"describe_first": None}
+    defaults |= {"describe_first": None, "temperature": None}
     return SimpleNamespace(**defaults | fields)
 
 
@@ -246,7 +246,9 @@ def test_going_on_from_a_run(saved):
     assert pipeline.mllm.config.text_loss_weight == 0.5 and pipeline.mllm.config.num_diffusion_draws == 3
     assert pipeline.processor.patch_size == 2 and pipeline.processor.image_processor.size is None
     assert {name: pipeline.config[f"default_{name}"] for name in guidance} == guidance
-    assert pipeline.config.default_size == 64
+    assert pipeline.config.default_size == 64 and pipeline.scheduler.temperature == 1.0
+    cooler = start_pipeline(config(init_from=str(saved), temperature=0.5))
+    assert cooler.scheduler.config.temperature == 0.5
     with pytest.raises(ValueError, match="`negative_prompt`"):
         start_pipeline(config(init_from=str(saved), negative_prompt="<|im_end|>"))
     sized = start_pipeline(config(init_from=str(saved), resolution=96, input_size={"height": 96, "width": 96}))

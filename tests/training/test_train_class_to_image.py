@@ -121,10 +121,11 @@ def test_a_run_stopped_anywhere_resumes_exactly(fields, trained, tmp_path, monke
 def test_a_finished_one_goes_on(trained, fields, tmp_path):
     later = {name: value for name, value in fields.items() if name not in ("vision_model", "head", "model")}
     model = {"class_dropout": 0.5, "num_diffusion_draws": 1}
-    folder = run(later, tmp_path, init_from=str(trained), model=model, guidance_scale=3.0, max_train_steps=1)
+    defaults = {"guidance_scale": 3.0, "temperature": 0.5}
+    folder = run(later, tmp_path, init_from=str(trained), model=model, max_train_steps=1, **defaults)
     pipe = UniWeTokClassToImagePipeline.from_pretrained(folder / "pipeline")
     assert pipe.transformer.config.class_dropout == 0.5 and pipe.config.default_guidance_scale == 3.0
-    assert pipe.config.default_num_inference_steps == 2
+    assert pipe.config.default_num_inference_steps == 2 and pipe.scheduler.config.temperature == 0.5
     first = log_lines(trained)[0]["loss"]
     assert log_lines(folder)[0]["loss"] < first  # no new weights
 

@@ -28,18 +28,19 @@ def folders(fixtures, tmp_path_factory):
 def test_steps_and_guidance_of_drawings(folders, tmp_path, monkeypatch, capsys):
     figure = tmp_path / "figure.svg"
     arguments = [folders["data"], folders["judge"], folders["model"], "--count", "1", "--figure", str(figure)]
-    arguments += ["--steps", "1", "2", "--guidance", "1", "2"]
+    arguments += ["--steps", "1", "2", "--guidance", "1", "2", "--temperature", "0.5"]
     monkeypatch.setattr(sys, "argv", ["generation_quality.py", *arguments])
     generation_quality.main()
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| 1 ")]
-    assert [(row[1].strip(), row[2].strip()) for row in rows] == [("1", "1"), ("1", "2"), ("2", "1"), ("2", "2")]
-    assert all("%" in cell for row in rows for cell in row[4:]) and len(rows[0]) == 8
+    settings = [tuple(cell.strip() for cell in row[1:4]) for row in rows]
+    assert settings == [("1", "0.5", "1"), ("1", "0.5", "2"), ("2", "0.5", "1"), ("2", "0.5", "2")]
+    assert all("%" in cell for row in rows for cell in row[5:]) and len(rows[0]) == 9
     assert figure.read_text(encoding="utf-8").startswith("<?xml")
 
 
 def test_scales_of_edits(folders, monkeypatch, capsys):
     arguments = [folders["data"], folders["model"], "--judge", folders["judge"], "--split", "test_combinations"]
-    arguments += ["--count", "2", "--steps", "1", "--image-guidance", "3", "5"]
+    arguments += ["--count", "2", "--steps", "1", "--image-guidance", "3", "5", "--temperature", "0"]
     monkeypatch.setattr(sys, "argv", ["edit_guidance.py", *arguments])
     edit_guidance.main()
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| 5 ")]

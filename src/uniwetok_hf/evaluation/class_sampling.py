@@ -74,6 +74,7 @@ def sample_classes(
         "guidance_scale": config.default_guidance_scale if guidance_scale is None else guidance_scale,
         "guidance_schedule": guidance_schedule or config.default_guidance_schedule,
         "shift": pipe.scheduler.config.shift,
+        "temperature": pipe.scheduler.config.temperature,
         "num_classes": pipe.transformer.config.num_classes,
         "class_of_picture": "its number modulo num_classes",
         "image_size": pipe.image_size,

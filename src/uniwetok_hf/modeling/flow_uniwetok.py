@@ -84,12 +84,22 @@ def check_shapes(shape: tuple[int, ...], **tensors: torch.Tensor | None) -> None
 
 class BinaryFlow:
     """The sampler of the head: `set_timesteps`, then `advance` at each of `timesteps`. Torch only; diffusers users
-    have `BinaryFlowScheduler`, which is this with a config."""
+    have `BinaryFlowScheduler`, which is this with a config.
 
-    def __init__(self, shift: float = 1.0):
-        if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0 < shift < math.inf:
+    Args:
+        shift: s of [`shift_timesteps`].
+        temperature: what all noise is multiplied with: that of the start, and that of each step.
+
+    Raises:
+        ValueError: for a shift that is not above 0, or a temperature below 0.
+    """
+
+    def __init__(self, shift: float = 1.0, temperature: float = 1.0):
+        if not (_is_number(shift) and shift > 0):
             raise ValueError(f"`shift` must be a number above 0, got {shift!r}.")
-        self.shift = float(shift)
+        if not (_is_number(temperature) and temperature >= 0):
+            raise ValueError(f"`temperature` must be a number of 0 or more, got {temperature!r}.")
+        self.shift, self.temperature = float(shift), float(temperature)
         self.num_inference_steps: int | None = None  # until `set_timesteps`
         self.timesteps = flow_timesteps(1, shift)
 
@@ -112,12 +122,17 @@ class BinaryFlow:
         sample: torch.Tensor,
         generator: Generators = None,
     ) -> torch.Tensor:
-        """[`flow_step`] from `timestep`, one of `timesteps`, to the one after; noise comes from `generator`."""
+        """[`flow_step`] from `timestep`, one of `timesteps`, to the one after; noise comes from `generator`, and is
+        multiplied with the temperature."""
         later = self.timesteps[self.timesteps > float(timestep) + 1e-6]
         if len(later) == 0:
             return flow_step(model_output, sample, timestep, None, None)
-        noise = draw_noise(sample.shape, generator, sample.device, sample.dtype)
+        noise = self.temperature * draw_noise(sample.shape, generator, sample.device, sample.dtype)
         return flow_step(model_output, sample, timestep, later[0], noise)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 __all__ = ["BinaryFlow", "flow_step", "flow_timesteps", "flow_velocity", "shift_timesteps"]

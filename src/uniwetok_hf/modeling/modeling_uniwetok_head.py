@@ -320,7 +320,8 @@ class UniWeTokBinaryHead(UniWeTokAdapterMixin, PreTrainedModel):
             generator: one for all rows in turn, or a list with one per row.
             image_guidance_scale: w_img of separate guidance by picture and text (docs/method.md 3.4): unconditional +
                 w_img (picture - unconditional) + w (conditional - picture); w_img = w is the above.
-            noise: [M, P, bits], what the flow starts from at t = 0; drawn from `generator` when not given.
+            noise: [M, P, bits], standard normal, what the flow starts from at t = 0, times the scheduler's
+                temperature; drawn from `generator` when not given.
 
         Returns:
             [M, P, bits] float32 around {-1, +1}; the signs are the codes.
@@ -328,9 +329,8 @@ class UniWeTokBinaryHead(UniWeTokAdapterMixin, PreTrainedModel):
         repeats = 1 if guidance_scale <= 1 else 2 if image_guidance_scale is None else 3
         shape = (len(condition) // repeats, condition.shape[1], self.config.num_bits)
         if noise is None:
-            sample = draw_noise(shape, generator, condition.device)
-        else:
-            sample = noise.to(condition.device, torch.float32)
+            noise = draw_noise(shape, generator, condition.device)
+        sample = scheduler.temperature * noise.to(condition.device, torch.float32)
         condition = self.condition_proj(condition)
         steps_at_once = max(1, MODULATED_ROWS // condition.shape[:-1].numel())
         for timesteps in scheduler.timesteps.split(steps_at_once):

@@ -34,14 +34,23 @@ class BinaryFlowScheduler(BinaryFlow, SchedulerMixin, ConfigMixin):
 
     Args:
         shift: s in t / (t + s (1 - t)), by which the even grid of times is shifted; 1 leaves it even.
+        temperature: what all noise is multiplied with, that of the start and that of each step. 1 samples what the
+            head has learnt, below 1 what it finds more likely: less varied, with fewer slips. At 0 nothing is random.
+
+    Raises:
+        ValueError: for a shift that is not above 0, or a temperature below 0.
     """
 
     order = 1
-    init_noise_sigma = 1.0  # the flow starts from standard normal noise
 
     @register_to_config
-    def __init__(self, shift: float = 1.0):
-        super().__init__(shift)
+    def __init__(self, shift: float = 1.0, temperature: float = 1.0):
+        super().__init__(shift, temperature)
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """Standard deviation of the noise that the flow starts from."""
+        return self.temperature
 
     def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | float | None = None) -> torch.Tensor:
         """`sample` as it is: the head reads it unscaled. For code that is written for any scheduler."""

@@ -47,6 +47,7 @@ class ClassToImageTrainingConfig:
     )
     # the pipeline that comes out; null: as in init_from
     num_inference_steps: int | None = setting(None, "default number of diffusion steps", on_resume=APPLY)
+    temperature: float | None = setting(None, "what the sampler's noise is multiplied with", on_resume=APPLY)
     guidance_scale: float | None = setting(None, "default guidance scale", on_resume=APPLY)
     guidance_schedule: str | None = setting(
         None, "default course of the guidance over the patches: linear or constant", on_resume=APPLY
@@ -141,6 +142,7 @@ class ClassToImageTrainingConfig:
             raise ValueError(f"`guidance_schedule` must be linear or constant, got {self.guidance_schedule!r}.")
         check_training(self)
         check_at_least(self, 1, "validation_samples", "num_inference_steps", "num_threads")
+        check_at_least(self, 0, "temperature")
         check_share(self, "crop_probability")
         if len(self.crop_end) != 2 or not 0 <= self.crop_end[0] <= self.crop_end[1] <= 1:
             raise ValueError(

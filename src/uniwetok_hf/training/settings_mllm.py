@@ -74,6 +74,7 @@ class MLLMTrainingConfig:
     resolution: int | None = setting(None, "default side in pixels of generated pictures", on_resume=APPLY)
     input_size: dict | None = setting(None, "`size` of the image processor, for pictures in a prompt", on_resume=APPLY)
     num_inference_steps: int | None = setting(None, "default number of diffusion steps", on_resume=APPLY)
+    temperature: float | None = setting(None, "what the sampler's noise is multiplied with", on_resume=APPLY)
     guidance_scale: float | None = setting(None, "default guidance scale", on_resume=APPLY)
     image_guidance_scale: float | None = setting(
         None, "default scale of the guidance by the picture, for edits", on_resume=APPLY
@@ -180,6 +181,7 @@ class MLLMTrainingConfig:
             self, 1, "packed_tokens", "length_group_steps", "validation_samples", "num_size_tokens", "max_length"
         )
         check_at_least(self, 1, "resolution", "num_inference_steps")
+        check_at_least(self, 0, "temperature")
         check_at_least(self, 0, "adam_epsilon", "num_readers")
         if self.num_readers and self.packed_tokens is None:
             raise ValueError("`num_readers` read for `packed_tokens`; with `batch_size` a thread does.")

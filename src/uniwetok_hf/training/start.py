@@ -69,6 +69,7 @@ def start_pipeline(config, texts: Iterable[str] = ()) -> UniWeTokPipeline:
     return with_defaults(
         pipeline,
         input_size=config.input_size,
+        temperature=config.temperature,
         default_size=config.resolution,
         default_num_inference_steps=config.num_inference_steps,
         default_guidance_scale=config.guidance_scale,
@@ -256,13 +257,18 @@ def raise_patch_size(pipeline: UniWeTokPipeline, patch_size: int, seed: int = 0)
     return UniWeTokPipeline(processor, model, pipeline.scheduler, **pipeline_defaults(pipeline))
 
 
-def with_defaults(pipeline: UniWeTokPipeline, input_size: dict | None = None, **defaults) -> UniWeTokPipeline:
-    """Sets those of the pipeline's defaults, and the image processor's `size`, that are not None."""
+def with_defaults(
+    pipeline: UniWeTokPipeline, input_size: dict | None = None, temperature: float | None = None, **defaults
+) -> UniWeTokPipeline:
+    """Sets those of the pipeline's defaults, the image processor's `size` and the scheduler's temperature that are not
+    None."""
     if input_size is not None:
         old = pipeline.processor.image_processor
         values = {name: value for name, value in old.to_dict().items() if value is not None}
         with field_named("input_size"):
             pipeline.processor.image_processor = type(old).from_dict(values | {"size": input_size})
+    if temperature is not None:
+        pipeline.scheduler = BinaryFlowScheduler.from_config(pipeline.scheduler.config, temperature=temperature)
     defaults = {name: value for name, value in defaults.items() if value is not None}
     pipeline.processor.check_words([defaults.get("default_negative_prompt", "")], "negative_prompt")
     pipeline.register_to_config(**pipeline_defaults(pipeline) | defaults)

@@ -343,7 +343,11 @@ def with_defaults(
     }
     if config.labels:
         given["id2label"] = dict(enumerate(config.labels))
-    return UniWeTokClassToImagePipeline(**pipeline.components, **kept | given)
+    components = pipeline.components
+    if config.temperature is not None:
+        scheduler = BinaryFlowScheduler.from_config(pipeline.scheduler.config, temperature=config.temperature)
+        components = components | {"scheduler": scheduler}
+    return UniWeTokClassToImagePipeline(**components, **kept | given)
 
 
 def check_data(batches: ClassBatches, config: UniWeTokClassToImageConfig) -> None:

@@ -162,6 +162,7 @@ def settings_of_pipeline(pipe, call: dict) -> dict:
         **call,
         **{name: pipe.value_or_default(name, call.get(name)) for name in names},
         "shift": pipe.scheduler.config.shift,
+        "temperature": pipe.scheduler.config.temperature,
         "dtype": str(pipe.mllm.dtype).removeprefix("torch."),
         "weights": weights_digest(pipe.mllm),
     }
