@@ -91,8 +91,8 @@ def words_of(texts: Iterable[str]) -> list[str]:
 
 
 class ConceptTask(EncodedTask):
-    """Samples concepts by the root of the number of their pictures, of a concept a style, and of that a picture: people
-    come in up to 25 styles and skin tones, an apple in 5 styles. So people are a third of what is learnt."""
+    """Samples concepts by the root of the number of their pictures, of a concept a style, and of that a picture:
+    people come in up to 25 styles and skin tones, an apple in 5 styles. So people are a third of what is learnt."""
 
     columns = {"image": PICTURE, **dict.fromkeys(("concept", "label", "name", "style", "tone", "keywords"), ANYTHING)}
 
