@@ -59,6 +59,7 @@ class UniWeTokPipelineBase:
     register_modules: Any
     register_to_config: Any
     progress_bar: Any
+    maybe_free_model_hooks: Any
     _execution_device: Any
 
     def __init__(self):
