@@ -57,6 +57,12 @@ def chance(probability: float, generator: torch.Generator) -> bool:
     return torch.rand((), generator=generator).item() < probability
 
 
+def root_weights(groups: Iterable[Iterable[list]]) -> torch.Tensor:
+    """The root of the number of items in all lists of each group: what groups of very different sizes are sampled by,
+    so that the largest do not outweigh the rest."""
+    return torch.tensor([float(sum(map(len, lists))) for lists in groups]).sqrt()
+
+
 def with_article(what: str) -> str:
     """ "an apple" for "apple"."""
     return f"{'an' if what[0].lower() in 'aeiou' else 'a'} {what}"
@@ -103,7 +109,7 @@ class ConceptTask(EncodedTask):
         for place, (concept, style) in enumerate(zip(concepts, styles, strict=True)):
             places.setdefault(concept, {}).setdefault(style, []).append(place)
         self.places = [list(found.values()) for found in places.values()]
-        self.weights = torch.tensor([float(sum(map(len, found))) for found in self.places]).sqrt()
+        self.weights = root_weights(self.places)
         known = dict(zip(concepts, keywords, strict=True))
         counts = Counter(keyword for found in known.values() for keyword in found)
         self.rare = frozenset(keyword for keyword, count in counts.items() if count <= RARE_KEYWORD)
@@ -232,7 +238,7 @@ class EditTable:
         if not kinds:
             raise ValueError(f"`edits` {edits}: none of them is between two pictures of {path}.")
         self.kinds = [list(by_concept.values()) for by_concept in kinds.values()]
-        self.weights = torch.tensor([float(sum(map(len, by_concept))) for by_concept in self.kinds]).sqrt()
+        self.weights = root_weights(self.kinds)
 
     def sample(self, generator: torch.Generator) -> RowEdit:
         """Any edit."""

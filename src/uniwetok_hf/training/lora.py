@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..adapters import lora_config, target_modules
-from .config import KEEP, setting
+from .config import KEEP, check_at_least, setting
 from .run import seeded_weights
 
 
@@ -30,8 +30,7 @@ class LoraSettings:
     options: dict = setting({}, "other fields of peft.LoraConfig, such as use_dora or target_modules", on_resume=KEEP)
 
     def __post_init__(self):
-        if self.r < 1:
-            raise ValueError(f"`lora.r` must be 1 or more, got {self.r}.")
+        check_at_least(self, 1, "r", section="lora")
         if not self.targets or (unknown := set(self.targets) - {"language_model", "head"}):
             got = min(unknown) if self.targets else "none"
             raise ValueError(f"`lora.targets` must be of language_model and head, got {got}.")

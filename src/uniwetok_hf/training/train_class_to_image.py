@@ -343,11 +343,10 @@ def with_defaults(
     }
     if config.labels:
         given["id2label"] = dict(enumerate(config.labels))
-    components = pipeline.components
     if config.temperature is not None:
-        scheduler = BinaryFlowScheduler.from_config(pipeline.scheduler.config, temperature=config.temperature)
-        components = components | {"scheduler": scheduler}
-    return UniWeTokClassToImagePipeline(**components, **kept | given)
+        scheduler_config = pipeline.scheduler.config
+        pipeline.scheduler = BinaryFlowScheduler.from_config(scheduler_config, temperature=config.temperature)
+    return UniWeTokClassToImagePipeline(**pipeline.components, **kept | given)
 
 
 def check_data(batches: ClassBatches, config: UniWeTokClassToImageConfig) -> None:
