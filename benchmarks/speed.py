@@ -4,11 +4,14 @@
     python benchmarks/speed.py
     python benchmarks/speed.py --other-python old/bin/python         # of an environment with another version
     python benchmarks/speed.py --other-model path/to/pipeline --kinds small
+    python benchmarks/speed.py --other-option int8 --kinds language-model
 
 Kinds: `image-tokenizer`, that of the paper's size; `language-model`, 64 tokens by a language model of 190 M and a
 head of 40 M parameters, 25 diffusion steps, guidance 3; `small`, the embedded model. All in float32; weights of the
 first two are random, and the same on both sides. Each side has a process of its own, and they take turns: one waits
-while the other works. Times are medians over the rounds, of which the first does not count.
+while the other works. Times are medians over the rounds, of which the first does not count. Options of the language
+model: bfloat16; int8, weights of linear layers by torchao; compile, the binary head by `torch.compile` with frozen
+weights; half-the-steps, of diffusion.
 
 GFLOP are those of matrix products and convolutions. The machine's limits are measured with large ones, before. MB are
 the weights' size, as often as they are used: with few rows, reading them is what takes the time.
@@ -31,12 +34,16 @@ JOBS = Path(__file__).parent / "speed_jobs.py"
 class Worker:
     """A process that does the jobs of one kind when asked to."""
 
-    def __init__(self, kind: str, python: str, model: str | None, threads: int | None):
+    def __init__(
+        self, kind: str, python: str, model: str | None = None, option: str | None = None, threads: int | None = None
+    ):
         command = [python, str(JOBS), kind]
         command += ["--model", model] if model else []
+        command += ["--option", option] if option else []
         command += ["--threads", str(threads)] if threads else []
         # Threads that wait would take the other side's time.
         environment = os.environ | {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
+        environment |= {"TORCHINDUCTOR_FREEZING": "1"} if option == "compile" else {}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, env=environment, **pipes)
         self.jobs: list[str] = self.answer()["jobs"]
@@ -81,7 +88,7 @@ def measure(workers: list[Worker], job: str, rounds: int) -> tuple[list[float], 
 
 def measure_limits(threads: int | None) -> dict[str, float]:
     """GFLOP per second of a large matrix product and a large convolution."""
-    with Worker("limits", sys.executable, None, threads) as worker:
+    with Worker("limits", sys.executable, threads=threads) as worker:
         return {
             job: worker.ask(job, None)["flop"] / min(worker.ask(job, seed)["seconds"] for seed in range(20)) / 1e9
             for job in worker.jobs
@@ -111,10 +118,13 @@ def main() -> None:
     parser.add_argument("--other-python", metavar="FILE", help="Python of an environment with another version")
     parser.add_argument("--model", metavar="M", help="pipeline folder of `small` (default: the embedded one)")
     parser.add_argument("--other-model", metavar="M", help="another one, beside it")
+    parser.add_argument("--other-option", metavar="NAME", help="bfloat16, int8, compile or half-the-steps, beside it")
     parser.add_argument("--threads", type=int, metavar="N", help="default: as torch has it")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="that count (default: 5)")
     args = parser.parse_args()
-    has_other = bool(args.other_python or args.other_model)
+    if args.other_option and args.kinds != ["language-model"]:
+        parser.error("--other-option is of --kinds language-model")
+    has_other = bool(args.other_python or args.other_model or args.other_option)
 
     best = measure_limits(args.threads)
     print("; ".join(f"{job}: {gflops:.0f} GFLOP/s" for job, gflops in best.items()), end="\n\n")
@@ -122,13 +132,13 @@ def main() -> None:
     columns += ["other, s", "times as fast", "equal bits"] if has_other else []
     print(f"| {' | '.join(columns)} |\n| --- |{' ---: |' * (len(columns) - 1)}")
     for kind in args.kinds:
-        places = [(sys.executable, args.model)]
-        places += [(args.other_python or sys.executable, args.other_model)] if has_other else []
+        small = kind == "small"
+        sides = [{"python": sys.executable, "model": args.model if small else None}]
+        if has_other:
+            other = {"python": args.other_python or sys.executable, "model": args.other_model if small else None}
+            sides.append(other | {"option": args.other_option})
         with contextlib.ExitStack() as stack:
-            workers = [
-                stack.enter_context(Worker(kind, python, model if kind == "small" else None, args.threads))
-                for python, model in places
-            ]
+            workers = [stack.enter_context(Worker(kind, threads=args.threads, **side)) for side in sides]
             for job in workers[0].jobs:
                 print(row(workers, job, args.rounds, best), flush=True)
 

@@ -40,6 +40,7 @@ HEAD = {"condition_size": 1024, "hidden_size": 768, "num_hidden_layers": 4, "num
 IDS = {"image_token_id": 31000, "vision_start_token_id": 31001, "vision_end_token_id": 31002}
 SIZE_ID, QUERY_ID = 31100, 31200
 
+OPTIONS = ("bfloat16", "int8", "compile", "half-the-steps")  # of the language model
 Job = Callable[[int], torch.Tensor | None]  # takes a seed, and returns the codes that came out
 
 
@@ -47,7 +48,7 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def limits(model: str | None) -> dict[str, Job]:
+def limits(model: str | None, option: str | None) -> dict[str, Job]:
     """What the machine does at best."""
     one, other = torch.randn(2048, 2048), torch.randn(2048, 2048)
     maps, kernel = torch.randn(1, 256, 64, 64), torch.randn(256, 256, 3, 3)
@@ -61,7 +62,7 @@ def limits(model: str | None) -> dict[str, Job]:
     return {"a matrix product": multiply, "a convolution": convolve}
 
 
-def image_tokenizer(model: str | None) -> dict[str, Job]:
+def image_tokenizer(model: str | None, option: str | None) -> dict[str, Job]:
     """A picture to codes and back, at the paper's size."""
     vision = randomized(uniwetok_hf.UniWeTokModel(uniwetok_hf.UniWeTokConfig()))
     pixel_values = torch.rand(1, 3, SIDE, SIDE, generator=seeded(0)) * 2 - 1
@@ -76,8 +77,22 @@ def image_tokenizer(model: str | None) -> dict[str, Job]:
     }
 
 
-def language_model(model: str | None) -> dict[str, Job]:
+def with_option(mllm: torch.nn.Module, option: str | None) -> torch.nn.Module:
+    """A language model in bfloat16, with weights of linear layers in int8, or with its head compiled."""
+    if option == "bfloat16":
+        mllm.to(torch.bfloat16)
+    elif option == "int8":
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+        quantize_(mllm, Int8WeightOnlyConfig())
+    elif option == "compile":
+        mllm.image_head.compile(fullgraph=True)
+    return mllm
+
+
+def language_model(model: str | None, option: str | None) -> dict[str, Job]:
     """64 tokens, by tokens of a patch and pictures at once."""
+    num_steps = STEPS // 2 if option == "half-the-steps" else STEPS
     vision = uniwetok_hf.UniWeTokConfig(
         base_channels=16, num_hidden_layers=1, num_attention_heads=4, num_norm_groups=8
     )
@@ -93,7 +108,7 @@ def language_model(model: str | None) -> dict[str, Job]:
             query_token_id=QUERY_ID,
             **IDS,
         )
-        mllm = randomized(uniwetok_hf.UniWeTokForCausalLM(config))
+        mllm = with_option(randomized(uniwetok_hf.UniWeTokForCausalLM(config)), option)
         side = SIZE_ID + int(NUM_TOKENS**0.5) - 1
         start = [IDS["vision_start_token_id"], side, side, *(QUERY_ID + i for i in range(patch_size**2 - 1))]
         for batch in (1, 4):
@@ -105,7 +120,7 @@ def language_model(model: str | None) -> dict[str, Job]:
                     prompts,
                     negative_input_ids=prompts[:1, PROMPT_LENGTH - 1 :],
                     guidance_scale=GUIDANCE,
-                    num_inference_steps=STEPS,
+                    num_inference_steps=num_steps,
                     generator=[seeded(seed + row) for row in range(len(prompts))],
                 ).codes
 
@@ -113,7 +128,7 @@ def language_model(model: str | None) -> dict[str, Job]:
     return jobs
 
 
-def small(model: str | None) -> dict[str, Job]:
+def small(model: str | None, option: str | None) -> dict[str, Job]:
     """The embedded pipeline, or another, and the command from its start."""
     folder = model or str(uniwetok_hf.embedded_path("uniwetok-emoji"))
     pipe = uniwetok_hf.UniWeTokPipeline.from_pretrained(folder, dtype=torch.float32)
@@ -184,13 +199,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--model")
+    parser.add_argument("--option", choices=OPTIONS)
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
     answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print goes elsewhere
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
-    jobs = KINDS[args.kind](args.model)
+    jobs = KINDS[args.kind](args.model, args.option)
     print(json.dumps({"jobs": list(jobs)}), file=answers, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)

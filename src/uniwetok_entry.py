@@ -20,9 +20,9 @@ def main() -> int:
     if "uniwetok_hf" not in sys.modules:
         spec = importlib.util.find_spec("uniwetok_hf")
         sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    from uniwetok_hf.cli.main import main
+    from uniwetok_hf.cli.main import main_of_process
 
-    return main()
+    return main_of_process()
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from uniwetok_hf.cli import describe
-from uniwetok_hf.cli.main import build_parser, main
+from uniwetok_hf.cli.main import build_parser, main, main_of_process
+from uniwetok_hf.signals import Stopped
 
 
 COMMANDS = ("demo", "app", "serve", "reconstruct", "encode", "decode", "generate", "edit", "describe", "convert")
@@ -129,6 +131,25 @@ def test_an_interruption_says_what_was_kept(uniwetok, monkeypatch):
     monkeypatch.setattr(describe, "run_describe", interrupt)
     result = uniwetok("describe", "a.png")
     assert (result.code, result.err[-1]) == (130, "uniwetok: stopped after step 3")
+
+
+@pytest.mark.parametrize("error, code", [(None, 0), (Stopped("stopped"), 75), (ValueError("a bug"), 1)])
+def test_a_process_leaves_the_others_at_its_end(monkeypatch, error, code):
+    """Not after an error: the others may never come to their end."""
+
+    def run(args):
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+        if error:
+            raise error
+
+    monkeypatch.setattr(describe, "run_describe", run)
+    monkeypatch.setattr(sys, "argv", ["uniwetok", "describe", "a.png"])
+    try:
+        assert main_of_process() == code
+        assert torch.distributed.is_initialized() == (code == 1)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def test_output_that_cannot_be_written(fails, photo, vision_folder):

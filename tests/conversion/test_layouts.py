@@ -124,9 +124,10 @@ def test_converted_model(tmp_path, model_type):
 
 def test_damaged_json(copy_golden):
     folder = copy_golden("t2i_4x")
-    (folder / "vision_head_config.json").write_text("{")
-    with pytest.raises(ConversionError, match=r"vision_head_config\.json is no JSON"):
-        find_published(folder)
+    for damaged, words in (("{", "or cut off"), ("[" * 100_000, "or cut off"), ("[]", "must hold a JSON object")):
+        (folder / "vision_head_config.json").write_text(damaged)
+        with pytest.raises(ConversionError, match=rf"vision_head_config\.json is damaged.*{words}"):
+            find_published(folder)
     edit_json(folder / "ae_config.json", ddconfig=None)
     (folder / "vision_head_config.json").write_text("{}")
     assert find_published(folder).vision.settings["ddconfig"] is None  # read later, and refused there

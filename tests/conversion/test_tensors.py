@@ -113,7 +113,7 @@ def test_pickle_without_state_dict(tmp_path, contents):
         open_tensors(tmp_path / "x.pt", "x.pt")
 
 
-@pytest.mark.parametrize("contents, message", [("{", "no JSON"), ("[]", "no JSON object"), ("\udcff", "no JSON")])
+@pytest.mark.parametrize("contents, message", [("{", "cut off"), ("[]", "a JSON object"), ("\udcff", "cut off")])
 def test_read_json(tmp_path, contents, message):
     (tmp_path / "c.json").write_bytes(contents.encode(errors="surrogateescape"))
     with pytest.raises(ConversionError, match=f"c.json .*{message}"):

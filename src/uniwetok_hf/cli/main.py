@@ -126,6 +126,21 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+def main_of_process() -> int:
+    """[`main`] of a process that ends with the command. Of several that work together, each waits for the others and
+    leaves their process group: where one exits while others are still connected to it, their threads can abort them,
+    and an exit code is lost."""
+    code = main()
+    torch = sys.modules.get("torch")
+    if code in (0, EXIT_CODE) and torch and torch.distributed.is_available() and torch.distributed.is_initialized():
+        from accelerate import PartialState
+
+        with contextlib.suppress(RuntimeError):  # another one has failed, and has said why
+            PartialState().wait_for_everyone()
+            PartialState().destroy_process_group()
+    return code
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command, by default that of `sys.argv`, and returns the exit code."""
     for stream in (sys.stdout, sys.stderr):

@@ -3,7 +3,6 @@
 (docs/method.md 1.3)."""
 
 import argparse
-import json
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
+
+from .. import files
 
 
 DTYPES = {
@@ -191,15 +192,12 @@ def read_json(file: Path) -> dict:
     """The object in a JSON file.
 
     Raises:
-        ConversionError: when it is no JSON, or not an object.
+        ConversionError: when it holds none.
     """
     try:
-        contents = json.loads(file.read_text(encoding="utf-8"))
+        return files.read_json(file)
     except ValueError as error:
-        raise ConversionError(f"{file.name} is no JSON ({error}).") from error
-    if not isinstance(contents, dict):
-        raise ConversionError(f"{file.name} holds no JSON object.")
-    return contents
+        raise ConversionError(str(error)) from error
 
 
 def published_tensors(stored: Iterable[str], ignored: Sequence[str] = ()) -> dict[str, str]:
