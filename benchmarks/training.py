@@ -2,6 +2,7 @@
 """What a training step costs: pictures per second, peak memory, where the time goes, and what each loss adds.
 
     python benchmarks/training.py [--threads 2] [--steps 8] [--mixed-precision bf16] [--compile]
+    python benchmarks/training.py --profile    # the tokenizer's step by kinds of operations
 
 Trains the networks of the shipped small configs on the pictures of the tests. Every measurement runs in a process of
 its own; its memory is the peak resident size of that process, everything imported included. Times are medians over
@@ -113,8 +114,7 @@ def measure_tokenizer(side: int, batch: int, losses: list[str], steps: int, sett
 
         trainer.compute_losses = timed_losses
         trainer.accelerator.backward = clock.timed("backward", trainer.accelerator.backward)
-        trainer.optimize = clock.timed("optimizer", trainer.optimize)
-        trainer.ema.step = clock.timed("optimizer", trainer.ema.step)
+        trainer.take_step = clock.timed("optimizer", trainer.take_step)
         trainer.batches = TimedBatches(trainer.batches, clock)
         run_steps(trainer, clock)
         return report(clock, batch)
@@ -148,9 +148,7 @@ def measure_mllm(codes: str, vision: str, steps: int, settings: dict) -> dict:
         train_mllm.prefetched = lambda *args: waited_for(prefetched(*args), clock)
         trainer.compute_losses = clock.timed("forward and losses", trainer.compute_losses)
         trainer.accelerator.backward = clock.timed("backward", trainer.accelerator.backward)
-        trainer.optimizer.step = clock.timed("optimizer", trainer.optimizer.step)
-        if trainer.ema:
-            trainer.ema.step = clock.timed("optimizer", trainer.ema.step)
+        trainer.take_step = clock.timed("optimizer", trainer.take_step)
         run_steps(trainer, clock)
         return report(clock, 32)
 
@@ -177,6 +175,46 @@ class TimedBatches:
 
     def __getattr__(self, name):
         return getattr(self.batches, name)
+
+
+def kind_of(name: str, shapes: list) -> str | None:
+    """The kind of an operation of PyTorch, by what its time goes into; None for what only calls others."""
+    if "convolution" in name or "conv2d" in name:
+        side = shapes[0][-1] if shapes and len(shapes[0]) == 4 else 0
+        return f"convolutions of maps of {'16 x 16 or more' if side >= 16 else '8 x 8 or fewer'}"
+    if "group_norm" in name:
+        return "GroupNorm"
+    if "mm" in name.rpartition("::")[2] or "attention" in name:
+        return "matrix products, attention"
+    if "adam" in name.lower() or "foreach" in name or "lerp" in name:
+        return "optimizer, average, clipping"
+    return "everything else, by element and copies"
+
+
+def profile_tokenizer(side: int, batch: int, losses: list[str], steps: int, settings: dict) -> dict:
+    """Runs in a process of its own: milliseconds of a step by kinds of operations."""
+    from torch.profiler import ProfilerActivity, profile, schedule
+
+    from uniwetok_hf.training.train_uniwetok import UniWeTokTrainer
+
+    found, train_step = {}, UniWeTokTrainer.train_step
+
+    def collect(profiler) -> None:
+        for event in profiler.key_averages(group_by_input_shape=True):
+            kind = kind_of(event.key, event.input_shapes)
+            found[kind] = found.get(kind, 0.0) + event.self_cpu_time_total / 1000 / steps
+
+    plan = schedule(wait=0, warmup=2, active=steps, repeat=1)
+    activities = [ProfilerActivity.CPU]
+    with profile(activities=activities, schedule=plan, record_shapes=True, on_trace_ready=collect) as profiler:
+
+        def profiled_step(trainer, *args):
+            train_step(trainer, *args)
+            profiler.step()
+
+        UniWeTokTrainer.train_step = profiled_step
+        measure_tokenizer(side, batch, losses, steps, settings)
+    return found
 
 
 def run_steps(trainer, clock: Clock) -> None:
@@ -219,15 +257,27 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="counted steps of each measurement")
     parser.add_argument("--mixed-precision", default="no", choices=("no", "bf16", "fp16"))
     parser.add_argument("--compile", action="store_true", help="compile the tokenizer; minutes per row")
+    parser.add_argument("--profile", action="store_true", help="the tokenizer's step by kinds of operations, only")
     parser.add_argument("--without-mllm", action="store_true", help="measure the tokenizer only")
     options = parser.parse_args()
+
+    precision = {"mixed_precision": options.mixed_precision}
+    common = f"{options.steps}, {precision | {'compile': options.compile}}"
+    usual = ["entropy", "distillation (SigLIP)", "prior"]
+    if options.profile:
+        print("| tokenizer | kind of operation | ms per step | share |\n| --- | --- | ---: | ---: |")
+        for side, batch in SIZES:
+            kinds = in_a_process(options.threads, f"profile_tokenizer({side}, {batch}, {usual}, {common})")
+            for kind, ms in sorted(kinds.items(), key=lambda pair: -pair[1]):
+                print(
+                    f"| {side}x{side}, {batch} pictures | {kind} | {ms:.0f} | {ms / sum(kinds.values()):.0%} |",
+                    flush=True,
+                )
+        return
 
     names = ["data", "forward", "losses", "backward", "optimizer", "step"]
     print("| tokenizer | " + " | ".join(f"{name} ms" for name in names) + " | pictures/s | peak MiB |")
     print("| --- |" + " ---: |" * (len(names) + 2))
-    precision = {"mixed_precision": options.mixed_precision}
-    common = f"{options.steps}, {precision | {'compile': options.compile}}"
-    usual = ["entropy", "distillation (SigLIP)", "prior"]
     for side, batch in SIZES:
         call = f"measure_tokenizer({side}, {batch}, {usual}, {common})"
         print(row(f"{side}x{side}, {batch} pictures", in_a_process(options.threads, call), names), flush=True)
