@@ -41,9 +41,7 @@ class Worker:
         command += ["--model", model] if model else []
         command += ["--option", option] if option else []
         command += ["--threads", str(threads)] if threads else []
-        # Threads that wait would take the other side's time.
-        environment = os.environ | {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
-        environment |= {"TORCHINDUCTOR_FREEZING": "1"} if option == "compile" else {}
+        environment = os.environ | ({"TORCHINDUCTOR_FREEZING": "1"} if option == "compile" else {})
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, env=environment, **pipes)
         self.jobs: list[str] = self.answer()["jobs"]
