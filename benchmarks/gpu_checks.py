@@ -244,7 +244,7 @@ def compare_loss(bench: Bench, name: str, pixel_values: torch.Tensor, codes: tor
 
 def check_codes(bench: Bench) -> None:
     """Codes and reconstructions of the shipped pictures, against those of the CPU in float32."""
-    _, pixel_values, _ = shipped_pictures(4 if bench.tiny else 21)
+    _, pixel_values, _ = shipped_pictures(4 if bench.tiny else 28)
 
     @torch.no_grad()
     def reconstruct(device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

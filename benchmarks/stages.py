@@ -2,7 +2,7 @@
 """What each training stage of the image tokenizer adds, in pictures.
 
     python benchmarks/stages.py data/emoji data/faces_and_text runs/emoji_uniwetok_stage1 runs/emoji_uniwetok_stage2 \\
-        runs/emoji_uniwetok_stage3 --output docs/assets
+        runs/emoji_uniwetok_stage3 runs/emoji_uniwetok_decoder --output docs/assets
 
 - `stages.jpg`: held-out emoji, faces and words at two sizes, and their reconstructions after each stage;
 - `sizes.jpg`: the last stage at sizes that it was trained on, and at sizes that it was not;
@@ -60,7 +60,7 @@ def stages_sheet(models: dict[str, UniWeTokModel], pictures: list[Image.Image]) 
             cells = [labelled(original, None)]
             cells += [labelled(reconstruct(model, [original])[0].result, original) for model in models.values()]
             rows.append(sheets.beside([sheets.text_block(f"{height} x {width}", 13, 70), *cells], middle=True))
-    note = "Left the original, then its reconstructions after " + ", ".join(models) + "."
+    note = "Left the original, then its reconstructions after: " + ", ".join(models) + "."
     return sheets.page([sheets.section("What each stage adds", note, sheets.grid(rows, 2))])
 
 
@@ -120,8 +120,8 @@ def main() -> None:
 
     options.output.mkdir(parents=True, exist_ok=True)
     models = {
-        f"stage {n}": UniWeTokModel.from_pretrained(run / "model", dtype=torch.float32).eval()
-        for n, run in enumerate(options.runs, 1)
+        run.name.rpartition("_")[2]: UniWeTokModel.from_pretrained(run / "model", dtype=torch.float32).eval()
+        for run in options.runs
     }
     emoji, others = choose(options.emoji, 4, 37), choose(options.faces_and_text, 4, 29)
     print(save_image(stages_sheet(models, emoji[:3] + others[:3]), options.output / "stages.jpg"))

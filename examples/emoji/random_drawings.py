@@ -3,10 +3,12 @@
 
     python examples/emoji/random_drawings.py data/emoji --output docs/assets/random_drawings.jpg
     python examples/emoji/random_drawings.py data/emoji --blind --count 60 --seed 1 --output naming/drawings.png
+    python examples/emoji/random_drawings.py data/emoji --blind --count 60 --seed 1 --real --output naming/real.png
 
 Concepts are drawn uniformly from those of training, then one of their pictures, whose caption is the prompt. With
 `--blind` numbers stand in place of the prompts, each group has the same number of drawings, and the prompts go into a
-CSV file beside the sheet: it is for someone who says what the drawings show without having read them.
+CSV file beside the sheet: it is for someone who says what the drawings show without having read them. `--real` shows
+the pictures themselves after the image tokenizer: what can be told from the best drawing.
 """
 
 import argparse
@@ -24,6 +26,8 @@ from uniwetok_hf import UniWeTokPipeline, embedded_path
 from uniwetok_hf.cli import sheets
 from uniwetok_hf.data.images import save_image
 from uniwetok_hf.evaluation.generation import generate_all
+from uniwetok_hf.evaluation.reconstruction import reconstruct_all
+from uniwetok_hf.evaluation.rows import picture_of
 
 
 TILE = 128
@@ -68,14 +72,20 @@ def main() -> None:
     parser.add_argument("--columns", type=int, default=10, metavar="N", help="of the sheet (default: 10)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice and of the first drawing (default: 0)")
     parser.add_argument("--blind", action="store_true", help="numbers for prompts; the prompts go into a CSV file")
+    parser.add_argument("--real", action="store_true", help="the pictures after the image tokenizer, not drawings")
     parser.add_argument("--output", required=True, metavar="FILE", help="the sheet, .png or .jpg")
     args = parser.parse_args()
 
-    rows = load_from_disk(f"{args.data}/pictures")["train"].remove_columns("image").to_list()
+    split = load_from_disk(f"{args.data}/pictures")["train"]
+    rows = [row | {"place": place} for place, row in enumerate(split.remove_columns("image").to_list())]
     chosen = (blind_rows if args.blind else random_rows)(rows, args.count, args.seed)
     prompts = [caption_of(row) for row in chosen]
     pipe = UniWeTokPipeline.from_pretrained(args.model or embedded_path("uniwetok-emoji"), dtype=torch.float32)
-    pictures = generate_all(pipe, prompts, seed=args.seed)
+    if args.real:
+        real = [picture_of(split[row["place"]]["image"]) for row in chosen]
+        pictures = reconstruct_all(pipe.mllm.vision_model, real, args.seed)
+    else:
+        pictures = generate_all(pipe, prompts, seed=args.seed)
     lines = [str(number + 1) for number in range(len(chosen))] if args.blind else prompts
     print(save_image(sheet(pictures, lines, args.columns), Path(args.output)))
     if args.blind:

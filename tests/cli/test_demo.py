@@ -22,16 +22,17 @@ SHEETS = ("reconstructions", "photographs", "text_to_image", "edits", "captions"
 def test_shipped_pictures():
     rows = json.loads((demo_sections.PICTURES / "pictures.json").read_text())
     files = {path.name for path in demo_sections.PICTURES.glob("*.png")}
-    assert files == {row["file"] for row in rows} and len(rows) == 21
+    assert files == {row["file"] for row in rows} and len(rows) == 28
     splits = [row["split"] for row in rows]
-    assert [splits.count(name) for name in ("test", "validation", "test_combinations")] == [12, 2, 7]
-    assert {row["style"] for row in rows} == {"noto", "fluent flat", "fluent"}
+    kinds = ("test", "validation", "test_combinations", "test_styles")
+    assert [splits.count(name) for name in kinds] == [12, 2, 7, 7]
+    assert {row["style"] for row in rows} == {"noto", "fluent flat", "fluent", "twemoji", "noto v1"}
     shipped = demo_sections.shipped_pictures()
-    assert [picture.is_known for picture in shipped] == [split == "test_combinations" for split in splits]
+    assert [picture.is_known for picture in shipped] == [split.startswith("test_") for split in splits]
     for picture in shipped:
         assert (picture.image.mode, picture.image.size) == ("RGB", (128, 128))
     readme = (demo_sections.PICTURES / "README.md").read_text()
-    assert "Apache License 2.0" in readme and "MIT" in readme
+    assert all(licence in readme for licence in ("Apache License 2.0", "MIT", "CC-BY 4.0"))
 
 
 def test_edits_name_shipped_pictures():

@@ -38,12 +38,23 @@ def test_a_blind_sheet_has_all_groups_alike(count):
     assert places != sorted(places)
 
 
-@pytest.mark.parametrize("blind", [False, True])
-def test_the_command(blind, fixtures, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("blind, real", [(False, False), (True, False), (True, True)])
+def test_the_command(blind, real, fixtures, tmp_path, monkeypatch, capsys):
     build_tiny_pipeline().save_pretrained(tmp_path / "pipeline")
     sheet = tmp_path / "sheet.png"
     arguments = ["random_drawings.py", str(fixtures / "emoji"), "--model", str(tmp_path / "pipeline")]
-    arguments += ["--count", "3", "--columns", "2", "--output", str(sheet), *(["--blind"] if blind else [])]
+    arguments += [
+        "--count",
+        "3",
+        "--columns",
+        "2",
+        "--output",
+        str(sheet),
+        *(["--blind"] if blind else []),
+        *(["--real"] if real else []),
+    ]
+    if real:
+        monkeypatch.setattr(random_drawings, "generate_all", None)
     monkeypatch.setattr(sys, "argv", arguments)
     random_drawings.main()
     printed = capsys.readouterr().out.splitlines()

@@ -17,26 +17,31 @@ from .sampling import as_edit_pipeline, generate_pictures
 PICTURES = Path(__file__).parent.parent / "embedded" / "pictures"
 TILE = 128
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")  # inside the scikit-image wheel
-PROMPTS = (
+PROMPTS = (  # of what the embedded model generates well
+    "a fluent flat emoji of green apple",
+    "a fluent emoji of cat face",
+    "a fluent flat emoji of automobile",
+    "a twemoji emoji of light bulb",
+    "a noto emoji of grinning face",
     "a fluent emoji of woman running: light skin tone",
-    "a fluent flat emoji of grinning face",
-    "a fluent flat emoji of raised hand: medium skin tone",
-    "a fluent emoji of woman pilot: medium skin tone",
-    "a fluent flat emoji of blue heart",
-    "a fluent emoji of three o’clock",
-    "a fluent emoji of thumbs up: dark skin tone",
-    "a noto emoji of red apple",
+    "a noto emoji of flag: Italy",
 )
-NUM_SEEDS = 5
+UNSEEN_PROMPTS = (  # of concepts that training left out
+    "a noto emoji of pizza",
+    "a fluent flat emoji of guitar",
+    "a fluent emoji of teddy bear",
+    "a twemoji emoji of dolphin",
+    "a noto v1 emoji of soccer ball",
+)
 EDITS = (  # of shipped pictures, or of generations from a prompt
+    ("a noto emoji of red heart", "make it blue"),
+    ("a twemoji emoji of three o’clock", "set the time to six o’clock"),
     ("a fluent emoji of woman running: light skin tone", "make the skin tone dark"),
-    ("a fluent emoji of woman pilot: medium skin tone", "change the pilot into a man"),
-    ("a fluent flat emoji of raised hand: medium skin tone", "redraw in noto style"),
-    ("a fluent emoji of three o’clock", "set the clock to five o'clock"),
+    ("a fluent flat emoji of green apple", "redraw in noto style"),
     ("fluent-man-farmer-medium-dark-skin-tone", "make the skin tone light"),
-    ("fluent-flat-person-climbing-medium-dark-skin-tone", "redraw in noto style"),
+    ("fluent-woman-in-tuxedo-medium-light-skin-tone", "change the woman into a man"),
     ("noto-thumbs-down", "use dark skin"),
-    ("fluent-flat-guitar", "make it blue"),
+    ("fluent-flat-guitar", "redraw in noto style"),
 )
 QUESTIONS = ("what is this?", "which style is this?")
 
@@ -44,7 +49,7 @@ QUESTIONS = ("what is this?", "which style is this?")
 @dataclass
 class Shipped:
     """A shipped picture: the image, what it shows in which style, and whether the embedded model was trained on the
-    concept, in other styles and skin tones."""
+    concept, in other styles or skin tones."""
 
     image: Image.Image
     label: str
@@ -59,7 +64,7 @@ def shipped_pictures() -> list[Shipped]:
     shipped = []
     for row in rows:
         with Image.open(PICTURES / row["file"]) as image:
-            is_known = row["split"] == "test_combinations"
+            is_known = row["split"] in ("test_combinations", "test_styles")
             name = Path(row["file"]).stem
             shipped.append(Shipped(image.convert("RGB"), row["label"], row["style"], name, is_known))
     return shipped
@@ -86,7 +91,7 @@ def photographs(pipeline, seed: int) -> Image.Image | None:
     for name in PHOTOGRAPHS:
         pair, metrics = _pair(pipeline, Image.fromarray(getattr(data, name)()), seed, 300)
         cells.append(sheets.below([pair, metrics], gap=4))
-    note = "Photographs from scikit-image at their own sizes. uniwetok-emoji was trained on no photographs."
+    note = "Photographs from scikit-image at their own sizes. uniwetok-emoji was not trained on these."
     return sheets.section("Any size", note, sheets.below(cells, gap=2 * sheets.GAP))
 
 
@@ -99,19 +104,24 @@ def _pair(pipeline, picture: Image.Image, seed: int, height: int) -> tuple[Image
 
 
 def text_to_image(pipeline, seed: int) -> Image.Image:
-    """One row per prompt, one column per seed."""
-    size = pipeline.config.default_size
-    prompts = [prompt for prompt in PROMPTS for _ in range(NUM_SEEDS)]
-    seeds = [seed + i for _ in PROMPTS for i in range(NUM_SEEDS)]
-    tiles = [
-        sheets.framed(picture, TILE)
-        for picture in generate_pictures(pipeline, prompts, seeds, height=size, width=size)
-    ]
+    """One row per prompt, one column per seed, and a row of unseen concepts, one of each."""
+    size, num_seeds = pipeline.config.default_size, len(UNSEEN_PROMPTS)
+    prompts = [prompt for prompt in PROMPTS for _ in range(num_seeds)] + list(UNSEEN_PROMPTS)
+    seeds = [seed + i for _ in PROMPTS for i in range(num_seeds)] + [seed] * num_seeds
+    pictures = generate_pictures(pipeline, prompts, seeds, height=size, width=size)
+    tiles = [sheets.framed(picture, TILE) for picture in pictures]
+    labels = [*PROMPTS, "concepts that training left out, one of each:"]
     rows = []
-    for index, prompt in enumerate(PROMPTS):
-        row = tiles[index * NUM_SEEDS : (index + 1) * NUM_SEEDS]
-        rows.append(sheets.beside([sheets.text_block(prompt, 15, 150, max_lines=4), *row], middle=True))
-    note = f"Left the prompt, right the generations with seeds {seed} to {seed + NUM_SEEDS - 1}."
+    for index, label in enumerate(labels):
+        row = tiles[index * num_seeds : (index + 1) * num_seeds]
+        if index == len(PROMPTS):
+            words = [sheets.text_block(prompt, 12, row[0].width, sheets.GREY, 2) for prompt in UNSEEN_PROMPTS]
+            row = [sheets.below(pair, gap=3) for pair in zip(row, words, strict=True)]
+        rows.append(sheets.beside([sheets.text_block(label, 15, 150, max_lines=4), *row], middle=True))
+    note = (
+        f"Left the prompt, right the generations with seeds {seed} to {seed + num_seeds - 1}. The prompts are of what "
+        "uniwetok-emoji generates well; docs/embedded-model.md has two hundred that nobody picked."
+    )
     return sheets.section("Text to image", note, sheets.below(rows))
 
 
@@ -154,8 +164,8 @@ def captions(pipeline, seed: int) -> Image.Image:
         ]
         cells.append(sheets.below([sheets.framed(picture.image, TILE), sheets.below(lines, gap=2)], gap=6))
     note = (
-        'Answers to "what is this?" ("which style is this?"); in grey the right ones. Of the first row the training '
-        "set has the concepts, but not in this style and skin tone; those of the others it does not have."
+        'Answers to "what is this?" ("which style is this?"); in grey the right ones. Of the first two rows the '
+        "training set has the concepts, but not in this style and skin tone; those of the others it does not have."
     )
     return sheets.section("Description", note, sheets.grid(cells, 7))
 

@@ -11,7 +11,7 @@ EXAMPLES = {
         "prompts": [
             "a fluent flat emoji of blue heart",
             "a fluent emoji of woman running: light skin tone",
-            "draw three o’clock in fluent style",
+            "a twemoji emoji of flag: Poland",
         ],
         "edit": "make the skin tone dark",
         "turn": "draw blue heart in fluent style",
