@@ -1,5 +1,7 @@
 """Fixtures of all tests. The models are the real classes at a tiny size, on `UNIWETOK_TEST_DEVICE` (default: cpu)."""
 
+import asyncio
+import contextlib
 import os
 import signal
 
@@ -67,6 +69,9 @@ def nothing_is_left(accelerate_forgets, request) -> Iterator[None]:
     """A file of tests leaves no thread, no process and no open file behind."""
     before = running()
     yield
+    with contextlib.suppress(RuntimeError):  # gradio makes an event loop and leaves it to a later `asyncio.run`
+        asyncio.get_event_loop_policy().get_event_loop().close()
+    asyncio.set_event_loop_policy(None)
     if left := left_since(before):
         pytest.fail(f"{request.node.name} left behind: {', '.join(sorted(left))}", pytrace=False)
 
