@@ -32,6 +32,7 @@ from .adapters_uniwetok import UniWeTokAdapterMixin
 from .codes_uniwetok import binarize, codes_to_tokens, tokens_to_codes
 from .configuration_uniwetok_class_to_image import UniWeTokClassToImageConfig
 from .flow_uniwetok import BinaryFlow, check_shapes, guidance_by_patch
+from .linear_uniwetok import use_fast_linears
 from .modeling_uniwetok import UniWeTokLayer, UniWeTokRMSNorm, rotary_tables
 from .modeling_uniwetok_head import UniWeTokBinaryHead
 from .noise_uniwetok import Generators, draw_uniform, flip_bits
@@ -131,6 +132,7 @@ class UniWeTokClassToImageModel(UniWeTokAdapterMixin, PreTrainedModel):
         self.norm = UniWeTokRMSNorm(config.hidden_size, config.norm_eps)
         self.position_embedding = nn.Embedding(config.num_tokens, config.hidden_size)
         self.image_head = UniWeTokBinaryHead._from_config(config.head_config)
+        use_fast_linears(self)
         self.post_init()
 
     @torch.no_grad()

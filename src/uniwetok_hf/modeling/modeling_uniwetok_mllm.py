@@ -38,6 +38,7 @@ from .adapters_uniwetok import UniWeTokAdapterMixin
 from .codes_uniwetok import Pictures, codes_to_tokens
 from .configuration_uniwetok_mllm import UniWeTokMLLMConfig
 from .generation_uniwetok_mllm import UniWeTokGenerationMixin
+from .linear_uniwetok import use_fast_linears
 from .modeling_uniwetok import UniWeTokModel
 from .modeling_uniwetok_head import UniWeTokBinaryHead
 from .noise_uniwetok import Generators, copy_to_device, flip_bits
@@ -456,6 +457,7 @@ class UniWeTokForCausalLM(UniWeTokMLLMPreTrainedModel, UniWeTokGenerationMixin, 
         self.model = UniWeTokMLLMModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.image_head = UniWeTokBinaryHead._from_config(config.head_config)
+        use_fast_linears(self)
         self.end_texts_at_pictures()
         self.post_init()
 
