@@ -1,12 +1,15 @@
 """Linear layers with few rows: another order of the same sums, only where it is meant to be."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from tiny_models import build_tiny_pipeline
 from torch import nn
 
-from uniwetok_hf.modeling.linear_uniwetok import FEWEST, MOST, UniWeTokLinear, use_fast_linears
+from uniwetok_hf.modeling.linear_uniwetok import UniWeTokLinear, pack_linears, use_fast_linears
 
 
 @pytest.fixture
@@ -35,7 +38,7 @@ def test_values_and_gradients(linears, shape, bias):
         usual.bias = fast.bias = None
     inputs = torch.randn(shape, requires_grad=True)
     other = inputs.detach().clone().requires_grad_()
-    assert fast._takes_columns(inputs) == (FEWEST <= inputs.numel() // 24 <= MOST)
+    assert fast._is_fast(inputs)
     results = [usual(inputs), fast(other)]
     torch.testing.assert_close(*results)
     assert results[1].is_contiguous()
@@ -47,10 +50,53 @@ def test_values_and_gradients(linears, shape, bias):
 
 def test_other_dtypes_are_left_alone(linears):
     _, fast = linears
-    assert not fast._takes_columns(torch.randn(2, 24, dtype=torch.float64))
     fast.to(torch.bfloat16)
     inputs = torch.randn(2, 24, dtype=torch.bfloat16)
-    assert not fast._takes_columns(inputs) and fast(inputs).dtype is torch.bfloat16
+    assert not fast._is_fast(inputs) and fast(inputs).dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 40])
+def test_packed_weights(linears, rows):
+    usual, fast = linears
+    pack_linears(fast, rows=8)
+    inputs = torch.randn(2, rows, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(inputs), usual(inputs))
+        for layer in (usual, fast):
+            layer.weight.mul_(2)
+        torch.testing.assert_close(fast(inputs), usual(inputs))  # not the packed ones of before
+    assert list(fast.state_dict()) == list(usual.state_dict())
+    for layer in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        assert layer._packed is None
+        torch.testing.assert_close(layer(inputs), usual(inputs))
+    fast(inputs).sum().backward()
+    assert fast.weight.grad is not None
+
+
+def test_a_packed_model_generates_the_same():
+    pipe = build_tiny_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    settings = {"prompt": ["a cat"] * 4, "guidance_scale": 3.0, "output_type": "latent", "num_inference_steps": 2}
+    settings["generator"] = [torch.Generator().manual_seed(seed) for seed in range(4)]
+    before = pipe(**settings).images
+    pack_linears(pipe.mllm, rows=8)
+    settings["generator"] = [torch.Generator().manual_seed(seed) for seed in range(4)]
+    after = pipe(**settings).images
+    equal = torch.stack([(one > 0) == (other > 0) for one, other in zip(before, after, strict=True)])
+    assert equal.float().mean() > 0.99
+
+
+@pytest.mark.parametrize(
+    "model, rows, message",
+    [
+        (nn.Linear(4, 4), 8, "no linear layers that can be packed"),
+        (UniWeTokLinear(4, 4, dtype=torch.bfloat16), 8, "in float32 on a CPU"),
+        (UniWeTokLinear(4, 4), 0, "`rows` must be 1 or more"),
+    ],
+)
+def test_what_can_not_be_packed(model, rows, message):
+    with pytest.raises(ValueError, match=message):
+        pack_linears(model, rows)
 
 
 def test_autocast(linears):
