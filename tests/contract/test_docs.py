@@ -38,7 +38,7 @@ def test_deployment(needs, tmp_path, monkeypatch):
             if optional == [needs] or export or (needs is None and not optional):
                 run(code, names)
                 ran += 1
-    assert ran == {None: 5, "onnxruntime": 2, "torchao": 1}[needs]
+    assert ran == {None: 6, "onnxruntime": 2, "torchao": 1}[needs]
     if needs is None:
         assert len(list(tmp_path.glob("preview-*-of-16.png"))) == 16
         assert (tmp_path / "encoder.pt2").exists()
