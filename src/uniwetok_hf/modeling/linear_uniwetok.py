@@ -14,13 +14,42 @@ from torch import nn
 # Measured with torch 2.13 on an AMD EPYC (`benchmarks/linear.py`): 1.1 to 4.8 times as fast with 2 to 4 rows, 1 to 1.9
 # times with 5. One row is a product of its own kind, and with 7 to 14 the usual order is faster.
 FEWEST, MOST = 2, 5
+NUM_SAMPLED = 64  # values by which a changed weight is told
+
+
+def _is_plain(weight: torch.Tensor) -> bool:
+    return type(weight) is nn.Parameter and weight.dtype is torch.float32 and weight.device.type == "cpu"
+
+
+class _PackedWeight:
+    """A weight in the order of oneDNN. It is of no use once the weight has changed, and not copied with its layer."""
+
+    def __init__(self, weight: torch.Tensor, rows: int):
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+        self.source, self.sample = self._source(weight), self._sample(weight).clone()
+
+    def is_of(self, weight: torch.Tensor) -> bool:
+        return self.source == self._source(weight) and torch.equal(self.sample, self._sample(weight))
+
+    def _source(self, weight: torch.Tensor) -> tuple[int, int]:
+        return weight.data_ptr(), weight._version
+
+    def _sample(self, weight: torch.Tensor) -> torch.Tensor:
+        """Some values of it: what peft writes through `.data` does not count as a version."""
+        return weight.detach().view(-1)[:: max(1, weight.numel() // NUM_SAMPLED)]
+
+    def __deepcopy__(self, memo) -> None:
+        return None
+
+    def __reduce__(self):
+        return (type(None), ())
 
 
 class UniWeTokLinear(nn.Linear):
     """`nn.Linear` that is faster in float32 on a CPU: with few rows its weights come first in the product, with more
     it takes the packed ones of [`pack_linears`]."""
 
-    _packed: "_PackedWeight | None" = None
+    _packed: _PackedWeight | None = None
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not self._is_fast(input):
@@ -39,27 +68,6 @@ class UniWeTokLinear(nn.Linear):
         if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
             return False
         return _is_plain(self.weight) and input.dtype is torch.float32 and input.device.type == "cpu"
-
-
-class _PackedWeight:
-    """A weight in the order of oneDNN. It is of no use once the weight has changed, and not copied with its layer."""
-
-    def __init__(self, weight: torch.Tensor, rows: int):
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
-        self.source = (weight.data_ptr(), weight._version)
-
-    def is_of(self, weight: torch.Tensor) -> bool:
-        return self.source == (weight.data_ptr(), weight._version)
-
-    def __deepcopy__(self, memo) -> None:
-        return None
-
-    def __reduce__(self):
-        return (type(None), ())
-
-
-def _is_plain(weight: torch.Tensor) -> bool:
-    return type(weight) is nn.Parameter and weight.dtype is torch.float32 and weight.device.type == "cpu"
 
 
 def use_fast_linears(model: nn.Module) -> None:
@@ -84,7 +92,8 @@ def pack_linears(model: nn.Module, rows: int = 32) -> None:
     """
     if rows < 1:
         raise ValueError(f"`rows` must be 1 or more, got {rows}.")
-    layers = [module for module in model.modules() if isinstance(module, UniWeTokLinear) and _is_plain(module.weight)]
+    layers = [module for module in model.modules() if isinstance(module, UniWeTokLinear)]
+    layers = [layer for layer in layers if _is_plain(layer.weight) and layer.weight.is_contiguous()]
     if not layers or not torch.backends.mkldnn.is_available():
         raise ValueError(
             "`model` has no linear layers that can be packed: they must be those of a language model or "
