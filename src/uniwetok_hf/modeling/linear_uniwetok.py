@@ -82,6 +82,7 @@ def pack_linears(model: nn.Module, rows: int = 32) -> None:
     """Keeps the weights of a model's linear layers a second time, in the order in which products of more than five
     rows read them best: such products take half to two thirds of the time, without gradients, and the layers twice
     the memory. A layer whose weight changes afterwards, as an adapter is fused into it, takes the usual way again.
+    Pack again where single values are written through `.data`, which nothing tells.
 
     Args:
         model: a [`UniWeTokForCausalLM`], a [`UniWeTokClassToImageModel`], or a part of one, in float32 on a CPU.
