@@ -177,8 +177,8 @@ class TimedBatches:
         return getattr(self.batches, name)
 
 
-def kind_of(name: str, shapes: list) -> str | None:
-    """The kind of an operation of PyTorch, by what its time goes into; None for what only calls others."""
+def kind_of(name: str, shapes: list) -> str:
+    """The kind of an operation of PyTorch."""
     if "convolution" in name or "conv2d" in name:
         side = shapes[0][-1] if shapes and len(shapes[0]) == 4 else 0
         return f"convolutions of maps of {'16 x 16 or more' if side >= 16 else '8 x 8 or fewer'}"

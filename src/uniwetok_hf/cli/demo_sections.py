@@ -110,13 +110,13 @@ def text_to_image(pipeline, seed: int) -> Image.Image:
     seeds = [seed + i for _ in PROMPTS for i in range(num_seeds)] + [seed] * num_seeds
     pictures = generate_pictures(pipeline, prompts, seeds, height=size, width=size)
     tiles = [sheets.framed(picture, TILE) for picture in pictures]
+    for place, prompt in enumerate(UNSEEN_PROMPTS, start=len(PROMPTS) * num_seeds):
+        words = sheets.text_block(prompt, 12, tiles[place].width, sheets.GREY, 2)
+        tiles[place] = sheets.below([tiles[place], words], gap=3)
     labels = [*PROMPTS, "concepts that training left out, one of each:"]
     rows = []
     for index, label in enumerate(labels):
         row = tiles[index * num_seeds : (index + 1) * num_seeds]
-        if index == len(PROMPTS):
-            words = [sheets.text_block(prompt, 12, row[0].width, sheets.GREY, 2) for prompt in UNSEEN_PROMPTS]
-            row = [sheets.below(pair, gap=3) for pair in zip(row, words, strict=True)]
         rows.append(sheets.beside([sheets.text_block(label, 15, 150, max_lines=4), *row], middle=True))
     note = (
         f"Left the prompt, right the generations with seeds {seed} to {seed + num_seeds - 1}. The prompts are of what "
