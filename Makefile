@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 # Always with the constraints: they choose the PyTorch build that the tests were run on.
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c $(CURDIR)/constraints.txt
 PYTEST_ARGS ?=
-# Of `make test`. Workers of one thread each: on two cores they take 0.6 of the time of one process with two threads.
+# Of `make test` and `make test-all`. Workers of one thread each: on two cores they take 0.6 of the time of one process with two threads.
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores > 4 ? 4 : cores)))
 
 # Rules of mlinter that assume the transformers tree: 028 wants the full licence text on top of every file,
@@ -46,14 +46,15 @@ define run_pytest
 	$(if $(CI),,echo "make $@ took $(elapsed), set-up included.";) exit $$status
 endef
 
+IN_WORKERS := -n $(WORKERS) --dist loadfile
 test: $(INSTALLED)  ## run the tests, but for the slow ones
-	$(call run_pytest,-m "not slow" -n $(WORKERS) --dist loadfile,OMP_NUM_THREADS=1)
+	$(call run_pytest,-m "not slow" $(IN_WORKERS),OMP_NUM_THREADS=1)
 
 # Without these (no network?) all other tests run, and those that need them say why they are skipped.
 test-all: $(INSTALLED)  ## run all tests; those of the web page need a chromium on the path
 	@$(BIN)/python $(PIP_INSTALL) --editable ".[dev,app,browser,ocr,onnx,quantize,ray,deepspeed]" "transformers[serving]" || echo "Not all extras could be installed."
 	@$(BIN)/python tests/contract/library_tests.py || echo "transformers' own tests could not be fetched."
-	$(call run_pytest)
+	$(call run_pytest,$(IN_WORKERS),OMP_NUM_THREADS=1)
 
 # By .venv where its PyTorch sees a GPU (the pinned build of CI may be one for CPUs), else by the machine's own python3,
 # into which nothing is installed: what it lacks is named.

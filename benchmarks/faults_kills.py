@@ -17,9 +17,10 @@ RUNS = 20  # of each kind
 RESULT = {
     "tokenizer": "model/model.safetensors",
     "mllm": "pipeline/mllm/model.safetensors",
-    # On two processes, with checkpoints that are written in the background.
+    # On two processes, with packed rows, and checkpoints that are written in the background.
     "mllm in shards": "pipeline/mllm/model.safetensors",
 }
+PACKED = {"batch_size": None, "length_group_steps": 1, "packed_tokens": 300}
 
 
 @dataclass
@@ -64,7 +65,8 @@ class Kills:
 
     def train(self, trainer: str, folder: Path, watch: Callable[[int, float], object] | None = None) -> Ended:
         what, _, shards = trainer.partition(" ")
-        job = command("train", what, "--config", self.materials.training(what, folder))
+        config = self.materials.training(what, folder, **(PACKED if shards else {}))
+        job = command("train", what, "--config", config)
         return in_child(in_shards(job) if shards else job, folder, watch=watch)
 
     def trial(self, trainer: str, interrupt) -> Callable[[int, Path], None]:

@@ -148,9 +148,9 @@ def in_shards(job: Callable[[], int]) -> Callable[[], int]:
     """A job: `job` in two processes that share its weights by FSDP 2. They get its signals, and end when it does."""
 
     def both() -> int:
-        from launched import FSDP2, two_processes
+        from launched import FSDP2, processes
 
-        shared = FSDP2 | two_processes()
+        shared = FSDP2 | processes(2)
         children = []
         for rank in range(2):
             if not (pid := os.fork()):

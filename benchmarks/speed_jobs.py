@@ -40,7 +40,7 @@ HEAD = {"condition_size": 1024, "hidden_size": 768, "num_hidden_layers": 4, "num
 IDS = {"image_token_id": 31000, "vision_start_token_id": 31001, "vision_end_token_id": 31002}
 SIZE_ID, QUERY_ID = 31100, 31200
 
-OPTIONS = ("packed", "bfloat16", "int8", "compile", "half-the-steps")  # of the language model
+OPTIONS = ("packed", "bfloat16", "int8", "int8-weights", "compile", "half-the-steps")  # of the language model
 Job = Callable[[int], torch.Tensor | None]  # takes a seed, and returns the codes that came out
 
 
@@ -78,8 +78,8 @@ def image_tokenizer(model: str | None, option: str | None) -> dict[str, Job]:
 
 
 def with_option(mllm: torch.nn.Module, option: str | None) -> torch.nn.Module:
-    """A language model with packed weights, in bfloat16, with weights of linear layers in int8, or with its head
-    compiled."""
+    """A language model with packed weights, in bfloat16, with linear layers in int8 or only their weights, or with its
+    head compiled."""
     if option == "packed":
         from uniwetok_hf.modeling.linear_uniwetok import pack_linears
 
@@ -87,6 +87,11 @@ def with_option(mllm: torch.nn.Module, option: str | None) -> torch.nn.Module:
     elif option == "bfloat16":
         mllm.to(torch.bfloat16)
     elif option == "int8":
+        for module in mllm.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.__class__ = torch.nn.Linear  # no other is replaced
+        torch.ao.quantization.quantize_dynamic(mllm, {torch.nn.Linear}, inplace=True)
+    elif option == "int8-weights":
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
         quantize_(mllm, Int8WeightOnlyConfig())

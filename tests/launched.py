@@ -29,16 +29,21 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def two_processes() -> dict[str, str]:
-    """What two processes that work together find in their environment, besides the rank of each."""
-    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+def processes(count: int) -> dict[str, str]:
+    """What processes that work together find in their environment, besides the rank of each."""
+    world = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
     return world | {"MASTER_PORT": str(free_port())}
 
 
 def launch_two(*command: str, **environment) -> list[str]:
     """What two processes of a command print."""
-    environment |= two_processes()
-    processes = [
+    return launch(2, *command, **environment)
+
+
+def launch(count: int, *command: str, **environment) -> list[str]:
+    """What so many processes of a command print."""
+    environment |= processes(count)
+    started = [
         subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -46,17 +51,17 @@ def launch_two(*command: str, **environment) -> list[str]:
             text=True,
             env=os.environ | environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
-        for rank in range(2)
+        for rank in range(count)
     ]
     try:
-        with ThreadPoolExecutor(2) as threads:  # neither waits for the other's output to be read
-            outputs = list(threads.map(lambda process: process.communicate(timeout=TIMEOUT), processes))
+        with ThreadPoolExecutor(count) as threads:  # neither waits for the other's output to be read
+            outputs = list(threads.map(lambda process: process.communicate(timeout=TIMEOUT), started))
     finally:
-        for process in processes:
+        for process in started:
             process.kill()
             process.wait()
     errors = "".join(error[-3000:] for _, error in outputs)
-    assert [process.returncode for process in processes] == [0, 0], errors
+    assert [process.returncode for process in started] == [0] * count, errors
     return [text for text, _ in outputs]
 
 

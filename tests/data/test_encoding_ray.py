@@ -23,6 +23,7 @@ from uniwetok_hf.signals import Stopped
 
 FEATURES = Features({"text": Value("string"), "image": datasets.Image()})
 TEXTS = list("abcdefghijkl")
+FILES = "parquet", "folder", "webdataset"
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +59,15 @@ def encode(make_model, rows, tmp_path):
 
 @pytest.fixture
 def save(rows, tmp_path):
-    """`save(kind)`: the rows in files of a kind, and the path to open them by."""
+    """`save(kind)`: the rows in files of a kind, and the path to open them by; with `fsspec` before it a pattern."""
 
-    def write(kind):
+    def write(name):
+        *start, kind = name.split()
         folder = tmp_path / kind
         folder.mkdir()
         parts = [rows.shard(3, number) for number in range(3)]
         for number, part in enumerate(parts):
-            if kind in ("parquet", "fsspec"):
+            if kind == "parquet":
                 part.to_parquet(folder / f"{number}.parquet")
             elif kind == "folder":
                 for row in part:
@@ -79,13 +81,14 @@ def save(rows, tmp_path):
                             entry = tarfile.TarInfo(f"{row['text']}.{suffix}")
                             entry.size = len(content)
                             archive.addfile(entry, io.BytesIO(content))
-        return f"file://{folder}/*.parquet" if kind == "fsspec" else str(folder)
+        suffix = {"parquet": "parquet", "folder": "png", "webdataset": "tar"}[kind]
+        return f"file://{folder}/*.{suffix}" if start else str(folder)
 
     return write
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["parquet", "fsspec", "folder", "webdataset"])
+@pytest.mark.parametrize("kind", [*FILES, *(f"fsspec {kind}" for kind in FILES)])
 def test_the_files_of_the_built_in_engine(ray, encode, save, tmp_path, kind):
     dataset = open_rows(PictureSource(save(kind)))
     encode("local", dataset, "local")
@@ -96,7 +99,7 @@ def test_the_files_of_the_built_in_engine(ray, encode, save, tmp_path, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["parquet", "fsspec", "webdataset"])
+@pytest.mark.parametrize("kind", ["parquet", "webdataset", "fsspec parquet", "fsspec webdataset"])
 def test_shards_of_a_stream(ray, encode, save, tmp_path, kind):
     """As two machines encode them."""
     dataset = open_rows(PictureSource(save(kind), streaming=True))

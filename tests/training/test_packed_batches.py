@@ -236,6 +236,21 @@ def test_the_mask_of_flex_attention_is_the_dense_one(patch_size):
             assert bool(found) == bool(dense[0, 0, query, key]), (query, key)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("patch_size", PATCH_SIZES)
+def test_flex_attention_computes_what_the_dense_mask_does(patch_size):
+    """Forward, and not compiled: on a CPU it has no backward pass; `benchmarks/gpu.py` compares gradients on a GPU."""
+    _, packed = packed_and_padded(patch_size)
+    inputs = {"position_ids": packed["position_ids"], "codes": packed["codes"], "use_cache": False}
+    model, hidden = build(patch_size), {}
+    for attention in ("eager", "sdpa", "flex_attention"):
+        model.set_attn_implementation(attention)
+        with torch.compiler.set_stance("force_eager"):
+            hidden[attention] = model.model(packed["input_ids"], **inputs).last_hidden_state
+    for attention in ("sdpa", "flex_attention"):
+        torch.testing.assert_close(hidden[attention], hidden["eager"], atol=1e-5, rtol=1e-5)
+
+
 def training(tmp_path, **fields) -> dict:
     given = language_training(tmp_path)
     given = {name: value for name, value in given.items() if name not in ("batch_size", "length_group_steps")}

@@ -10,6 +10,7 @@ from transformers import AutoConfig, Qwen3Config
 
 from uniwetok_hf.cli.main import main
 from uniwetok_hf.training.config import read_config
+from uniwetok_hf.training.lora import LoraSettings, add_lora
 from uniwetok_hf.training.plan import GIB, count_activations, kept_bytes, plan_training
 from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig
 
@@ -55,6 +56,7 @@ def test_the_paper_on_eight_gpus(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "- DDP: " in text and "does not fit into 74.5 GiB" in text and "- FSDP: " in text and "fits into" in text
     assert "2,800,000 tokens a step (packed)" in text and "GiB of codes a day" in text
+    assert "39,375 pictures of 256 x 256 or 9,843 pictures of 512 x 512 or 2,460 pictures of 1024 x 1024" in text
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -99,6 +101,21 @@ def test_a_stage_that_goes_on(tmp_path):
     fields = {"init_from": str(tmp_path / "before"), "vision_model": None, "mllm": {"patch_size": 2}}
     plan = plan_training(config_of(tmp_path, **fields), 1)
     assert plan.code_bytes == 2 and plan.trained < plan.parameters
+
+
+def test_adapters_are_what_trains(tmp_path):
+    from tiny_models import build_tiny_pipeline
+
+    pipeline = build_tiny_pipeline()
+    pipeline.save_pretrained(tmp_path / "before" / "pipeline")
+    whole = {"init_from": str(tmp_path / "before"), "vision_model": None, "ema_decay": 0.9}
+    plans = [plan_training(config_of(tmp_path, **whole, **more), 4) for more in ({}, {"lora": {"r": 4}})]
+    assert plans[1].trained == sum(p.numel() for p in add_lora(pipeline.mllm, LoraSettings(r=4), seed=0))
+    assert plans[1].parameters == plans[0].parameters + plans[1].trained
+    for part in ("gradients", "Adam's moments", "averages"):
+        assert plans[1].memory["shards"][part] < plans[0].memory["shards"][part]
+    # Layers keep less: inputs of frozen weights are for no gradient, but where an adapter has the same.
+    assert plans[1].total("shards") < plans[0].total("shards")
 
 
 def test_errors_are_one_line(tmp_path, capsys):

@@ -9,7 +9,7 @@ from pathlib import Path
 import dump_gradients
 import pytest
 import torch
-from launched import FSDP2, launch_two
+from launched import FSDP2, launch, launch_two
 from safetensors.torch import load_file
 from tiny_encoded import class_training, language_training, later
 from tiny_training import VISION, all_losses, assert_same_weights, log_lines, write
@@ -260,6 +260,32 @@ def test_fsdp_trains_like_one_process(language, tmp_path):
     assert (
         UniWeTokPipeline.from_pretrained(tmp_path / "run" / "pipeline", dtype=torch.float32).config.default_size == 32
     )
+
+
+def test_the_tokenizer_is_not_trained_in_shards(tmp_path):
+    """It would be copies, whatever the configuration says."""
+    with pytest.raises(AssertionError) as failure:
+        launch_two(*TRAIN, "tokenizer", "--config", "small_uniwetok", "--set", f"output_dir={tmp_path}/run", **FSDP2)
+    assert str(failure.value).count("The image tokenizer trains in one process or in copies (DDP), not under FSDP") == 2
+
+
+@pytest.mark.slow
+def test_packed_rows_in_shards(language_fields, tmp_path):
+    """As in copies, validation included, of which each process has its part; three go on where two have stopped."""
+    fields = language_fields | {"batch_size": None, "length_group_steps": 1, "packed_tokens": 300}
+    fields |= {"validation_steps": 1}
+    runs = [tmp_path / "copies", tmp_path / "shards"]
+    for run, environment in zip(runs, ({}, FSDP2), strict=True):
+        for count, steps in ((2, 2), (3, 3)):
+            config = write(tmp_path, fields, output_dir=str(run), max_train_steps=steps)
+            launch(count, *TRAIN, "mllm", "--config", str(config), **environment)
+            (run / "pipeline").rename(tmp_path / f"{run.name}-{steps}")
+    copies = log_lines(runs[0])
+    assert [line["step"] for line in copies] == [1, 2, 3] and "validation_bit_accuracy_t0.5" in copies[0]
+    assert_same_logs(*runs)
+    for steps in (2, 3):
+        weights = Path("mllm", "model.safetensors")
+        assert_close_weights(tmp_path / f"shards-{steps}" / weights, tmp_path / f"copies-{steps}" / weights)
 
 
 @pytest.mark.slow

@@ -80,3 +80,25 @@ def test_a_folder_that_is_gone_is_told(training, tmp_path):
     writer.save(2, {})
     writer.finish()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000002"]
+
+
+def test_shards_of_an_earlier_version(training, tmp_path):
+    """Weights, optimizer and averages in folders of their own, as commit bae85c1 saved them with Accelerate."""
+    accelerator, model, average, shards = training
+    state = shards.state_dict()
+    for folder, parts in {
+        "pytorch_model_fsdp_0": ["model"],
+        "optimizer_0": ["optimizer"],
+        "averages": ["averages", "steps"],
+    }.items():
+        distributed.checkpoint.save({part: state[part] for part in parts}, checkpoint_id=tmp_path / folder)
+    shards.save_small(tmp_path)
+    optimizer, weights, averages = shards.optimizer, model.weight.detach().clone(), average.shadow_params[0].clone()
+    moments = optimizer.state[model.weight]["exp_avg"].clone()
+    with torch.no_grad():
+        for tensor in (model.weight, average.shadow_params[0], optimizer.state[model.weight]["exp_avg"]):
+            tensor.zero_()
+    average.optimization_step = 7
+    shards.load(tmp_path)
+    assert torch.equal(model.weight, weights) and torch.equal(average.shadow_params[0], averages)
+    assert torch.equal(optimizer.state[model.weight]["exp_avg"], moments) and average.optimization_step == 1

@@ -220,6 +220,28 @@ def test_pictures_that_are_too_long_are_found_at_the_start(encoded):
     assert reasons[2].endswith("codes, row 2 has pictures of 16 tokens, `max_length` is 15.")
 
 
+def test_processes_share_the_look_at_the_rows(encoded):
+    count = 1200  # more than a part, and than a chunk of Arrow, holds
+    rows = {"image": pictures(1) * count, "text": ["a", "", "b"] * (count // 3)}
+    mixture = TaskMixture([TaskSource(encoded(rows), "captions")], seed=0)
+    (task,) = mixture.tasks
+    whole = task.unfit_rows(15)
+    assert len(whole) == count and "row 1, column `text`" in whole[1] and "row 1199 has pictures" in whole[-1]
+    for processes in (2, 7):
+        assert [one for i in range(processes) for one in task.unfit_rows(15, i, processes)] == whole
+    assert task.unfit_rows(16, 1, 2) == [one for one in task.unfit_rows(16) if int(re.search(r"row (\d+)", one)[1]) >= 600]
+
+
+def test_tokens_of_lists_of_pictures(encoded):
+    """Their sums, of first variants; rows without pictures have none."""
+    turns = [[{"role": "user", "content": "a"}]]
+    numbers = [2, 0, 1, 3]
+    rows = {"images": [pictures(number) for number in numbers], "messages": turns * len(numbers)}
+    (task,) = TaskMixture([TaskSource(encoded(rows), "conversations")], seed=0).tasks
+    assert task._picture_tokens(0, 4).tolist() == [16 * number for number in numbers]
+    assert task._picture_tokens(2, 4).tolist() == [16, 48]
+
+
 @pytest.mark.parametrize(
     "captions, message",
     [

@@ -23,6 +23,7 @@ from ..modeling.configuration_uniwetok import UniWeTokConfig
 from ..modeling.configuration_uniwetok_mllm import UniWeTokHeadConfig, UniWeTokMLLMConfig
 from ..modeling.modeling_uniwetok_mllm import UniWeTokForCausalLM
 from .config import field_named
+from .lora import add_lora
 from .run import choose_parameters
 from .settings_mllm import MLLMTrainingConfig
 from .start import LARGEST_SIDE, PROMPT_TOKENS, find_result
@@ -60,10 +61,16 @@ class TokenPlan(Plan):
     """
     tokens: of a step, over all GPUs.
     code_bytes: of a token of a picture, as it is read.
+    stride: pixels of a side of a picture for each token.
     """
 
     tokens: int
     code_bytes: int
+    stride: int
+
+    def pictures(self, side: int) -> int:
+        """How many pictures of `side` x `side` pixels a step has, where all are as large."""
+        return int((1 - TEXT_SHARE) * self.tokens) // (side // self.stride) ** 2
 
     def hours(self, tokens_per_second: float) -> float:
         """At so many tokens a second over all GPUs."""
@@ -92,8 +99,12 @@ def plan_training(config: MLLMTrainingConfig, num_gpus: int) -> TokenPlan:
     model_config = planned_config(config)
     with torch.device("meta"):
         model = UniWeTokForCausalLM(model_config)
+    if config.lora:
+        with torch.device("meta"):
+            chosen = add_lora(model, config.lora, config.seed)
+    else:
+        chosen = choose_parameters(model, config.trainable, frozen_patterns(model))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    chosen = choose_parameters(model, config.trainable, frozen_patterns(model))
     trained = sum(parameter.numel() for parameter in chosen)
     turns = num_gpus * config.gradient_accumulation_steps
     rows = 1 if config.packed_tokens else math.ceil(config.batch_size / turns)
@@ -115,8 +126,8 @@ def plan_training(config: MLLMTrainingConfig, num_gpus: int) -> TokenPlan:
         kind: {name: size / GIB for name, size in {**parts, **activations}.items() if size}
         for kind, parts in {"copies": whole if num_gpus > 1 else states, "shards": spread}.items()
     }
-    tokens, bits = rows * row_tokens * turns, model_config.vision_config.num_bits
-    return TokenPlan(memory, parameters, trained, config.max_train_steps, tokens, bits // 8)
+    tokens, vision = rows * row_tokens * turns, model_config.vision_config
+    return TokenPlan(memory, parameters, trained, config.max_train_steps, tokens, vision.num_bits // 8, vision.stride)
 
 
 def planned_config(config: MLLMTrainingConfig) -> UniWeTokMLLMConfig:

@@ -5,7 +5,7 @@ here, and what a step computes is theirs."""
 import json
 import math
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -225,14 +225,22 @@ class PipelineTrainer(StageTrainer):
             timeout = timedelta(minutes=minutes) if minutes else None
             self.shards = ShardedState(accelerator, model, optimizer, self.ema, names, only_trained, timeout)
 
-    def validation_turns(self, batches: Sequence) -> Iterator[tuple[Any, bool, Sequence]]:
+    def validation_turns(
+        self, batches: Sequence, kind: Callable[[Any], int] = lambda batch: 0
+    ) -> Iterator[tuple[Any, bool, Sequence]]:
         """The batches that this process computes in a validation, whether each counts, and those that all processes
         compute at that time. All take as many turns, in step; a batch that one repeats for that does not count.
-        Processes that share the weights compute every batch together: they need each other in the same layers."""
+        Processes that share the weights need each other in the same layers: batches of different kinds, which take
+        different ones, are computed by all of them, one after the other, and count in the first process."""
         accelerator = self.accelerator
-        index, count = (0, 1) if self.is_sharded else (accelerator.process_index, accelerator.num_processes)
+        index, count = accelerator.process_index, accelerator.num_processes
+        batches = sorted(batches, key=kind)
         for start in range(0, len(batches), count):
             together = batches[start : start + count]
+            if self.is_sharded and kind(together[0]) != kind(together[-1]):
+                for batch in together:
+                    yield batch, accelerator.is_main_process, [batch]
+                continue
             is_own = index < len(together)
             yield together[index if is_own else 0], is_own, together
 

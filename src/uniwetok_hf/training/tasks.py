@@ -17,7 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from accelerate.utils import gather_object
 
 from ..data.encoded import Encoding, cell_codes, is_begun, open_encoded, read_encoding
 from ..data.places import is_place, load_place
@@ -293,45 +295,64 @@ class EncodedTask:
         if kind in (TEXT, TEXTS) and not (feature in text or (kind == TEXTS and feature in [List(t) for t in text])):
             raise ValueError(f"{where}: column `{name}` must be {kind}, it is typed {feature}.")
 
-    def unfit_rows(self, max_length: int | None = None) -> list[str]:
+    def unfit_rows(self, max_length: int | None = None, process_index: int = 0, num_processes: int = 1) -> list[str]:
         """Reasons why rows will be left out, as far as they show without reading row by row: a text that is missing,
-        empty or contains markup, or, in the library's own tasks, pictures of more than `max_length` tokens."""
+        empty or contains markup, or, in the library's own tasks, pictures of more than `max_length` tokens. Each
+        process looks at its part of the rows."""
         import pyarrow.compute as pc
 
+        first, end = (len(self) * index // num_processes for index in (process_index, process_index + 1))
         reasons = {}
         for column in (name for name, kind in self.columns.items() if kind in (TEXT, TEXTS)):
-            texts = self.rows.data.column(self.names[column])
+            texts = self.rows.data.column(self.names[column]).slice(first, end - first)
             if "string" not in str(texts.type) or "list" in str(texts.type):
                 continue  # a list of texts
             is_blank = pc.or_(pc.equal(pc.binary_length(texts), 0), pc.utf8_is_space(texts))
             is_bad = pc.fill_null(pc.or_(is_blank, pc.match_substring_regex(texts, MARKUP)), True)
             for index in pc.indices_nonzero(is_bad).to_pylist():
-                name = self.names[column]
-                row = EncodedRow({name: texts[index].as_py()}, {column: name}, f"{self.path}, row {index}", None)
+                name, place = self.names[column], f"{self.path}, row {first + index}"
+                row = EncodedRow({name: texts[index].as_py()}, {column: name}, place, None)
                 try:
                     row.text(column)
                 except ValueError as error:
                     reasons.setdefault(index, str(error))
         if max_length is not None and type(self) in TASKS.values():
-            for index, length in enumerate(self._picture_tokens()):
-                if length > max_length:
-                    reasons.setdefault(
-                        index,
-                        f"{self.path}, row {index} has pictures of {length} tokens, `max_length` is {max_length}.",
-                    )
+            lengths = self._picture_tokens(first, end)
+            for index in (lengths > max_length).nonzero()[0].tolist():
+                place = f"{self.path}, row {first + index}"
+                reasons.setdefault(
+                    index, f"{place} has pictures of {lengths[index]} tokens, `max_length` is {max_length}."
+                )
         return [reasons[index] for index in sorted(reasons)]
 
-    def _picture_tokens(self) -> list[int]:
-        """Of each row, the tokens of its pictures, of their first variants."""
-        total = [0] * len(self.rows)
-        sizes = self.rows.select_columns([self.names[c] for c, k in self.columns.items() if k in (PICTURE, PICTURES)])
-        for start in range(0, len(sizes), 1000):
-            for name, cells in sizes.with_format("arrow")[start : start + 1000].to_pydict().items():
-                is_list = name in [self.names[c] for c, k in self.columns.items() if k == PICTURES]
-                for offset, cell in enumerate(cells):
-                    pictures = (cell or []) if is_list else [cell]
-                    total[start + offset] += sum(p[0]["height"] * p[0]["width"] for p in pictures if p)
+    def _picture_tokens(self, first: int, end: int) -> np.ndarray:
+        """Of each of these rows, the tokens of its pictures, of their first variants, [rows]. The codes are not
+        read."""
+        total = np.zeros(end - first, np.int64)
+        for column, kind in self.columns.items():
+            if kind not in (PICTURE, PICTURES):
+                continue
+            start = 0
+            for cells in self.rows.data.column(self.names[column]).slice(first, end - first).chunks:
+                tokens = _first_variants(cells) if kind == PICTURE else _sums(_first_variants(cells.values), cells)
+                total[start : start + len(cells)] += tokens
+                start += len(cells)
         return total
+
+
+def _first_variants(cells) -> np.ndarray:
+    """Of each list of variants in an Arrow array, the tokens of the first, 0 where there is none."""
+    starts, is_there = cells.offsets.to_numpy()[:-1], cells.value_lengths().fill_null(0).to_numpy() > 0
+    height, width = (cells.values.field(name).fill_null(0).to_numpy() for name in ("height", "width"))
+    tokens = np.zeros(len(cells), np.int64)
+    tokens[is_there] = (height.astype(np.int64) * width)[starts[is_there]]
+    return tokens
+
+
+def _sums(values: np.ndarray, lists) -> np.ndarray:
+    """Sums of `values`, of all items of an Arrow array of lists, over each list."""
+    ends = np.concatenate([[0], values.cumsum()])[lists.offsets.to_numpy()]
+    return np.diff(ends)
 
 
 class Captions(EncodedTask):
@@ -533,14 +554,19 @@ class TaskMixture:
                 skipped.append(str(error))
         raise ValueError(f"`path` {task.path}: {len(skipped)} rows after each other can't be used: {skipped[0]}")
 
-    def check_rows(self, max_share: float, max_length: int | None = None) -> None:
-        """Looks for rows that will be left out, as far as that shows at once; warns of them.
+    def check_rows(
+        self, max_share: float, max_length: int | None = None, process_index: int = 0, num_processes: int = 1
+    ) -> None:
+        """Looks for rows that will be left out, as far as that shows at once; warns of them. Each process looks at its
+        part of the rows, and all know what was found.
 
         Raises:
             ValueError: when they are more than a share of `max_share` of a source.
         """
         for task in self.tasks:
-            reasons = task.unfit_rows(max_length)
+            reasons = task.unfit_rows(max_length, process_index, num_processes)
+            if num_processes > 1:
+                reasons = [reason for part in gather_object([reasons]) for reason in part]
             SkippedItems(max_share).add(reasons, len(task))
             if len(reasons) == len(task):
                 raise ValueError(f"`path` {task.path}: none of its rows can be used: {reasons[0]}")

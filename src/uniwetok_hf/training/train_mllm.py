@@ -88,14 +88,17 @@ class MLLMTrainer(PipelineTrainer):
         attention = config.attn_implementation
         if attention is None and config.packed_tokens is not None:
             attention = packed_attention(self.accelerator.device, self.mllm.config.patch_size)
-            self.accelerator.print(f"Attention over packed rows by {attention}")
         if attention is not None:
             self.mllm.set_attn_implementation(attention)
+        rows = "padded" if config.packed_tokens is None else "packed"
+        found = self.mllm.config.text_config._attn_implementation
+        self.accelerator.print(f"Attention over {rows} rows by {found}")
         self.batches = self.make_batches(mixture)
         self.num_rows = [len(task) for task in mixture.tasks]
         self.validation = validation and self.make_batches(validation)
+        share = self.accelerator.process_index, self.accelerator.num_processes
         for batches in filter(None, (self.batches, self.validation)):
-            batches.mixture.check_rows(config.max_skipped_share, batches.max_length)
+            batches.mixture.check_rows(config.max_skipped_share, batches.max_length, *share)
         make_output_folder(self.folder, config.result)
         self.skipped = SkippedSamples(self.folder, self.accelerator.process_index, config.max_skipped_share)
         self.prepare_model()
@@ -245,7 +248,9 @@ class MLLMTrainer(PipelineTrainer):
         """Losses of each task, and the share of right bits at each of `ACCURACY_TIMES`."""
         tasks, device = TaskMetrics(self.validation.names), self.accelerator.device
         right = torch.zeros(len(ACCURACY_TIMES) + 1, device=device, dtype=torch.float32)  # the last: image tokens
-        for batch, counts, together in self.validation_turns(batches):
+        # Batches without pictures to generate do not take the head.
+        turns = self.validation_turns(batches, kind=lambda batch: batch.num_image_tokens == 0)
+        for batch, counts, together in turns:
             output = self.compute_losses(batch)
             if counts:
                 tasks.add(batch, output)
