@@ -10,9 +10,8 @@ Kinds: `image-tokenizer`, that of the paper's size; `language-model`, 64 tokens 
 head of 40 M parameters, 25 diffusion steps, guidance 3; `small`, the embedded model. All in float32; weights of the
 first two are random, and the same on both sides. Each side has a process of its own, and they take turns: one waits
 while the other works. Times are medians over the rounds, of which the first does not count. Options of the language
-model: packed, by `pack_linears`; bfloat16; int8, linear layers by PyTorch's `quantize_dynamic`; int8-weights, weights
-of linear layers by torchao; compile, the binary head by `torch.compile` with frozen weights; half-the-steps, of
-diffusion.
+model: packed and int8, by `pack_linears`; bfloat16; int8-weights, of linear layers by torchao; compile, the binary head
+by `torch.compile` with frozen weights; half-the-steps, of diffusion.
 
 GFLOP are those of matrix products and convolutions. The machine's limits are measured with large ones, before. MB are
 the weights' size, as often as they are used: with few rows, reading them is what takes the time.

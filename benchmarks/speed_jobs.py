@@ -78,19 +78,14 @@ def image_tokenizer(model: str | None, option: str | None) -> dict[str, Job]:
 
 
 def with_option(mllm: torch.nn.Module, option: str | None) -> torch.nn.Module:
-    """A language model with packed weights, in bfloat16, with linear layers in int8 or only their weights, or with its
-    head compiled."""
-    if option == "packed":
+    """A language model with packed weights, also in int8, in bfloat16, with int8 for weights alone, or with its head
+    compiled."""
+    if option in ("packed", "int8"):
         from uniwetok_hf.modeling.linear_uniwetok import pack_linears
 
-        pack_linears(mllm)
+        pack_linears(mllm, dtype=torch.int8 if option == "int8" else torch.float32)
     elif option == "bfloat16":
         mllm.to(torch.bfloat16)
-    elif option == "int8":
-        for module in mllm.modules():
-            if isinstance(module, torch.nn.Linear):
-                module.__class__ = torch.nn.Linear  # no other is replaced
-        torch.ao.quantization.quantize_dynamic(mllm, {torch.nn.Linear}, inplace=True)
     elif option == "int8-weights":
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
 

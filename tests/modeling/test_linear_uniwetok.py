@@ -77,6 +77,38 @@ def test_packed_weights(linears, rows):
     assert fast.weight.grad is not None
 
 
+@pytest.mark.parametrize("shape", [(1, 24), (4, 24), (2, 40, 24), (0, 24), (24,)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_weights_in_int8(linears, shape, bias):
+    usual, fast = linears
+    if not bias:
+        usual.bias = fast.bias = None
+    pack_linears(fast, dtype=torch.int8)
+    inputs = torch.randn(shape)
+    inputs[..., :1] *= 5  # rows of other scales
+    with torch.no_grad():
+        found, expected = fast(inputs), usual(inputs)
+        assert found.shape == expected.shape and found.dtype is torch.float32
+        if found.numel():
+            error = (found - expected).abs().max() / expected.abs().max()
+            assert 0 < error < 0.03  # a hundred and twenty-seventh for each factor, and most of it cancels
+        usual.weight.mul_(2)
+        fast.weight.mul_(2)
+        torch.testing.assert_close(fast(inputs), usual(inputs))  # a changed weight is taken as it is
+    fast(inputs).sum().backward()
+    assert fast.weight.grad is not None
+
+
+def test_rows_of_zeros_in_int8(linears):
+    _, fast = linears
+    pack_linears(fast, dtype=torch.int8)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(torch.zeros(3, 24)), fast.bias.expand(3, 40))
+        fast.weight.zero_()
+        pack_linears(fast, dtype=torch.int8)
+        torch.testing.assert_close(fast(torch.randn(3, 24)), fast.bias.expand(3, 40))
+
+
 def test_a_packed_model_generates_the_same():
     pipe = build_tiny_pipeline()
     pipe.set_progress_bar_config(disable=True)
@@ -101,6 +133,11 @@ def test_a_packed_model_generates_the_same():
 def test_what_can_not_be_packed(model, rows, message):
     with pytest.raises(ValueError, match=message):
         pack_linears(model, rows)
+
+
+def test_dtypes_of_packed_weights():
+    with pytest.raises(ValueError, match="`dtype` must be torch.float32 or torch.int8, got torch.bfloat16"):
+        pack_linears(UniWeTokLinear(4, 4), dtype=torch.bfloat16)
 
 
 def test_autocast(linears):

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 
 from ..data.encoded import Encoding, cell_codes, is_begun, open_encoded, read_encoding
 from ..data.places import is_place, load_place
@@ -566,6 +565,8 @@ class TaskMixture:
         for task in self.tasks:
             reasons = task.unfit_rows(max_length, process_index, num_processes)
             if num_processes > 1:
+                from accelerate.utils import gather_object
+
                 reasons = [reason for part in gather_object([reasons]) for reason in part]
             SkippedItems(max_share).add(reasons, len(task))
             if len(reasons) == len(task):
