@@ -77,7 +77,7 @@ def test_packed_weights(linears, rows):
     assert fast.weight.grad is not None
 
 
-@pytest.mark.parametrize("shape", [(1, 24), (4, 24), (2, 40, 24), (0, 24), (24,)])
+@pytest.mark.parametrize("shape", [(6, 24), (2, 40, 24)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_weights_in_int8(linears, shape, bias):
     usual, fast = linears
@@ -89,9 +89,10 @@ def test_weights_in_int8(linears, shape, bias):
     with torch.no_grad():
         found, expected = fast(inputs), usual(inputs)
         assert found.shape == expected.shape and found.dtype is torch.float32
-        if found.numel():
-            error = (found - expected).abs().max() / expected.abs().max()
-            assert 0 < error < 0.03  # a hundred and twenty-seventh for each factor, and most of it cancels
+        error = (found - expected).abs().max() / expected.abs().max()
+        assert 0 < error < 0.03  # a hundred and twenty-seventh for each factor, and most of it cancels
+        for few in (inputs[..., :0, :], inputs.reshape(-1, 24)[:4]):
+            torch.testing.assert_close(fast(few), usual(few))  # exact
         usual.weight.mul_(2)
         fast.weight.mul_(2)
         torch.testing.assert_close(fast(inputs), usual(inputs))  # a changed weight is taken as it is
@@ -103,10 +104,10 @@ def test_rows_of_zeros_in_int8(linears):
     _, fast = linears
     pack_linears(fast, dtype=torch.int8)
     with torch.no_grad():
-        torch.testing.assert_close(fast(torch.zeros(3, 24)), fast.bias.expand(3, 40))
+        torch.testing.assert_close(fast(torch.zeros(8, 24)), fast.bias.expand(8, 40))
         fast.weight.zero_()
         pack_linears(fast, dtype=torch.int8)
-        torch.testing.assert_close(fast(torch.randn(3, 24)), fast.bias.expand(3, 40))
+        torch.testing.assert_close(fast(torch.randn(8, 24)), fast.bias.expand(8, 40))
 
 
 def test_a_packed_model_generates_the_same():

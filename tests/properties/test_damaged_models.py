@@ -2,6 +2,7 @@
 
 import json
 import random
+import resource
 import shutil
 from pathlib import Path
 
@@ -87,6 +88,20 @@ def test_commands_with_a_damaged_folder(place, capsys, name):
 @pytest.mark.parametrize("name", CASES)
 def test_commands_with_a_folder_damaged_in_many_ways(place, capsys, name):
     check_folder(place, capsys, name, 80)
+
+
+def test_a_config_without_its_sizes_takes_no_memory(place, capsys):
+    """The model of its defaults would take 40 GB."""
+    path = place / "pipe" / "mllm" / "config.json"
+    whole, before = path.read_bytes(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        for lost in ([*json.loads(whole)], ["head_config"]):
+            path.write_text(json.dumps({name: value for name, value in json.loads(whole).items() if name not in lost}))
+            assert main(["generate", "a cat", "--model", str(place / "pipe"), "--output", str(place / "out")]) == 1
+            assert " parameters, its weight files " in capsys.readouterr().err and not (place / "out").exists()
+    finally:
+        path.write_bytes(whole)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
 
 
 def test_shapes_of_weights_are_named(place, capsys):

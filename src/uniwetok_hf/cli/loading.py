@@ -208,6 +208,15 @@ def _loading(checkpoint: Checkpoint, part: str = "") -> Iterator[None]:
         raise CommandError(f"{checkpoint.folder / part} can't be loaded: {kind}{one_line(error)}") from error
 
 
+def count_parameters(model_class: type, folder: Path) -> int:
+    """Of the model that the config of a folder describes. It is not made."""
+    import torch
+
+    config = model_class.config_class.from_pretrained(folder, local_files_only=True)
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in model_class(config).parameters())
+
+
 def _load_model(model_class: type, checkpoint: Checkpoint, device: str, folder: Path | None = None):
     """The model in eval mode, that of `model_folder` or of another folder of the checkpoint: in float32 on CPUs, where
     bfloat16 is slow, elsewhere in the dtype of the checkpoint."""
@@ -216,7 +225,18 @@ def _load_model(model_class: type, checkpoint: Checkpoint, device: str, folder: 
     target, folder = resolve_device(device), folder or checkpoint.model_folder
     check_weights(folder)
     dtype = torch.float32 if target.type == "cpu" else "auto"
-    with _loading(checkpoint, folder.relative_to(checkpoint.folder).as_posix().strip(".")):
+    part = folder.relative_to(checkpoint.folder).as_posix().strip(".")
+    with _loading(checkpoint, part):
+        num_parameters = count_parameters(model_class, folder)
+    num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    # Four bits or more hold a parameter. A config that lost a part has the defaults of the paper's size in its place,
+    # for which random weights would be made, tens of GB of them, before anything is found to be missing.
+    if num_parameters > 2 * num_bytes:
+        raise CommandError(
+            f"{folder} is an incomplete checkpoint: by its config.json the model has {num_parameters:,} parameters, "
+            f"its weight files {num_bytes:,} bytes"
+        )
+    with _loading(checkpoint, part):
         model, report = model_class.from_pretrained(
             folder,
             dtype=dtype,

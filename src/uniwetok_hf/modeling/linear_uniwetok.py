@@ -24,8 +24,6 @@ def _is_plain(weight: torch.Tensor) -> bool:
 class _PackedWeight:
     """A weight in the order of oneDNN. It is of no use once the weight has changed, and not copied with its layer."""
 
-    fewest = MOST + 1  # rows of a product that it is used for
-
     def __init__(self, weight: torch.Tensor, rows: int):
         self.values = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
         self.source, self.sample = self._source(weight), self._sample(weight).clone()
@@ -53,8 +51,6 @@ class _PackedWeight:
 class _Int8Weight(_PackedWeight):
     """A weight as integers, with a scale for each output; inputs become integers row by row."""
 
-    fewest = 1
-
     def __init__(self, weight: torch.Tensor, rows: int):
         self.values, scales = _as_int8(weight.detach())  # [out, in], [out, 1]
         self.scales = scales[:, 0]
@@ -74,8 +70,8 @@ def _as_int8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class UniWeTokLinear(nn.Linear):
-    """`nn.Linear` that is faster in float32 on a CPU: with few rows its weights come first in the product, and where
-    there are packed ones of [`pack_linears`] it takes them."""
+    """`nn.Linear` that is faster in float32 on a CPU: with few rows its weights come first in the product, with more
+    it takes the packed ones of [`pack_linears`]."""
 
     _packed: _PackedWeight | None = None
 
@@ -83,13 +79,12 @@ class UniWeTokLinear(nn.Linear):
         if not self._is_fast(input):
             return super().forward(input)
         bias, weight, rows = self.bias, self.weight, input.numel() // self.in_features
-        packed = self._packed if self._packed and not torch.is_grad_enabled() else None
-        if packed and rows >= packed.fewest and packed.is_of(weight):
-            return packed.linear(input, bias)
         if FEWEST <= rows <= MOST:
             columns = input.reshape(rows, -1).t()  # [in, rows]
             output = weight @ columns if bias is None else torch.addmm(bias[:, None], weight, columns)  # [out, rows]
             return output.t().contiguous().view(*input.shape[:-1], self.out_features)
+        if rows > MOST and self._packed and self._packed.is_of(weight) and not torch.is_grad_enabled():
+            return self._packed.linear(input, bias)
         return super().forward(input)
 
     def _is_fast(self, input: torch.Tensor) -> bool:
@@ -108,12 +103,11 @@ def use_fast_linears(model: nn.Module) -> None:
 
 
 def pack_linears(model: nn.Module, rows: int = 32, dtype: torch.dtype = torch.float32) -> None:
-    """Keeps the weights of a model's linear layers a second time, in a form whose products are faster, without
-    gradients. In float32 that is the order in which products of more than five rows read them best: such products
-    take half to four fifths of the time, with the same sums. In int8 weights and inputs are integers: products take a
-    quarter to a half of the time, and some bits that are generated change. A layer whose weight changes afterwards, as an adapter
-    is fused into it, takes the usual way again. Pack again where single values are written through `.data`, which
-    nothing tells.
+    """Keeps the weights of a model's linear layers a second time, in a form in which products of more than five rows
+    are faster, without gradients. In float32 that is the order in which they are read best: such products take half to
+    four fifths of the time, with the same sums. In int8 weights and inputs become integers: products take less, and
+    some of the bits that are generated change. A layer whose weight changes afterwards, as an adapter is fused into
+    it, takes the usual way again. Pack again where single values are written through `.data`, which nothing tells.
 
     Args:
         model: a [`UniWeTokForCausalLM`], a [`UniWeTokClassToImageModel`], or a part of one, in float32 on a CPU.
