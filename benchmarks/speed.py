@@ -6,12 +6,12 @@
     python benchmarks/speed.py --other-model path/to/pipeline --kinds small
     python benchmarks/speed.py --other-option int8 --kinds language-model
 
-Kinds: `image-tokenizer`, that of the paper's size; `language-model`, 64 tokens by a language model of 190 M and a
-head of 40 M parameters, 25 diffusion steps, guidance 3; `small`, the embedded model. All in float32; weights of the
+Kinds: `image-tokenizer`, that of the paper's size; `language-model`, 64 tokens by a language model of 184 M and a
+head of 30 M parameters, 25 diffusion steps, guidance 3; `small`, the embedded model. All in float32; weights of the
 first two are random, and the same on both sides. Each side has a process of its own, and they take turns: one waits
 while the other works. Times are medians over the rounds, of which the first does not count. Options of the language
-model: packed and int8, by `pack_linears`; bfloat16; int8-weights, of linear layers by torchao; compile, the binary head
-by `torch.compile` with frozen weights; half-the-steps, of diffusion.
+model: packed and int8, by `pack_linears`; bfloat16; int8-weights, of linear layers by torchao; compile, the binary
+head by `torch.compile` with frozen weights; half-the-steps, of diffusion.
 
 GFLOP are those of matrix products and convolutions. The machine's limits are measured with large ones, before. MB are
 the weights' size, as often as they are used: with few rows, reading them is what takes the time.
@@ -116,7 +116,9 @@ def main() -> None:
     parser.add_argument("--other-python", metavar="FILE", help="Python of an environment with another version")
     parser.add_argument("--model", metavar="M", help="pipeline folder of `small` (default: the embedded one)")
     parser.add_argument("--other-model", metavar="M", help="another one, beside it")
-    parser.add_argument("--other-option", metavar="NAME", help="packed, bfloat16, int8, int8-weights, compile or half-the-steps")
+    parser.add_argument(
+        "--other-option", metavar="NAME", help="packed, bfloat16, int8, int8-weights, compile or half-the-steps"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="default: as torch has it")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="that count (default: 5)")
     args = parser.parse_args()

@@ -19,7 +19,9 @@ def jobs(monkeypatch):
 
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
     monkeypatch.setattr(speed_jobs, "TEXT", speed_jobs.TEXT | sizes | {"head_dim": 32, "intermediate_size": 128})
-    monkeypatch.setattr(speed_jobs, "HEAD", speed_jobs.HEAD | {"condition_size": 64, "hidden_size": 64, "head_dim": 32})
+    monkeypatch.setattr(
+        speed_jobs, "HEAD", speed_jobs.HEAD | {"condition_size": 64, "hidden_size": 64, "head_dim": 32}
+    )
     monkeypatch.setattr(speed_jobs, "NUM_TOKENS", 16)
     monkeypatch.setattr(speed_jobs, "STEPS", 4)
     return speed_jobs

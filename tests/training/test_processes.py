@@ -266,7 +266,9 @@ def test_the_tokenizer_is_not_trained_in_shards(tmp_path):
     """It would be copies, whatever the configuration says."""
     with pytest.raises(AssertionError) as failure:
         launch_two(*TRAIN, "tokenizer", "--config", "small_uniwetok", "--set", f"output_dir={tmp_path}/run", **FSDP2)
-    assert str(failure.value).count("The image tokenizer trains in one process or in copies (DDP), not under FSDP") == 2
+    assert (
+        str(failure.value).count("The image tokenizer trains in one process or in copies (DDP), not under FSDP") == 2
+    )
 
 
 @pytest.mark.slow

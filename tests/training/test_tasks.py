@@ -229,7 +229,9 @@ def test_processes_share_the_look_at_the_rows(encoded):
     assert len(whole) == count and "row 1, column `text`" in whole[1] and "row 1199 has pictures" in whole[-1]
     for processes in (2, 7):
         assert [one for i in range(processes) for one in task.unfit_rows(15, i, processes)] == whole
-    assert task.unfit_rows(16, 1, 2) == [one for one in task.unfit_rows(16) if int(re.search(r"row (\d+)", one)[1]) >= 600]
+    assert task.unfit_rows(16, 1, 2) == [
+        one for one in task.unfit_rows(16) if int(re.search(r"row (\d+)", one)[1]) >= 600
+    ]
 
 
 def test_tokens_of_lists_of_pictures(encoded):

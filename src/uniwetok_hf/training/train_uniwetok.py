@@ -80,7 +80,10 @@ class UniWeTokTrainer(StageTrainer):
         are_streams = all(source.streaming for source in config.data)
         super().__init__(config, "model", stop, also_applied=["data.weight"] if are_streams else [])
         accelerator = self.accelerator
-        if find_fsdp2(accelerator) or accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        if find_fsdp2(accelerator) or accelerator.distributed_type in (
+            DistributedType.FSDP,
+            DistributedType.DEEPSPEED,
+        ):
             raise ValueError(
                 "The image tokenizer trains in one process or in copies (DDP), not under FSDP and DeepSpeed: start it "
                 "without that configuration (ACCELERATE_USE_FSDP, ACCELERATE_USE_DEEPSPEED in the environment)."
