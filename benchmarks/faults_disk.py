@@ -129,13 +129,14 @@ class Disk:
         picture, other = (lambda: made.picture), (lambda: sorted(made.pictures.iterdir())[1])
         golden = ROOT / "tests" / "fixtures" / "golden"
         evaluate = ("evaluate", "reconstruction", lambda: made.pictures, "--split", "train", vision, "--output", "OUT")
+        trainers = "tokenizer", "mllm"  # in one process
         trained = [
             Writer(f"train {name}", functools.partial(self.training, name), None, f"run/{RESULT[name]}")
-            for name in RESULT
+            for name in trainers
         ]
         exported = [
             Writer(f"export {name}", of("export", lambda name=name: made.runs[name] / "run", "OUT/out"))
-            for name in RESULT
+            for name in trainers
         ]
         one_file = ("OUT/a.safetensors",)
         dataset = ("encode-dataset", lambda: made.pictures, "OUT/codes", "--size", "32", "--rows-per-part", "10")

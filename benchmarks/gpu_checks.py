@@ -294,7 +294,7 @@ def check_pipelines(bench: Bench) -> None:
     def talk(pipe) -> torch.Tensor:
         conversation = UniWeTokConversation(pipe)
         conversation.say("draw a red apple", generator=seeded(), **options)
-        reply = conversation.say("what is it?", max_new_tokens=8)
+        reply = conversation.say("what is it?", max_new_tokens=8, generator=seeded(), **options)
         shown = conversation.say("draw it in blue", images=image, generator=seeded(), **options)
         texts = torch.tensor([list(f"{reply.text:64}{shown.text:64}".encode()[:128])])
         return torch.cat([texts.float(), *(codes.reshape(1, -1).cpu() for codes in conversation.codes)], dim=1)
@@ -460,7 +460,8 @@ def check_compile(bench: Bench) -> None:
     calls = public_calls(mllm, pixel_values, codes)
     encode, decode, head = mllm.vision_model.encode, mllm.vision_model.decode, mllm.image_head
     pixels, noise = pixel_values.to(bench.device.torch), bench.random(*codes.shape)
-    head_inputs = bench.random(2, 1, 128), torch.rand(2, device=bench.device.torch), bench.random(2, 1, 256)
+    hidden_size = mllm.config.text_config.hidden_size
+    head_inputs = bench.random(2, 1, 128), torch.rand(2, device=bench.device.torch), bench.random(2, 1, hidden_size)
 
     @torch.no_grad()
     def compare(eager: Callable, compiled: Callable, bits: bool) -> dict:

@@ -252,7 +252,8 @@ def language_step(bench: Bench, folder: str, batch: int, is_compiled: bool) -> t
         """Without data sets and without a pipeline, which would have to be read from disk."""
 
         def __init__(self, config, mllm):
-            self.config, self.folder, self.mllm, self.is_sharded = config, Path(folder), mllm, False
+            self.config, self.folder, self.mllm = config, Path(folder), mllm
+            self.pipeline, self.fsdp, self.shards, self.is_sharded = SimpleNamespace(mllm=mllm), None, None, False
             self.accelerator, self.tracker = start_accelerator(config, self.folder)
             self.guard = StepGuard(self.accelerator, self.folder, config.max_skipped_steps)
             self.batches = SimpleNamespace(names=["captions"], micro_batch_size=config.batch_size)
@@ -260,8 +261,8 @@ def language_step(bench: Bench, folder: str, batch: int, is_compiled: bool) -> t
             self.model.train()
             self.metrics, self.task_metrics = RunningMetrics(), TaskMetrics(self.batches.names)
 
-    fields = {"output_dir": folder, "batch_size": batch, "packed_tokens": None, "gradient_accumulation_steps": 1}
-    fields["compile"] = is_compiled
+    fields = {"output_dir": folder, "batch_size": batch, "packed_tokens": None, "num_readers": 0}
+    fields |= {"gradient_accumulation_steps": 1, "compile": is_compiled}
     config = read_config(MLLMTrainingConfig, find_config("paper_mllm_pretrain"), **fields)
     text = list(bench.sizes.language.values())[-1]
     mllm = build_language_model(bench, text, torch.float32, config.mllm["patch_size"])
