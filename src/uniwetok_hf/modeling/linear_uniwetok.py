@@ -25,8 +25,11 @@ class _PackedWeight:
     """A weight in the order of oneDNN. It is of no use once the weight has changed, and not copied with its layer."""
 
     def __init__(self, weight: torch.Tensor, rows: int):
-        self.values = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
         self.source, self.sample = self._source(weight), self._sample(weight).clone()
+        self.pack(weight.detach(), rows)
+
+    def pack(self, weight: torch.Tensor, rows: int) -> None:
+        self.values = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 
     def linear(self, input: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return torch.ops.mkldnn._linear_pointwise(input, self.values, bias, "none", [], "")
@@ -51,10 +54,9 @@ class _PackedWeight:
 class _Int8Weight(_PackedWeight):
     """A weight as integers, with a scale for each output; inputs become integers row by row."""
 
-    def __init__(self, weight: torch.Tensor, rows: int):
-        self.values, scales = _as_int8(weight.detach())  # [out, in], [out, 1]
+    def pack(self, weight: torch.Tensor, rows: int) -> None:
+        self.values, scales = _as_int8(weight)  # [out, in], [out, 1]
         self.scales = scales[:, 0]
-        self.source, self.sample = self._source(weight), self._sample(weight).clone()
 
     def linear(self, input: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         rows, scales = _as_int8(input.reshape(-1, input.shape[-1]))

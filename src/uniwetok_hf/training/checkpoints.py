@@ -26,14 +26,14 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import SCALER_NAME, DistributedType, broadcast_object_list, gather_object
+from accelerate.utils import SCALER_NAME, broadcast_object_list, gather_object
 
 from ..data.samples import STREAMS
 from ..files import one_line, read_json, writing
 from ..quiet import without_warning
 from .agreement import LOST, any_process, written_together
 from .resume import Changes, check_resume, keep_hyperparameters
-from .sharding import ShardedState, find_fsdp2
+from .sharding import ShardedState, shares_weights
 
 
 FOLDER, MANIFEST = "checkpoints", "manifest.json"
@@ -239,8 +239,7 @@ def find_own_disks(accelerator: Accelerator, folder: Path) -> None:
     is_own = any_process(not mark.exists(), accelerator)
     accelerator.wait_for_everyone()
     mark.unlink(missing_ok=True)
-    kinds = DistributedType.FSDP, DistributedType.DEEPSPEED
-    if is_own and (accelerator.distributed_type in kinds or find_fsdp2(accelerator) is not None):
+    if is_own and shares_weights(accelerator):
         raise ValueError(
             f"`output_dir` {folder} is another folder on other nodes. Under FSDP and DeepSpeed it must be on a disk "
             "that all nodes share, since each of them writes a part of the weights."

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
 from accelerate.checkpointing import load_accelerator_state, save_accelerator_state
 from accelerate.utils import fsdp2_prepare_model, parse_flag_from_env
 from diffusers.training_utils import EMAModel
@@ -51,6 +51,12 @@ def find_fsdp2(accelerator: Accelerator) -> FullyShardedDataParallelPlugin | Non
         if accelerator.mixed_precision != "no":
             plugin.set_mixed_precision(accelerator.mixed_precision)
     return plugin
+
+
+def shares_weights(accelerator: Accelerator) -> bool:
+    """Whether each process holds a part of the weights only: under FSDP and DeepSpeed."""
+    kinds = DistributedType.FSDP, DistributedType.DEEPSPEED
+    return accelerator.distributed_type in kinds or find_fsdp2(accelerator) is not None
 
 
 def shard_model(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin, model: nn.Module) -> None:

@@ -36,7 +36,7 @@ from .run import (
     stopped_after,
     stops_after_step,
 )
-from .sharding import ShardedState, find_fsdp2, shard_model
+from .sharding import ShardedState, find_fsdp2, shard_model, shares_weights
 from .status import RunStatus, failed_starts_noted, only_run
 from .trackers import start_trackers
 
@@ -182,8 +182,7 @@ class PipelineTrainer(StageTrainer):
     def __init__(self, config, stop: threading.Event | None = None):
         super().__init__(config, config.result, stop)
         self.fsdp = find_fsdp2(self.accelerator)
-        kinds = DistributedType.FSDP, DistributedType.DEEPSPEED
-        self.is_sharded = self.fsdp is not None or self.accelerator.distributed_type in kinds
+        self.is_sharded = shares_weights(self.accelerator)
         if self.is_sharded and self.fsdp is None and config.ema_decay is not None:
             raise ValueError(
                 "`ema_decay` must be null under DeepSpeed and FSDP 1, whose weights are unnamed; FSDP 2 has averages."

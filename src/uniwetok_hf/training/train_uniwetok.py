@@ -22,7 +22,6 @@ import threading
 from pathlib import Path
 
 import torch
-from accelerate import DistributedType
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -63,7 +62,7 @@ from .run import (
     seeded_weights,
 )
 from .settings_uniwetok import UniWeTokTrainingConfig
-from .sharding import find_fsdp2
+from .sharding import shares_weights
 from .stage import StageTrainer, run_stage
 
 
@@ -80,10 +79,7 @@ class UniWeTokTrainer(StageTrainer):
         are_streams = all(source.streaming for source in config.data)
         super().__init__(config, "model", stop, also_applied=["data.weight"] if are_streams else [])
         accelerator = self.accelerator
-        if find_fsdp2(accelerator) or accelerator.distributed_type in (
-            DistributedType.FSDP,
-            DistributedType.DEEPSPEED,
-        ):
+        if shares_weights(accelerator):
             raise ValueError(
                 "The image tokenizer trains in one process or in copies (DDP), not under FSDP and DeepSpeed: start it "
                 "without that configuration (ACCELERATE_USE_FSDP, ACCELERATE_USE_DEEPSPEED in the environment)."
