@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         materials = Materials(Path(place) / "materials")
         materials.folder.mkdir()
         parts = [name.split(", ")[0] for name in args.only] if args.only else args.part
-        kinds = find_kinds(parts, materials, args.share)
+        kinds = find_kinds(parts if set(parts) <= set(PARTS) else list(PARTS), materials, args.share)
         if unknown := set(args.only or ()) - set(map(title, kinds)):
             raise SystemExit(f"there is no kind {min(unknown)!r}; there are {', '.join(map(repr, map(title, kinds)))}")
         kinds = [kind for kind in kinds if not args.only or title(kind) in args.only]
