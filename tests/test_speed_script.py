@@ -1,4 +1,4 @@
-"""benchmarks/speed.py: what its processes do, at tiny size, and its table."""
+"""benchmarks/speed.py: what its processes do, at tiny size, and its table; and the table of benchmarks/start.py."""
 
 import subprocess
 import sys
@@ -82,3 +82,11 @@ def test_table():
     assert seconds["`uniwetok generate` from nothing"] > seconds["of it torch, transformers and diffusers"] > 0
     for row in found:
         assert float(row["times as fast"]) == pytest.approx(float(row["other, s"]) / float(row["s"]), rel=0.02)
+
+
+@pytest.mark.slow
+def test_the_table_of_cold_starts():
+    command = [sys.executable, SCRIPT.with_name("start.py"), "--rounds", "1"]
+    table = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[2:]
+    seconds = [float(line.split("|")[2]) for line in table]
+    assert len(seconds) == 4 and seconds[2] < seconds[0] < seconds[3]  # help needs none of the libraries
