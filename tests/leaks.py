@@ -1,8 +1,11 @@
 """What a file of tests may leave behind: nothing that runs or is open."""
 
 import gc
+import sys
 import threading
 import time
+import traceback
+from pathlib import Path
 
 import psutil
 
@@ -36,4 +39,14 @@ def left_since(before: set[str], seconds: float = 5.0) -> set[str]:
     while (left := running() - before) and time.monotonic() < end:
         time.sleep(0.05)
         gc.collect()
-    return left
+    return {name + stands_at(name.removeprefix("thread ")) for name in left}
+
+
+def stands_at(name: str) -> str:
+    """Where a thread of that name is, from the outside in."""
+    frames = sys._current_frames()
+    for thread in threading.enumerate():
+        if thread.name == name and thread.ident in frames:
+            calls = traceback.extract_stack(frames[thread.ident])
+            return " in " + ", ".join(f"{call.name} ({Path(call.filename).name}:{call.lineno})" for call in calls)
+    return ""
