@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import dump_gradients
+import fsdp_as_on_gpus
 import pytest
 import torch
 from launched import FSDP2, launch, launch_two
@@ -27,6 +28,8 @@ from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig
 
 PROGRAM = sys.executable, dump_gradients.__file__
 TRAIN = sys.executable, "-m", "uniwetok_hf", "train"
+TRAIN_AS_ON_GPUS = sys.executable, fsdp_as_on_gpus.__file__, "train"
+ON_GPUS = {name: value for name, value in FSDP2.items() if name != "UNIWETOK_FSDP_ON_CPU"}
 
 
 def on_one_and_two(folder: Path, **trainings: dict) -> dict[str, dict[int, tuple[list, Path]]]:
@@ -288,6 +291,32 @@ def test_packed_rows_in_shards(language_fields, tmp_path):
     for steps in (2, 3):
         weights = Path("mllm", "model.safetensors")
         assert_close_weights(tmp_path / f"shards-{steps}" / weights, tmp_path / f"copies-{steps}" / weights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "tolerance"), [("no", 1e-5), ("bf16", 0.01)])
+def test_fsdp_as_accelerate_runs_it_on_gpus(language_fields, tmp_path, precision, tolerance):
+    """Its own code for FSDP, with untied embeddings, which are gathered apart; with micro-batches, and with averages
+    that differ from the weights when they are validated, in a step without a checkpoint."""
+    fields = language_fields | {"mixed_precision": precision, "gradient_accumulation_steps": 2, "ema_decay": 0.5}
+    fields |= {"validation_steps": 2, "checkpointing_steps": 3, "learning_rate": 1e-3}
+    fields["text_model"] = fields["text_model"] | {"tie_word_embeddings": False}
+    runs = {tmp_path / "copies": (TRAIN, {}), tmp_path / "shards": (TRAIN_AS_ON_GPUS, ON_GPUS)}
+    for run, (command, environment) in runs.items():
+        config = write(tmp_path, fields, output_dir=str(run))
+        launch_two(*command, "mllm", "--config", str(config), **environment)
+    copies, shards = map(log_lines, runs)
+    assert [line["step"] for line in copies] == [1, 2, 3] and "validation_bit_accuracy_t0.5" in copies[1]
+    for alone, spread in zip(copies, shards, strict=True):
+        assert spread == pytest.approx(alone, abs=tolerance, rel=tolerance)
+    assert any(round(line["loss"], 3) != round(line["loss"], 6) for line in shards)  # not rounded to bfloat16
+
+
+@pytest.mark.slow
+def test_fsdp_takes_no_fp16(language_fields, tmp_path):
+    config = write(tmp_path, language_fields, output_dir=str(tmp_path / "run"), mixed_precision="fp16")
+    with pytest.raises(AssertionError, match="`mixed_precision` must be bf16 or no under FSDP 2"):
+        launch_two(*TRAIN, "mllm", "--config", str(config), **FSDP2)
 
 
 @pytest.mark.slow

@@ -177,14 +177,23 @@ def cell_codes(cell: list[dict], variant: int, num_bits: int) -> torch.Tensor:
     """
     if not 0 <= variant < len(cell):
         raise ValueError(f"`variant` must be 0 to {len(cell) - 1}, got {variant}.")
-    packed, height, width = cell[variant]["codes"], cell[variant]["height"], cell[variant]["width"]
-    if len(packed) * 8 != height * width * num_bits:
+    picture = cell[variant]
+    check_code_size(picture, num_bits)
+    tokens = np.frombuffer(picture["codes"], np.uint8).reshape(1, picture["height"], picture["width"], num_bits // 8)
+    return unpack_codes(torch.from_numpy(tokens.copy()))[0]
+
+
+def check_code_size(picture: dict, num_bits: int) -> None:
+    """
+    Raises:
+        ValueError: when the codes of a picture are not as many bytes as its tokens of `num_bits` have.
+    """
+    height, width, found = picture["height"], picture["width"], len(picture["codes"])
+    if found * 8 != height * width * num_bits:
         raise ValueError(
             f"`num_bits`: {height}x{width} tokens of {num_bits} bits are {height * width * num_bits // 8} bytes, "
-            f"`cell` holds {len(packed)}."
+            f"`cell` holds {found}."
         )
-    tokens = np.frombuffer(packed, np.uint8).reshape(1, height, width, num_bits // 8)
-    return unpack_codes(torch.from_numpy(tokens.copy()))[0]
 
 
 def encoder_fingerprint(model) -> str:

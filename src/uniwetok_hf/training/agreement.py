@@ -64,6 +64,26 @@ def written_together(accelerator: Accelerator, path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def failed_together(accelerator: Accelerator) -> Iterator[None]:
+    """A block in which processes don't wait for each other, and of which one may do more than the others. All
+    processes must run it, and leave it together.
+
+    Raises:
+        ConnectionError: on the processes on which it did not fail, when it did on another.
+    """
+    failure = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    failed = any_process(failure is not None, accelerator)
+    if failure is not None:
+        raise failure
+    if failed:
+        raise ConnectionError("another process of the training could not start; its own message says why")
+
+
+@contextlib.contextmanager
 def lost_processes_named() -> Iterator[None]:
     """
     Raises:

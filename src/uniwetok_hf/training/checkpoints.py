@@ -33,7 +33,7 @@ from ..files import one_line, read_json, writing
 from ..quiet import without_warning
 from .agreement import LOST, any_process, written_together
 from .resume import Changes, check_resume, keep_hyperparameters
-from .sharding import ShardedState, shares_weights
+from .sharding import ShardedState, layout_of, shares_weights
 
 
 FOLDER, MANIFEST = "checkpoints", "manifest.json"
@@ -81,7 +81,7 @@ class CheckpointWriter:
         """
         self.finish()
         self.step, self.is_complete, accelerator = step, False, self.accelerator
-        self.manifest = {"step": step, "streams": STREAMS, "settings": settings}
+        self.manifest = {"step": step, "streams": STREAMS, "layout": layout_of(accelerator), "settings": settings}
         try:
             with written_together(accelerator, self.final):
                 if self.leads:
@@ -255,7 +255,7 @@ def load_checkpoint(
     settings are told.
 
     Raises:
-        ValueError: when it is broken, or of another version of the sample streams.
+        ValueError: when it is broken, of another version of the sample streams, or in another layout.
     """
     for rest in (folder / FOLDER).glob(".step-*"):  # of a run that was killed while it wrote or removed one
         if leads_folder(accelerator) and re.fullmatch(r"\.step-[0-9]+\.(tmp|old)", rest.name):
@@ -269,6 +269,12 @@ def load_checkpoint(
             f"The checkpoint {last} is of another version of uniwetok-hf, with other random numbers for its samples: "
             "finish the run with that version (commit 84bac22), or start a new run from its weights in another "
             "`output_dir`."
+        )
+    before, now = manifest.get("layout"), layout_of(accelerator)  # earlier versions did not note it
+    if before not in (None, now):
+        raise ValueError(
+            f"The checkpoint {last} has {before}, and this start would read {now}: start the run as before, with the "
+            "same kind of Accelerate's configuration (under DeepSpeed also with as many processes)."
         )
     accelerator.print(f"Resuming from step {manifest['step']} ({last})")
     for name, (before, now) in (changes or {}).items():

@@ -185,7 +185,7 @@ class ConversationBatches:
             self.processor.check_words(words, "text")
         except ValueError as error:
             raise ValueError(f"{sample.origin}: {error}") from None
-        sample.codes(self.num_bits)
+        sample.check_codes(self.num_bits)
         if self.max_length is None:
             return
         # No text has more tokens than bytes: most samples need not be counted.

@@ -77,8 +77,12 @@ def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTrack
     with lost_processes_named():
         accelerator = Accelerator(
             mixed_precision=choose_precision(config.mixed_precision),
-            # As an object: a number would give way to ACCELERATE_GRADIENT_ACCUMULATION_STEPS.
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
+            # As an object: a number would give way to ACCELERATE_GRADIENT_ACCUMULATION_STEPS. Under FSDP gradients
+            # become shards after each micro-batch: whole ones, of all weights, would stay on every GPU in between.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=config.gradient_accumulation_steps,
+                sync_each_batch=parse_flag_from_env("ACCELERATE_USE_FSDP"),
+            ),
             dynamo_backend="no",  # `compile` of the config decides, not ACCELERATE_DYNAMO_BACKEND
             log_with=[tracker, *config.report_to],
             project_dir=folder,
@@ -101,6 +105,11 @@ def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTrack
                 f"without it, as {accelerator.distributed_type.name}: it takes {name} in several processes only, and "
                 "FSDP on GPUs. Start so, or without that configuration."
             )
+    if find_fsdp2(accelerator) is not None and accelerator.mixed_precision == "fp16":
+        raise ValueError(
+            "`mixed_precision` must be bf16 or no under FSDP 2, which fp16 would need a scaler of its own for"
+            f"{'; `auto` is fp16 on these GPUs, which have no bfloat16' if config.mixed_precision == 'auto' else ''}."
+        )
     parallel = accelerator.parallelism_config
     for name in ("tp_size", "cp_size", "sp_size") if parallel else ():
         if getattr(parallel, name, 1) > 1:

@@ -5,7 +5,8 @@ Accelerate shards the model as its configuration says. Only the first process ha
 the others are on the meta device, and their shards are sent to them.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from datetime import timedelta
@@ -26,6 +27,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
 
 # Accelerate passes over FSDP on CPUs. With this variable set to 1, beside the ones of its configuration, the trainers
@@ -48,8 +50,6 @@ def find_fsdp2(accelerator: Accelerator) -> FullyShardedDataParallelPlugin | Non
         plugin = FullyShardedDataParallelPlugin()  # of the environment
         if plugin.fsdp_version != 2:
             raise ValueError(f"{ON_CPU} takes FSDP 2 only: set `fsdp_version: 2` (FSDP_VERSION=2 in the environment).")
-        if accelerator.mixed_precision != "no":
-            plugin.set_mixed_precision(accelerator.mixed_precision)
     return plugin
 
 
@@ -59,10 +59,23 @@ def shares_weights(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type in kinds or find_fsdp2(accelerator) is not None
 
 
+def layout_of(accelerator: Accelerator) -> str:
+    """How the weights of a run lie in its checkpoints. Another layout can't be read: shards of FSDP 2 go on with any
+    number of processes, those of DeepSpeed with theirs."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return f"shards of DeepSpeed by {accelerator.num_processes} processes"
+    if find_fsdp2(accelerator) is not None:
+        return "shards of FSDP 2"
+    return "shards of FSDP 1" if accelerator.distributed_type == DistributedType.FSDP else "whole weights"
+
+
 def shard_model(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin, model: nn.Module) -> None:
     """Spreads the weights of a model over all processes, in place: those of the first process, whatever the others
-    have. All processes must call it."""
+    have. In bfloat16 gradients are still added up in float32, and losses stay in it, as in copies (DDP); Accelerate
+    would round both. All processes must call it."""
     plugin.cpu_ram_efficient_loading = True
+    dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
+    plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=dtype and torch.float32)
     if accelerator.is_fsdp2:
         fsdp2_prepare_model(accelerator, model)
         return
@@ -75,6 +88,20 @@ def shard_model(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin
         torch_device_mesh=None,
     )
     fsdp2_prepare_model(environment, model)
+
+
+@contextlib.contextmanager
+def weights_gathered_anew(model: nn.Module) -> Iterator[None]:
+    """A block that changes shards of a model. FSDP keeps whole weights of some parts after a forward pass: they are
+    given up before and after it, else passes would compute with those of before."""
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    try:
+        for part in parts:
+            part.reshard()
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
 
 
 class ShardedState:

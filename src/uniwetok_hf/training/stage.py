@@ -2,6 +2,7 @@
 """The way through one stage of a training, the same for all trainers: it is resumed, logged, stopped and finished
 here, and what a step computes is theirs."""
 
+import contextlib
 import json
 import math
 import threading
@@ -22,7 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..files import save_whole
 from ..provenance import RECORD
 from ..signals import Stopped
-from .agreement import any_process, lost_processes_named, written_together
+from .agreement import any_process, failed_together, lost_processes_named, written_together
 from .checkpoints import CheckpointWriter, check_run, find_own_disks, list_checkpoints, load_checkpoint, readable
 from .export import names_of
 from .resume import saved_settings
@@ -30,13 +31,14 @@ from .run import (
     CheckpointClock,
     SkippedSamples,
     StepGuard,
+    averaged_weights,
     make_average,
     make_optimizer,
     start_accelerator,
     stopped_after,
     stops_after_step,
 )
-from .sharding import ShardedState, find_fsdp2, shard_model, shares_weights
+from .sharding import ShardedState, find_fsdp2, shard_model, shares_weights, weights_gathered_anew
 from .status import RunStatus, failed_starts_noted, only_run
 from .trackers import start_trackers
 
@@ -134,9 +136,10 @@ class StageTrainer:
             self.skipped.load_state_dict(None)
         if self.ema:  # a checkpoint's weights are read to the CPU
             self.ema.to(accelerator.device)
-        if accelerator.is_main_process:
-            self.tracker.rewind(start)
-        start_trackers(accelerator, self.folder, start, config)
+        with failed_together(accelerator):
+            if accelerator.is_main_process:
+                self.tracker.rewind(start)
+            start_trackers(accelerator, self.folder, start, config)
         self.clock = CheckpointClock(accelerator, config)
         keep = config.checkpoints_total_limit
         self.checkpoints = CheckpointWriter(accelerator, self.folder, keep, self.shards, self.status.saved)
@@ -208,9 +211,10 @@ class PipelineTrainer(StageTrainer):
         optimizer, scheduler = make_optimizer(config, groups, config.learning_rate, config.max_train_steps, epsilon)
         if (deepspeed := accelerator.state.deepspeed_plugin) is not None:  # which would look for a DataLoader
             deepspeed.deepspeed_config["train_micro_batch_size_per_gpu"] = micro_batch_size
-        if self.fsdp is not None:
+        if self.fsdp is not None:  # `prepare` would want to shard the model itself
             self.model = model
-            self.optimizer, self.scheduler = accelerator.prepare(optimizer, scheduler)
+            self.optimizer = accelerator.prepare_optimizer(optimizer)
+            self.scheduler = accelerator.prepare_scheduler(scheduler)
         else:
             self.model, self.optimizer, self.scheduler = accelerator.prepare(model, optimizer, scheduler)
         self.ema = None
@@ -223,6 +227,15 @@ class PipelineTrainer(StageTrainer):
             minutes = config.process_timeout_minutes
             timeout = timedelta(minutes=minutes) if minutes else None
             self.shards = ShardedState(accelerator, model, optimizer, self.ema, names, only_trained, timeout)
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Inside the block the weights of the model are their averages, if there are any."""
+        if self.ema is None:
+            yield
+            return
+        with weights_gathered_anew(self.model), averaged_weights(self.ema, self.parameters):
+            yield
 
     def validation_turns(
         self, batches: Sequence, kind: Callable[[Any], int] = lambda batch: 0

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data.encoded import Encoding, cell_codes, is_begun, open_encoded, read_encoding
+from ..data.encoded import Encoding, cell_codes, check_code_size, is_begun, open_encoded, read_encoding
 from ..data.places import is_place, load_place
 from ..data.samples import TASK, EpochOrder, Mixture, sample_generator, stream_seed
 from ..data.skipped import SkippedItems
@@ -75,13 +75,17 @@ class Sample:
         return words / 4 + sum(picture["height"] * picture["width"] for picture in self.pictures)
 
     def codes(self, num_bits: int) -> list[torch.Tensor]:
-        """Codes of the pictures, [bits, h, w] each.
+        """Codes of the pictures, [bits, h, w] each, which [`check_codes`] has passed."""
+        return [cell_codes([picture], 0, num_bits) for picture in self.pictures]
 
+    def check_codes(self, num_bits: int) -> None:
+        """
         Raises:
             ValueError: when stored codes are not of their size.
         """
         try:
-            return [cell_codes([picture], 0, num_bits) for picture in self.pictures]
+            for picture in self.pictures:
+                check_code_size(picture, num_bits)
         except ValueError as error:
             raise ValueError(f"{self.origin}: {error}") from None
 

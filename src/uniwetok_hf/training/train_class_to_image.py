@@ -46,7 +46,6 @@ from .resume import check_rows
 from .run import (
     RunningMetrics,
     SkippedSamples,
-    averaged_weights,
     log_images,
     picture_grid,
     seeded_weights,
@@ -169,7 +168,8 @@ class ClassToImageTrainer(PipelineTrainer):
                 codes = self.pipeline.vision_model.encode(pixel_values).codes.float()
         generators = sample_generators(self.config.seed, batch.numbers, NOISE)
         inputs = (copy_to_device(part, device) for part in (codes, batch.class_labels))
-        return self.model(*inputs, generator=generators, **options)
+        with self.accelerator.autocast():  # which Accelerate does for copies of a model, and not for shards
+            return self.model(*inputs, generator=generators, **options)
 
     def take_metrics(self, done: int) -> dict[str, float]:
         """The line of the log: means since the previous line, over all processes; and how much was seen so far."""
@@ -188,7 +188,7 @@ class ClassToImageTrainer(PipelineTrainer):
         """Loss and bit accuracies, and pictures of some classes, by the averaged model if there is one."""
         self.model.eval()
         metrics = {}
-        with averaged_weights(self.ema, self.parameters), torch.compiler.set_stance("force_eager"):
+        with self.averaged_weights(), torch.compiler.set_stance("force_eager"):
             if batches:
                 metrics = self.measure(batches)
             if self.config.sample_classes and self.accelerator.is_main_process and not self.is_sharded:

@@ -47,7 +47,6 @@ from .resume import check_rows
 from .run import (
     RunningMetrics,
     SkippedSamples,
-    averaged_weights,
     choose_parameters,
     log_images,
     picture_grid,
@@ -177,7 +176,13 @@ class MLLMTrainer(PipelineTrainer):
 
     def load_state_dict(self, state: dict) -> None:
         check_rows(state.get("rows"), self.num_rows, self.config.data)
-        self.batches.load_state_dict(state.get("positions", []))
+        positions, now = state.get("positions", []), self.accelerator.num_processes
+        if positions and len(positions) != now:
+            self.accelerator.print(
+                f"A step has the packed rows of {now} processes from here on, and had those of {len(positions)}: "
+                "`gradient_accumulation_steps` can keep the number of tokens, `learning_rate` can follow it."
+            )
+        self.batches.load_state_dict(positions)
         self.guard.resume(state.get("skipped_steps", 0))
         self.metrics.load_state_dict(state["metrics"])
         self.task_metrics.load_state_dict(state["task_metrics"])
@@ -209,13 +214,14 @@ class MLLMTrainer(PipelineTrainer):
     def compute_losses(self, batch: MicroBatch, **options):
         """The output of the model for a micro-batch, with losses but without logits."""
         device = self.accelerator.device
-        return self.model(
-            **batch.inputs_on(device),
-            generator=sample_generators(self.config.seed, batch.numbers, NOISE),
-            logits_to_keep=torch.empty(0, dtype=torch.long, device=device),
-            use_cache=False,
-            **options,
-        )
+        with self.accelerator.autocast():  # which Accelerate does for copies of a model, and not for shards
+            return self.model(
+                **batch.inputs_on(device),
+                generator=sample_generators(self.config.seed, batch.numbers, NOISE),
+                logits_to_keep=torch.empty(0, dtype=torch.long, device=device),
+                use_cache=False,
+                **options,
+            )
 
     def take_metrics(self) -> dict[str, float]:
         """The line of the log: means since the previous line, over all processes."""
@@ -236,7 +242,7 @@ class MLLMTrainer(PipelineTrainer):
         self.model.eval()
         metrics = {}
         # Not compiled: a few batches without gradients are done before their graphs would be made.
-        with averaged_weights(self.ema, self.parameters), torch.compiler.set_stance("force_eager"):
+        with self.averaged_weights(), torch.compiler.set_stance("force_eager"):
             if batches:
                 metrics = {f"validation_{name}": value for name, value in self.measure(batches).items()}
             if self.config.prompts and self.accelerator.is_main_process and not self.is_sharded:
