@@ -132,9 +132,9 @@ def test_the_class_to_image_model_gets_the_same(runs):
     assert_same_logs(*(runs["classes"][processes][1] for processes in (1, 2)))
 
 
-def test_packed_rows_of_two_processes_are_one_step(language_fields, tmp_path):
+def test_packed_rows_of_two_processes_are_one_step(language_fields, tmp_path, capsys):
     """Each reads samples of its own; their gradients are those of all these samples, padded, in one process. One
-    process goes on where two have stopped."""
+    process goes on where two have stopped, and says that its steps are smaller."""
     fields = {
         **language_fields,
         "batch_size": None,
@@ -161,6 +161,7 @@ def test_packed_rows_of_two_processes_are_one_step(language_fields, tmp_path):
     (tmp_path / "run" / "pipeline").rename(tmp_path / "done")
     again = MLLMTrainer(read_config(MLLMTrainingConfig, path, max_train_steps=3))
     again.train()
+    assert "Processes are 1 from here on, and were 2. A step has the packed rows of all" in capsys.readouterr().out
     left = [number for one in shares for number in one.position(2).waiting]
     trained = {number for step in steps for numbers in step for number in numbers}
     assert trained.isdisjoint(again.position["waiting"]) and set(left) & set(again.position["waiting"])
@@ -172,7 +173,7 @@ def test_fsdp_trains_classes_like_one_process(runs, tmp_path):
     run = runs["classes"][1][1]
     fields = json.loads((run / "config.json").read_text())
     path = write(tmp_path, fields, output_dir=str(tmp_path / "run"))
-    launch_two(*TRAIN, "class-to-image", "--config", str(path), **FSDP2)
+    launch_two(*TRAIN_AS_ON_GPUS, "class-to-image", "--config", str(path), **ON_GPUS)
     losses = [[line["loss"] for line in log_lines(folder)] for folder in (run, tmp_path / "run")]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5, rel=1e-5)
     export_checkpoint(tmp_path / "run", tmp_path / "exported")
@@ -199,7 +200,7 @@ def test_an_adapter_gets_the_same_gradients(language, tmp_path):
     run, more = tmp_path / "sharded", more | {"output_dir": str(tmp_path / "sharded")}
     for steps in (2, 3):
         config = write(tmp_path, later(fields, **more), max_train_steps=steps)
-        launch_two(*TRAIN, "mllm", "--config", str(config), **FSDP2)
+        launch_two(*TRAIN_AS_ON_GPUS, "mllm", "--config", str(config), **ON_GPUS)
         (run / "adapter").rename(tmp_path / f"after-{steps}")
     export_checkpoint(run, tmp_path / "exported")
     for folder in (tmp_path / "after-3", tmp_path / "exported"):
@@ -230,6 +231,9 @@ def test_deepspeed_trains_like_one_process(language, tmp_path, stage):
     for name in ("whole", "resumed"):
         losses = [line["loss"] for line in log_lines(tmp_path / name)]
         assert losses == pytest.approx(alone, abs=1e-5, rel=1e-5)
+    with pytest.raises(AssertionError, match="has shards of DeepSpeed by 2 processes, and this start would read"):
+        config = write(tmp_path, fields, output_dir=str(tmp_path / "resumed"), max_train_steps=4)
+        launch(4, *TRAIN, "mllm", "--config", str(config), **environment)
     weights = Path("mllm", "model.safetensors")
     assert_close_weights(tmp_path / "resumed-3" / weights, tmp_path / "whole-3" / weights)
 
@@ -257,6 +261,8 @@ def test_fsdp_trains_like_one_process(language, tmp_path):
     launch_two(*TRAIN, "mllm", "--config", str(half), **FSDP2)
     (tmp_path / "resumed" / "pipeline").rename(tmp_path / "after-two")
     whole = write(tmp_path / "half", fields, output_dir=str(tmp_path / "resumed"))
+    with pytest.raises(AssertionError, match="has shards of FSDP 2, and this start would read whole weights"):
+        launch_two(*TRAIN, "mllm", "--config", str(whole))
     launch_two(*TRAIN, "mllm", "--config", str(whole), **FSDP2)
     assert_close_weights(tmp_path / "resumed" / "pipeline" / weights, tmp_path / "run" / "pipeline" / weights)
     # What is saved is whole.
@@ -280,10 +286,10 @@ def test_packed_rows_in_shards(language_fields, tmp_path):
     fields = language_fields | {"batch_size": None, "length_group_steps": 1, "packed_tokens": 300}
     fields |= {"validation_steps": 1}
     runs = [tmp_path / "copies", tmp_path / "shards"]
-    for run, environment in zip(runs, ({}, FSDP2), strict=True):
+    for run, (train, environment) in zip(runs, ((TRAIN, {}), (TRAIN_AS_ON_GPUS, ON_GPUS)), strict=True):
         for count, steps in ((2, 2), (3, 3)):
             config = write(tmp_path, fields, output_dir=str(run), max_train_steps=steps)
-            launch(count, *TRAIN, "mllm", "--config", str(config), **environment)
+            launch(count, *train, "mllm", "--config", str(config), **environment)
             (run / "pipeline").rename(tmp_path / f"{run.name}-{steps}")
     copies = log_lines(runs[0])
     assert [line["step"] for line in copies] == [1, 2, 3] and "validation_bit_accuracy_t0.5" in copies[0]
@@ -329,3 +335,21 @@ def test_shards_that_can_not_be_written_end_the_run(language, tmp_path):
     assert str(failure.value).count("step-000001 can't be written: not all of it could be written") == 2
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "failed"
+
+
+def test_processes_fail_together():
+    """What fails on one, such as a tracker without a network, ends the others at once."""
+    code = """
+from accelerate import Accelerator
+from uniwetok_hf.training.agreement import failed_together
+accelerator = Accelerator(cpu=True)
+try:
+    with failed_together(accelerator):
+        if accelerator.is_main_process:
+            raise ValueError("no network")
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    first, second = launch_two(sys.executable, "-c", code)
+    assert first == "ValueError no network\n"
+    assert second.startswith("ConnectionError another process of the training could not start")

@@ -339,7 +339,7 @@ def test_sources_that_are_no_encoded_datasets_of_their_format(encoded, tmp_path)
 def test_stored_codes_of_another_size_name_their_row(encoded):
     sample = task_of("captions", encoded({"image": pictures(1), "text": ["a"]})).sample(0, seeded())
     with pytest.raises(ValueError, match="codes, row 0: `num_bits`"):
-        sample.codes(32)
+        sample.check_codes(32)
 
 
 # --- mixtures ---

@@ -179,8 +179,8 @@ class MLLMTrainer(PipelineTrainer):
         positions, now = state.get("positions", []), self.accelerator.num_processes
         if positions and len(positions) != now:
             self.accelerator.print(
-                f"A step has the packed rows of {now} processes from here on, and had those of {len(positions)}: "
-                "`gradient_accumulation_steps` can keep the number of tokens, `learning_rate` can follow it."
+                f"Processes are {now} from here on, and were {len(positions)}. A step has the packed rows of all: "
+                "`gradient_accumulation_steps` can keep its number of tokens, or `learning_rate` follow it."
             )
         self.batches.load_state_dict(positions)
         self.guard.resume(state.get("skipped_steps", 0))
