@@ -231,7 +231,9 @@ def test_deepspeed_trains_like_one_process(language, tmp_path, stage):
     for name in ("whole", "resumed"):
         losses = [line["loss"] for line in log_lines(tmp_path / name)]
         assert losses == pytest.approx(alone, abs=1e-5, rel=1e-5)
-    with pytest.raises(AssertionError, match="has shards of DeepSpeed by 2 processes, and this start would read"):
+    with pytest.raises(
+        AssertionError, match=rf"has shards of DeepSpeed \(ZeRO {stage}\) by 2 processes, and this start would read"
+    ):
         config = write(tmp_path, fields, output_dir=str(tmp_path / "resumed"), max_train_steps=4)
         launch(4, *TRAIN, "mllm", "--config", str(config), **environment)
     weights = Path("mllm", "model.safetensors")
@@ -315,7 +317,9 @@ def test_fsdp_as_accelerate_runs_it_on_gpus(language_fields, tmp_path, precision
     assert [line["step"] for line in copies] == [1, 2, 3] and "validation_bit_accuracy_t0.5" in copies[1]
     for alone, spread in zip(copies, shards, strict=True):
         assert spread == pytest.approx(alone, abs=tolerance, rel=tolerance)
-    assert any(round(line["loss"], 3) != round(line["loss"], 6) for line in shards)  # not rounded to bfloat16
+    # Not rounded to bfloat16: then means of four losses between 2 and 8 would be multiples of 1/512.
+    parts = [line["loss"] * 512 for line in shards]
+    assert all(1024 < part < 4096 for part in parts) and any(abs(part - round(part)) > 0.02 for part in parts)
 
 
 @pytest.mark.slow

@@ -63,7 +63,8 @@ def layout_of(accelerator: Accelerator) -> str:
     """How the weights of a run lie in its checkpoints. Another layout can't be read: shards of FSDP 2 go on with any
     number of processes, those of DeepSpeed with theirs."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        return f"shards of DeepSpeed by {accelerator.num_processes} processes"
+        stage = accelerator.state.deepspeed_plugin.zero_stage
+        return f"shards of DeepSpeed (ZeRO {stage}) by {accelerator.num_processes} processes"
     if find_fsdp2(accelerator) is not None:
         return "shards of FSDP 2"
     return "shards of FSDP 1" if accelerator.distributed_type == DistributedType.FSDP else "whole weights"
@@ -71,8 +72,8 @@ def layout_of(accelerator: Accelerator) -> str:
 
 def shard_model(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin, model: nn.Module) -> None:
     """Spreads the weights of a model over all processes, in place: those of the first process, whatever the others
-    have. In bfloat16 gradients are still added up in float32, and losses stay in it, as in copies (DDP); Accelerate
-    would round both. All processes must call it."""
+    have. In bfloat16, as which layers also get their inputs, gradients are still added up in float32, and losses stay
+    in it, as in copies (DDP); Accelerate would round both. All processes must call it."""
     plugin.cpu_ram_efficient_loading = True
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
     plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=dtype and torch.float32)
