@@ -317,9 +317,6 @@ def test_fsdp_as_accelerate_runs_it_on_gpus(language_fields, tmp_path, precision
     assert [line["step"] for line in copies] == [1, 2, 3] and "validation_bit_accuracy_t0.5" in copies[1]
     for alone, spread in zip(copies, shards, strict=True):
         assert spread == pytest.approx(alone, abs=tolerance, rel=tolerance)
-    # Not rounded to bfloat16: then means of four losses between 2 and 8 would be multiples of 1/512.
-    parts = [line["loss"] * 512 for line in shards]
-    assert all(1024 < part < 4096 for part in parts) and any(abs(part - round(part)) > 0.02 for part in parts)
 
 
 @pytest.mark.slow

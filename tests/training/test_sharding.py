@@ -11,7 +11,7 @@ from torch import distributed
 
 from uniwetok_hf.training.checkpoints import CheckpointWriter, list_checkpoints, load_checkpoint
 from uniwetok_hf.training.run import make_average
-from uniwetok_hf.training.sharding import ShardedState
+from uniwetok_hf.training.sharding import ShardedState, precision_policy
 
 
 @pytest.fixture
@@ -102,3 +102,9 @@ def test_shards_of_an_earlier_version(training, tmp_path):
     shards.load(tmp_path)
     assert torch.equal(model.weight, weights) and torch.equal(average.shadow_params[0], averages)
     assert torch.equal(optimizer.state[model.weight]["exp_avg"], moments) and average.optimization_step == 1
+
+
+def test_gradients_and_losses_of_shards_are_float32():
+    policy, whole = precision_policy("bf16"), precision_policy("no")
+    assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (torch.bfloat16, torch.float32, None)
+    assert (whole.param_dtype, whole.reduce_dtype, whole.output_dtype) == (None, None, None)

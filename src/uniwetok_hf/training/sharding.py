@@ -70,13 +70,19 @@ def layout_of(accelerator: Accelerator) -> str:
     return "shards of FSDP 1" if accelerator.distributed_type == DistributedType.FSDP else "whole weights"
 
 
+def precision_policy(mixed_precision: str) -> MixedPrecisionPolicy:
+    """With bf16 layers compute and pass on bfloat16. Gradients are added up over processes in float32, and losses stay
+    in it, as in copies (DDP); Accelerate would round both."""
+    if mixed_precision != "bf16":
+        return MixedPrecisionPolicy()
+    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+
+
 def shard_model(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin, model: nn.Module) -> None:
     """Spreads the weights of a model over all processes, in place: those of the first process, whatever the others
-    have. In bfloat16, as which layers also get their inputs, gradients are still added up in float32, and losses stay
-    in it, as in copies (DDP); Accelerate would round both. All processes must call it."""
+    have. All processes must call it."""
     plugin.cpu_ram_efficient_loading = True
-    dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
-    plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=dtype and torch.float32)
+    plugin.mixed_precision_policy = precision_policy(accelerator.mixed_precision)
     if accelerator.is_fsdp2:
         fsdp2_prepare_model(accelerator, model)
         return
