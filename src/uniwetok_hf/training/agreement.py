@@ -43,6 +43,29 @@ def sendable(error: Exception) -> Exception:
 
 
 @contextlib.contextmanager
+def failed_together(
+    accelerator: Accelerator, caught: type[Exception] = Exception, elsewhere: Exception | None = None
+) -> Iterator[None]:
+    """A block in which processes don't wait for each other, and of which one may do more than the others. All
+    processes must run it, and leave it together; when one raises an error of the kind `caught`, the others raise
+    `elsewhere`.
+
+    Raises:
+        ConnectionError: on the other processes, by default.
+    """
+    failure = None
+    try:
+        yield
+    except caught as error:
+        failure = error
+    failed = any_process(failure is not None, accelerator)
+    if failure is not None:
+        raise failure
+    if failed:
+        raise elsewhere or ConnectionError("another process of the training could not start; its own message says why")
+
+
+@contextlib.contextmanager
 def written_together(accelerator: Accelerator, path: Path) -> Iterator[None]:
     """A block that writes `path`, or a part of it, and in which processes don't wait for each other. All processes
     must run it, and leave it together.
@@ -50,37 +73,9 @@ def written_together(accelerator: Accelerator, path: Path) -> Iterator[None]:
     Raises:
         OSError: on all processes, when one of them could not write.
     """
-    failure = None
-    try:
-        with writing(path):
-            yield
-    except OSError as error:
-        failure = error
-    failed = any_process(failure is not None, accelerator)
-    if failure is not None:
-        raise failure
-    if failed:
-        raise OSError(f"{path} can't be written: another process failed, see its message")
-
-
-@contextlib.contextmanager
-def failed_together(accelerator: Accelerator) -> Iterator[None]:
-    """A block in which processes don't wait for each other, and of which one may do more than the others. All
-    processes must run it, and leave it together.
-
-    Raises:
-        ConnectionError: on the processes on which it did not fail, when it did on another.
-    """
-    failure = None
-    try:
+    elsewhere = OSError(f"{path} can't be written: another process failed, see its message")
+    with failed_together(accelerator, OSError, elsewhere), writing(path):
         yield
-    except Exception as error:
-        failure = error
-    failed = any_process(failure is not None, accelerator)
-    if failure is not None:
-        raise failure
-    if failed:
-        raise ConnectionError("another process of the training could not start; its own message says why")
 
 
 @contextlib.contextmanager
