@@ -87,6 +87,12 @@ def write(folder: Path, fields: dict, **more) -> Path:
     return path
 
 
+def assert_names_no_folder_of(place: Path, result: Path) -> None:
+    """What a training leaves may be published, and says nothing of the machine."""
+    lines = [line for path in result.rglob("*.json") for line in path.read_text().splitlines()]
+    assert len(lines) > 20 and [line for line in lines if str(place) in line] == []
+
+
 def log_lines(run: Path) -> list[dict]:
     """Lines of a run's log, without the metrics that depend on the machine."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]

@@ -22,7 +22,7 @@ from tiny_encoded import (
     stop_before,
 )
 from tiny_language import LLAMA, save_language_model
-from tiny_training import assert_same_weights, log_lines, write
+from tiny_training import assert_names_no_folder_of, assert_same_weights, log_lines, write
 from transformers import LlamaConfig
 
 from uniwetok_hf import UniWeTokModel, UniWeTokPipeline
@@ -135,6 +135,8 @@ def test_networks_that_the_image_tokenizer_was_trained_with_are_passed_on(fields
     assert record.loss_models == (seen,) and record.is_complete
     second = run(later(fields, init_from=str(first), **short), tmp_path / "second")
     assert read_training_record(second / "pipeline") == record
+    for finished in (first, second):
+        assert_names_no_folder_of(tmp_path, finished / "pipeline")
     unknown = run(fields, tmp_path / "unknown", **short)  # its image tokenizer has no record
     assert not read_training_record(unknown / "pipeline").is_complete
 

@@ -215,7 +215,10 @@ def continued_pipeline(path: str | os.PathLike, mllm: dict, seed: int = 0) -> Un
             f"`mllm`: {', '.join(fixed)} can't change after `init_from`, but {', '.join(CHANGEABLE)}, patch_size can."
         )
     with field_named("init_from"):
-        pipeline = UniWeTokPipeline.from_pretrained(path, dtype=torch.float32)
+        found = UniWeTokPipeline.from_pretrained(path, dtype=torch.float32)
+    # Made anew, it does not remember its folder either.
+    pipeline = UniWeTokPipeline(found.processor, found.mllm, found.scheduler, **pipeline_defaults(found))
+    _without_places(pipeline.mllm.config)
     for name in CHANGEABLE:
         if name in mllm:
             setattr(pipeline.mllm.config, name, mllm[name])
@@ -289,7 +292,7 @@ def _config(text_config, vision_model, vocabulary, head: dict, mllm: dict, num_s
         bits = vision_model.config.num_bits
         head_config = UniWeTokHeadConfig(num_bits=bits, condition_size=text_config.hidden_size, **head)
     with field_named("mllm"):
-        return UniWeTokMLLMConfig(
+        config = UniWeTokMLLMConfig(
             text_config=text_config,
             vision_config=vision_model.config,
             head_config=head_config,
@@ -297,6 +300,14 @@ def _config(text_config, vision_model, vocabulary, head: dict, mllm: dict, num_s
             **_token_ids(vocabulary, num_size_tokens, mllm.get("patch_size", 1)),
             **mllm,
         )
+    return _without_places(config)
+
+
+def _without_places(config: UniWeTokMLLMConfig) -> UniWeTokMLLMConfig:
+    """Parts remember the folder that they were loaded from, which would be saved with the result, and published."""
+    for part in (config.text_config, config.vision_config, config.head_config):
+        part.name_or_path = ""
+    return config
 
 
 def _pipeline(model: UniWeTokForCausalLM, vocabulary) -> UniWeTokPipeline:
