@@ -223,9 +223,11 @@ def test_head_config():
     assert (config.timestep_mean, config.timestep_std, config.hidden_act) == (0.5, 2.0, "swiglu")
     assert config.squash_output
 
-    config, _, num_draws = read_head_config(head_part())  # the published code's defaults
+    config, _, _ = read_head_config(head_part(P_mean=0, P_std=1))  # what published files say, and no training used
+    assert (config.timestep_mean, config.timestep_std) == (-0.8, 0.8)
+    config, _, num_draws = read_head_config(head_part())
     assert num_draws == 1
-    assert (config.timestep_mean, config.timestep_std, config.timestep_shift) == (0.0, 1.0, 1.0)
+    assert (config.timestep_mean, config.timestep_std, config.timestep_shift) == (-0.8, 0.8, 1.0)
     assert (config.timestep_schedule, config.hidden_act) == ("logit_normal", "silu")
 
 

@@ -16,7 +16,6 @@ from uniwetok_hf.data.encoded_parts import (
     nearest_size,
     random_crop,
     read_summary,
-    stored_size,
 )
 from uniwetok_hf.data.encoding import encoded_features
 from uniwetok_hf.modeling.image_processing_uniwetok import UniWeTokImageProcessor
@@ -159,6 +158,28 @@ def test_crops_keep_proportions_and_stay_inside():
     assert random_crop(picture, 0.5, False, [0.999, 0.999, 0.999, 0.0]).size == (40, 20)
 
 
+def test_crops_of_another_shape_lie_anywhere():
+    picture, pixels = make_picture(0, 40, 20), np.asarray(make_picture(0, 40, 20))
+    for left, top, place in (
+        (0.0, 0.0, np.s_[:20, :20]),
+        (0.999, 0.0, np.s_[:20, 20:]),
+        (0.5, 0.999, np.s_[:20, 10:30]),
+    ):
+        largest = random_crop(picture, 0.8, False, [0.9999999, left, top, 0.0], (16, 16))
+        assert np.array_equal(np.asarray(largest), pixels[place])
+    smallest = random_crop(picture, 0.5, False, [0.0, 0.999, 0.999, 0.0], (64, 32))
+    assert np.array_equal(np.asarray(smallest), pixels[10:, 35:])
+
+
+def test_what_is_cut_off_for_a_size_is_left_to_chance(encode):
+    """A wide picture whose middle is of one colour: crops that keep to it would all be alike."""
+    pixels = np.asarray(make_picture(1, 96, 16)).copy()
+    pixels[:, 24:72] = 128
+    rows, _ = encode(make_dataset(image=[Image.fromarray(pixels)]), num_variants=16, crop_scale=0.8)
+    first, *crops = (codes["codes"] for codes in rows[0]["image"])
+    assert {crop == first for crop in crops} == {True, False}
+
+
 def test_half_of_the_crops_are_mirrored_on_request():
     picture = make_picture(0, 8, 8)
     mirrored = random_crop(picture, 1.0, True, [0.0, 0.0, 0.0, 0.49])
@@ -277,13 +298,6 @@ def test_files_without_types(encode, tmp_path):
     rows, summary = encode(make_dataset(kinds, image=[content], target=[path]), ("image", "target"))
     assert rows[0]["image"] == rows[0]["target"]
     assert summary.source_bytes == len(content) + (tmp_path.parent / "one.png").stat().st_size
-
-
-def test_stored_size(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"12345")
-    assert stored_size({"bytes": b"123", "path": "gone"}) == 3
-    assert stored_size({"bytes": None, "path": str(path)}) == stored_size(str(path)) == 5
 
 
 def test_counts(encode, monkeypatch):

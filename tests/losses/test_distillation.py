@@ -8,11 +8,17 @@ from torch.nn import functional as F
 from uniwetok_hf.losses.distillation import AttentionPool, PrePostDistillation
 
 
-@pytest.fixture
-def make_loss(device):
+@pytest.fixture(params=["attention", "linear"])
+def make_loss(request, device):
     def make(post_weight=1.0, **sizes):
         torch.manual_seed(0)
-        sizes = {"num_bits": 16, "embedding_size": 12, "hidden_size": 8, "num_attention_heads": 2} | sizes
+        sizes = {
+            "head": request.param,
+            "num_bits": 16,
+            "embedding_size": 12,
+            "hidden_size": 8,
+            "num_attention_heads": 2,
+        } | sizes
         return PrePostDistillation(**sizes, post_weight=post_weight).to(device)
 
     return make
@@ -100,8 +106,20 @@ def test_pool_is_the_attention_it_claims_to_be():
     torch.testing.assert_close(pool(tokens)[0], expected)
 
 
+def test_the_linear_head_is_a_linear_layer_of_the_mean(make_loss, inputs):
+    loss, (latents, codes, _) = make_loss(head="linear"), inputs
+    for pool, tokens, found in (
+        (loss.pre_pool, latents, loss.embed_latents(latents)),
+        (loss.post_pool, codes, loss.embed_codes(codes)),
+    ):
+        ((weight, bias),) = [(layer.weight, layer.bias) for layer in pool.children()]
+        torch.testing.assert_close(found, tokens.flatten(2).mean(2) @ weight.mT + bias)
+    with pytest.raises(ValueError, match="`head` must be 'attention' or 'linear', got 'mean'"):
+        make_loss(head="mean")
+
+
 def test_arrangement_of_tokens_is_seen(make_loss, inputs):
-    pool, (_, codes, _) = make_loss().post_pool, inputs
+    pool, (_, codes, _) = make_loss(head="attention").post_pool, inputs
     assert (pool(codes) - pool(codes.flip(3))).abs().max() > 1e-3
     assert (pool(codes) - pool(codes.flip(2))).abs().max() > 1e-3
 
@@ -166,4 +184,4 @@ def test_folders_that_hold_no_pools_are_refused(make_loss, tmp_path):
 @pytest.mark.parametrize("sizes", [{"hidden_size": 6, "num_attention_heads": 2}, {"num_attention_heads": 3}])
 def test_sizes_that_do_not_divide_are_refused(make_loss, sizes):
     with pytest.raises(ValueError, match="`hidden_size` must be a multiple"):
-        make_loss(**sizes)
+        make_loss(**sizes, head="attention")

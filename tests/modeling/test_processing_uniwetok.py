@@ -435,6 +435,18 @@ def test_a_model_with_other_tokens_is_refused(field):
         UniWeTokPipeline(**pipeline.components)
 
 
+@pytest.mark.parametrize("field", ["stride", "patch_size"])
+def test_a_model_with_other_sizes_of_tokens_is_refused(field):
+    pipeline = build_tiny_pipeline(2)
+    own = {"stride": 32, "patch_size": 2}
+    other = {"stride": (64, 2), "patch_size": (32, 1)}[field]
+    processor = UniWeTokProcessor(
+        UniWeTokImageProcessor(stride=128), pipeline.processor.tokenizer, stride=other[0], patch_size=other[1]
+    )
+    with pytest.raises(ValueError, match=f"`{field}` of the processor is .*, that of the model {own[field]}"):
+        UniWeTokPipeline(**pipeline.components | {"processor": processor})
+
+
 def test_a_model_with_more_sizes_is_refused():
     pipeline = build_tiny_pipeline()
     pipeline.mllm.config.num_size_tokens = 10**30

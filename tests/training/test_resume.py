@@ -76,6 +76,7 @@ FIXED = {
         *(f"data[1].{name}" for name in ("path", "split", "name", "image_column", "streaming", "weight")),
         *("perceptual.model", "adversarial.base_channels", "adversarial.num_layers", "distillation.teacher", "seed"),
         *(f"{section}.{name}" for section in ("distillation", "prior") for name in ("hidden_size",)),
+        "distillation.head",
         *(f"{section}.num_attention_heads" for section in ("distillation", "prior")),
         *("prior.num_hidden_layers", "prior.architecture"),
     },

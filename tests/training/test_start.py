@@ -71,6 +71,15 @@ def test_a_language_model_keeps_its_weights(tmp_path, kind, tied):
     assert mllm.generation_config.eos_token_id == vocabulary.convert_tokens_to_ids(["<|im_end|>", "<|vision_start|>"])
 
 
+def test_the_sampler_has_the_shift_of_the_training(tmp_path):
+    save_language_model(tmp_path, Qwen3Config(**KINDS["qwen3"][1]), *CHAT_TOKENS)
+    head = HEAD | {"timestep_shift": 3.0}
+    pipelines = [pipeline_from_language_model(tmp_path, build_vision(), head, MLLM, num_size_tokens=8)]
+    pipelines.append(new_pipeline(build_vision(), ["a red apple"], LANGUAGE["text_model"], head, MLLM, vocab_size=300))
+    for pipeline in pipelines:
+        assert pipeline.mllm.config.head_config.timestep_shift == pipeline.scheduler.config.shift == 3.0
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_it_draws_trains_saves_and_loads(tmp_path, tied):
     save_language_model(tmp_path / "lm", LlamaConfig(**KINDS["llama"][1], tie_word_embeddings=tied), "</s>", "<s>")

@@ -188,6 +188,12 @@ def _choose_num_heads(vision: PublishedPart, given: int | None, width: int) -> i
     return num_heads
 
 
+# The published trainings were called with these. Published JSON files have the defaults of the network's constructor
+# instead, which no training used.
+_TRAINED_TIMESTEPS = {"timestep_mean": -0.8, "timestep_std": 0.8}
+_CONSTRUCTOR_TIMESTEPS = {"timestep_mean": 0.0, "timestep_std": 1.0}
+
+
 def read_head_config(head: PublishedPart) -> tuple[UniWeTokHeadConfig, int, int]:
     """Config of the binary head, tokens of a patch, and noise levels per token in training.
 
@@ -200,12 +206,15 @@ def read_head_config(head: PublishedPart) -> tuple[UniWeTokHeadConfig, int, int]
         raise ConversionError(f"{head.settings_label} lacks {', '.join(missing)}.")
     fields = {ours: settings[name] for name, ours in _REQUIRED_HEAD_FIELDS.items()}
     try:
+        law = {
+            "timestep_mean": float(settings.get("P_mean", _CONSTRUCTOR_TIMESTEPS["timestep_mean"])),
+            "timestep_std": float(settings.get("P_std", _CONSTRUCTOR_TIMESTEPS["timestep_std"])),
+        }
         config = UniWeTokHeadConfig(
             **fields,
+            **(_TRAINED_TIMESTEPS if law == _CONSTRUCTOR_TIMESTEPS else law),
             hidden_act="swiglu" if settings.get("use_swiglu", False) else "silu",
             timestep_schedule=settings.get("time_schedule", "logit_normal"),
-            timestep_mean=float(settings.get("P_mean", 0.0)),
-            timestep_std=float(settings.get("P_std", 1.0)),
             timestep_shift=float(settings.get("time_shift", 1.0)),
         )
         tokens_per_patch, num_draws = int(settings["parallel_num"]), int(settings.get("diff_batch_mul", 1))
@@ -214,9 +223,6 @@ def read_head_config(head: PublishedPart) -> tuple[UniWeTokHeadConfig, int, int]
     return config, tokens_per_patch, num_draws
 
 
-# What the published training of the class-to-image models was called with. Their JSON files have the defaults of the
-# network's constructor, a mean of 0 and a deviation of 1.
-_CLASS_TO_IMAGE_TIMESTEPS = {"timestep_mean": -0.8, "timestep_std": 0.8}
 _CLASS_TO_IMAGE_HEAD_DIM = 64  # of all published sizes, in the transformer and in the head
 _CLASS_TO_IMAGE_WIDTHS = (768, 1024, 1280)
 
@@ -238,7 +244,7 @@ def read_class_to_image_config(transformer: PublishedPart) -> UniWeTokClassToIma
             is_first_patch_apart=True,
             head_config=UniWeTokHeadConfig(
                 **head_fields,
-                **_CLASS_TO_IMAGE_TIMESTEPS,
+                **_TRAINED_TIMESTEPS,
                 num_bits=fields["num_bits"],
                 condition_size=hidden_size,
                 head_dim=_CLASS_TO_IMAGE_HEAD_DIM,

@@ -23,7 +23,7 @@ from ..modeling.codes_uniwetok import pack_codes
 from ..modeling.image_processing_uniwetok import UniWeTokImageProcessor
 from .archives import ERROR_COLUMN
 from .samples import AUGMENTATION, sample_generator
-from .sources import read_cell
+from .sources import cell_content, picture_of_file
 
 
 FITS = ("crop", "resize")
@@ -185,17 +185,6 @@ def _read_table(path: Path):
         return file.read()
 
 
-def stored_size(cell: dict | bytes | str) -> int:
-    """Bytes of a picture as `datasets` stores it undecoded: `{"bytes", "path"}`, bytes, or a path or URL."""
-    content = cell if not isinstance(cell, dict) else cell["path"] if cell["bytes"] is None else cell["bytes"]
-    if isinstance(content, bytes):
-        return len(content)
-    import fsspec
-
-    filesystem, path = fsspec.core.url_to_fs(content)
-    return filesystem.size(path)
-
-
 class PartEncoder:
     """Makes parts with the columns `features`, whose pictures are `settings.columns`. `on_pictures`, where it is set,
     is called with the number of encodings after each batch."""
@@ -262,17 +251,21 @@ class PartEncoder:
     def _prepare(self, row: int, cell: dict | bytes | str | None) -> tuple[list[np.ndarray], int]:
         """All variants of one picture, uint8 [3, H, W], and the bytes that it took."""
         path = cell if isinstance(cell, str) else cell.get("path") if isinstance(cell, dict) else None
-        picture = read_cell(cell, path or row_name(row))
+        name = path or row_name(row)
+        content = cell_content(cell, name)
+        picture = picture_of_file(content, name)
         # One generator a row, or one for all: pictures that share it are cropped and mirrored alike.
         generator = sample_generator(self.settings.seed, 0 if self.settings.same_crops else row, AUGMENTATION)
-        pictures = [picture]
+        pictures, shape = [picture], None
+        if self.settings.sizes and self.settings.fit == "crop":  # nothing is cut off then but what chance decides
+            shape = nearest_size(picture, self.settings.sizes)
         for _ in range(self.settings.num_variants - 1):
             numbers = torch.rand(4, dtype=torch.float32, generator=generator).tolist()
-            pictures.append(random_crop(picture, self.settings.crop_scale, self.settings.flip, numbers))
+            pictures.append(random_crop(picture, self.settings.crop_scale, self.settings.flip, numbers, shape))
         variants = [self._fit(picture) for picture in pictures]
         if self.settings.mirrored:
             variants = [one for variant in variants for one in (variant, np.ascontiguousarray(variant[..., ::-1]))]
-        return variants, stored_size(cell)
+        return variants, len(content)
 
     def _fit(self, picture: Image.Image) -> np.ndarray:
         size = {"longest_edge": self.settings.longest_edge}
@@ -315,11 +308,16 @@ def nearest_size(picture: Image.Image, sizes: Sequence[tuple[int, int]]) -> tupl
     return min(sizes, key=lambda size: abs(math.log(size[1] / size[0] / proportion)))
 
 
-def random_crop(picture: Image.Image, smallest: float, flip: bool, numbers: Sequence[float]) -> Image.Image:
-    """A crop of the picture's own proportions, with sides of `smallest` to 1 of its own, and mirrored in half of the
-    cases with `flip`. `numbers` are four in [0, 1): scale, left, top, coin."""
+def random_crop(
+    picture: Image.Image, smallest: float, flip: bool, numbers: Sequence[float], shape: tuple[int, int] | None = None
+) -> Image.Image:
+    """A crop anywhere in the picture, of the proportions of `shape` (height, width) or its own, with sides of
+    `smallest` to 1 of those of the largest such crop, and mirrored in half of the cases with `flip`. `numbers` are
+    four in [0, 1): scale, left, top, coin."""
     scale = smallest + (1 - smallest) * numbers[0]
-    width, height = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    height, width = shape or (picture.height, picture.width)
+    scale *= min(picture.width / width, picture.height / height)
+    width, height = max(1, round(width * scale)), max(1, round(height * scale))
     left, top = int(numbers[1] * (picture.width - width + 1)), int(numbers[2] * (picture.height - height + 1))
     cut = picture.crop((left, top, left + width, top + height))
     return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip and numbers[3] < 0.5 else cut

@@ -57,6 +57,8 @@ from .sources import IMAGE_COLUMN
 
 
 ENGINES = ("local", "ray")
+# Version of the random crops. The first kept the picture's own proportions, and then the middle of that.
+CROPS = 2
 SKIPPED_FILE = "skipped.jsonl"
 
 
@@ -191,9 +193,7 @@ def find_picture_columns(features, wanted: Sequence[str] | None) -> tuple[str, .
         raise ValueError("`dataset`: its columns are not known before it is read; cast it to its features first.")
 
     def holds_pictures(feature) -> bool:
-        return isinstance(feature, Image) or (
-            isinstance(feature, List | LargeList) and holds_pictures(feature.feature)
-        )
+        return isinstance(feature.feature if isinstance(feature, List | LargeList) else feature, Image)
 
     def is_stored_picture(feature) -> bool:  # as in files that don't say which of their columns are pictures
         if isinstance(feature, Value):
@@ -247,6 +247,7 @@ def describe(dataset, model, settings: EncodingSettings, num_shards: int | None)
         "source_words": _digest_of_words(dataset, settings.columns) if has_length(dataset) else None,
         **dataclasses.asdict(settings),
         "streams": STREAMS,
+        "crops": CROPS,
         "shards": num_shards,
     }
     return json.loads(json.dumps(state))
@@ -274,7 +275,9 @@ def begin(folder: Path, state: dict) -> Encoding | None:
                 "begun; name another folder, or remove this one."
             )
         before = saved.get(name, False if name in ("same_crops", "mirrored") else None)  # older folders don't say it
-        if name not in ("model", "source_words", "streams") and before != value:  # a model: by its fingerprint
+        if (
+            name not in ("model", "source_words", "streams", "crops") and before != value
+        ):  # a model: by its fingerprint
             hint = ""
             if name == "fingerprint":
                 hint = f" These are of image tokenizers: {saved.get('model')} and {state['model']}."
@@ -289,10 +292,11 @@ def begin(folder: Path, state: dict) -> Encoding | None:
         if all(map(read_summary, part_paths(folder, encoding))):
             _clear(folder)
             return encoding
-    if saved is not None and state["num_variants"] > 1 and saved.get("streams") != STREAMS:
+    random = ("streams", "crops") if state["num_variants"] > 1 else ()
+    if saved is not None and any(saved.get(name) != state[name] for name in random):
         raise ValueError(
             f"`folder` {folder} was begun by an earlier version, whose random crops are others: finish it with that "
-            "version (commit 84bac22), name another folder, or remove this one."
+            "version, name another folder, or remove this one."
         )
     folder.mkdir(parents=True, exist_ok=True)
     if state["shards"] is not None or state["rows_per_part"] > PIECE_ROWS:

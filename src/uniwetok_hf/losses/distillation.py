@@ -5,8 +5,10 @@ docs/method.md 2.5).
     L = (1 - cos(u_G, f_T)) + eta (1 - cos(u_Q, f_T))
 
 f_T is the frozen teacher's vector of the picture; u_G and u_Q are pooled from the continuous latents and from the
-tokens by two attention pools of their own. What a pool is made of was not published; ours is the plainest: a learned
-query attends to the tokens. The 2-D sinusoids of the unified model tell it where each token lies, on any grid.
+tokens by two pools of their own. The paper has two kinds of them, attention and, in its ablations on ImageNet, linear;
+what they are made of was not published, and ours are the plainest. In the first a learned query attends to the tokens,
+and the 2-D sinusoids of the unified model tell it where each token lies, on any grid. The second is a linear layer of
+their mean.
 
 The pools are not needed to reconstruct, but they are the way from tokens to the teacher's space (zero-shot
 classification by texts), hence `save_pretrained`.
@@ -70,14 +72,34 @@ class AttentionPool(nn.Module):
         return self.output_proj(self.output_norm(pooled[:, 0]))
 
 
+class LinearPool(nn.Module):
+    """One vector [B, embedding_size] of tokens [B, bits, h, w], any h and w: a linear layer of their mean.
+
+    Args:
+        num_bits: channels of the tokens.
+        embedding_size: channels of the teacher's vector.
+    """
+
+    def __init__(self, num_bits: int, embedding_size: int):
+        super().__init__()
+        self.output_proj = nn.Linear(num_bits, embedding_size)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.output_proj(tokens.mean((2, 3)))
+
+
 class PrePostDistillation(nn.Module):
     """The loss and its two pools.
 
     Args:
         num_bits: channels of latents and codes.
         embedding_size: channels of the teacher's vector.
-        hidden_size, num_attention_heads: of each pool.
+        hidden_size, num_attention_heads: of each attention pool.
         post_weight: eta, the weight of the tokens after the sign.
+        head: "attention" ([`AttentionPool`]) or "linear" ([`LinearPool`]), which has no use for the sizes.
+
+    Raises:
+        ValueError: for another `head`, or when the sizes don't divide each other.
     """
 
     def __init__(
@@ -87,18 +109,25 @@ class PrePostDistillation(nn.Module):
         hidden_size: int = 256,
         num_attention_heads: int = 4,
         post_weight: float = 1.0,
+        head: str = "attention",
     ):
         super().__init__()
+        if head not in ("attention", "linear"):
+            raise ValueError(f"`head` must be 'attention' or 'linear', got {head!r}.")
         self.config = {
             "num_bits": num_bits,
             "embedding_size": embedding_size,
             "hidden_size": hidden_size,
             "num_attention_heads": num_attention_heads,
             "post_weight": post_weight,
+            "head": head,
         }
         self.post_weight = post_weight
-        self.pre_pool = AttentionPool(num_bits, embedding_size, hidden_size, num_attention_heads)
-        self.post_pool = AttentionPool(num_bits, embedding_size, hidden_size, num_attention_heads)
+        if head == "linear":
+            self.pre_pool, self.post_pool = (LinearPool(num_bits, embedding_size) for _ in range(2))
+        else:
+            sizes = num_bits, embedding_size, hidden_size, num_attention_heads
+            self.pre_pool, self.post_pool = (AttentionPool(*sizes) for _ in range(2))
 
     def embed_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Vectors [B, embedding_size], in the teacher's space, of latents [B, bits, h, w]."""

@@ -305,7 +305,7 @@ class UniWeTokClassToImageModel(UniWeTokAdapterMixin, PreTrainedModel):
         class_labels: torch.Tensor,
         guidance_scale: float | Callable[[int], float] = 1.0,
         guidance_schedule: str = "linear",
-        num_inference_steps: int = 50,
+        num_inference_steps: int = 100,
         scheduler: BinaryFlow | None = None,
         generator: Generators = None,
         callback: Callable[[int, torch.Tensor], bool | None] | None = None,

@@ -2,7 +2,6 @@
 """Noise from passed generators: the only place in the models where randomness is drawn."""
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
 
 import torch
 
@@ -17,7 +16,7 @@ def draw_noise(
 
     It is drawn in float32 on the generator's device and then moved, so that a CPU generator gives the same numbers on
     every device and in every precision. With a list, generator i draws row i alone: a picture then gets the same
-    noise in any batch. Where a list holds one generator several times in a row, it draws those rows together.
+    noise in any batch. Where a list holds one generator several times, it draws its rows together.
 
     Raises:
         ValueError: when a list of generators does not hold one per row.
@@ -45,8 +44,14 @@ def _draw(
     if generator is not None and not isinstance(generator, torch.Generator):
         if len(generator) != shape[0]:
             raise ValueError(f"`generator` is a list of {len(generator)}, but {shape[0]} pictures are drawn.")
-        runs = [list(run) for _, run in groupby(generator, key=id)]
-        return torch.cat([_draw(law, (len(run), *shape[1:]), run[0], device, dtype) for run in runs])
+        rows_of: dict[int, list[int]] = {}
+        for row, own in enumerate(generator):
+            rows_of.setdefault(id(own), []).append(row)
+        groups = list(rows_of.values())
+        drawn = torch.cat([_draw(law, (len(rows), *shape[1:]), generator[rows[0]], device, dtype) for rows in groups])
+        order = [row for rows in groups for row in rows]  # of the rows that were drawn
+        places = sorted(range(len(order)), key=order.__getitem__)
+        return drawn if places == sorted(places) else drawn[places]
     source = torch.device(device) if generator is None else generator.device
     # Numbers of a CPU generator go to a GPU from pinned memory, so that the loop of the sampler does not wait for it.
     pinned = {"pin_memory": True} if source.type == "cpu" and torch.device(device).type == "cuda" else {}

@@ -210,8 +210,18 @@ class UniWeTokProcessor(ProcessorMixin):
         """
         Raises:
             ValueError: when a token of the format is another one for the model, whose [`UniWeTokMLLMConfig`] is
-                `config`, than in this vocabulary: pictures would be read and begun wrongly.
+                `config`, than in this vocabulary, or tokens and patches have other sizes: pictures would be read and
+                begun wrongly.
         """
+        for name, own, other in (
+            ("stride", self.stride, config.vision_config.stride),
+            ("patch_size", self.patch_size, config.patch_size),
+        ):
+            if own != other:
+                raise ValueError(
+                    f"The processor and the model must be made for each other: `{name}` of the processor is {own}, "
+                    f"that of the model {other}."
+                )
         if config.num_size_tokens > self.num_size_tokens:
             raise ValueError(
                 f"`num_size_tokens` of the model's config must be at most {self.num_size_tokens}, as many as the "

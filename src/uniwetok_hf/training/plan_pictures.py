@@ -233,7 +233,7 @@ def loss_networks(config: UniWeTokTrainingConfig, model: UniWeTokModel) -> dict[
             networks["teacher"], size = planned_teacher(settings.teacher)
             shape = settings.hidden_size, settings.num_attention_heads
             with field_named("distillation"):
-                networks["distillation"] = PrePostDistillation(num_bits, size, *shape)
+                networks["distillation"] = PrePostDistillation(num_bits, size, *shape, head=settings.head)
         if settings := config.prior:
             sizes = (settings.hidden_size, settings.num_hidden_layers, settings.num_attention_heads)
             with field_named("prior"):

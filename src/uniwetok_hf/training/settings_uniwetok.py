@@ -60,6 +60,12 @@ class DistillationSettings:
     post_weight: float = setting(
         1.0, "eta: weight of the codes after the sign, relative to the latents before it", on_resume=APPLY
     )
+    head: Literal["attention", "linear"] = setting(
+        "attention",
+        "what makes a vector of latents, and one of codes: a learned query that attends to them, or a linear layer of "
+        "their mean",
+        on_resume=KEEP,
+    )
     hidden_size: int = setting(256, "width of the two attention pools", on_resume=KEEP)
     num_attention_heads: int = setting(4, "heads of the two attention pools", on_resume=KEEP)
 
@@ -125,7 +131,7 @@ class UniWeTokTrainingConfig:
     l1_weight: float = setting(1.0, "weight of the absolute error", on_resume=APPLY)
     l2_weight: float = setting(1.0, "weight of the squared error", on_resume=APPLY)
     commitment_weight: float = setting(
-        0.0, "alpha; 0 in UniWeTok, where SigLu bounds the latents (docs/method.md 1.2)", on_resume=APPLY
+        0.0, "alpha; 0 in UniWeTok, where SigLu bounds the latents (docs/method.md 2.4)", on_resume=APPLY
     )
     entropy: EntropySettings | None = setting(EntropySettings(), "group-wise entropy; null: off", on_resume=APPLY)
     perceptual: PerceptualSettings | None = setting(

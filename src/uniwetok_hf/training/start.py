@@ -317,7 +317,8 @@ def _pipeline(model: UniWeTokForCausalLM, vocabulary) -> UniWeTokPipeline:
     stride, patch_size = model.config.vision_config.stride, model.config.patch_size
     image_processor = UniWeTokImageProcessor(stride=stride * patch_size)
     processor = UniWeTokProcessor(image_processor, vocabulary, patch_size=patch_size, stride=stride)
-    return UniWeTokPipeline(processor, model, BinaryFlowScheduler())
+    scheduler = BinaryFlowScheduler(shift=model.config.head_config.timestep_shift)  # it samples as it is trained
+    return UniWeTokPipeline(processor, model, scheduler)
 
 
 def _picture_tokens(num_size_tokens: int, patch_size: int) -> list[str]:

@@ -1,7 +1,7 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """Trains the unified language model: `uniwetok train mllm --config stage.yaml`, alone or under `accelerate launch`.
 
-    loss = 0.01 cross-entropy of the assistant's text + diffusion loss of its pictures            (docs/method.md 3.3)
+    loss = 0.01 cross-entropy of the assistant's text + diffusion loss of its pictures            (docs/method.md 3.5)
 
 - One mixture of tasks: text-to-image generation, questions, edits, conversations. For classifier-free guidance the
   user's turn of some generations and edits is left out.

@@ -450,6 +450,7 @@ def build_loss_networks(config: UniWeTokTrainingConfig, num_bits: int, stride: i
                     hidden_size=settings.hidden_size,
                     num_attention_heads=settings.num_attention_heads,
                     post_weight=settings.post_weight,
+                    head=settings.head,
                 )
         if settings := config.prior:
             sizes = {
