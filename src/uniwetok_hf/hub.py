@@ -11,7 +11,6 @@ Auto classes, [`add_push_to_hub`] gives them the methods.
 
 import json
 import os
-import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -28,12 +27,12 @@ from huggingface_hub import (
 from huggingface_hub.hf_api import RepoFile
 
 from .cards import card_of, card_to_push
+from .files import WEIGHT_FILES
 from .remote_code import add_code
 from .version import __version__
 
 
 CODE_REVISION = "with-code"
-WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
 def hub_api(token: str | bool | None = None) -> HfApi:
@@ -84,9 +83,9 @@ def upload(
     if revision is not None and not create_pr and not revision.startswith("refs/"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     operations = [CommitOperationAdd(str(path), source) for path, source in contents.items()]
-    if folders := {path.parent for path in contents if WEIGHTS.fullmatch(path.name)}:
+    if folders := {path.parent for path in contents if WEIGHT_FILES.fullmatch(path.name)}:
         for path in map(PurePosixPath, api.list_repo_files(repo_id, revision=revision)):
-            if path not in contents and path.parent in folders and WEIGHTS.fullmatch(path.name):
+            if path not in contents and path.parent in folders and WEIGHT_FILES.fullmatch(path.name):
                 operations.append(CommitOperationDelete(str(path)))
     return api.create_commit(
         repo_id,

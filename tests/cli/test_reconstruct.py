@@ -176,6 +176,9 @@ def test_outputs_that_cannot_be(fails, photo, make_picture, vision_folder):
     model = ["--model", vision_folder]
     make_picture("other.png")
     assert "would overwrite" in fails("reconstruct", photo, "--output", "photo.png", *model)
+    make_picture("other-side-by-side.png")
+    assert "would overwrite" in fails("reconstruct", "other.png", "other-side-by-side.png", *model)
+    assert "would overwrite" in fails("reconstruct", "other-side-by-side.png", "--output", "other.png", *model)
     assert "2 pictures" in fails("reconstruct", photo, "other.png", "--output", "one.png", *model)
     assert "ending .safetensors" in fails("encode", photo, "--output", "codes", *model)
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from PIL import Image
 from tiny_mllm import BITS, seeded
 from tiny_models import build_tiny_class_pipeline, build_tiny_pipeline
@@ -143,6 +144,24 @@ def test_callback_gets_what_it_asks_for(case):
         assert len(seen) == pipe.num_timesteps and all(one == set(asked) for one in seen)
         seen.clear()
     assert {"latents", "codes"} <= set(pipe._callback_tensor_inputs)
+
+
+class Flips(PipelineCallback):
+    tensor_inputs = ["latents"]
+
+    def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+        assert set(callback_kwargs) == set(self.tensor_inputs)
+        return {"latents": -callback_kwargs["latents"]} if step_index == 0 else callback_kwargs
+
+
+def test_callbacks_of_diffusers_get_their_tensors(case):
+    wanted = case.generate(**flip_first(lambda tensors: {"latents": -tensors["latents"]}))
+    callback = Flips(cutoff_step_ratio=1.0)
+    assert torch.equal(case.generate(callback_on_step_end=callback), wanted)
+    assert torch.equal(case.generate(callback_on_step_end=MultiPipelineCallbacks([callback])), wanted)
+    callback.tensor_inputs = ["prompt_embeds"]
+    with pytest.raises(ValueError, match="may hold .*got \\['prompt_embeds'\\]"):
+        case.generate(callback_on_step_end=callback)
 
 
 def flip_first(change, names=("latents",)):

@@ -14,6 +14,7 @@ from PIL import Image
 from tiny_encoded import contents, failing
 
 from uniwetok_hf import UniWeTokImageProcessor, UniWeTokModel
+from uniwetok_hf.data import encoding_workers
 from uniwetok_hf.data.encoded import cell_codes, encoder_fingerprint, open_encoded, part_path, read_encoding
 from uniwetok_hf.data.encoding import EncodingSettings, encode_dataset, encoded_features, find_picture_columns
 
@@ -159,12 +160,13 @@ def test_mirrored_encodings_are_counted(encode):
 
 
 @pytest.mark.parametrize("num_variants", [1, 2])
-def test_crops_of_another_version_are_not_mixed_in(encode, tmp_path, num_variants):
-    """Commit 84bac22 recorded no version of its random numbers. What it finished is left alone."""
+@pytest.mark.parametrize("name", ["streams", "crops"])
+def test_crops_of_another_version_are_not_mixed_in(encode, tmp_path, num_variants, name):
+    """Earlier versions recorded none. What they finished is left alone."""
     encode(num_variants=num_variants)
     description = tmp_path / "codes" / "encoding.json"
     values = json.loads(description.read_text())
-    assert values["settings"].pop("streams") == 2
+    assert values["settings"].pop(name) == 2
     description.write_text(json.dumps(values))
     before = contents(tmp_path / "codes")
     assert encode(num_variants=num_variants).settings == values["settings"]
@@ -252,6 +254,16 @@ def test_errors_of_a_process_arrive(encode, make_model):
         encode(model=model, num_processes=2)
 
 
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_one_line(encode, monkeypatch):
+    def submit(pool, *part):
+        pool.running.add(pool.executor.submit(os._exit, 9))  # as a process without memory ends: without a word
+
+    monkeypatch.setattr(encoding_workers._Pool, "submit", submit)
+    with pytest.raises(OSError, match=r"was killed \(out of memory\?\); the same command goes on"):
+        encode(num_processes=2)
+
+
 SCRIPT = """
 import sys
 from datasets import load_from_disk
@@ -319,6 +331,7 @@ def test_columns_of_pictures_are_found():
         (FEATURES, ["picture"], "`columns`: there is no column picture; the columns are text, image, images"),
         (FEATURES, ["number"], r"`columns`: the column number holds no pictures, but Value\('int32'\)"),
         (FEATURES, ["words"], r"`columns`: the column words holds no pictures"),
+        (Features({"rows": List(List(datasets.Image()))}), ["rows"], "`columns`: the column rows holds no pictures"),
         (FEATURES, ["image", "image"], "`columns`: a column is named twice in image, image"),
         (Features({"text": Value("string")}), None, "`columns`: no column is typed as pictures; the columns are text"),
         (None, None, "`dataset`: its columns are not known"),

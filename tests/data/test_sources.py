@@ -5,6 +5,7 @@ import tarfile
 from pathlib import Path
 
 import datasets
+import fsspec
 import pytest
 from datasets import Dataset, DatasetDict, Features, Value
 from PIL import Image
@@ -248,6 +249,18 @@ def test_urls_are_read(tmp_path):
     assert read_cell(f"file://{tmp_path}/008.png", "url").getpixel((0, 0)) == (8, 8, 8)
     with pytest.raises(ImageReadError, match="^url: no such file"):
         read_cell(f"file://{tmp_path}/009.png", "url")
+
+
+def test_errors_of_a_client_cost_one_picture():
+    class Failing(fsspec.AbstractFileSystem):
+        protocol = "failing"
+
+        def _open(self, path, *args, **kwargs):
+            raise RuntimeError("429, Too Many\nRequests")  # as `aiohttp` raises errors of its own
+
+    fsspec.register_implementation("failing", Failing, clobber=True)
+    with pytest.raises(ImageReadError, match="^url: RuntimeError: 429, Too Many Requests$"):
+        read_cell("failing://place/000.png", "url")
 
 
 def empty_folder(folder):

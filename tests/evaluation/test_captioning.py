@@ -43,6 +43,17 @@ def test_one_kind_has_one_row(evaluate):
         assert only.labels == {"what": "model"} and only.for_card
 
 
+def test_right_answers_may_be_numbers(evaluate):
+    (only,) = evaluate(["3", "2.5", "four"], [row(3), row(2.5), row(4)]).rows
+    assert only.scores["exact_match"].value == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("answer", [["cat", "dog"], None, {"text": "cat"}])
+def test_other_answers_are_refused_before_a_question_is_asked(answer):
+    with pytest.raises(ValueError, match="`answer` must be text or a number, one for each question, got"):
+        evaluate_captioning(None, None, [row(answer)])
+
+
 def test_no_questions(evaluate):
     with pytest.raises(ValueError, match="`rows` holds no question"):
         evaluate([], [])

@@ -12,6 +12,7 @@ from uniwetok_hf.evaluation.rows import (
     PictureRows,
     batched,
     choose_rows,
+    describe_choice,
     fill_template,
     picture_of,
     template_columns,
@@ -40,6 +41,15 @@ def test_of_a_stream_the_first_are_taken(dataset):
     stream = dataset.to_iterable_dataset()
     assert [row["number"] for row in choose_rows(stream, ["text"], 3)] == [0, 1, 2]
     assert len(list(choose_rows(stream, ["text"]))) == 20
+
+
+def test_the_choice_is_told(dataset):
+    stream = dataset.to_iterable_dataset()
+    assert describe_choice(dataset, 5, 1) == "5, chosen with seed 1"
+    assert describe_choice(stream, 5, 1) == "the first 5"
+    assert {describe_choice(rows, count, 1) for rows, count in ((dataset, None), (dataset, 20), (stream, None))} == {
+        "all"
+    }
 
 
 def test_missing_columns_are_told(dataset):

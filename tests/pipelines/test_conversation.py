@@ -101,6 +101,42 @@ def test_an_answer_can_hold_text_and_several_pictures(pipe, answers_with_a_pictu
     assert len(reply.images) == 4  # the most: this model never ends its turn
 
 
+def test_after_the_most_pictures_it_goes_on_as_one_that_was_saved(pipe, answers_with_a_picture, tmp_path):
+    pipe.mllm.generation_config.sequence_bias = [[[pipe.processor.vision_start_token_id], 1000.0]]
+    talk = UniWeTokConversation(pipe)
+    talk.say("draw on", generator=seeded(0), **STEPS)
+    loaded = UniWeTokConversation.load(talk.save(tmp_path / "talk"), pipe)
+    ours, theirs = (one.say("again", generator=seeded(1), **STEPS).codes[0] for one in (talk, loaded))
+    assert torch.equal(ours, theirs)
+
+
+def test_a_turn_whose_picture_is_not_decoded_leaves_no_trace(pipe, answers_with_a_picture, monkeypatch):
+    talk, undisturbed = UniWeTokConversation(pipe), UniWeTokConversation(pipe)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipe.mllm.vision_model.decoder, "forward", lambda *args, **kwargs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            talk.say("draw", generator=seeded(0), **STEPS)
+    assert talk.messages == [] and talk.codes == []
+    ours, theirs = (one.say("draw", generator=seeded(0), **STEPS).codes[0] for one in (talk, undisturbed))
+    assert torch.equal(ours, theirs)
+
+
+def test_a_turn_inside_another_generation_is_interrupted(pipe, answers_with_a_picture):
+    talk, stopped = UniWeTokConversation(pipe), []
+
+    def stop(one, step, count, tensors):
+        one._interrupt = step == 0
+
+    def turn(one, step, count, tensors):
+        if step == 0:
+            with pytest.raises(InterruptedError):
+                talk.say("draw", generator=seeded(0), callback_on_step_end=stop, **STEPS)
+            stopped.append(step)
+
+    codes = pipe("a", generator=seeded(0), output_type="latent", callback_on_step_end=turn).images
+    assert stopped == [0] and talk.messages == [] and (codes != 0).all()
+
+
 def test_size_is_that_of_the_last_picture(pipe, answers_with_a_picture):
     unit = 32 * pipe.processor.patch_size
     talk = UniWeTokConversation(pipe)

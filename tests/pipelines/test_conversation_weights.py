@@ -11,7 +11,7 @@ from tiny_models import build_tiny_mllm, build_tiny_pipeline
 
 from uniwetok_hf import UniWeTokConversation, UniWeTokPipeline
 from uniwetok_hf.adapters import lora_config, save_adapter
-from uniwetok_hf.pipelines.weights_state import weights_digest
+from uniwetok_hf.pipelines.weights_state import state_digest
 
 
 @pytest.fixture
@@ -146,16 +146,16 @@ def test_the_cache_stays_while_nothing_changes(pipe):
 def test_one_changed_weight_is_seen(pipe, tmp_path):
     """In-place operations count, wherever they write."""
     save_file(pipe.mllm.state_dict(), tmp_path / "weights.safetensors")
-    digest = weights_digest(pipe.mllm)
-    assert weights_digest(pipe.mllm) == digest
+    digest = state_digest(pipe.mllm)
+    assert state_digest(pipe.mllm) == digest
     weight = pipe.mllm.model.language_model.layers[1].mlp.up_proj.weight
     with torch.no_grad():
         weight[3, 5] += 1
-    other = weights_digest(pipe.mllm)
+    other = state_digest(pipe.mllm)
     assert other != digest
     pipe.mllm.load_state_dict(load_file(tmp_path / "weights.safetensors"))
-    assert weights_digest(pipe.mllm) not in (digest, other)  # the same values, written twice
+    assert state_digest(pipe.mllm) not in (digest, other)  # the same values, written twice
     pipe.mllm.train()
-    trains = weights_digest(pipe.mllm)
+    trains = state_digest(pipe.mllm)
     pipe.mllm.eval()
-    assert weights_digest(pipe.mllm) != trains
+    assert state_digest(pipe.mllm) != trains

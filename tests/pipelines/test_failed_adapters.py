@@ -1,12 +1,14 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
 """An adapter that can't be loaded leaves the pipeline and its model as they were, whichever way it was loaded."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from safetensors.torch import load_file, save_file
 from tiny_models import build_tiny_mllm, build_tiny_pipeline
 
@@ -163,3 +165,52 @@ def test_hooks_can_still_be_removed():
     assert list(model._forward_pre_hooks) == [handle.id] and not hasattr(model, "note")
     handle.remove()
     assert not model._forward_pre_hooks
+
+
+def test_a_failed_fusion_can_be_tried_again(good, tmp_path):
+    folder = shutil.copytree(good, tmp_path / "broken")
+    write_tensors(folder, lambda t: {**t, max(t): torch.full_like(t[max(t)], torch.nan)})
+    pipe = build_tiny_pipeline()
+    pipe.load_lora_weights(good, adapter_name="one", adapter_weight=0.6)
+    pipe.load_lora_weights(folder, adapter_name="broken")
+    before = {name: value.clone() for name, value in pipe.mllm.state_dict().items()}
+    scales = copy.deepcopy(state_of(pipe.mllm)["scales"])
+    with pytest.raises(ValueError, match="NaNs"):
+        pipe.fuse_lora(lora_scale=0.5, safe_fusing=True, adapter_names=["one", "broken"])
+    after = pipe.mllm.state_dict()
+    assert all(torch.equal(after[name].nan_to_num(), value.nan_to_num()) for name, value in before.items())
+    assert state_of(pipe.mllm)["scales"] == scales
+    assert pipe.get_active_adapters() == ["broken"]
+    pipe.set_adapters("one", 0.6)
+    pipe.fuse_lora(safe_fusing=True)
+    pipe.unfuse_lora()
+
+
+def test_only_options_that_are_known_are_taken(good):
+    for option in ({"weight_name": "step-500.safetensors"}, {"hotswap": True}, {"prefix": "mllm"}):
+        with pytest.raises(ValueError, match=f"`{min(option)}` is no option, but subfolder, revision"):
+            build_tiny_pipeline().load_lora_weights(good, **option)
+
+
+def test_an_adapter_in_a_subfolder(good, tmp_path):
+    shutil.copytree(good, tmp_path / "run" / "adapter")
+    pipe = build_tiny_pipeline()
+    with pytest.raises(ValueError, match="run/adapter is what the training made"):
+        pipe.load_lora_weights(tmp_path / "run")
+    pipe.load_lora_weights(tmp_path / "run", subfolder="adapter")
+    beside = shutil.copytree(good, tmp_path / "beside")
+    (beside / "adapter").mkdir()
+    pipe.load_lora_weights(beside)
+    assert pipe.get_active_adapters() == ["default_1"]
+
+
+@pytest.mark.parametrize("how", ["sequential", "group"])
+def test_layers_that_are_moved_one_by_one_take_no_adapter(good, how):
+    pipe = build_tiny_pipeline()
+    if how == "sequential":
+        cpu_offload(pipe.mllm, torch.device("cpu"))
+    else:
+        pipe.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+    with pytest.raises(ValueError, match="must be loaded before `enable_sequential_cpu_offload`"):
+        pipe.load_lora_weights(good)
+    assert pipe.get_list_adapters() == {}

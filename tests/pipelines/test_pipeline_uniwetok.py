@@ -469,6 +469,16 @@ def test_offloading_without_a_device_to_offload_from_is_refused(pipeline):
         own(pipeline).enable_model_cpu_offload()
 
 
+def test_pictures_are_decoded_without_a_graph(pipeline):
+    codes, graphs = pipeline("a cat", generator=seeded(0), output_type="latent").images, []
+    decoder = pipeline.mllm.vision_model.decoder
+    assert any(parameter.requires_grad for parameter in decoder.parameters())
+    hook = decoder.register_forward_hook(lambda module, inputs, output: graphs.append(output.requires_grad))
+    pipeline.decode(codes, seeded(0), "pil")
+    hook.remove()
+    assert graphs == [False]
+
+
 def test_an_older_pipeline_stays_when_the_disk_is_full(tmp_path):
     folder = tmp_path / "pipe"
     build_tiny_pipeline(seed=0).save_pretrained(folder)

@@ -203,6 +203,14 @@ def test_parts_that_do_not_fit():
         UniWeTokClassToImagePipeline(**parts | {"scheduler": DDIMScheduler()})(0)
 
 
+def test_loaded_without_the_image_tokenizer(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    loaded = UniWeTokClassToImagePipeline.from_pretrained(tmp_path, vision_model=None)
+    loaded.set_progress_bar_config(disable=True)
+    codes, wanted = (pipe(0, generator=seeded(0), output_type="latent").images for pipe in (loaded, pipeline))
+    assert torch.equal(codes, wanted)
+
+
 # --- saving ---
 
 

@@ -337,6 +337,12 @@ def test_different_padding_in_a_batch_is_cut_off_for_pil_only(pipeline, side):
     assert tensor.shape == (4, 3, side, side - 4)
 
 
+@pytest.mark.parametrize("several", [torch.rand(4, 3, 64, 64), [[picture(64, 64), picture(64, 64, seed=1)]]])
+def test_several_pictures_in_the_place_of_one_are_refused(pipeline, several):
+    with pytest.raises(ValueError, match=r"`image` must be one picture, or a list of them; 1 here hold [24]\."):
+        pipeline(several, "make it green")
+
+
 def test_callback_and_interrupt(pipeline, side):
     seen = []
 

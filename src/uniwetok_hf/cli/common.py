@@ -168,11 +168,19 @@ def output_paths(output: str | None, names: Sequence[str], inputs: Sequence[str]
         paths = [path]
     else:
         paths = [output_folder(path) / f"{name}.png" for name in unique(names)]
+    check_not_read(paths, inputs)
+    return paths
+
+
+def check_not_read(paths: Sequence[Path], inputs: Sequence[str]) -> None:
+    """
+    Raises:
+        CommandError: when one of the outputs `paths` is one of `inputs`.
+    """
     read = {Path(source).resolve() for source in inputs}
     for target in paths:
         if target.resolve() in read:
             raise CommandError(f"--output {target} would overwrite the picture that is read")
-    return paths
 
 
 def output_folder(output: str | Path) -> Path:

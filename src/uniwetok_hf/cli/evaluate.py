@@ -83,7 +83,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     if args.data:
         data = Path(args.data).name if is_place(args.data) else short_name(args.data)
         report.data, report.split = " ".join(filter(None, [data, args.name])), args.split
-        report.protocol["rows"] = "all" if args.count is None else f"{args.count}, chosen with seed {args.seed}"
+        report.protocol["rows"] = args.chosen
     if processes.is_main:
         show_report(report, output)
 
@@ -536,7 +536,7 @@ def _open_rows(
     """The chosen rows of DATA as `PictureRows`, with the columns that are not None."""
     from uniwetok_hf.data.places import is_place
     from uniwetok_hf.data.sources import PictureSource, open_source, rows_of_place
-    from uniwetok_hf.evaluation.rows import PictureRows
+    from uniwetok_hf.evaluation.rows import PictureRows, describe_choice
 
     split, count = split or args.split, count or args.count
     with _bars_on_terminals():
@@ -544,6 +544,8 @@ def _open_rows(
             rows = rows_of_place(args.data, split)
         else:
             rows = open_source(PictureSource(args.data, split, args.name, pictures[0], args.streaming))
+        if not opened:
+            args.chosen = describe_choice(rows, args.count, args.seed)
         read = PictureRows(
             rows, pictures, filter(None, columns), count, args.seed, picture_lists, args.max_skipped_share
         )

@@ -9,6 +9,7 @@ from .common import (
     add_command,
     add_model_options,
     add_seed_option,
+    check_not_read,
     output_paths,
     read_pictures,
 )
@@ -42,17 +43,18 @@ def run_reconstruct(args: argparse.Namespace) -> None:
     from uniwetok_hf.evaluation.reconstruction import reconstruct_prepared
 
     targets = output_paths(args.output, [f"{Path(path).stem}-reconstruction" for path in args.pictures], args.pictures)
+    besides = [path.with_stem(path.stem.removesuffix("-reconstruction") + "-side-by-side") for path in targets]
+    check_not_read(besides, args.pictures)
     pictures = read_pictures(args.pictures)
     model = load_vision_model(args.model, args.device)
     image_processor = make_image_processor(model.config, args)
-    for path, picture, target in zip(args.pictures, pictures, targets, strict=True):
+    for path, picture, target, beside in zip(args.pictures, pictures, targets, besides, strict=True):
         with picture_errors(path):
             inputs = image_processor(picture)
             warn_when_large(model, inputs["pixel_values"].shape, path)
             (result,) = reconstruct_prepared(model, image_processor, inputs, [picture], args.seed)
         print(f"{path}: {describe_reconstruction(result)}")
         print(f"  {save_image(result.result, target)}")
-        beside = target.with_stem(target.stem.removesuffix("-reconstruction") + "-side-by-side")
         print(f"  {save_image(side_by_side(result.original, result.result), beside)}")
 
 

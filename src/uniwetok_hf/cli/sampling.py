@@ -138,7 +138,6 @@ def generate_pictures(
     Raises:
         CommandError: when a prompt can't be read.
     """
-    import torch
     from tqdm.auto import tqdm
 
     check_prompts(pipeline, prompts, height, width, images, describe_first)
@@ -169,12 +168,8 @@ def generate_pictures(
                     bar.write(f"described as: {description}", file=sys.stderr)
                 described.add(description)
             kept = None if content_size is None else [content_size]
-            with torch.no_grad():
-                pictures = [
-                    pipeline.decode(codes[None], [own], "pil", kept)[0]
-                    for codes, own in zip(output.images, generators, strict=True)
-                ]
-            yield from pictures
+            for codes, own in zip(output.images, generators, strict=True):
+                yield pipeline.decode(codes[None], [own], "pil", kept)[0]
 
 
 def save_all(pictures: Iterator, targets: Sequence[Path]) -> None:

@@ -3,6 +3,7 @@
 weights and are handed their rows by the main process."""
 
 import concurrent.futures
+import concurrent.futures.process
 import contextlib
 import multiprocessing
 import os
@@ -70,7 +71,13 @@ class _Pool:
             self.report(count - self.reported)
             self.reported = count
             for future in done:
-                future.result()
+                try:
+                    future.result()
+                except concurrent.futures.process.BrokenProcessPool:
+                    raise OSError(
+                        "a process that encodes was killed (out of memory?); the same command goes on, perhaps with "
+                        "fewer processes"
+                    ) from None
 
 
 _worker: PartEncoder | None = None  # of this process, when a pool started it

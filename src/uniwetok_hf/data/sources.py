@@ -168,13 +168,21 @@ def read_cell(cell: dict | bytes | str | None, name: str) -> Image.Image:
     Raises:
         ImageReadError: when it can't be read; the message begins with `name`.
     """
+    return picture_of_file(cell_content(cell, name), name)
+
+
+def cell_content(cell: dict | bytes | str | None, name: str) -> bytes:
+    """The file of one cell of a picture column, as [`read_cell`] reads it."""
     content = cell
     if isinstance(cell, dict):
         content = cell.get("path") if cell.get("bytes") is None else cell["bytes"]
     if content is None:
         raise ImageReadError(f"{name}: there is no picture in this row")
-    if isinstance(content, str):
-        content = _read_file(content, name)
+    return _read_file(content, name) if isinstance(content, str) else content
+
+
+def picture_of_file(content: bytes, name: str) -> Image.Image:
+    """The picture of the `content` of a file, as [`read_cell`] returns it."""
     stream = io.BytesIO(content)
     stream.name = name
     return read_image(stream)
@@ -199,6 +207,12 @@ def _read_file(path: str, name: str) -> bytes:
         raise ImageReadError(f"{name}: no such file") from None
     except OSError as error:
         raise ImageReadError(f"{name}: {error.strerror or error}") from error
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:  # the clients that `fsspec` calls have errors of their own
+        if "://" not in path:
+            raise
+        raise ImageReadError(f"{name}: {type(error).__name__}: {one_line(error)}") from error
 
 
 def _load_splits(source: PictureSource) -> dict:

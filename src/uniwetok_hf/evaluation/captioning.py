@@ -44,13 +44,13 @@ def evaluate_captioning(
         The report, the same in all processes.
 
     Raises:
-        ValueError: when there are no questions.
+        ValueError: when there are no questions, or an answer is neither text nor a number.
     """
     report = Report("captioning")
     found = {}
     with processes.bar(length_hint(rows), "answering") as bar:
         for number, part in own_batches(rows, batch_size, processes):
-            questions, references = [row["question"] for row in part], [row["answer"] for row in part]
+            questions, references = [row["question"] for row in part], [reference_of(row) for row in part]
             kinds = [str(row[by]) if by else "" for row in part]
             answers = answer_batch(mllm, processor, [row[image_column] for row in part], questions, max_new_tokens)
             found[number] = list(zip(answers, references, kinds, strict=True))
@@ -77,6 +77,18 @@ def evaluate_captioning(
         "chance": "the most common right answer of each kind, given every time",
     }
     return report
+
+
+def reference_of(row: Mapping) -> str:
+    """The right answer of a row, as text.
+
+    Raises:
+        ValueError: when it is neither text nor a number.
+    """
+    answer = row["answer"]
+    if not isinstance(answer, str | int | float):
+        raise ValueError(f"`answer` must be text or a number, one for each question, got {answer!r:.100}.")
+    return str(answer)
 
 
 def answer_all(

@@ -156,6 +156,13 @@ def choose_rows(rows: Iterable[Mapping], columns: Iterable[str] = (), count: int
     return rows.select(chosen) if hasattr(rows, "select") else [rows[index] for index in chosen]
 
 
+def describe_choice(rows: Iterable[Mapping], count: int | None, seed: int) -> str:
+    """Which of `rows` [`choose_rows`] takes, in words."""
+    if count is None or (isinstance(rows, Sized) and count >= len(rows)):
+        return "all"
+    return f"{count}, chosen with seed {seed}" if isinstance(rows, Sized) else f"the first {count}"
+
+
 def picture_of(cell, name: str = "the picture") -> Image.Image:
     """The RGB picture in a cell of a data set: bytes, a path, `{"bytes", "path"}`, or a PIL image."""
     return read_image(cell) if isinstance(cell, Image.Image) else read_cell(cell, name)

@@ -25,7 +25,7 @@ from ..files import read_json, save_whole
 from ..modeling.codes_uniwetok import load_codes, save_codes
 from ..modeling.noise_uniwetok import Generators
 from .pipeline_mixin import UniWeTokPipelineMixin
-from .weights_state import weights_digest
+from .weights_state import state_digest
 
 
 FORMAT, VERSION = "uniwetok-conversation", 1
@@ -149,7 +149,7 @@ class UniWeTokConversation:
             "generator": generator,
             "callback_on_step_end": callback_on_step_end,
         }
-        if (weights := weights_digest(pipe.mllm)) != self._weights:
+        if (weights := state_digest(pipe.mllm)) != self._weights:
             self._forget()
             self._weights = weights
         before = len(self.messages), len(self.codes)
@@ -157,6 +157,7 @@ class UniWeTokConversation:
         self.codes += shown
         try:
             answer, generated = self._answer(size, max_new_tokens, settings)
+            pictures = [pipe.decode(codes[None], generator, "pil")[0] for codes in generated]
         except BaseException:
             del self.messages[before[0] :], self.codes[before[1] :]
             self._forget()
@@ -164,7 +165,6 @@ class UniWeTokConversation:
         self.messages.append({"role": "assistant", "content": answer})
         self.codes += generated
         reply = " ".join(item["text"] for item in answer if item["type"] == "text")
-        pictures = [pipe.decode(codes[None], generator, "pil")[0] for codes in generated]
         pipe.maybe_free_model_hooks()
         return UniWeTokReply(text=" ".join(reply.split()), images=pictures, codes=generated)
 
@@ -191,7 +191,9 @@ class UniWeTokConversation:
             text, last = self._generate_text(pictures, max_new_tokens)
             if text:
                 content.append({"type": "text", "text": text})
-            if last != self.pipe.processor.vision_start_token_id or len(generated) == MAX_PICTURES:
+            if last == self.pipe.processor.vision_start_token_id and len(generated) == MAX_PICTURES:
+                last = self._ids[-1] = self.pipe.processor.turn_end_token_id  # which the cache does not have yet
+            if last != self.pipe.processor.vision_start_token_id:
                 return content, generated
             generated.append(self._generate_picture(size, settings))
             content.append({"type": "image"})
@@ -251,7 +253,7 @@ class UniWeTokConversation:
             negative_input_ids=negative["input_ids"].to(device),
             past_key_values=self._cache,
         )[0]
-        if pipe.interrupt:
+        if pipe.interrupt or (codes == 0).any():  # the state may be that of a generation around this one
             raise InterruptedError("The turn was interrupted; the conversation is as it was before.")
         num_tokens = codes.shape[1] * codes.shape[2]
         self._ids += [processor.image_token_id] * num_tokens + tokenizer.convert_tokens_to_ids(["<|vision_end|>"])

@@ -49,13 +49,16 @@ def as_encoded_images(
         device: where the model computes; by default where its weights are.
 
     Raises:
-        ValueError: when a picture comes out at a size that the model can't read.
+        ValueError: when one of `images` holds several pictures, or comes out at a size that the model can't read.
     """
     encoded = [image for image in images if isinstance(image, EncodedImage)]
     if len(encoded) == len(images):
         return encoded
-    inputs = processor.image_processor([image for image in images if not isinstance(image, EncodedImage)])
+    given = [image for image in images if not isinstance(image, EncodedImage)]
+    inputs = processor.image_processor(given)
     sizes = [tuple(picture.shape[-2:]) for picture in inputs["pixel_values"]]
+    if len(sizes) != len(given):
+        raise ValueError(f"`image` must be one picture, or a list of them; {len(given)} here hold {len(sizes)}.")
     for size in sizes:
         processor.check_size(*size)  # before a picture that is too large is encoded
     device = mllm.device if device is None else device

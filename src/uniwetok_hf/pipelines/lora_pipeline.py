@@ -45,6 +45,8 @@ WEIGHTED_METHODS = ("LORA", "LOHA", "LOKR")
 MORE_THAN_UPDATES = ("modules_to_save", "trainable_token_indices", "layer_replication")
 PLAIN_STARTS = (True, False, "gaussian", "orthogonal")
 
+HUB_OPTIONS = ("subfolder", "revision", "token", "cache_dir", "force_download", "local_files_only")
+
 register_default_targets()  # diffusers has imported peft already, where there is one
 
 
@@ -63,11 +65,16 @@ class UniWeTokLoraMixin(LoraBaseMixin):
 
         Raises:
             ImportError: when `peft` is not installed.
-            ValueError: when there is no such adapter.
+            ValueError: when there is no such adapter, or for another option.
         """
         peft = load_peft()
         from safetensors.torch import load_file
 
+        if strange := sorted(hub_options.keys() - set(HUB_OPTIONS)):
+            raise ValueError(
+                f"An adapter is {CONFIG_FILE} and {WEIGHTS_FILE}: `{strange[0]}` is no option, but "
+                f"{', '.join(HUB_OPTIONS)} are."
+            )
         if isinstance(pretrained_model_name_or_path, dict):
             raise ValueError(
                 "`pretrained_model_name_or_path` must be the folder or Hub id of an adapter, got a dict of tensors "
@@ -78,7 +85,8 @@ class UniWeTokLoraMixin(LoraBaseMixin):
         problem = f"`pretrained_model_name_or_path` {source} is no adapter ({CONFIG_FILE}, {WEIGHTS_FILE}): "
         if not os.path.isdir(source) and source.count("/") != 1:
             raise ValueError(f"{problem}there is no such folder, and on the Hub names are org/name")
-        if os.path.isdir(adapter := os.path.join(source, "adapter")):
+        is_run = os.path.isdir(adapter := os.path.join(source, "adapter"))
+        if is_run and not hub_options.get("subfolder") and not os.path.isfile(os.path.join(source, CONFIG_FILE)):
             raise ValueError(f"{problem}{adapter} is what the training made")
         try:
             config_file, weights_file = (
@@ -119,10 +127,11 @@ class UniWeTokLoraMixin(LoraBaseMixin):
 
         Raises:
             ImportError: when `peft` is not installed.
-            ValueError: when there is no such adapter, it fits another model, its name is taken, or adapters are fused;
-                the pipeline is then as it was.
+            ValueError: when there is no such adapter, it fits another model, its name is taken, adapters are fused, or
+                weights are moved layer by layer already; the pipeline is then as it was.
         """
         self._check_not_fused()
+        self._check_not_offloaded()
         tensors, config = self.lora_state_dict(pretrained_model_name_or_path, **hub_options)
         problem = f"`pretrained_model_name_or_path` {pretrained_model_name_or_path} "
         loaded, base_model = self._adapters(), config.base_model_name_or_path
@@ -221,7 +230,8 @@ class UniWeTokLoraMixin(LoraBaseMixin):
 
         Raises:
             ValueError: when no adapter is loaded, some are fused already, there is no adapter of that name, or
-                `lora_scale` is 0, which could not be undone.
+                `lora_scale` is 0, which could not be undone; with `safe_fusing`, which keeps the weights until all
+                are added, also when an update is not finite. The pipeline is then as it was.
         """
         self._check_not_fused()
         if lora_scale == 0:
@@ -229,9 +239,10 @@ class UniWeTokLoraMixin(LoraBaseMixin):
         self._check_names(adapter_names or [])
         if not self._adapters():
             raise ValueError("`fuse_lora` needs an adapter: load one with `load_lora_weights`.")
-        if adapter_names:
-            self.mllm.set_adapter(list(adapter_names))
-        super().fuse_lora(list(components), lora_scale, safe_fusing)
+        with unchanged_on_error(self.mllm):
+            if adapter_names:
+                self.mllm.set_adapter(list(adapter_names))
+            super().fuse_lora(list(components), lora_scale, safe_fusing)
         self.mllm._fused_lora_scale = lora_scale  # other pipelines may share the model
 
     def unfuse_lora(self, components: list[str] | tuple[str, ...] = ("mllm",)) -> None:
@@ -270,6 +281,17 @@ class UniWeTokLoraMixin(LoraBaseMixin):
 
     def _is_fused(self) -> bool:
         return bool(self._adapters()) and any(layer.merged for layer in self._adapted_layers())
+
+    def _check_not_offloaded(self) -> None:
+        """New layers of adapters would be left out of what moves the weights."""
+        from diffusers.hooks.group_offloading import _is_group_offload_enabled
+
+        on_meta = any(parameter.device.type == "meta" for parameter in self.mllm.parameters())
+        if on_meta or _is_group_offload_enabled(self.mllm):
+            raise ValueError(
+                "Adapters must be loaded before `enable_sequential_cpu_offload`, `enable_group_offload` or a "
+                "`device_map` move the model layer by layer; `remove_all_hooks` ends the first."
+            )
 
     def _check_not_fused(self) -> None:
         if self._is_fused():

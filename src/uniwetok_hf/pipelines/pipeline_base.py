@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from ..modeling.noise_uniwetok import Generators
 
@@ -166,14 +167,17 @@ class UniWeTokPipelineBase:
             )
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
-        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` may hold {self._callback_tensor_inputs}, got {sorted(unknown)}."
-            )
+        self._check_tensor_inputs(callback_on_step_end_tensor_inputs)
         if not hasattr(self.scheduler, "advance"):
             raise ValueError(
                 "`scheduler` must be a BinaryFlowScheduler: no other samples bits. It is a "
                 f"{type(self.scheduler).__name__}."
+            )
+
+    def _check_tensor_inputs(self, names: Sequence[str]) -> None:
+        if unknown := set(names) - set(self._callback_tensor_inputs):
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` may hold {self._callback_tensor_inputs}, got {sorted(unknown)}."
             )
 
     @contextmanager
@@ -188,6 +192,10 @@ class UniWeTokPipelineBase:
         """A generation into `latents` that runs meanwhile, with its progress bar. Gives two functions: which
         `guidance_scale` a patch has, and what a model is to call after each patch with its index and a copy of the
         codes so far, which answers whether the run ends."""
+        names = callback_on_step_end_tensor_inputs
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):  # of diffusers, which say it
+            names = callback_on_step_end.tensor_inputs
+            self._check_tensor_inputs(names)
         with (
             self._new_state(guidance_scale, num_patches) as state,
             self.progress_bar(total=num_patches) as progress_bar,
@@ -196,7 +204,7 @@ class UniWeTokPipelineBase:
             def on_patch(step: int, codes: torch.Tensor) -> bool:
                 progress_bar.update()
                 if callback_on_step_end is not None:
-                    callback_kwargs = dict.fromkeys(callback_on_step_end_tensor_inputs, codes)
+                    callback_kwargs = dict.fromkeys(names, codes)
                     returned = callback_on_step_end(self, step, num_patches, callback_kwargs)
                     if (replaced := returned_codes(returned, codes)) is not None:
                         latents.copy_(replaced)

@@ -137,6 +137,7 @@ class UniWeTokPipelineMixin(UniWeTokPipelineBase):
                 **prompt_inputs,
             ).codes
 
+    @torch.no_grad()
     def decode(
         self,
         codes: torch.Tensor,

@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from ..modeling.modeling_uniwetok_class_to_image import GUIDANCE_SCHEDULES
 from ..modeling.noise_uniwetok import Generators
 from .pipeline_base import (
     UniWeTokPipelineBase,
@@ -70,14 +71,15 @@ class UniWeTokClassToImagePipeline(UniWeTokPipelineBase, DiffusionPipeline):
         check_count("default_num_inference_steps", default_num_inference_steps)
         check_number("default_guidance_scale", default_guidance_scale)
         check_schedule("default_guidance_schedule", default_guidance_schedule)
-        bits, vision_bits = transformer.config.num_bits, vision_model.config.num_bits
-        if bits != vision_bits:
-            raise ValueError(
-                f"`vision_model` has tokens of {vision_bits} bits, `transformer` generates tokens of {bits}: give the "
-                "image tokenizer whose codes it was trained on."
-            )
+        if transformer is not None and vision_model is not None:  # loaded without a part
+            bits, vision_bits = transformer.config.num_bits, vision_model.config.num_bits
+            if bits != vision_bits:
+                raise ValueError(
+                    f"`vision_model` has tokens of {vision_bits} bits, `transformer` generates tokens of {bits}: give "
+                    "the image tokenizer whose codes it was trained on."
+                )
         id2label = {int(number): name for number, name in (id2label or {}).items()}
-        if id2label and sorted(id2label) != list(range(transformer.config.num_classes)):
+        if id2label and transformer is not None and sorted(id2label) != list(range(transformer.config.num_classes)):
             raise ValueError(
                 f"`id2label` must have a name for each number from 0 to {transformer.config.num_classes - 1}, got "
                 f"{len(id2label)} names."
@@ -277,8 +279,8 @@ def check_schedule(name: str, value) -> None:
     Raises:
         ValueError: when the argument `name` is no schedule of the guidance.
     """
-    if value not in ("linear", "constant"):
-        raise ValueError(f"`{name}` must be 'linear' or 'constant', got {value!r}.")
+    if value not in GUIDANCE_SCHEDULES:
+        raise ValueError(f"`{name}` must be one of {list(GUIDANCE_SCHEDULES)}, got {value!r}.")
 
 
 __all__ = ["UniWeTokClassToImagePipeline"]

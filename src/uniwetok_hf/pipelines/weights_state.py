@@ -18,7 +18,7 @@ ADAPTER_STATE = ("active_adapters", "merged_adapters", "disable_adapters", "scal
 
 
 @torch.no_grad()
-def weights_digest(model: nn.Module) -> str:
+def state_digest(model: nn.Module) -> str:
     """A digest of the dtypes, devices, versions and sampled values of a model's weights, of whether it trains, and of
     which adapters are active, merged and with what scale."""
     digest = hashlib.blake2b(digest_size=16)
@@ -47,4 +47,4 @@ def _sample(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(-1)[: step * count : step]
 
 
-__all__ = ["weights_digest"]
+__all__ = ["state_digest"]
