@@ -345,10 +345,13 @@ def evaluate_naming(
         found = [(row, answer) for row, answer in zip(asked, answers, strict=True) if row["kind"] == column]
         if not found:
             continue
-        usual = Counter(row["answer"] for row, _ in found).most_common(1)[0][1] / len(found)
+        counts = defaultdict(Counter)  # a blind answer knows the group
+        for row, _ in found:
+            counts[row["group"]][row["answer"]] += 1
+        usual = {group: max(own.values()) / own.total() for group, own in counts.items()}
         right = [exact_match(answer, row["answer"]) for row, answer in found]
         labels = {"what": "model", "of": f"{column}s, {of}"}
-        outcomes = {"exact_match": (right, [usual] * len(right))}
+        outcomes = {"exact_match": (right, [usual[row["group"]] for row, _ in found])}
         table += rows_by_group(labels, [row["group"] for row, _ in found], outcomes)
     real = [row["image"] for row in rows]
     labels = {

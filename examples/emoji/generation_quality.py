@@ -4,9 +4,9 @@ defaults of the emoji model are chosen by it.
 
     python examples/emoji/generation_quality.py data/emoji runs/judge/model runs/mllm/pipeline [more pipelines]
 
-R-precision and the nearest by pixels are those of `evaluate_emoji.py`, on pictures that training showed: the mean over
-the groups that are no people, and people. The time is that of one picture from one prompt, with everything loaded: the
-median of several. Writes a table, and a figure to --figure.
+R-precision and the nearest by pixels are those of `evaluate_emoji.py`, on other pictures that training showed: the
+mean over the groups that are no people, and people. The time is that of one picture from one prompt, with everything
+loaded: the median of several. Writes a table, and a figure to --figure.
 """
 
 import argparse
@@ -70,6 +70,9 @@ def main() -> None:
     parser.add_argument("judge", help="dual encoder that no training loss used")
     parser.add_argument("pipelines", nargs="+", help="pipelines, of one patch size each")
     parser.add_argument("--count", type=int, default=30, help="pictures of each group")
+    parser.add_argument(
+        "--scored", type=int, default=100, help="pictures of each group that `evaluate_emoji.py` scores: none of them"
+    )
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 6, 8, 12])
     parser.add_argument("--guidance", type=float, nargs="+", default=[2.0, 3.0, 5.0])
     parser.add_argument("--temperature", type=float, nargs="+", help="default: the pipeline's")
@@ -78,7 +81,9 @@ def main() -> None:
 
     splits = load_pictures(options.data)
     pool = [row for split in splits.values() for row in split]
-    rows, generator = choose_by_group(splits["train"], options.count, seed=0), torch.Generator().manual_seed(0)
+    scored = {row["id"] for row in choose_by_group(splits["train"], options.scored, seed=0)}
+    rows = choose_by_group([row for row in splits["train"] if row["id"] not in scored], options.count, seed=0)
+    generator = torch.Generator().manual_seed(0)
     captions, groups = [caption_of(row) for row in rows], [row["group"] for row in rows]
     rivals = [rival_captions(row, pool, generator) for row in rows]
     judged = CaptionScore(Judge.from_pretrained(options.judge), captions, rivals)

@@ -361,6 +361,7 @@ def test_what_can_not_be_measured(fails, pictures, edits, vision_folder, pipelin
     error = fails("evaluate", "editing", edits, "--split", "nothing", "--model", pipeline_folder)
     assert "`split` 'nothing' is not in edits.parquet; there is train" in error
     latents = ["evaluate", "latents", pictures, "--label", "style", "--count", 4, *vision]
+    assert "--split and --train-split are both train" in fails(*latents, "--size", 32, "--split", "train")
     assert "multiple of the model's 32 pixels, got 48" in fails(*latents, "--size", 48)
     blind = build_vit(tmp_path / "vit")
     error = fails(*generation, "--judge", blind, "--model", pipeline_folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from datasets import Image as ImageFeature
 from launched import commands_on_two
 from PIL import Image
@@ -34,6 +34,7 @@ def write_data() -> None:
     for column in ("source", "image", "target"):
         data = data.cast_column(column, ImageFeature(decode=False))
     data.to_parquet("data.parquet")
+    DatasetDict({"train": data, "test": data}).save_to_disk("splits")
     for name, count in {"samples": 9, "real": 7}.items():
         pictures = np.random.default_rng(count).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
         np.savez(f"{name}.npz", arr_0=pictures)
@@ -61,7 +62,7 @@ def test_two_processes_score_what_one_does(pipeline_folder, vision_folder, tmp_p
             *(*data, "--model", vision_folder, "--by", "kind", "--sizes", 32, "native"),
             *("--features", vit, "--perceptual", vit),
         ],
-        "latents": [*data, "--model", vision_folder, "--label", "kind", "--size", 64, "--train-split", "train"],
+        "latents": ["splits", "--batch-size", 2, "--model", vision_folder, "--label", "kind", "--size", 64],
         "generation": [*data, *drawn, "--count", 5, "--rivals", 3],
         "editing": [*data, *drawn, "--by", "kind", "--rivals", 2],
         "captioning": [*data, "--model", pipeline_folder, "--by", "kind", "--max-new-tokens", 3],

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import threading
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from uniwetok_hf.cli.main import main
 from uniwetok_hf.data.samples import stream_seed
 from uniwetok_hf.evaluation.benchmarks import BENCHMARKS, BenchmarkFile, collect_benchmark, run_benchmark
 from uniwetok_hf.evaluation.benchmarks.files import make_grid, plan_batches
-from uniwetok_hf.evaluation.benchmarks.run import revision_of
+from uniwetok_hf.evaluation.benchmarks.run import revision_of, settings_of_pipeline
 from uniwetok_hf.evaluation.processes import Processes
 from uniwetok_hf.signals import Stopped
 
@@ -61,12 +62,12 @@ def make_dpg(path: Path) -> str:
     return str(path)
 
 
-def make_wise(path: Path) -> str:
+def make_wise(path: Path, suffix: str = "") -> str:
     path.mkdir()
     names = ("cultural_common_sense", "spatio-temporal_reasoning", "natural_science")
     for name, number, prompt in zip(names, (1, 450, 641), PROMPTS, strict=True):
         row = {"Prompt": prompt, "Explanation": "it is", "Subcategory": "x", "prompt_id": number}
-        (path / f"{name}.json").write_text(json.dumps([row]), encoding="utf-8")
+        (path / f"{name}{suffix}.json").write_text(json.dumps([row]), encoding="utf-8")
         (path / f"{name}_rewrite.json").write_text(json.dumps([row]), encoding="utf-8")
     return str(path)
 
@@ -161,9 +162,38 @@ def test_dpg_grids_are_cut_by_its_judge(pipe, sets, tmp_path):
 
 
 def test_wise_names_are_numbers(pipe, sets, tmp_path):
-    (command,) = run("wise", pipe, sets, tmp_path / "out")
-    assert sorted(os.listdir(tmp_path / "out" / "images")) == ["1.png", "450.png", "641.png"]
-    assert command == f"IMAGE_DIR={tmp_path / 'out' / 'images'} bash eval_qwen.sh"
+    commands, images = run("wise", pipe, sets, tmp_path / "out"), tmp_path / "out" / "images"
+    assert sorted(os.listdir(images)) == ["1.png", "450.png", "641.png"]
+    assert len(commands) == 3 and all("cd WISE_legacy && python gpt_eval.py" in command for command in commands)
+    assert f"--result_scores {images}/Results/spatio-temporal_reasoning_scores_results.jsonl" in commands[1]
+    verified = make_wise(tmp_path / "verified", "_verified")
+    commands = BENCHMARKS["wise"].judge_commands(images, verified, None, 64, 1)
+    assert commands == [f"IMAGE_DIR={images} bash eval_qwen.sh"]
+
+
+def test_dpg_wants_squares(pipe, sets, tmp_path):
+    with pytest.raises(ValueError, match="`height` and `width` must be equal: .*got 64, 128"):
+        run("dpg", pipe, sets, tmp_path / "out", height=64, width=128)
+    assert not (tmp_path / "out").exists()
+
+
+def test_edits_go_on_with_the_same_sources_only(pipe, sets, tmp_path):
+    options = {"variant": "ours", "batch_size": 4}
+    folder = Path(shutil.copytree(Path(sets["imgedit"]).parent, tmp_path / "images"))
+    places = str(folder / "edits.json"), "someone/tiny", str(folder)
+    run_benchmark(BENCHMARKS["imgedit"], pipe, tmp_path / "out", *places, **options)
+    colour(2).save(folder / "animal" / "0.jpg")
+    with pytest.raises(ValueError, match="`sources`: .* was begun with"):
+        run_benchmark(BENCHMARKS["imgedit"], pipe, tmp_path / "out", *places, **options)
+
+
+def test_the_scale_of_the_source_is_the_one_that_was_used(pipe, sets, tmp_path):
+    edit = UniWeTokEditPipeline.from_pipe(pipe)
+    edit.register_to_config(default_guidance_scale=5.0, default_image_guidance_scale=3.0)
+    for guidance, wanted in ((10.0, 6.0), (1.0, None), (None, 3.0)):
+        call = {} if guidance is None else {"guidance_scale": guidance}
+        assert settings_of_pipeline(edit, call)["image_guidance_scale"] == wanted
+    assert settings_of_pipeline(edit, {"image_guidance_scale": 4.0})["image_guidance_scale"] == 4.0
 
 
 def test_gedit_has_results_and_sources(pipe, sets, tmp_path):
@@ -363,28 +393,49 @@ def test_dpg_scores(pipe, sets, tmp_path):
 
 
 def test_wise_scores_by_either_judge(pipe, sets, tmp_path):
-    run("wise", pipe, sets, tmp_path / "out")
-    output = tmp_path / "scores.jsonl"
+    verified = {"wise": make_wise(tmp_path / "verified", "_verified")}
+    run("wise", pipe, verified, tmp_path / "out")
+    binary, parts = tmp_path / "scores.jsonl", tmp_path / "of_2025.jsonl"
     rows = [{"prompt_id": number, "score": score} for number, score in ((1, 1), (450, 0), (641, 1))]
-    output.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    report = collect_benchmark(BENCHMARKS["wise"], tmp_path / "out", output)
+    binary.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    rows = [{"prompt_id": n, "consistency": 2, "realism": 1, "aesthetic_quality": 0} for n in (1, 450, 641)]
+    parts.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+
+    report = collect_benchmark(BENCHMARKS["wise"], tmp_path / "out", binary)
     scores = {row.labels["of"]: row.scores["wiscore"].value for row in report.rows}
     assert scores == {"culture": 1.0, "time": 0.0, "biology": 1.0}  # no overall of three categories
-    rows = [{"prompt_id": n, "consistency": 2, "realism": 1, "aesthetic_quality": 0} for n in (1, 450, 641)]
-    output.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    report = collect_benchmark(BENCHMARKS["wise"], tmp_path / "out", output, judge="GPT-4o of May 2024")
-    assert report.rows[0].scores["wiscore"].value == pytest.approx((0.7 * 2 + 0.2) / 2)
+    with pytest.raises(ValueError, match=r"line 1 is by the judge of the prompts of 2025 .* are of WISE_Verified"):
+        collect_benchmark(BENCHMARKS["wise"], tmp_path / "out", parts)
+
+    run("wise", pipe, sets, tmp_path / "of_2025")
+    report = collect_benchmark(BENCHMARKS["wise"], tmp_path / "of_2025", parts, judge="GPT-4o of May 2024")
+    scores = {row.labels["of"]: row.scores["wiscore"].value for row in report.rows}
+    assert scores == pytest.approx(dict.fromkeys(("culture", "time", "space"), (0.7 * 2 + 0.2) / 2))
     assert report.protocol["judge"] == "GPT-4o of May 2024"
+    with pytest.raises(ValueError, match=r"line 1 is by the judge of WISE_Verified .* are of the prompts of 2025"):
+        collect_benchmark(BENCHMARKS["wise"], tmp_path / "of_2025", binary)
 
 
-def test_the_overall_score_of_wise_is_weighted(tmp_path):
+@pytest.mark.parametrize("suffix, last", [("_verified", (400, 520, 640, 760, 880)), ("", (400, 567, 700, 800, 900))])
+def test_the_overall_score_of_wise_is_weighted(tmp_path, suffix, last):
+    """Points for culture and the last category alone; the next numbers, of other categories, have none."""
+    prompts = make_wise(tmp_path / "prompts", suffix)
     files = [BenchmarkFile(f"{number}.png", "x") for number in range(1, 1001)]
-    output = tmp_path / "scores.jsonl"
-    rows = [{"prompt_id": number, "score": int(number <= 400 or number > 880)} for number in range(1, 1001)]
-    output.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    overall = BENCHMARKS["wise"].collect(output, files, "")[0]
+    output, rows = tmp_path / "results", []
+    output.mkdir()
+    for number in range(1, 1001):
+        right = number <= last[0] or number > last[-1]
+        parts = dict.fromkeys(("consistency", "realism", "aesthetic_quality"), 2 * right)
+        rows.append({"prompt_id": number} | ({"score": int(right)} if suffix else parts))
+    for name, own in (("cultural_common_sense_scores", rows[:400]), ("spatio-temporal_reasoning", rows[400:])):
+        (output / f"{name}_results.jsonl").write_text("\n".join(map(json.dumps, own)), encoding="utf-8")
+    overall, *categories = BENCHMARKS["wise"].collect(output, files, prompts)
     assert overall.labels == {"of": "overall"}
-    assert overall.scores["wiscore"].value == pytest.approx(0.4 + 0.12)
+    assert overall.scores["wiscore"].value == pytest.approx(0.4 + (0.12 if suffix else 0.1))
+    firsts = (0, *last, 1000)
+    counts = [row.scores["wiscore"].count for row in categories]
+    assert counts == [after - before for before, after in zip(firsts, firsts[1:], strict=False)]
+    assert [row.scores["wiscore"].value for row in categories] == pytest.approx([1, 0, 0, 0, 0, 1])
 
 
 def test_gedit_scores_by_language(pipe, sets, tmp_path):

@@ -63,6 +63,17 @@ def test_rivals_mean_something_else_and_stay_in_their_group():
         == choose_rivals(meanings, 2, seeded(1))
         != choose_rivals(meanings, 2, seeded(2))
     )
+
+
+def test_rivals_differ_from_each_other():
+    """Ten labels of ten rows each: there are nine other texts, and a blind choice is right once in ten."""
+    meanings = [index % 10 for index in range(100)]
+    rivals = choose_rivals(meanings, 31, seeded(0))
+    assert all(len(others) == len({meanings[other] for other in others}) == 9 for others in rivals)
+    assert chance_of(rivals) == pytest.approx(0.1)
+
+
+def test_the_chance_of_rivals():
     assert chance_of([[1], [0, 2, 3]]) == pytest.approx((1 / 2 + 1 / 4) / 2)
 
 

@@ -112,11 +112,13 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("run").mkdir()
     make_samples("run/samples.npz"), make_samples("real.npz", 14, 1)
+    Path("run/settings.json").write_text(json.dumps({"guidance_scale": 3.0, "seed": 7, "weights": "x"}))
     judge = build_vit(tmp_path / "vit")
     assert main(["evaluate", "classes", "run/samples.npz", "real.npz", "--features", judge]) == 0
     out = capsys.readouterr().out
     assert "Classes: run on real.npz" in out and "Fréchet" in out and "no FID" in out
-    saved = json.loads(Path("run/scores/results.json").read_text())
+    saved = json.loads(Path("run/scores_of_uniwetok/results.json").read_text())
+    assert saved["protocol"]["guidance scale"] == 3.0 and saved["protocol"]["seed"] == 7
     assert saved["results"][0]["scores"]["frechet"]["count"] == 12
     assert main(["evaluate", "classes", "run/samples.npz", "real.npz"]) == 1
     assert "give either --inception or --features" in capsys.readouterr().err

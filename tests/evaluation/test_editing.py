@@ -27,7 +27,7 @@ class Painter:
 
     def __init__(self, pipe, pictures):
         self.mllm, self.config, self.scale_for_images = pipe.mllm, pipe.config, pipe.scale_for_images
-        self.value_or_default = pipe.value_or_default
+        self.value_or_default, self.scheduler = pipe.value_or_default, pipe.scheduler
         self.encode_image = pipe.encode_image
         self.pictures = pictures
 

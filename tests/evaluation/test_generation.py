@@ -18,7 +18,8 @@ class Painter:
     """A pipeline that "generates" the pictures that a test chose, so that scores are known; its tokenizer is real."""
 
     def __init__(self, pipe, pictures):
-        self.mllm, self.value_or_default, self.pictures, self.prompts = pipe.mllm, pipe.value_or_default, pictures, []
+        self.mllm, self.scheduler, self.value_or_default = pipe.mllm, pipe.scheduler, pipe.value_or_default
+        self.pictures, self.prompts = pictures, []
 
     def __call__(self, prompt, generator, **call):
         assert len(generator) == len(prompt)

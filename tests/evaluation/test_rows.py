@@ -52,6 +52,16 @@ def test_the_choice_is_told(dataset):
     }
 
 
+def test_values_of_a_column_are_those_of_all_rows():
+    labels = ClassLabel(names=["cat", "dog", "owl"])
+    features = Features({"image": ImageFeature(), "label": labels, "style": Value("string")})
+    columns = {"image": [{"bytes": png(), "path": None}] * 4, "label": [1, 0, -1, 1], "style": ["b", "a", None, "b"]}
+    dataset = Dataset.from_dict(columns, features=features)
+    rows = PictureRows(dataset, columns=["label"], count=1)
+    assert rows.values_of("label") == ["cat", "dog"] and rows.values_of("style") == ["a", "b"]
+    assert PictureRows(dataset.to_iterable_dataset(), count=1).values_of("label") is None
+
+
 def test_missing_columns_are_told(dataset):
     for rows in (dataset, dataset.to_iterable_dataset()):
         with pytest.raises(ValueError, match="no column label, style; they have number, text"):

@@ -218,7 +218,8 @@ def test_names_styles_and_tones_are_asked_apart(pipe, monkeypatch):
         if row.labels["group"] == "people"
     }
     assert found["model", "names"].value == found["model", "styles"].value == 1.0
-    assert found["model", "names"].chance == 0.25 and found["model", "styles"].chance == pytest.approx(1 / 3)
+    for kind in ("names", "styles"):  # a blind answer knows the group: people have three names here
+        assert found["model", kind].chance == pytest.approx(1 / 3)
     assert found["model", "tones"].value == 0.0 and found["model", "tones"].count == 18  # yellow ones have no tone
     assert found["judge, real", "names"].value > 0.6 and found["judge, real", "names"].chance == 0.25
 

@@ -28,7 +28,7 @@ def folders(fixtures, tmp_path_factory):
 def test_steps_and_guidance_of_drawings(folders, tmp_path, monkeypatch, capsys):
     figure = tmp_path / "figure.svg"
     arguments = [folders["data"], folders["judge"], folders["model"], "--count", "1", "--figure", str(figure)]
-    arguments += ["--steps", "1", "2", "--guidance", "1", "2", "--temperature", "0.5"]
+    arguments += ["--steps", "1", "2", "--guidance", "1", "2", "--temperature", "0.5", "--scored", "0"]
     monkeypatch.setattr(sys, "argv", ["generation_quality.py", *arguments])
     generation_quality.main()
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| 1 ")]

@@ -225,6 +225,11 @@ def measure_latents(args: argparse.Namespace, opened: list, processes):
 
     if args.no_probe and args.teacher is None:
         raise CommandError("nothing to measure: --no-probe leaves zero-shot accuracy, which needs --teacher")
+    if args.split == args.train_split and not args.no_probe:
+        raise CommandError(
+            f"--split and --train-split are both {args.split}: a probe is measured on other pictures than those it is "
+            "fitted on. Name two splits, or give --no-probe"
+        )
     rows = _open_rows(args, opened, [args.image_column], [args.label])
     train_rows = None
     if not args.no_probe:
@@ -243,6 +248,7 @@ def measure_latents(args: argparse.Namespace, opened: list, processes):
         templates=args.template or ["a photo of {label}"],
         batch_size=args.batch_size,
         processes=processes,
+        classes=rows.values_of(args.label),
     )
     if train_rows is not None:
         report.protocol["probes fitted on"] += f" of {args.train_split}"
@@ -496,7 +502,7 @@ def run_evaluate_classes(args: argparse.Namespace) -> None:
     from uniwetok_hf.evaluation.class_scores import evaluate_classes
     from uniwetok_hf.evaluation.processes import Processes
 
-    output = output_folder(args.output or Path(args.samples).parent / "scores")
+    output = output_folder(args.output or Path(args.samples).parent / "scores_of_uniwetok")
     with user_errors(ValueError, ImportError):
         processes = Processes.join()
         feature_model = _load_feature_model(args, str(resolve_device(device_of_process(args.device))))

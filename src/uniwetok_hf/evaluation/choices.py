@@ -58,7 +58,8 @@ def choose_rivals(
     """For each row, `num_rivals` other rows; fewer where there are not as many.
 
     Args:
-        meanings: one hashable value per row (the prompt). Rows that mean the same are never rivals.
+        meanings: one hashable value per row (the prompt). Rows that mean the same are never rivals, and of rivals that
+            mean the same there is one: otherwise a blind choice would be right more often than one in so many.
         generator: source of the choice.
         groups: one hashable value per row; rivals come from the row's own group, which makes the choice harder.
     """
@@ -70,8 +71,12 @@ def choose_rivals(
     for group, meaning in zip(groups, meanings, strict=True):
         others = [member for member in members[group] if meanings[member] != meaning]
         order = torch.randperm(len(others), generator=generator, device=generator.device)
-        picks = order[:num_rivals].tolist()
-        rivals.append([others[pick] for pick in picks])
+        of_meaning: dict[object, int] = {}
+        for pick in order.tolist():
+            of_meaning.setdefault(meanings[others[pick]], others[pick])
+            if len(of_meaning) == num_rivals:
+                break
+        rivals.append(list(of_meaning.values()))
     return rivals
 
 

@@ -18,12 +18,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..files import read_json
 from .distributions import FeatureSums, frechet_of_moments, frechet_score, precision_recall_outcomes
 from .inception import InceptionFeatures, inception_score
 from .intervals import Score, share_score
 from .judges import Judge
 from .processes import ALONE, Processes
 from .reports import Report, ScoreRow
+from .runs import SETTINGS_FILE
 
 
 PROTOCOL = "classes"
@@ -77,6 +79,14 @@ def open_statistics(path: str | Path) -> tuple[np.ndarray, np.ndarray] | None:
     return found["mu"], found["sigma"]
 
 
+def settings_beside(samples: str | Path) -> dict:
+    """How `uniwetok sample-classes` made the pictures, where its `settings.json` lies beside them."""
+    path = Path(samples).parent / SETTINGS_FILE
+    settings = read_json(path) if path.is_file() else {}
+    told = ("num_inference_steps", "guidance_scale", "guidance_schedule", "shift", "temperature", "dtype", "seed")
+    return {name.replace("_", " "): settings[name] for name in told if settings.get(name) is not None}
+
+
 def evaluate_classes(
     samples: str | Path,
     references: str | Path,
@@ -105,7 +115,7 @@ def evaluate_classes(
         "generated": f"{len(generated)} pictures",
         "real": f"{len(real)} pictures of {Path(references).name}",
         "features": feature_model.describe(),
-    }
+    } | settings_beside(samples)
     if isinstance(feature_model, InceptionFeatures):
         statistics = open_statistics(references)
         protocol["FID against"] = "statistics of the file" if statistics else "its pictures"

@@ -104,7 +104,7 @@ def frechet_scores(
     sets: Mapping[str, Mapping[int, np.ndarray]], references: Mapping[int, np.ndarray], processes: Processes = ALONE
 ) -> dict[str, Score]:
     """
-    The Fréchet distances of sets to one, with a jackknife of the groups i modulo 20; none of sets of two pictures or
+    The Fréchet distances of sets to one, with a jackknife of the groups i modulo 23; none of sets of two pictures or
     fewer.
 
     Features of few pictures are brought together. Of more pictures than channels, only sums are, and the processes

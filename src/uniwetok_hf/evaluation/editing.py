@@ -101,7 +101,7 @@ def evaluate_editing(
 
     report.protocol = {
         "candidates": f"target, source, up to {num_rivals} others",
-        **generation_protocol(**call, seed=seed),
+        **generation_protocol(edit_pipe, **call, seed=seed),
         "edits described first": "yes" if describe_first else "no",
     }
     picture_scale = edit_pipe.scale_for_images(call["guidance_scale"], image_guidance_scale)

@@ -93,7 +93,7 @@ def evaluate_generation(
     report.rows = [ScoreRow({"what": what}, found, what == "model") for what, found in scores.items() if found]
     report.protocol = {
         "prompts": f"{len(prompts)}, such as: {prompts[0]}",
-        **generation_protocol(**call, seed=seed),
+        **generation_protocol(pipe, **call, seed=seed),
         "rivals": f"up to {num_rivals} others"
         + (f" of the same {within}" if within else "")
         + (f", of any for {alone}" if alone else ""),
@@ -223,11 +223,14 @@ def generation_call(pipe, num_inference_steps: int | None, guidance_scale: float
     return {name: pipe.value_or_default(name, value) for name, value in given.items()}
 
 
-def generation_protocol(num_inference_steps: int, guidance_scale: float, seed: int) -> dict:
+def generation_protocol(pipe, num_inference_steps: int, guidance_scale: float, seed: int) -> dict:
     """The lines of a protocol that say how pictures are generated and compared."""
     return {
         "diffusion steps per patch": num_inference_steps,
         "guidance scale": guidance_scale,
+        "temperature": pipe.scheduler.config.temperature,
+        "shift": pipe.scheduler.config.shift,
+        "dtype": str(pipe.mllm.dtype).removeprefix("torch."),
         "seeds": f"{seed} + number of the picture",
         "pixels": "squared difference of 32x32 thumbnails",
     }

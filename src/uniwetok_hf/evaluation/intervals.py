@@ -3,7 +3,7 @@
 
 - A share (right or wrong): Wilson's interval, which stays inside [0, 1] and holds for few samples.
 - A mean: normal, mean +- 1.96 standard errors.
-- A value of whole sets (Fréchet distance): a jackknife that leaves out one of 20 groups at a time. A bootstrap would
+- A value of whole sets (Fréchet distance): a jackknife that leaves out one of 23 groups at a time. A bootstrap would
   not do: it repeats samples, and repeated samples look like a narrower distribution.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 
 Z_95 = 1.959964
-NUM_GROUPS = 20  # of a jackknife
+NUM_GROUPS = 23  # of a jackknife; a prime, so that classes that take turns lie in all of them
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ def evaluate_latents(
     templates: Sequence[str] = ("a photo of {label}",),
     batch_size: int = 16,
     processes: Processes = ALONE,
+    classes: Sequence[str] | None = None,
 ) -> Report:
     """
     Accuracy of a label that is read from latents and codes.
@@ -53,6 +54,7 @@ def evaluate_latents(
         pools, teacher: of the Pre-Post Distillation that the model was trained with, for zero-shot accuracy.
         templates: texts of the classes, with `{label}` in them; the directions of the texts of a class are averaged.
         processes: those that share the pictures, batch by batch.
+        classes: among which names are chosen, with those of `rows`.
 
     Returns:
         The report, the same in all processes.
@@ -66,7 +68,7 @@ def evaluate_latents(
         raise ValueError(f"`size` must be a multiple of the model's {stride} pixels, got {size}.")
     settings = (size, label, image_column, pools, teacher, batch_size, processes)
     test = embed_rows(model, rows, *settings)
-    classes, texts, train = sorted(set(test.labels)), None, None
+    classes, texts, train = sorted({*test.labels, *(classes or ())}), None, None
     report.protocol = {
         "crop": f"scaled to cover {size}x{size}, centre cut out",
         "label": label,

@@ -46,7 +46,7 @@ class PictureRows:
         max_skipped_share: float = MAX_SHARE,
     ):
         columns = list(columns)
-        self.rows = choose_rows(rows, [*pictures, *columns], count, seed)
+        self.rows, self.all_rows = choose_rows(rows, [*pictures, *columns], count, seed), rows
         self.pictures, self.picture_lists = pictures, picture_lists
         features = getattr(self.rows, "features", None) or {}
         self.class_names = {name: feature.names for name, feature in features.items() if hasattr(feature, "names")}
@@ -70,6 +70,14 @@ class PictureRows:
                 counts.num_read = index  # of all processes
                 counts.add(self.skipped.get(index, []), 1)
             yield number, read
+
+    def values_of(self, column: str) -> list[str] | None:
+        """All values of a column, also of rows that were not chosen, in alphabetical order; None of a stream."""
+        if not hasattr(self.all_rows, "unique"):
+            return None
+        names = self.class_names.get(column)
+        found = [value for value in self.all_rows.unique(column) if value is not None]
+        return sorted(str(value) if names is None else names[value] for value in found if names is None or value >= 0)
 
     def _parts(self, size: int) -> Iterator[Iterable[tuple[int, Mapping]]]:
         """Rows with their numbers. Those of other processes are read from a stream only."""

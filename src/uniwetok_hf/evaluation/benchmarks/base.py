@@ -40,6 +40,12 @@ class Benchmark:
         """
         raise NotImplementedError
 
+    def check_size(self, height: int, width: int) -> None:
+        """
+        Raises:
+            ValueError: when the judge can't read pictures of that size.
+        """
+
     def root(self, model_name: str) -> str:
         """Name of the folder that the judge reads."""
         return "images"

@@ -67,7 +67,7 @@ class GEditBench(Benchmark):
     def judge_commands(self, folder: Path, prompts: str, images: str | None, side: int, num_images: int) -> list[str]:
         where = f"--model_name {quote(folder.name)} --save_path {quote(str(folder.parent))}"
         return [
-            f"python GEdit-Bench/test_gedit_score.py {where} --backbone gpt4o",
+            f"cd GEdit-Bench && python test_gedit_score.py {where} --backbone gpt4o",
         ]
 
     def collect(self, output: Path, files: Sequence[BenchmarkFile], prompts: str) -> list[ScoreRow]:
@@ -136,9 +136,10 @@ class ImgEdit(Benchmark):
         return edits
 
     def judge_commands(self, folder: Path, prompts: str, images: str | None, side: int, num_images: int) -> list[str]:
+        edits, sources = (quote(str(Path(place).resolve())) for place in (prompts, images or "."))
         return [
             f"python Benchmark/Basic/basic_bench.py --result_img_folder {quote(str(folder))} "
-            f"--edit_json {quote(prompts)} --origin_img_root {quote(str(images))} "
+            f"--edit_json {edits} --origin_img_root {sources} "
             "--prompts_json Benchmark/Basic/prompts.json"
         ]
 

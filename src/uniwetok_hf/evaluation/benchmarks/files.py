@@ -46,6 +46,19 @@ def prompts_digest(files: Sequence[BenchmarkFile]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def sources_digest(files: Sequence[BenchmarkFile]) -> str:
+    """SHA-256 of the pixels of all sources, in the order of the paths.
+
+    Raises:
+        ValueError: when one can't be read.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(files, key=lambda file: file.path):
+        source = _source_of(file)
+        digest.update(f"{file.path} {source.size}\n".encode() + source.tobytes())
+    return digest.hexdigest()
+
+
 def make_grid(pictures: Sequence[Image.Image]) -> Image.Image:
     """One picture, or a square of several of one size, row by row."""
     if len(pictures) == 1:
@@ -71,12 +84,16 @@ def plan_batches(pipe, files: Sequence[BenchmarkFile], batch_size: int) -> list[
     return [part for indices in by_size.values() for part in batched(indices, files_at_once)]
 
 
-def _size_of_result(pipe, file: BenchmarkFile) -> tuple[int, int]:
-    """(height, width) in pixels of the edit of a source, with padding."""
+def _source_of(file: BenchmarkFile) -> Image.Image:
     try:
-        source = file.read_source()
+        return file.read_source()  # ty: ignore[call-non-callable]
     except (ValueError, OSError) as error:
         raise ValueError(f"the source of {file.path} can't be read: {error}") from error
+
+
+def _size_of_result(pipe, file: BenchmarkFile) -> tuple[int, int]:
+    """(height, width) in pixels of the edit of a source, with padding."""
+    source = _source_of(file)
     processor = pipe.processor.image_processor
     return plan_sizes(source.height, source.width, processor.stride, processor.fit, processor.size)[1]
 

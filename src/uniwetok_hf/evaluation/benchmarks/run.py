@@ -18,7 +18,7 @@ from ..reports import Report
 from ..rows import batched
 from ..runs import SETTINGS_FILE, begin_run, check_begun, weights_digest
 from .base import Benchmark
-from .files import BenchmarkFile, check_files, generate_files, prompts_digest
+from .files import BenchmarkFile, check_files, generate_files, prompts_digest, sources_digest
 from .rewriting import name_of_rewriter, rewrite_prompts, save_rewritten
 
 
@@ -74,6 +74,7 @@ def run_benchmark(
     files = first_files(benchmark.read(prompts, images, num_images), limit)
     pipe, call = prepare_call(benchmark, pipe, call)
     if not benchmark.is_editing:
+        benchmark.check_size(call["height"], call["width"])
         check_prompts(pipe, files, call["height"], call["width"])
     elif rewriter is not None:
         raise ValueError(f"`rewriter`: {benchmark.title} is of edits, whose instructions are not rewritten.")
@@ -88,6 +89,8 @@ def run_benchmark(
         "seed": seed,
         **settings_of_pipeline(pipe, call),
     }
+    if benchmark.is_editing:
+        settings["sources"] = sources_digest(files)
     check_begun(out, settings)
     rewritten = None
     if rewriter is not None:
@@ -156,11 +159,15 @@ def settings_of_pipeline(pipe, call: dict) -> dict:
     """What the pictures of a pipeline depend on, called with the arguments `call`: with its defaults, so that a run
     can't go on with others."""
     names = ["num_inference_steps", "guidance_scale"]
-    if isinstance(pipe, UniWeTokEditPipeline):
-        names += ["image_guidance_scale", "negative_prompt", "describe_first"]
+    is_edit = isinstance(pipe, UniWeTokEditPipeline)
+    if is_edit:
+        names += ["negative_prompt", "describe_first"]
+    settings = {**call, **{name: pipe.value_or_default(name, call.get(name)) for name in names}}
+    if is_edit:  # by default it is in proportion to the other
+        scales = settings["guidance_scale"], call.get("image_guidance_scale")
+        settings["image_guidance_scale"] = pipe.scale_for_images(*scales)
     return {
-        **call,
-        **{name: pipe.value_or_default(name, call.get(name)) for name in names},
+        **settings,
         "shift": pipe.scheduler.config.shift,
         "temperature": pipe.scheduler.config.temperature,
         "dtype": str(pipe.mllm.dtype).removeprefix("torch."),
@@ -210,7 +217,8 @@ def collect_benchmark(benchmark: Benchmark, out: str | Path, output: str | Path,
     if settings.get("rewriter") is not None:
         name_of_set += f", rewritten by {name_of_rewriter(Path(out))}"
     rows = benchmark.collect(Path(output), files, paths["prompts"])
-    told = ("num_images", "num_inference_steps", "guidance_scale", "image_guidance_scale", "height", "width", "seed")
+    told = ("num_images", "num_inference_steps", "guidance_scale", "image_guidance_scale", "negative_prompt")
+    told += ("describe_first", "height", "width", "shift", "temperature", "seed")
     protocol = {"judge": judge or benchmark.judge, "prompts": name_of_set}
     if settings["limit"] is not None:
         protocol["only the first prompts"] = settings["limit"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from shlex import quote
 
 from ...files import whole_file
-from ..intervals import Score, mean_of_scores, mean_score, share_score
+from ..intervals import Score, mean_of_scores, mean_score
 from ..reports import ScoreRow
 from .base import Benchmark, check_complete, field_of, parse_json, read_text
 from .files import BenchmarkFile
@@ -59,14 +59,20 @@ class GenEval(Benchmark):
         ]
 
     def collect(self, output: Path, files: Sequence[BenchmarkFile], prompts: str) -> list[ScoreRow]:
-        found, right = [], defaultdict(list)
+        found: list[str] = []
+        right: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
         for number, line in enumerate(read_text(output, "the judge's output").splitlines(), 1):
             where = f"{output}, line {number}"
             row = parse_json(line, where)
             found.append("/".join(Path(field_of(row, "filename", str, where)).parts[-3:]))
-            right[field_of(row, "tag", str, where)].append(field_of(row, "correct", bool, where))
+            number = found[-1].split("/")[0]
+            right[field_of(row, "tag", str, where)][number].append(field_of(row, "correct", bool, where))
         check_complete(found, files, output)
-        by_task = {task: share_score(outcomes) for task, outcomes in right.items()}
+        # Intervals are over prompts, whose pictures are alike; all have equally many, so the mean is that of pictures.
+        by_task = {
+            task: mean_score([sum(own) / len(own) for own in prompts.values()], bounds=(0.0, 1.0))
+            for task, prompts in right.items()
+        }
         overall = mean_of_scores(list(by_task.values()))
         rows = [ScoreRow({"of": "overall"}, {"geneval": overall}, for_card=True)]
         return rows + [ScoreRow({"of": task}, {"geneval": score}) for task, score in by_task.items()]
@@ -89,6 +95,12 @@ class DPGBench(Benchmark):
         if not paths:
             raise ValueError(f"`prompts` {prompts} is no folder of .txt files.")
         return [BenchmarkFile(f"{path.stem}.png", _not_empty(path), num_images) for path in paths]
+
+    def check_size(self, height: int, width: int) -> None:
+        if height != width:
+            raise ValueError(
+                f"`height` and `width` must be equal: DPG-Bench's judge cuts squares, got {height}, {width}."
+            )
 
     def judge_commands(self, folder: Path, prompts: str, images: str | None, side: int, num_images: int) -> list[str]:
         return [f"PIC_NUM={num_images} bash dpg_bench/dist_eval.sh {quote(str(folder))} {side}"]
@@ -121,57 +133,85 @@ class Wise(Benchmark):
         "26e601d8068466d3104e2ab977e06e48cc827bea9b7f215fda6621b8f85b5069": "WISE of 2025",
     }
 
-    # First and last number, weight in the overall score of WISE_Verified, and in that of 2025.
-    CATEGORIES = {
-        "culture": (1, 400, 0.4, 0.4),
-        "time": (401, 520, 0.12, 0.167),
-        "space": (521, 640, 0.12, 0.133),
-        "biology": (641, 760, 0.12, 0.1),
-        "physics": (761, 880, 0.12, 0.1),
-        "chemistry": (881, 1000, 0.12, 0.1),
+    NAMES = ("cultural_common_sense", "spatio-temporal_reasoning", "natural_science")
+    # First and last number of each category, and its weight in the overall score.
+    VERIFIED = {
+        "culture": (1, 400, 0.4),
+        "time": (401, 520, 0.12),
+        "space": (521, 640, 0.12),
+        "biology": (641, 760, 0.12),
+        "physics": (761, 880, 0.12),
+        "chemistry": (881, 1000, 0.12),
+    }
+    OF_2025 = {
+        "culture": (1, 400, 0.4),
+        "time": (401, 567, 0.167),
+        "space": (568, 700, 0.133),
+        "biology": (701, 800, 0.1),
+        "physics": (801, 900, 0.1),
+        "chemistry": (901, 1000, 0.1),
     }
 
     def read(self, prompts: str, images: str | None, num_images: int) -> list[BenchmarkFile]:
         if num_images != 1:
             raise ValueError(f"`num_images` of WISE must be 1, got {num_images}.")
-        names = ("cultural_common_sense", "spatio-temporal_reasoning", "natural_science")
-        paths = [path for name in names for path in sorted(Path(prompts).glob(f"{name}*.json"))]
-        paths = [path for path in paths if "rewrite" not in path.name]
-        if not paths:
-            raise ValueError(f"`prompts` {prompts} holds none of {', '.join(f'{name}*.json' for name in names)}.")
         files = []
-        for path in paths:
+        for path in self._paths(prompts):
             rows = parse_json(read_text(path, "`prompts`"), f"`prompts` {path}")
             for row in rows if isinstance(rows, list) else [None]:
                 number = field_of(row, "prompt_id", int, f"`prompts` {path}")
                 files.append(BenchmarkFile(f"{number}.png", field_of(row, "Prompt", str, f"`prompts` {path}")))
         return files
 
+    def _paths(self, prompts: str) -> list[Path]:
+        paths = [path for name in self.NAMES for path in sorted(Path(prompts).glob(f"{name}*.json"))]
+        paths = [path for path in paths if "rewrite" not in path.name]
+        if not paths:
+            raise ValueError(f"`prompts` {prompts} holds none of {', '.join(f'{name}*.json' for name in self.NAMES)}.")
+        return paths
+
+    def _is_verified(self, prompts: str) -> bool:
+        """Whether the set is WISE_Verified, or that of 2025, of other prompts and with another judge."""
+        return all(path.stem.endswith("_verified") for path in self._paths(prompts))
+
     def judge_commands(self, folder: Path, prompts: str, images: str | None, side: int, num_images: int) -> list[str]:
-        return [f"IMAGE_DIR={quote(str(folder))} bash eval_qwen.sh"]
+        if self._is_verified(prompts):
+            return [f"IMAGE_DIR={quote(str(folder))} bash eval_qwen.sh"]
+        results = f"{folder}/Results"
+        return [
+            f'cd WISE_legacy && python gpt_eval.py --model gpt-4o-2024-05-13 --api_key "$OPENAI_API_KEY" '
+            f"--json_path data/{name}.json --image_dir {quote(str(folder))} --output_dir {quote(f'{results}/{name}')} "
+            f"--result_full {quote(f'{results}/{name}_full_results.json')} "
+            f"--result_scores {quote(f'{results}/{name}_scores_results.jsonl')}"
+            for name in self.NAMES
+        ]
 
     def collect(self, output: Path, files: Sequence[BenchmarkFile], prompts: str) -> list[ScoreRow]:
-        paths = sorted(output.glob("*scores*.jsonl")) if output.is_dir() else [output]
-        scores, is_binary = {}, True
-        found = []
+        paths = sorted(output.glob("*_results.jsonl")) if output.is_dir() else [output]
+        is_verified = self._is_verified(prompts)
+        scores, found = {}, []
         for path in paths:
             for number, line in enumerate(read_text(path, "the judge's output").splitlines(), 1):
                 where = f"{path}, line {number}"
                 row = parse_json(line, where)
                 prompt = field_of(row, "prompt_id", int, where)
                 found.append(f"{prompt}.png")
-                is_binary = "score" in row
+                if ("score" in row) != is_verified:
+                    judges = "WISE_Verified (eval_qwen.sh)", "the prompts of 2025 (WISE_legacy/gpt_eval.py)"
+                    one, other = judges if is_verified else reversed(judges)
+                    raise ValueError(f"{where} is by the judge of {other}; the pictures are of {one}.")
                 scores[prompt] = (
-                    float(field_of(row, "score", (int, float), where)) if is_binary else _wiscore(row, where)
+                    float(field_of(row, "score", (int, float), where)) if is_verified else _wiscore(row, where)
                 )
         check_complete(found, files, output)
         rows, overall = [], 0.0
-        for category, (first, last, weight, weight_2025) in self.CATEGORIES.items():
+        categories = self.VERIFIED if is_verified else self.OF_2025
+        for category, (first, last, weight) in categories.items():
             own = [value for prompt, value in scores.items() if first <= prompt <= last]
             if own:
                 rows.append(ScoreRow({"of": category}, {"wiscore": mean_score(own, bounds=(0.0, 1.0))}))
-                overall += (weight if is_binary else weight_2025) * sum(own) / len(own)
-        if len(rows) == len(self.CATEGORIES):
+                overall += weight * sum(own) / len(own)
+        if len(rows) == len(categories):
             rows.insert(0, ScoreRow({"of": "overall"}, {"wiscore": Score(overall, len(scores))}, for_card=True))
         return rows
 
