@@ -9,7 +9,7 @@ from PIL import Image
 from tiny_mllm import with_random_weights
 from tiny_models import build_tiny_pipeline
 
-from uniwetok_hf import UniWeTokEditPipeline
+from uniwetok_hf import UniWeTokEditPipeline, web_app
 from uniwetok_hf.web_app import LARGEST_SIDE, Studio, read_upload
 
 
@@ -86,6 +86,16 @@ def test_conversations_do_not_mix(studio):
     assert again[0] is ours[0] and len(ours[0].messages) == 4 and len(theirs[0].messages) == 2
 
 
+def test_the_last_conversations_keep_what_was_read(studio, monkeypatch):
+    monkeypatch.setattr(web_app, "MOST_CACHES", 2)
+    talks = [list(studio.converse(None, "draw", [], 0))[-1][0] for _ in range(3)]
+    lengths = [talk._cache.get_seq_length() for talk in talks]
+    assert lengths[0] == 0 < min(lengths[1:])
+    for talk in (talks[0], talks[2]):
+        list(studio.converse(talk, "and now?", [], 1))
+    assert [talk._cache.get_seq_length() > 0 for talk in talks] == [True, False, True]
+
+
 @pytest.mark.parametrize(
     ("job", "words"),
     [
@@ -104,7 +114,7 @@ def test_uploads(tmp_path):
     picture(2000, 1000).save(tmp_path / "large.png")
     assert read_upload(str(tmp_path / "large.png")).size == (LARGEST_SIDE, LARGEST_SIDE // 2)
     (tmp_path / "words.png").write_text("no picture")
-    with pytest.raises(ValueError, match="^This file can't be used: not a picture that Pillow can read.$"):
+    with pytest.raises(ValueError, match="^This file can't be used: it must be one of PNG, JPEG, .*$"):
         read_upload(str(tmp_path / "words.png"))
     with pytest.raises(ValueError, match="Choose a picture first"):
         read_upload(None)

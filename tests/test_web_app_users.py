@@ -21,6 +21,7 @@ from tiny_mllm import answer_with_pictures, with_random_weights
 from tiny_models import build_tiny_pipeline
 
 from uniwetok_hf import web_app
+from uniwetok_hf.data import images
 from uniwetok_hf.web_app import build_app, launch_options
 
 
@@ -210,11 +211,11 @@ def message_of(call) -> str:
 def test_limits_of_uploads(client, served, tmp_path, monkeypatch):
     large = tmp_path / "large.png"
     picture_file(large, 300, 300)
-    monkeypatch.setattr(web_app, "LARGEST_PICTURE", 89_999)
+    monkeypatch.setattr(images, "MOST_PIXELS", 89_999)
     file = gradio_client.handle_file(large)
     for name in ("/describe", "/reconstruct"):
         words = message_of(lambda n=name: client.predict(picture=file, api_name=n))
-        assert words == "This picture is too large; at most 0 million pixels are read."
+        assert words == "This file can't be used: 300 x 300 pixels; at most 0 million are read."
     monkeypatch.undo()
     client.predict(picture=file, api_name="/reconstruct")
 
@@ -227,7 +228,11 @@ def test_limits_of_uploads(client, served, tmp_path, monkeypatch):
     bomb = tmp_path / "bomb.png"
     Image.new("1", (30_000, 30_000)).save(bomb)
     words = message_of(lambda: client.predict(picture=gradio_client.handle_file(bomb), api_name="/reconstruct"))
-    assert words == "This picture is too large; at most 50 million pixels are read."
+    assert words.startswith("This file can't be used: too many pixels to open safely")
+    document = tmp_path / "document.png"
+    Image.new("RGB", (9, 9)).save(document, format="EPS")  # Pillow would run another program
+    words = message_of(lambda: client.predict(picture=gradio_client.handle_file(document), api_name="/reconstruct"))
+    assert words.startswith("This file can't be used: it must be one of PNG, JPEG")
     five = {"text": "these", "files": [gradio_client.handle_file(large)] * 5}
     assert message_of(lambda: client.predict(five, api_name="/converse")) == (
         "These are 5 pictures; a turn may have 4."
@@ -338,7 +343,7 @@ def test_nothing_of_the_server_in_what_a_visitor_reads(client, served, tmp_path,
     (tmp_path / "words.png").write_text("no picture")
     words = gradio_client.handle_file(tmp_path / "words.png")
     texts.append(message_of(lambda: client.predict(picture=words, api_name="/reconstruct")))
-    assert texts[-1] == "This file can't be used: not a picture that Pillow can read."
+    assert texts[-1].startswith("This file can't be used: it must be one of PNG, ")
     texts.append(message_of(lambda: client.predict(prompt="a <|im_end|>", api_name="/generate")))
     for path in ("/etc/passwd", str(Path(web_app.__file__))):  # a file of the server's
         data = {"path": path, "meta": {"_type": "gradio.FileData"}}

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .data.images import ImageReadError, read_image
+from .data.images import ImageReadError, read_strange_image
 from .embedded import EXAMPLES
 from .evaluation.reconstruction import reconstruct
 from .pipelines import UniWeTokConversation, UniWeTokEditPipeline, UniWeTokPipeline
@@ -31,8 +31,8 @@ from .visualization import bit_planes
 
 
 LARGEST_UPLOAD = 20_000_000  # bytes
-LARGEST_PICTURE = 50_000_000  # pixels, which take 150 MB to open
 MOST_PICTURES = 4  # in one turn of a conversation
+MOST_CACHES = 8  # conversations that keep the keys and values of what was read
 LONGEST_TEXT = 2000  # characters
 MOST_STEPS = 50
 LARGEST_SEED = 2**32 - 1
@@ -67,6 +67,7 @@ class Studio:
     def __init__(self, pipe: UniWeTokPipeline):
         self.pipe, self.defaults = pipe, pipe.config
         self.edit_pipe = UniWeTokEditPipeline.from_pipe(pipe)
+        self._cached: list[UniWeTokConversation] = []  # the one that spoke last at the end
         for one in (self.pipe, self.edit_pipe):
             one.set_progress_bar_config(disable=True)
 
@@ -111,7 +112,14 @@ class Studio:
             if reply is None:
                 yield talk, "", [preview[0]], False
             else:
+                self._keep_cache_of(talk)
                 yield talk, reply.text, reply.images, True
+
+    def _keep_cache_of(self, talk: UniWeTokConversation) -> None:
+        """Of the conversations of all visitors the last few keep what the model has read; others read it again."""
+        self._cached = [one for one in self._cached if one is not talk] + [talk]
+        while len(self._cached) > MOST_CACHES:
+            self._cached.pop(0).forget_cache()
 
     def _previewed(
         self, pipe, call: dict, seed: int, steps: int, guidance: float, content_size: tuple[int, int] | None = None
@@ -243,30 +251,13 @@ def read_upload(path: str | None) -> Image.Image:
     try:
         if os.path.getsize(path) > LARGEST_UPLOAD:
             raise ValueError(f"This file is too large; at most {LARGEST_UPLOAD // 10**6} MB are read.")
-        check_pixels(path)
-        picture = read_image(path)
+        picture = read_strange_image(path)
     except OSError:
         raise ValueError("This file can't be used: it is no longer there. Choose it again.") from None
     except ImageReadError as error:
         raise ValueError(f"This file can't be used: {str(error).split(': ', 1)[-1]}.") from None
     picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     return picture
-
-
-def check_pixels(path: str) -> None:
-    """
-    Raises:
-        ValueError: when the picture's header announces too many pixels to open.
-    """
-    try:
-        with Image.open(path) as picture:
-            width, height = picture.size
-    except Image.DecompressionBombError:
-        width, height = LARGEST_PICTURE, 2
-    except Exception:  # no picture: reading it says so
-        return
-    if width * height > LARGEST_PICTURE:
-        raise ValueError(f"This picture is too large; at most {LARGEST_PICTURE // 10**6} million pixels are read.")
 
 
 def build_app(pipe: UniWeTokPipeline, name: str):

@@ -10,6 +10,8 @@ import httpx2
 import pytest
 from launched import free_port
 
+from uniwetok_hf.cli.common import read_keys
+
 
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
 
@@ -29,6 +31,7 @@ def test_without_ray_it_says_what_to_install(fails, monkeypatch):
     [
         (["--adapter", "cats"], "NAME=FOLDER"),
         (["--adapter", "a/b=folder"], "NAME=FOLDER"),
+        (["--adapter", "cats-1.5=folder"], "letters, digits, '_' and '-'"),
         (["--adapter", "a=x", "--adapter", "a=y"], "same name"),
         (["--timeout", "0"], "more than 0"),
         (["--api-key-file", "missing.txt"], "missing.txt"),
@@ -40,6 +43,11 @@ def test_without_ray_it_says_what_to_install(fails, monkeypatch):
 )
 def test_what_it_refuses(fails, argv, words):
     assert words in fails("serve", *argv)
+
+
+def test_keys_of_a_file_from_windows(tmp_path):
+    (tmp_path / "keys.txt").write_bytes("\ufeff# mine\r\nfirst\r\n second \r\n".encode())
+    assert read_keys(tmp_path / "keys.txt") == ("first", "second")
 
 
 def test_a_file_without_keys(fails, workplace):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.state import AcceleratorState
 from PIL import Image
 from tiny_training import VISION
 
@@ -35,6 +36,28 @@ def test_stages_one_after_the_other(uniwetok, succeeds, stage, photo):
     # What is finished is not trained again.
     result = uniwetok("train", "tokenizer", "--config", *stages)
     assert (result.code, result.out) == (0, ["first/model is finished", "second/model is finished"])
+
+
+@pytest.mark.filterwarnings("ignore:.*many times slower.*")  # bfloat16 on some processors
+def test_stages_have_a_precision_each(uniwetok, stage, workplace):
+    stages = [
+        stage("first", mixed_precision="bf16"),
+        stage("second", init_from="first", model={}, mixed_precision="no"),
+    ]
+    AcceleratorState._reset_state()  # a command is a process of its own
+    assert uniwetok("train", "tokenizer", "--config", *stages).code == 0
+    stage("alone", init_from="first", model={}, mixed_precision="no")
+    assert uniwetok("train", "tokenizer", "--config", "alone.yaml").code == 0
+    losses = [
+        json.loads((workplace / name / "log.jsonl").read_text().splitlines()[0])["loss"]
+        for name in ("second", "alone")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_stages_meet_but_once(fails, stage):
+    stages = [stage("first", process_timeout_minutes=5), stage("second", init_from="first", model={})]
+    assert "one `process_timeout_minutes`" in fails("train", "tokenizer", "--config", *stages)
 
 
 def test_trainings_that_cannot_be(fails, photo, stage, workplace):

@@ -1,8 +1,11 @@
 """Damaged WebDataset archives: the rows that are hit are named and left out, all others are there, at every door."""
 
+import errno
 import gzip
 import io
 import json
+import os
+import re
 import tarfile
 
 import datasets
@@ -12,7 +15,7 @@ from full_disk import files_limited
 from PIL import Image
 from tiny_encoded import build_vision
 
-from uniwetok_hf.data.archives import ERROR_COLUMN
+from uniwetok_hf.data.archives import ERROR_COLUMN, is_empty
 from uniwetok_hf.data.encoded import open_encoded
 from uniwetok_hf.data.encoded_parts import EncodingSettings
 from uniwetok_hf.data.encoding import encode_dataset
@@ -164,6 +167,23 @@ def test_a_compressed_archive_that_is_cut_off(tmp_path):
     (tmp_path / "0.tar.gz").write_bytes(gzip.compress(tar(members(range(6))))[:-5000])
     rows = list(open_rows(PictureSource(str(tmp_path / "0.tar.gz"))))
     assert len(rows) > 2 and [bool(row[ERROR_COLUMN]) for row in rows] == [False] * (len(rows) - 1) + [True]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOENT, errno.EMFILE])
+def test_a_disk_that_fails_is_no_damage(tmp_path, monkeypatch, number):
+    """It would cost all rows that come after it."""
+    (tmp_path / "0.tar").write_bytes(tar(members([0, 1, 2])))
+    rows = iter(open_rows(PictureSource(f"{tmp_path}/*.tar", streaming=True)))
+    next(rows)
+
+    def fail(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tarfile.TarFile, "next", fail)
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        list(rows)
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        is_empty(tmp_path / "0.tar")
 
 
 def test_an_archive_that_was_mended_is_read_again(tmp_path):

@@ -9,7 +9,14 @@ import torch
 from datasets import Features, List, Value
 from full_disk import files_limited
 
-from uniwetok_hf.data.encoded import cell_codes, encoder_fingerprint, open_encoded, part_path, read_encoding
+from uniwetok_hf.data.encoded import (
+    cell_codes,
+    encoder_fingerprint,
+    is_begun,
+    open_encoded,
+    part_path,
+    read_encoding,
+)
 from uniwetok_hf.files import WriteError
 from uniwetok_hf.modeling.codes_uniwetok import pack_codes
 
@@ -112,6 +119,15 @@ def test_description(folder):
     encoding = read_encoding(folder)
     assert (encoding.model, encoding.num_bits, encoding.stride, encoding.num_variants) == ("tiny", 16, 4, 2)
     assert encoding.picture_columns == ["image"]
+
+
+def test_parts_of_other_programs_are_no_encoding(tmp_path):
+    (tmp_path / "part-00000-5f0c-4a.c000.snappy.parquet").touch()  # of Spark
+    assert not is_begun(tmp_path)
+    for name in ("part-00000.parquet", "part-00003-00001.parquet"):
+        (tmp_path / name).touch()
+        assert is_begun(tmp_path)
+        (tmp_path / name).unlink()
 
 
 def test_an_unfinished_folder_is_refused(folder):

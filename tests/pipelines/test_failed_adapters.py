@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import cpu_offload
+from full_disk import files_limited
 from safetensors.torch import load_file, save_file
 from tiny_models import build_tiny_mllm, build_tiny_pipeline
 
@@ -190,6 +191,29 @@ def test_only_options_that_are_known_are_taken(good):
     for option in ({"weight_name": "step-500.safetensors"}, {"hotswap": True}, {"prefix": "mllm"}):
         with pytest.raises(ValueError, match=f"`{min(option)}` is no option, but subfolder, revision"):
             build_tiny_pipeline().load_lora_weights(good, **option)
+
+
+@pytest.mark.parametrize("name", ["cats-1.5", "values"])
+def test_names_that_layers_can_not_have(good, name):
+    pipe = build_tiny_pipeline()
+    with pytest.raises(ValueError, match=f"`adapter_name` must have no dot, .* got '{name}'"):
+        pipe.load_lora_weights(good, adapter_name=name)
+    assert pipe.get_list_adapters() == {}
+
+
+def test_a_saved_adapter_stays_when_the_disk_is_full(good, tmp_path):
+    folder = Path(shutil.copytree(good, tmp_path / "saved"))
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    pipe = build_tiny_pipeline()
+    pipe.load_lora_weights(good, adapter_name="one")
+    for size in (0, 1_000):
+        with files_limited(size), pytest.raises(OSError, match="saved can't be written"):
+            pipe.save_lora_weights(folder)
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+        assert list(tmp_path.iterdir()) == [folder]
+    (folder / "notes.txt").write_text("mine")
+    pipe.save_lora_weights(folder)
+    assert (folder / "notes.txt").read_text() == "mine"
 
 
 def test_an_adapter_in_a_subfolder(good, tmp_path):

@@ -177,6 +177,7 @@ WRONG = {
     "a size that is none": ({"prompt": "a", "size": "large"}, "size"),
     "too many": ({"prompt": "a", "n": 11}, "n"),
     "a misspelt field": ({"prompt": "a", "guidence_scale": 3}, "guidence_scale"),
+    "one with a dash": ({"prompt": "a", "negative-prompt": "b"}, "negative-prompt"),
     "a seed below zero": ({"prompt": "a", "seed": -1}, "seed"),
     "steps of text": ({"prompt": "a", "num_inference_steps": "many"}, "num_inference_steps"),
     "a format that is not written": ({"prompt": "a", "response_format": "url"}, "response_format"),
@@ -204,6 +205,12 @@ def test_a_wrong_generation_names_its_field(address, body, field):
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages.0.content.0"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text"),
         ({"messages": [turn("hi")] * 1001}, "messages"),
+        ({"messages": [turn("hi") | {"image": []}]}, "messages.0.image"),
+        ({"messages": [turn("hi") | {"tool_calls": [{"id": "1"}]}]}, "messages.0.tool_calls"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "image_url": {}}]}]},
+         "messages.0.content.0.image_url"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 101}]}, "messages.0.content"),
+        ({"messages": [turn("a" * 60_000)] * 2}, "messages"),
         ({"messages": [turn("hi")], "n": 2}, "n"),
         ({"messages": [turn("hi")], "temperature": 3}, "temperature"),
         ({"messages": [turn("hi")], "modalities": ["audio"]}, "modalities.0"),
@@ -241,6 +248,15 @@ def test_an_upload_of_too_many_pixels_is_not_opened(address):
     huge = as_png(Image.new("1", (8_000, 8_000)))
     answer = httpx2.post(f"{address}/v1/images/edits", files={"image": huge}, data={"prompt": "green"})
     assert "million" in refused(answer, 400, "image")["message"]
+
+
+def test_damaged_metadata_hides_no_pixels(address):
+    """Pillow can't open such a file; it is read without the chunk, and its pixels are counted then."""
+    whole = as_png(Image.new("1", (8_000, 8_000)))
+    chunk = b"\x00\x00\x00\x04tEXtab\x00c" + b"\x00\x00\x00\x00"  # of a wrong checksum
+    huge = whole[:33] + chunk + whole[33:]
+    answer = httpx2.post(f"{address}/v1/images/edits", files={"image": huge}, data={"prompt": "green"})
+    assert "at most 50 million" in refused(answer, 400, "image")["message"]
 
 
 def test_an_icon_may_hold_more_than_it_says(address, picture):
@@ -301,7 +317,7 @@ def test_large_requests(pipe):
 
 
 def test_keys(pipe):
-    with serving(pipe, ServerSettings(api_keys=("first", "second-ключ"))) as (address, _):
+    with serving(pipe, ServerSettings(api_keys=("first", "second-ключ", "слух"))) as (address, _):
         path = f"{address}/v1/models"
         for header in (
             {},
@@ -310,7 +326,7 @@ def test_keys(pipe):
             {"Authorization": "first"},
         ):
             assert refused(httpx2.get(path, headers=header), 401, None)["code"] == "invalid_api_key"
-        for key in ("first", "second-ключ"):
+        for key in ("first", "second-ключ", "слух"):  # the last byte of the third is a space in latin-1
             assert httpx2.get(path, headers={"Authorization": f"Bearer {key}".encode()}).status_code == 200
         assert httpx2.get(f"{address}/health").status_code == 200
 
@@ -393,6 +409,13 @@ def test_a_full_queue_refuses(slow_pipe):
         for thread in threads:
             thread.join()
         until(lambda: engine.num_waiting == engine.num_running == 0)
+
+
+def test_more_pictures_than_may_wait_are_refused_by_name(pipe):
+    with serving(pipe, max_waiting=2) as (address, _):
+        path, body = f"{address}/v1/images/generations", {"prompt": "a", "num_inference_steps": 1}
+        assert "at most 2" in refused(httpx2.post(path, json=body | {"n": 3}), 400, "n")["message"]
+        assert len(httpx2.post(path, json=body | {"n": 2}).json()["data"]) == 2
 
 
 def test_too_many_at_the_door(slow_pipe):

@@ -10,12 +10,14 @@ from tiny_encoded import build_vision, encode_tasks, language_training
 from tiny_mllm import PATCH_SIZES, build, seeded, shared, training_batch
 from tiny_models import build_tiny_text_tokenizer
 from tiny_training import log_lines, write
+from transformers import Qwen3Config
 
 from uniwetok_hf import UniWeTokImageProcessor, UniWeTokProcessor
 from uniwetok_hf.data.samples import NOISE, sample_generators
 from uniwetok_hf.training.config import read_config
 from uniwetok_hf.training.conversation_batches import ConversationBatches
 from uniwetok_hf.training.packed_batches import LOOKAHEAD, PackedBatches, PackingPosition, share_positions
+from uniwetok_hf.training.run import uncompiled
 from uniwetok_hf.training.tasks import TaskMixture, TaskSource
 from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig, packed_attention
 
@@ -302,5 +304,18 @@ def test_settings_that_can_not_be(tmp_path, fields, message):
 
 
 def test_attention_by_device():
-    assert packed_attention(torch.device("cpu"), 1) == "sdpa"
-    assert packed_attention(torch.device("cuda"), 4) == "flex_attention"
+    assert packed_attention(torch.device("cpu"), 1, "bf16") == "sdpa"
+    assert packed_attention(torch.device("cuda"), 4, "bf16") == "flex_attention"
+    assert packed_attention(torch.device("cuda"), 1, "no") == "flex_attention"  # flash attention is of 16 bits
+
+
+def test_validation_leaves_flex_attention_compiled():
+    """Uncompiled it keeps the scores of all positions."""
+    config = Qwen3Config()
+    for attention, is_compiled, wanted in (("sdpa", True, "force_eager"), ("sdpa", False, "default")) + (
+        ("flex_attention", True, "default"),
+    ):
+        config._attn_implementation = attention
+        with uncompiled(is_compiled, config):
+            assert torch._dynamo.eval_frame._stance.stance == wanted
+    assert torch._dynamo.eval_frame._stance.stance == "default"

@@ -8,6 +8,7 @@ from tiny_encoded import language_training
 from tiny_training import write
 from transformers import AutoConfig, Qwen3Config
 
+from uniwetok_hf import embedded_path
 from uniwetok_hf.cli.main import main
 from uniwetok_hf.training.config import read_config
 from uniwetok_hf.training.lora import LoraSettings, add_lora
@@ -101,6 +102,17 @@ def test_a_stage_that_goes_on(tmp_path):
     fields = {"init_from": str(tmp_path / "before"), "vision_model": None, "mllm": {"patch_size": 2}}
     plan = plan_training(config_of(tmp_path, **fields), 1)
     assert plan.code_bytes == 2 and plan.trained < plan.parameters
+
+
+def test_the_image_tokenizer_of_a_pipeline(tmp_path):
+    plan = plan_training(small(tmp_path, vision_model=str(embedded_path("uniwetok-emoji"))), 1)
+    assert plan.code_bytes == 16 and plan.stride == 32
+
+
+def test_a_stage_that_is_not_there_is_named(tmp_path):
+    fields = {"init_from": str(tmp_path / "later"), "vision_model": None}
+    with pytest.raises(ValueError, match="`init_from` .*later is not there yet"):
+        plan_training(config_of(tmp_path, **fields), 1)
 
 
 def test_adapters_are_what_trains(tmp_path):

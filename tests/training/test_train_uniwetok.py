@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tiny_training import VISION, all_losses, assert_same_weights, log_lines, write
@@ -171,6 +173,11 @@ def test_the_prior_may_be_a_class_to_image_model(fields, tmp_path):
         ("perceptual", {"model": "nowhere.safetensors"}, "`perceptual.model`: .*nowhere"),
         ("adversarial", {"num_layers": 0}, "`adversarial.num_layers` must be 1 or more, got 0"),
         ("adversarial", {"start_step": -1}, "`adversarial.start_step` must be 0 or more, got -1"),
+        (
+            "adversarial",
+            {"num_layers": 4},
+            "`adversarial.num_layers`=4 needs pictures of at least 48 pixels, .* of 16",
+        ),
         ("adversarial", {"base_channels": 36}, "`adversarial`: num_channels .72. must be divisible"),
         ("distillation", {"teacher": "./nowhere"}, "`distillation.teacher`: .*no such folder"),
         ("distillation", {"hidden_size": 6}, "`distillation`: `hidden_size` must be a multiple of 4"),
@@ -448,3 +455,31 @@ def test_a_batch_that_processes_cannot_share_is_refused(fields, tmp_path):
 def test_shipped_configs_can_be_read(name):
     config = read_config(UniWeTokTrainingConfig, find_config(name))
     assert config.output_dir == f"runs/{name}"
+
+
+def test_a_compiled_model_is_found_inside_of_ddp(tmp_path):
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        network = torch.nn.Linear(2, 2)
+        wrapped = torch.nn.parallel.DistributedDataParallel(torch.compile(network))
+        trainer = SimpleNamespace(accelerator=Accelerator(cpu=True))
+        assert UniWeTokTrainer.unwrap(trainer, wrapped) is network is UniWeTokTrainer.unwrap(trainer, network)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_validation_takes_large_pictures_one_by_one(fields, tmp_path, monkeypatch):
+    seen = []
+    forward = UniWeTokModel.forward
+    monkeypatch.setattr(train_uniwetok, "VALIDATION_PIXELS", 2 * 32 * 32)
+    monkeypatch.setattr(
+        UniWeTokModel, "forward", lambda model, pixels, **more: seen.append(pixels) or forward(model, pixels, **more)
+    )
+    trainer = UniWeTokTrainer(
+        read_config(UniWeTokTrainingConfig, write(tmp_path, fields, output_dir=str(tmp_path / "run")))
+    )
+    metrics = trainer.validate(1)
+    assert [list(pixels.shape) for pixels in seen] == [[2, 3, 32, 32], [1, 3, 32, 32], [3, 3, 16, 32]]
+    monkeypatch.undo()
+    for name, value in trainer.validate(1).items():
+        assert value == pytest.approx(metrics[name], rel=1e-5)

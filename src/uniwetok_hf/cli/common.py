@@ -204,7 +204,7 @@ def read_keys(path: Path | None) -> tuple[str, ...]:
     if path is None:
         return ()
     with user_errors(OSError, UnicodeDecodeError, prefix=f"--api-key-file {path}: "):
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # editors of Windows begin files with a mark
     keys = tuple(line.strip() for line in lines if line.strip() and not line.strip().startswith("#"))
     if not keys:
         raise CommandError(f"--api-key-file {path} holds no key")

@@ -162,6 +162,6 @@ def _make_engine(
 
 def _adapter(text: str) -> tuple[str, str]:
     name, is_named, folder = text.partition("=")
-    if not is_named or not re.fullmatch(r"[\w.-]+", name) or not folder:
-        raise CommandError(f"--adapter must be NAME=FOLDER, NAME of letters, digits, '.', '_' and '-', got {text}")
+    if not is_named or not re.fullmatch(r"[\w-]+", name) or not folder:
+        raise CommandError(f"--adapter must be NAME=FOLDER, NAME of letters, digits, '_' and '-', got {text}")
     return name, folder

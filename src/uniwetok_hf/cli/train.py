@@ -142,6 +142,7 @@ def run_train(args: argparse.Namespace) -> None:
     """`uniwetok train`."""
     module, _ = _import_trainer(args.kind)
     from uniwetok_hf.training.config import find_config, parse_yaml
+    from uniwetok_hf.training.run import forget_stage
 
     overrides = {}
     for field, value in args.set:
@@ -162,6 +163,8 @@ def run_train(args: argparse.Namespace) -> None:
             from uniwetok_hf.training.lora import LoraSettings
 
             configs = [dataclasses.replace(config, lora=config.lora or LoraSettings()) for config in configs]
+        if len({config.process_timeout_minutes for config in configs}) > 1:
+            raise CommandError("stages of one command have one `process_timeout_minutes`: processes meet but once")
         for config in configs:
             result = module.finished(config)
             if result is not None and len(configs) > 1:
@@ -169,6 +172,8 @@ def run_train(args: argparse.Namespace) -> None:
                 continue
             try:
                 print(module.train(config))
+                if config is not configs[-1]:
+                    forget_stage()
             except Stopped:
                 if config is not configs[-1] or (result := module.finished(config)) is None:
                     raise

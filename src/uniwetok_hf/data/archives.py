@@ -6,6 +6,7 @@ Members of one name are a row, as in `datasets`, whose decoders are used. A row 
 rows.
 """
 
+import errno
 import os
 import tarfile
 import warnings
@@ -16,6 +17,13 @@ from pathlib import Path
 
 ERROR_COLUMN = "__error__"
 DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error)
+# Not of the file, but of the disk or the machine that it is on: what comes next would be lost, too.
+OUTAGES = {
+    getattr(errno, name)
+    for name in ("EIO", "ENOENT", "EACCES", "EPERM", "ESTALE", "ETIMEDOUT", "EMFILE", "ENFILE", "ENODEV", "ENXIO")
+    + ("ENOMEM", "ENOTCONN", "EHOSTDOWN", "ECONNRESET", "EREMOTEIO")
+    if hasattr(errno, name)
+}
 NUM_INFERRED = 5  # rows that the columns are found from, as in `datasets`
 
 
@@ -79,7 +87,9 @@ def is_empty(path: str | os.PathLike) -> bool:
     try:
         with tarfile.open(path, "r:*") as archive:
             return archive.next() is None
-    except DAMAGE:
+    except DAMAGE as error:
+        if getattr(error, "errno", None) in OUTAGES:
+            raise
         return False
 
 
@@ -109,7 +119,11 @@ def _rows(path: str) -> Iterator[dict]:
 
 
 def _members(path: str) -> Iterator[tuple[str | None, bytes | None, str | None]]:
-    """Name, content and problem of each file in an archive, up to its end or to where it is damaged."""
+    """Name, content and problem of each file in an archive, up to its end or to where it is damaged.
+
+    Raises:
+        OSError: when not the archive is damaged, but the disk does not give it.
+    """
     member, name = None, Path(path).name
     try:
         with tarfile.open(path, "r:*") as archive:
@@ -120,6 +134,8 @@ def _members(path: str) -> Iterator[tuple[str | None, bytes | None, str | None]]
             archive.fileobj.seek(archive.offset)
             end = archive.fileobj.read(512)  # of zeros, in a whole archive
     except DAMAGE as error:
+        if getattr(error, "errno", None) in OUTAGES:
+            raise
         yield member and member.name, None, f"{member.name + ' in ' if member else ''}{name} is damaged: {error}"
         return
     if any(end) or len(end) < 512:

@@ -16,6 +16,7 @@ image. A column of lists of pictures holds lists of such lists.
 import dataclasses
 import hashlib
 import os
+import re
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from .sources import opening
 
 
 ENCODING_FILE = "encoding.json"
+PART_NAME = re.compile(r"part-\d+(-\d+)?\.parquet")
 PARTIAL_FILE = "encoding.partial.json"  # the settings, while parts are missing
 ENCODING_FORMAT = 1
 
@@ -90,7 +92,8 @@ def is_begun(folder: str | os.PathLike) -> bool:
     """Whether `folder` holds an encoded dataset, or a part of one."""
     folder = Path(folder)
     return any((folder / name).exists() for name in (ENCODING_FILE, PARTIAL_FILE)) or any(
-        folder.glob("part-*.parquet")
+        PART_NAME.fullmatch(path.name)
+        for path in folder.glob("part-*.parquet")  # other programs call theirs so, too
     )
 
 

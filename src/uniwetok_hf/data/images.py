@@ -11,6 +11,21 @@ from ..files import whole_file, writing
 from ..modeling.image_reading_uniwetok import ImageReadError, image_error_line, read_image
 
 
+MOST_PIXELS = 50_000_000  # of a picture that somebody else sends, which takes up to a gigabyte to read
+# Formats that are read without another program, and whose header says how many pixels there are.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+
+
+def read_strange_image(source: bytes | str | os.PathLike) -> Image.Image:
+    """[`read_image`] of a file that somebody else sent: of one of `FORMATS`, and of at most `MOST_PIXELS`.
+
+    Raises:
+        ImageReadError: as [`read_image`] does.
+    """
+    Image.init()
+    return read_image(source, MOST_PIXELS, tuple(name for name in FORMATS if name in Image.OPEN))  # builds differ
+
+
 def png_bytes(image: Image.Image) -> bytes:
     """A picture as the file of a PNG, which keeps every pixel."""
     buffer = io.BytesIO()
@@ -54,4 +69,4 @@ def save_image(image: Image.Image, path: str | os.PathLike) -> Path:
     return path
 
 
-__all__ = ["ImageReadError", "png_bytes", "read_image", "save_image"]
+__all__ = ["ImageReadError", "png_bytes", "read_image", "read_strange_image", "save_image"]

@@ -43,7 +43,11 @@ class ImageReadError(ValueError):
     """A picture could not be read. The message is one line: which picture, and what is wrong with it."""
 
 
-def read_image(source: str | os.PathLike | bytes | BinaryIO | Image.Image) -> Image.Image:
+def read_image(
+    source: str | os.PathLike | bytes | BinaryIO | Image.Image,
+    max_pixels: int | None = None,
+    formats: tuple[str, ...] | None = None,
+) -> Image.Image:
     """
     Read a picture of any kind as 8-bit RGB.
 
@@ -51,6 +55,8 @@ def read_image(source: str | os.PathLike | bytes | BinaryIO | Image.Image) -> Im
         source: A path, the bytes of a file, an object with `read()`, or a PIL image (its pixels and metadata stay as
             they are; of an animation the frame it stands at is taken). Pillow forgets the depth of a PNG when it loads
             the pixels: an image that was loaded before has its transparent colour compared in 8 bits.
+        max_pixels: Of a file, the most pixels that are decoded.
+        formats: Of a file, the formats that are tried, as Pillow names them; by default all that it knows.
 
     Returns:
         A new PIL image of mode "RGB" without metadata: upright, in sRGB, transparency on white. 16-bit values keep
@@ -58,7 +64,7 @@ def read_image(source: str | os.PathLike | bytes | BinaryIO | Image.Image) -> Im
 
     Raises:
         ImageReadError: The source is missing, a folder, empty, truncated, no picture, too large to open safely (more
-            than twice `PIL.Image.MAX_IMAGE_PIXELS`), or holds values outside the ranges above.
+            than twice `PIL.Image.MAX_IMAGE_PIXELS`) or for `max_pixels`, or holds values outside the ranges above.
     """
     if isinstance(source, str | os.PathLike):
         name = os.fspath(source)
@@ -72,7 +78,7 @@ def read_image(source: str | os.PathLike | bytes | BinaryIO | Image.Image) -> Im
         )
 
     try:
-        image = _open_image(source)
+        image = _open_image(source, max_pixels, formats)
         return _to_rgb(_upright(image), source=image)
     except ImageReadError as error:
         raise ImageReadError(f"{name}: {error}") from None
@@ -81,7 +87,8 @@ def read_image(source: str | os.PathLike | bytes | BinaryIO | Image.Image) -> Im
     except IsADirectoryError:
         raise ImageReadError(f"{name}: is a folder, not a picture") from None
     except UnidentifiedImageError:
-        raise ImageReadError(f"{name}: not a picture that Pillow can read") from None
+        known = "not a picture that Pillow can read" if formats is None else f"it must be one of {', '.join(formats)}"
+        raise ImageReadError(f"{name}: {known}") from None
     except Image.DecompressionBombError as error:
         raise ImageReadError(f"{name}: too many pixels to open safely ({image_error_line(error)})") from error
     except MemoryError as error:
@@ -128,7 +135,9 @@ def image_error_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _open_image(source: str | os.PathLike | bytes | BinaryIO | Image.Image) -> Image.Image:
+def _open_image(
+    source: str | os.PathLike | bytes | BinaryIO | Image.Image, max_pixels: int | None, formats: tuple[str, ...] | None
+) -> Image.Image:
     """The picture with its pixels loaded."""
     if isinstance(source, Image.Image):
         content = _unread_png(source)
@@ -142,14 +151,16 @@ def _open_image(source: str | os.PathLike | bytes | BinaryIO | Image.Image) -> I
     if not content:
         raise ImageReadError("the file is empty")
     try:
-        return _decode(content)
-    except (MemoryError, Image.DecompressionBombError):
+        return _decode(content, max_pixels, formats)
+    except (MemoryError, Image.DecompressionBombError, ImageReadError):
         raise
     except Exception as error:
         # Pillow refuses a PNG whose metadata is damaged or larger than it likes: without it once more.
         for kept in (PNG_PIXELS | {b"eXIf", b"iCCP"}, PNG_PIXELS) if content[:8] == PNG_SIGNATURE else ():
             try:
-                return _decode(_png_with(content, kept))
+                return _decode(_png_with(content, kept), max_pixels, formats)
+            except ImageReadError:
+                raise
             except Exception:
                 continue
         raise error
@@ -167,8 +178,10 @@ def _unread_png(image: Image.Image) -> bytes | None:
     return content
 
 
-def _decode(content: bytes | bytearray) -> Image.Image:
-    image = Image.open(io.BytesIO(content))
+def _decode(content: bytes | bytearray, max_pixels: int | None, formats: tuple[str, ...] | None) -> Image.Image:
+    image = Image.open(io.BytesIO(content), formats=formats)
+    if max_pixels is not None and image.width * image.height > max_pixels:
+        raise ImageReadError(f"{image.width} x {image.height} pixels; at most {max_pixels // 10**6} million are read")
     image.load()
     key = image.info.get("transparency")
     if content[:8] != PNG_SIGNATURE or content[12:16] != b"IHDR" or key is None:
@@ -271,7 +284,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 def _integers_to_uint8(image: Image.Image, source: Image.Image) -> np.ndarray:
     """Grey values of more than 8 bits -> uint8 [H, W]: the high byte, as Pillow itself keeps of 16-bit RGB."""
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image)
     bits, white_is_zero = 16, False
     if isinstance(source, TiffImagePlugin.TiffImageFile):
         # Pillow unpacks 12-bit samples without scaling, and does not invert deep "white is zero" pictures.

@@ -260,6 +260,11 @@ class UniWeTokConversation:
         self._num_codes_read += 1
         return codes
 
+    def forget_cache(self) -> None:
+        """Frees the keys and values of what was read; the next turn reads the whole history anew."""
+        with self._lock:  # not in the middle of a turn
+            self._forget()
+
     def _forget(self) -> None:
         """Forgets what was read; the next turn reads the whole history anew."""
         self._ids: list[int] = []  # of all turns; the cache has the keys and values of the first of them

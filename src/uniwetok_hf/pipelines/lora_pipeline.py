@@ -21,6 +21,7 @@ from typing import Any
 from diffusers.loaders.lora_base import LoraBaseMixin
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
+from torch import nn
 from transformers.utils import cached_file
 
 from ..adapters import (
@@ -139,6 +140,8 @@ class UniWeTokLoraMixin(LoraBaseMixin):
             adapter_name = next(name for i in range(len(loaded) + 1) if (name := f"default_{i}") not in loaded)
         if adapter_name in loaded:
             raise ValueError(f"`adapter_name` {adapter_name!r} is taken; loaded are {', '.join(loaded)}.")
+        if "." in adapter_name or hasattr(nn.ModuleDict, adapter_name):  # torch keeps layers by it
+            raise ValueError(f"`adapter_name` must have no dot, and be no method of ModuleDict, got {adapter_name!r}.")
         if kind := other_kind(config):
             raise ValueError(
                 f"{problem}is an adapter of another kind ({kind}) than pipelines weight and merge: "
@@ -179,6 +182,7 @@ class UniWeTokLoraMixin(LoraBaseMixin):
 
         Raises:
             ValueError: when there is no adapter of that name, or no name is given and not exactly one is active.
+            OSError: naming `save_directory`, which is as before, when it can't be written.
         """
         active = self.get_active_adapters()
         if not self._adapters():
@@ -187,7 +191,7 @@ class UniWeTokLoraMixin(LoraBaseMixin):
             raise ValueError(f"`adapter_name` must be given when {len(active)} adapters are active.")
         adapter_name = adapter_name or active[0]
         self._check_names(adapter_name)
-        save_adapter(self.mllm, save_directory, adapter_name)
+        save_whole(lambda folder: save_adapter(self.mllm, folder, adapter_name), Path(save_directory))
         if push_to_hub:
             api, folder = HfApi(token=token), Path(save_directory)
             repo_id = api.create_repo(repo_id or folder.name, private=private, exist_ok=True).repo_id

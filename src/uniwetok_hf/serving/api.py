@@ -16,12 +16,12 @@ from ..version import __version__
 from .door import Door
 from .engine import ServingEngine
 from .errors import ERRORS, RETRY_SECONDS, ClientLeftError, error_of
-from .formats import ChatBody, GenerationBody, error_object
+from .formats import LONGEST_TEXT, ChatBody, GenerationBody, error_object
 from .metrics import ServerMetrics
 from .service import ServerSettings, Service, read_edit
 
 
-LONGEST_FIELD = 100_000  # bytes of a form's field that is no file
+LONGEST_FIELD = 4 * LONGEST_TEXT  # bytes of a form's field that is no file
 
 
 def create_app(
@@ -86,7 +86,7 @@ def create_app(
         check_charset(request.headers.get("content-type", ""))
         async with request.form(max_files=4, max_fields=40, max_part_size=LONGEST_FIELD) as form:
             body, content = await read_edit(form)
-        image = await service.read_picture(content, "image")
+        image = await service.while_connected(request, service.read_picture(content, "image"))
         del content, form  # only the picture waits
         return await service.while_connected(request, service.edit(body, image))
 
@@ -135,7 +135,12 @@ def _answer_invalid(request: Request, error: RequestValidationError) -> JSONResp
     worst = max(error.errors(), key=lambda one: len(one["loc"]))
     field = _field_of(worst["loc"])
     message = f"`{field}`: {worst['msg'].removeprefix('Value error, ')}."
-    if worst["type"] == "extra_forbidden":
+    if worst["type"] == "extra_forbidden":  # whatever the user called it
+        *place, name = worst["loc"]
+        if len(place) > 1 and isinstance(place[-2], int):  # the kind of an item
+            place.pop()
+        name = str(name).encode("ascii", "backslashreplace").decode()
+        field = ".".join(filter(None, [_field_of(tuple(place)).removeprefix("body"), name]))
         message = f"`{field}` is no field of this request."
     if worst["type"] == "json_invalid":
         field, message = "body", f"The body is no JSON: {worst['ctx']['error']} at position {worst['loc'][-1]}."

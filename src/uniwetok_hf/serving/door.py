@@ -85,7 +85,7 @@ class Door:
         if not self._keys:
             return True
         # All are compared, in constant time. Headers were decoded as latin-1, whatever they are.
-        found = [hmac.compare_digest(given.strip().encode("latin-1"), key) for key in self._keys]
+        found = [hmac.compare_digest(given.strip(" \t").encode("latin-1"), key) for key in self._keys]
         return scheme.lower() == "bearer" and any(found)
 
 

@@ -65,6 +65,11 @@ class ServingEngine(Protocol):
         ...
 
     @property
+    def most_at_once(self) -> int:
+        """Requests that it takes at one moment, while it has nothing else to do."""
+        ...
+
+    @property
     def num_waiting(self) -> int:
         """Requests of which nothing was computed yet."""
         ...
@@ -194,6 +199,11 @@ class LocalEngine:
     def num_running(self) -> int:
         """See [`ServingEngine`]."""
         return len(self._begun)
+
+    @property
+    def most_at_once(self) -> int:
+        """See [`ServingEngine`]."""
+        return self.max_waiting
 
     @property
     def is_ready(self) -> bool:

@@ -23,6 +23,7 @@ MOST_IMAGES = 10  # `n`
 MOST_STEPS = 100
 MOST_NEW_TOKENS = 1024
 MOST_MESSAGES = 1000
+MOST_ITEMS = 100  # of a message
 LONGEST_TEXT = 100_000  # characters; models read less, which is known when a text is tokenized
 LARGEST_SEED = 2**63 - 1 - MOST_IMAGES
 
@@ -96,30 +97,41 @@ class EditBody(_ImagesBody):
     input_fidelity: Ignored = None
 
 
-class _TextItem(BaseModel):
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _TextItem(_Part):
     type: Literal["text"]
     text: Text
 
 
-class _ImageAddress(BaseModel):
+class _ImageAddress(_Part):
     url: str
     detail: Ignored = None
 
 
-class _ImageItem(BaseModel):
+class _ImageItem(_Part):
     type: Literal["image_url"]
     image_url: _ImageAddress
+    index: Ignored = None  # of an answer
 
 
 _Item = Annotated[_TextItem | _ImageItem, Field(discriminator="type")]
 
 
-class Message(BaseModel):
+class Message(_Part):
     """A turn. `images` of an assistant are those of an answer of this server; they come before its text."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[_Item] | None = None
-    images: list[_ImageItem] | None = None
+    content: Text | Annotated[list[_Item], Field(max_length=MOST_ITEMS)] | None = None
+    images: Annotated[list[_ImageItem], Field(max_length=MOST_ITEMS)] | None = None
+    name: Ignored = None
+    refusal: Ignored = None
+    annotations: Ignored = None
+    audio: Ignored = None
+    function_call: Refused = None
+    tool_calls: Refused = None
 
     def items(self) -> list[_TextItem | _ImageItem]:
         """Pictures and texts in their order, without empty texts."""

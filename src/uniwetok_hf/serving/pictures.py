@@ -3,17 +3,14 @@
 
 import asyncio
 import base64
-import io
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from PIL import Image
 
-from ..data.images import ImageReadError, read_image
+from ..data.images import ImageReadError, read_strange_image
 
 
-LARGEST_PICTURE = 50_000_000  # pixels, which take 150 MB to open
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 LARGEST_SIDE = 1024  # pixels; larger pictures are scaled down, so that those that wait take little memory
 FETCH_SECONDS = 10
 
@@ -24,29 +21,12 @@ def read_upload(content: bytes, argument: str) -> Image.Image:
     Raises:
         ValueError: when it is none, or too large; the message names `argument`.
     """
-    _check_size(content, argument)
     try:
-        picture = read_image(content)
+        picture = read_strange_image(content)
     except ImageReadError as error:
         raise ValueError(f"`{argument}` can't be read as a picture: {str(error).split(': ', 1)[-1]}.") from None
     picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     return picture
-
-
-def _check_size(content: bytes, argument: str) -> None:
-    """Before the pixels are read. What is no picture passes: reading it says why."""
-    try:
-        with Image.open(io.BytesIO(content)) as picture:
-            (width, height), format = picture.size, picture.format
-    except Image.DecompressionBombError:
-        raise ValueError(f"`{argument}` has more than {LARGEST_PICTURE // 10**6} million pixels.") from None
-    except Exception:  # of a damaged file Pillow raises nearly anything
-        return
-    if format not in FORMATS:  # icons and documents may hold larger pictures than they say
-        raise ValueError(f"`{argument}` must be one of {', '.join(FORMATS)}, got {format}.")
-    if width * height > LARGEST_PICTURE:
-        most = LARGEST_PICTURE // 10**6
-        raise ValueError(f"`{argument}` has {width} x {height} pixels; at most {most} million are read.")
 
 
 async def read_address(address: str, argument: str, allowed_hosts: Collection[str], max_bytes: int) -> bytes:

@@ -266,6 +266,11 @@ class RayEngine:
             return cls(handle, handle.info.remote().result(), settings.max_open, on_batch, stack.pop_all().close)
 
     @property
+    def most_at_once(self) -> int:
+        """See [`ServingEngine`]."""
+        return self.max_open
+
+    @property
     def is_ready(self) -> bool:
         """See [`ServingEngine`]."""
         return self._admits

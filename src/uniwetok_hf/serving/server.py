@@ -7,6 +7,7 @@ begun are finished. A second Ctrl-C doesn't wait for them.
 
 import contextlib
 import math
+import os
 import signal
 import socket
 import threading
@@ -53,7 +54,8 @@ def bind(host: str, port: int) -> socket.socket:
     """
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name == "posix":  # on Windows it would share an address that is served
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
     except BaseException:
         bound.close()

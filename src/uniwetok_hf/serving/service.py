@@ -21,6 +21,7 @@ from .engine import ServingEngine
 from .errors import ERRORS, ClientLeftError, error_of
 from .formats import (
     LARGEST_SEED,
+    LONGEST_TEXT,
     ChatAnswer,
     ChatBody,
     EditBody,
@@ -36,7 +37,7 @@ from .requests import Request as EngineRequest
 
 
 MOST_PICTURES = 16  # in one conversation
-MOST_READERS = 2  # pictures that are opened at once: each may take 150 MB for a moment
+MOST_READERS = 2  # pictures that are opened at once: each may take a gigabyte for a moment
 T = TypeVar("T")
 
 
@@ -144,6 +145,10 @@ class Service:
     async def _pictures(self, body: GenerationBody | EditBody, kind: type[EngineRequest], settings: dict) -> dict:
         """`n` pictures, with seeds that follow each other."""
         model, first = self.check_model(body.model), _seed(body.seed)
+        if (body.n or 1) > self.engine.most_at_once:  # it would be refused whenever it is asked
+            raise ValueError(
+                f"`n` must be at most {self.engine.most_at_once}, as many as may wait here, got {body.n}."
+            )
         seeds = range(first, first + (body.n or 1))
         answers = await _all(self._collect(kind(model=model, seed=seed, **settings)) for seed in seeds)
         pictures: list[PicturePart] = [parts[0] for parts in answers]
@@ -163,6 +168,9 @@ class Service:
     async def prepare_chat(self, body: ChatBody) -> ChatRequest:
         """The engine's request, with its pictures read."""
         model, messages, images = self.check_model(body.model), [], []
+        texts = (item.text for message in body.messages for item in message.items() if item.type == "text")
+        if sum(map(len, texts)) > LONGEST_TEXT:  # before others wait for their tokens
+            raise ValueError(f"`messages` hold more than {LONGEST_TEXT} characters.")
         limits = self.settings.allowed_hosts, self.settings.max_body_bytes
         for number, message in enumerate(body.messages):
             content = []

@@ -296,6 +296,8 @@ def load_checkpoint(
     path = own if own.exists() else min(last.glob("data-*.json"))
     with readable(last):
         state = read_json(path)
+    if path != own:  # what the first left out is counted there
+        state["skipped"] = None
     return manifest["step"], state
 
 

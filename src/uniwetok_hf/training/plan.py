@@ -19,6 +19,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ..files import is_local_name
 from ..modeling.configuration_uniwetok import UniWeTokConfig
 from ..modeling.configuration_uniwetok_mllm import UniWeTokHeadConfig, UniWeTokMLLMConfig
 from ..modeling.modeling_uniwetok_mllm import UniWeTokForCausalLM
@@ -131,18 +132,25 @@ def plan_training(config: MLLMTrainingConfig, num_gpus: int) -> TokenPlan:
 
 
 def planned_config(config: MLLMTrainingConfig) -> UniWeTokMLLMConfig:
-    """The config of the model that a stage trains. A stage before it need not be finished, nor an image tokenizer be
-    there: then it counts as one of the paper's size."""
+    """The config of the model that a stage trains. An image tokenizer that is not there counts as one of the paper's
+    size.
+
+    Raises:
+        ValueError: when the stage before it is not finished.
+    """
     if config.init_from is not None:
         place = Path(find_result(config.init_from, "pipeline")) / "mllm"
+        if is_local_name(config.init_from) and not place.is_dir():
+            raise ValueError(f"`init_from` {config.init_from} is not there yet, and its sizes follow from it.")
         with field_named("init_from"):
             found = UniWeTokMLLMConfig.from_pretrained(place)
         found.patch_size = config.mllm.get("patch_size", found.patch_size)
         return found
     vision_config = UniWeTokConfig()
     if config.vision_model is not None and os.path.isdir(place := find_result(config.vision_model, "model")):
+        subfolder = "mllm" if os.path.isfile(os.path.join(place, "model_index.json")) else ""  # of a pipeline
         with field_named("vision_model"):
-            vision_config = UniWeTokConfig.from_pretrained(place)
+            vision_config = UniWeTokConfig.from_pretrained(place, subfolder=subfolder)
     patch_size = config.mllm.get("patch_size", 1)
     num_size_tokens = config.num_size_tokens or LARGEST_SIDE // vision_config.stride
     num_new = len(PROMPT_TOKENS) + num_size_tokens + patch_size**2 - 1

@@ -21,6 +21,7 @@ from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig, AutoModel, Sigl
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ..data.encoded import ENCODING_FILE, read_encoding
 from ..losses.adversarial import PatchDiscriminator, generator_loss
 from ..losses.distillation import PrePostDistillation
 from ..losses.entropy import entropy_loss
@@ -202,12 +203,21 @@ def planned_classes(config: ClassToImageTrainingConfig) -> tuple[UniWeTokConfig,
     fields = {
         "num_bits": vision_config.num_bits,
         "num_classes": len(config.labels or []) or NUM_CLASSES,
-        "grid_size": (config.resolution or 256) // vision_config.stride,
+        "grid_size": (config.resolution or encoded_side(config)) // vision_config.stride,
     }
     with field_named("model`, `head"):
         model_config = UniWeTokClassToImageConfig(**fields, **config.model)
         head = model_config.head_config.to_dict() | {"intermediate_size": None} | config.head
         return vision_config, UniWeTokClassToImageConfig(**fields, **config.model, head_config=head)
+
+
+def encoded_side(config: ClassToImageTrainingConfig) -> int:
+    """Side in pixels of the pictures whose codes are the data. Warns where they are not there, and returns 256."""
+    folder = config.data[0].path
+    if os.path.isfile(os.path.join(folder, ENCODING_FILE)) and (sizes := read_encoding(folder).settings.get("sizes")):
+        return int(sizes[0][0])
+    warnings.warn(f"`data` {folder} is not encoded yet: it counts as one of 256 pixels.", stacklevel=2)
+    return 256
 
 
 def vision_config_of(field: str, name: str) -> UniWeTokConfig:

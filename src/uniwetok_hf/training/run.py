@@ -4,6 +4,7 @@
 import contextlib
 import copy
 import dataclasses
+import gc
 import re
 import sys
 import threading
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin, LoggerType, parse_flag_from_env
 from diffusers.training_utils import EMAModel
 from PIL import Image
@@ -22,7 +24,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
-from transformers import get_scheduler
+from transformers import PreTrainedConfig, get_scheduler
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from ..data.skipped import SkippedItems
@@ -61,6 +63,23 @@ def choose_precision(mixed_precision: str | None) -> str | None:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "no"
+
+
+def forget_stage() -> None:
+    """Before the next stage of a command: its precision is its own, and the memory of the last one is free."""
+    AcceleratorState._reset_state()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def uncompiled(is_compiled: bool, config: PreTrainedConfig) -> Iterator[None]:
+    """Inside the block compiled layers of a model of `config` run as they are: a few batches without gradients are
+    done before their graphs would be made. Not with flex attention, which takes all memory uncompiled."""
+    is_eager = is_compiled and config._attn_implementation != "flex_attention"
+    with torch.compiler.set_stance("force_eager" if is_eager else "default"):
+        yield
 
 
 def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTracker]:

@@ -88,7 +88,9 @@ class ClassToImageTrainingConfig:
     weight_decay: float = setting(
         0.05, "decoupled weight decay, but of embeddings, projector, biases and norms", on_resume=APPLY
     )
-    max_grad_norm: float | None = setting(1.0, "norm that gradients are scaled down to; null: never", on_resume=APPLY)
+    max_grad_norm: float | None = setting(
+        1.0, "norm that gradients are scaled down to; null or 0: never", on_resume=APPLY
+    )
     ema_decay: float | None = setting(
         0.9999,
         "decay, the same in all steps, of the weight average that is validated and saved; null: none",

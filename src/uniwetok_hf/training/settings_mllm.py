@@ -120,7 +120,9 @@ class MLLMTrainingConfig:
     adam_beta2: float = setting(0.95, "Adam's second momentum", on_resume=APPLY)
     adam_epsilon: float = setting(1e-15, "Adam's epsilon (paper: 1e-15)", on_resume=APPLY)
     weight_decay: float = setting(0.0, "decoupled weight decay", on_resume=APPLY)
-    max_grad_norm: float | None = setting(1.0, "norm that gradients are scaled down to; null: never", on_resume=APPLY)
+    max_grad_norm: float | None = setting(
+        1.0, "norm that gradients are scaled down to; null or 0: never", on_resume=APPLY
+    )
     ema_decay: float | None = setting(
         None,
         "decay, the same in all steps, of the weight average that is validated and saved; null: none",

@@ -166,7 +166,9 @@ class UniWeTokTrainingConfig:
     adam_beta1: float = setting(0.5, "Adam's first momentum (paper: 0.5)", on_resume=APPLY)
     adam_beta2: float = setting(0.9, "Adam's second momentum (paper: 0.9)", on_resume=APPLY)
     weight_decay: float = setting(0.0, "decoupled weight decay", on_resume=APPLY)
-    max_grad_norm: float | None = setting(1.0, "norm that gradients are scaled down to; null: never", on_resume=APPLY)
+    max_grad_norm: float | None = setting(
+        1.0, "norm that gradients are scaled down to; null or 0: never", on_resume=APPLY
+    )
     ema_decay: float = setting(
         0.999, "decay, the same in all steps, of the weight average that is validated and saved", on_resume=APPLY
     )

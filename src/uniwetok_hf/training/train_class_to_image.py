@@ -49,6 +49,7 @@ from .run import (
     log_images,
     picture_grid,
     seeded_weights,
+    uncompiled,
 )
 from .settings_class_to_image import CHANGEABLE, ClassToImageTrainingConfig
 from .stage import ACCURACY_TIMES, PipelineTrainer, compile_layers, run_stage
@@ -188,11 +189,12 @@ class ClassToImageTrainer(PipelineTrainer):
         """Loss and bit accuracies, and pictures of some classes, by the averaged model if there is one."""
         self.model.eval()
         metrics = {}
-        with self.averaged_weights(), torch.compiler.set_stance("force_eager"):
+        with self.averaged_weights(), uncompiled(self.config.compile, self.pipeline.transformer.config):
             if batches:
                 metrics = self.measure(batches)
             if self.config.sample_classes and self.accelerator.is_main_process and not self.is_sharded:
-                self.generate_samples(step)
+                with self.accelerator.autocast():
+                    self.generate_samples(step)
         self.model.train()
         return metrics
 

@@ -50,6 +50,7 @@ from .run import (
     choose_parameters,
     log_images,
     picture_grid,
+    uncompiled,
 )
 from .settings_mllm import MLLMTrainingConfig
 from .sharded_start import start_sharded
@@ -86,7 +87,9 @@ class MLLMTrainer(PipelineTrainer):
         self.mllm = self.pipeline.mllm
         attention = config.attn_implementation
         if attention is None and config.packed_tokens is not None:
-            attention = packed_attention(self.accelerator.device, self.mllm.config.patch_size)
+            attention = packed_attention(
+                self.accelerator.device, self.mllm.config.patch_size, self.accelerator.mixed_precision
+            )
         if attention is not None:
             self.mllm.set_attn_implementation(attention)
         rows = "padded" if config.packed_tokens is None else "packed"
@@ -241,12 +244,12 @@ class MLLMTrainer(PipelineTrainer):
         there is one."""
         self.model.eval()
         metrics = {}
-        # Not compiled: a few batches without gradients are done before their graphs would be made.
-        with self.averaged_weights(), torch.compiler.set_stance("force_eager"):
+        with self.averaged_weights(), uncompiled(self.config.compile, self.mllm.config.text_config):
             if batches:
                 metrics = {f"validation_{name}": value for name, value in self.measure(batches).items()}
             if self.config.prompts and self.accelerator.is_main_process and not self.is_sharded:
-                self.generate_samples(step)
+                with self.accelerator.autocast():
+                    self.generate_samples(step)
         self.model.train()
         return metrics
 
@@ -365,12 +368,13 @@ class TaskMetrics:
         self.overall[2] = 0  # tokens per second are those since the start
 
 
-def packed_attention(device: torch.device, patch_size: int) -> str:
+def packed_attention(device: torch.device, patch_size: int, mixed_precision: str) -> str:
     """The implementation for long packed rows: on GPUs one that skips what documents don't see of each other. Flash
-    attention knows them by their positions, but is causal inside a patch."""
+    attention knows them by their positions, but is causal inside a patch, and of 16 bits."""
     if device.type != "cuda":
         return "sdpa"  # with a dense mask
-    return "flash_attention_2" if patch_size == 1 and is_flash_attn_2_available() else "flex_attention"
+    has_flash = patch_size == 1 and mixed_precision in ("bf16", "fp16") and is_flash_attn_2_available()
+    return "flash_attention_2" if has_flash else "flex_attention"
 
 
 def frozen_patterns(model: nn.Module) -> list[str]:

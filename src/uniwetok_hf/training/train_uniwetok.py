@@ -66,8 +66,9 @@ from .sharding import shares_weights
 from .stage import StageTrainer, run_stage
 
 
-# Pictures that the model sees at once in a validation.
+# Pictures that the model sees at once in a validation, and pixels.
 VALIDATION_BATCH = 16
+VALIDATION_PIXELS = 16 * 256 * 256
 
 
 class UniWeTokTrainer(StageTrainer):
@@ -119,6 +120,8 @@ class UniWeTokTrainer(StageTrainer):
             )
 
         if config.compile:  # alone: the networks of the losses are small
+            most = torch._dynamo.config.recompile_limit  # there is a graph for each size, and for its last batch
+            torch._dynamo.config.recompile_limit = max(most, 2 * len(config.buckets))
             self.model = torch.compile(self.model, dynamic=False)  # inductor fails with symbolic sizes
         self.model, self.distillation, self.prior, self.discriminator = accelerator.prepare(
             self.model, self.distillation, self.prior, self.discriminator
@@ -142,7 +145,8 @@ class UniWeTokTrainer(StageTrainer):
 
     def unwrap(self, network: nn.Module) -> nn.Module:
         """A network without the wrappers of Accelerate and torch.compile."""
-        return self.accelerator.unwrap_model(network, keep_torch_compile=False)
+        network = self.accelerator.unwrap_model(network, keep_torch_compile=False)
+        return getattr(network, "_orig_mod", network)  # Accelerate leaves it where DDP is around it
 
     def train_steps(self, start: int) -> None:
         config, batches = self.config, iter(self.batches)
@@ -291,11 +295,13 @@ class UniWeTokTrainer(StageTrainer):
         accelerator, model, processor = self.accelerator, self.unwrap(self.model).eval(), UniWeTokImageProcessor()
         first, count = accelerator.process_index, accelerator.num_processes
         metrics, grids = {}, {}
-        with averaged_weights(self.ema, self.averaged):
+        with averaged_weights(self.ema, self.averaged), accelerator.autocast():
             for size, pictures in self.validation.items():
                 sums, shown = torch.zeros(3, dtype=torch.float32), []  # sums of PSNR, of SSIM, number of pictures
-                for start in range(0, len(pictures), VALIDATION_BATCH):
-                    originals = pictures[start : start + VALIDATION_BATCH]
+                num_pixels = pictures.shape[2] * pictures.shape[3]
+                at_once = max(1, min(VALIDATION_BATCH, VALIDATION_PIXELS // num_pixels))
+                for start in range(0, len(pictures), at_once):
+                    originals = pictures[start : start + at_once]
                     pixel_values = originals.float() / 127.5 - 1
                     numbers = [first + count * index for index in range(start, start + len(originals))]
                     samples = model(
@@ -467,6 +473,12 @@ def build_loss_networks(config: UniWeTokTrainingConfig, num_bits: int, stride: i
             with field_named("adversarial"):
                 groups = min(32, settings.base_channels)
                 discriminator = PatchDiscriminator(settings.base_channels, settings.num_layers, groups)
+            shortest = min(min(bucket.height, bucket.width) for bucket in config.buckets)
+            if shortest < discriminator.min_side:
+                raise ValueError(
+                    f"`adversarial.num_layers`={settings.num_layers} needs pictures of at least "
+                    f"{discriminator.min_side} pixels, `buckets` have sides of {shortest}."
+                )
     return perceptual, teacher, distillation, prior, discriminator
 
 
