@@ -50,8 +50,8 @@ An adapter ({{ method }}{{ ", rank " ~ rank if rank }}) for a model of uniwetok-
 {%- if base_model %}, trained on {{ base_model }}{% endif %}.
 
 ```python
-pipe.load_lora_weights("{{ model_id or "path/to/this/folder" }}", adapter_name="{{ name }}")
-pipe.set_adapters("{{ name }}", 0.8)
+pipe.load_lora_weights("{{ model_id or "path/to/this/folder" }}", adapter_name="{{ adapter_name }}")
+pipe.set_adapters("{{ adapter_name }}", 0.8)
 ```
 
 `pipe` is a `UniWeTokPipeline` of the model that it was trained on. With the command line:
@@ -147,7 +147,8 @@ def adapter_card(
         datasets=datasets,
         base_model=base_model if base_model and base_model.count("/") == 1 else None,  # a name on the Hub
     )
-    texts = {"name": (model_id or "adapter").split("/")[-1], "model_id": model_id, "base_model": base_model}
+    name = (model_id or "adapter").split("/")[-1]
+    texts = {"name": name, "adapter_name": name.replace(".", "-"), "model_id": model_id, "base_model": base_model}
     texts |= {"method": config.peft_type.value, "rank": getattr(config, "r", None)}
     return _signed(ModelCard.from_template(data, template_str=ADAPTER_CARD, **texts))
 

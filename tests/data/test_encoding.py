@@ -256,12 +256,18 @@ def test_errors_of_a_process_arrive(encode, make_model):
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_is_one_line(encode, monkeypatch):
-    def submit(pool, *part):
-        pool.running.add(pool.executor.submit(os._exit, 9))  # as a process without memory ends: without a word
+    submit, waits = encoding_workers._Pool.submit, []
 
-    monkeypatch.setattr(encoding_workers._Pool, "submit", submit)
-    with pytest.raises(OSError, match=r"was killed \(out of memory\?\); the same command goes on"):
-        encode(num_processes=2)
+    def kill(pool, *part):
+        pool.running.add(pool.executor.submit(os._exit, 9))  # as a process without memory ends: without a word
+        if waits:  # it is found out while the next rows are handed out
+            time.sleep(1)
+            submit(pool, *part)
+
+    monkeypatch.setattr(encoding_workers._Pool, "submit", kill)
+    for waits in ([], [True]):
+        with pytest.raises(OSError, match=r"was killed \(out of memory\?\); the same command goes on"):
+            encode(f"codes {len(waits)}", num_processes=2)
 
 
 SCRIPT = """

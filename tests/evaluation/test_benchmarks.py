@@ -185,6 +185,9 @@ def test_edits_go_on_with_the_same_sources_only(pipe, sets, tmp_path):
     colour(2).save(folder / "animal" / "0.jpg")
     with pytest.raises(ValueError, match="`sources`: .* was begun with"):
         run_benchmark(BENCHMARKS["imgedit"], pipe, tmp_path / "out", *places, **options)
+    settings = tmp_path / "out" / "settings.json"  # an earlier version's
+    settings.write_text(json.dumps({n: v for n, v in json.loads(settings.read_text()).items() if n != "sources"}))
+    assert run_benchmark(BENCHMARKS["imgedit"], pipe, tmp_path / "out", *places, **options)
 
 
 def test_the_scale_of_the_source_is_the_one_that_was_used(pipe, sets, tmp_path):

@@ -71,6 +71,7 @@ def test_rivals_differ_from_each_other():
     rivals = choose_rivals(meanings, 31, seeded(0))
     assert all(len(others) == len({meanings[other] for other in others}) == 9 for others in rivals)
     assert chance_of(rivals) == pytest.approx(0.1)
+    assert choose_rivals(["a", "b"], 0, seeded(0)) == [[], []]
 
 
 def test_the_chance_of_rivals():

@@ -6,6 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from uniwetok_hf.losses.distillation import AttentionPool, PrePostDistillation
+from uniwetok_hf.training.config import find_config, read_config
+from uniwetok_hf.training.settings_uniwetok import UniWeTokTrainingConfig
 
 
 @pytest.fixture(params=["attention", "linear"])
@@ -116,6 +118,14 @@ def test_the_linear_head_is_a_linear_layer_of_the_mean(make_loss, inputs):
         torch.testing.assert_close(found, tokens.flatten(2).mean(2) @ weight.mT + bias)
     with pytest.raises(ValueError, match="`head` must be 'attention' or 'linear', got 'mean'"):
         make_loss(head="mean")
+
+
+def test_heads_of_the_configs():
+    """The paper's ablations on ImageNet have linear ones, its general tokenizer attention."""
+    heads = {"imagenet_uniwetok": "linear"} | {f"general_uniwetok_stage{stage}": "attention" for stage in (1, 2, 3)}
+    for name, head in heads.items():
+        settings = read_config(UniWeTokTrainingConfig, find_config(name)).distillation
+        assert (settings.head, settings.hidden_size) == (head, 256 if head == "linear" else 1024)
 
 
 def test_arrangement_of_tokens_is_seen(make_loss, inputs):

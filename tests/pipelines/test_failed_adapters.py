@@ -187,13 +187,29 @@ def test_a_failed_fusion_can_be_tried_again(good, tmp_path):
     pipe.unfuse_lora()
 
 
+def test_an_interrupted_fusion_is_taken_out_again(good, monkeypatch):
+    pipe = build_tiny_pipeline()
+    pipe.load_lora_weights(good, adapter_name="one", adapter_weight=0.6)
+    before = {name: value.clone() for name, value in pipe.mllm.state_dict().items()}
+    scales = copy.deepcopy(state_of(pipe.mllm)["scales"])
+    layer = [module for module in pipe.mllm.modules() if hasattr(module, "merged_adapters")][5]
+    with monkeypatch.context() as patch:
+        patch.setattr(layer, "merge", lambda *args, **kwargs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pipe.fuse_lora(lora_scale=0.5)
+    assert state_of(pipe.mllm)["scales"] == scales and pipe.get_active_adapters() == ["one"]
+    for name, value in pipe.mllm.state_dict().items():
+        torch.testing.assert_close(value, before[name], atol=1e-6, rtol=0)
+    pipe.fuse_lora(lora_scale=0.5)  # once, and not what is left of the first time, too
+
+
 def test_only_options_that_are_known_are_taken(good):
     for option in ({"weight_name": "step-500.safetensors"}, {"hotswap": True}, {"prefix": "mllm"}):
         with pytest.raises(ValueError, match=f"`{min(option)}` is no option, but subfolder, revision"):
             build_tiny_pipeline().load_lora_weights(good, **option)
 
 
-@pytest.mark.parametrize("name", ["cats-1.5", "values"])
+@pytest.mark.parametrize("name", ["cats-1.5", "values", "training"])
 def test_names_that_layers_can_not_have(good, name):
     pipe = build_tiny_pipeline()
     with pytest.raises(ValueError, match=f"`adapter_name` must have no dot, .* got '{name}'"):
@@ -211,9 +227,10 @@ def test_a_saved_adapter_stays_when_the_disk_is_full(good, tmp_path):
             pipe.save_lora_weights(folder)
         assert {path: path.read_bytes() for path in folder.iterdir()} == before
         assert list(tmp_path.iterdir()) == [folder]
-    (folder / "notes.txt").write_text("mine")
+    for name in ("notes.txt", "model.safetensors"):  # an adapter may lie beside its model
+        (folder / name).write_text("mine")
     pipe.save_lora_weights(folder)
-    assert (folder / "notes.txt").read_text() == "mine"
+    assert {(folder / name).read_text() for name in ("notes.txt", "model.safetensors")} == {"mine"}
 
 
 def test_an_adapter_in_a_subfolder(good, tmp_path):

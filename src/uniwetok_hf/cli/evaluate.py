@@ -248,7 +248,7 @@ def measure_latents(args: argparse.Namespace, opened: list, processes):
         templates=args.template or ["a photo of {label}"],
         batch_size=args.batch_size,
         processes=processes,
-        classes=rows.values_of(args.label),
+        classes=rows.values_of(args.label) if args.teacher else None,
     )
     if train_rows is not None:
         report.protocol["probes fitted on"] += f" of {args.train_split}"
@@ -318,6 +318,8 @@ def measure_generation(args: argparse.Namespace, opened: list, processes):
     columns = [args.within, *template_columns(args.prompt)]
     # Half of them as other real pictures.
     rows = _open_rows(args, opened, [args.image_column], columns, 2 * args.count)
+    if args.chosen.startswith("the first"):
+        args.chosen = f"every second of the first {2 * args.count}"
     checkpoint = find_checkpoint(args.model, ("pipeline",))
     judge = _load_judge(args.judge, args.device, checkpoint)
     return evaluate_generation(

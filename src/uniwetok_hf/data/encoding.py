@@ -292,7 +292,8 @@ def begin(folder: Path, state: dict) -> Encoding | None:
         if all(map(read_summary, part_paths(folder, encoding))):
             _clear(folder)
             return encoding
-    random = ("streams", "crops") if state["num_variants"] > 1 else ()
+    is_cut = state["sizes"] and state["fit"] == "crop"
+    random = ("streams", *(["crops"] if is_cut else [])) if state["num_variants"] > 1 else ()
     if saved is not None and any(saved.get(name) != state[name] for name in random):
         raise ValueError(
             f"`folder` {folder} was begun by an earlier version, whose random crops are others: finish it with that "

@@ -60,7 +60,8 @@ class _Pool:
         stream = pyarrow.BufferOutputStream()  # a pickled table would carry all rows of the chunks it is cut from
         with pyarrow.ipc.new_stream(stream, table.schema) as writer:
             writer.write_table(table)
-        self.running.add(self.executor.submit(_write_part, stream.getvalue(), first_row, path))
+        with _deaths_named():
+            self.running.add(self.executor.submit(_write_part, stream.getvalue(), first_row, path))
         self.wait(self.num_processes)
 
     def wait(self, most: int) -> None:
@@ -70,14 +71,20 @@ class _Pool:
             count = self.counter.value
             self.report(count - self.reported)
             self.reported = count
-            for future in done:
-                try:
+            with _deaths_named():
+                for future in done:
                     future.result()
-                except concurrent.futures.process.BrokenProcessPool:
-                    raise OSError(
-                        "a process that encodes was killed (out of memory?); the same command goes on, perhaps with "
-                        "fewer processes"
-                    ) from None
+
+
+@contextlib.contextmanager
+def _deaths_named() -> Iterator[None]:
+    try:
+        yield
+    except concurrent.futures.process.BrokenProcessPool:
+        raise OSError(
+            "a process that encodes could not start, or was killed (out of memory?); the same command goes on, "
+            "perhaps with fewer processes"
+        ) from None
 
 
 _worker: PartEncoder | None = None  # of this process, when a pool started it

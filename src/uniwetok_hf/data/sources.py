@@ -206,7 +206,7 @@ def _read_file(path: str, name: str) -> bytes:
     except FileNotFoundError:
         raise ImageReadError(f"{name}: no such file") from None
     except OSError as error:
-        raise ImageReadError(f"{name}: {error.strerror or error}") from error
+        raise ImageReadError(f"{name}: {error.strerror or one_line(error) or type(error).__name__}") from error
     except (ImportError, MemoryError):
         raise
     except Exception as error:  # the clients that `fsspec` calls have errors of their own

@@ -73,9 +73,9 @@ def choose_rivals(
         order = torch.randperm(len(others), generator=generator, device=generator.device)
         of_meaning: dict[object, int] = {}
         for pick in order.tolist():
-            of_meaning.setdefault(meanings[others[pick]], others[pick])
-            if len(of_meaning) == num_rivals:
+            if len(of_meaning) >= num_rivals:
                 break
+            of_meaning.setdefault(meanings[others[pick]], others[pick])
         rivals.append(list(of_meaning.values()))
     return rivals
 

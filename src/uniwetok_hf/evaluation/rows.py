@@ -72,8 +72,9 @@ class PictureRows:
             yield number, read
 
     def values_of(self, column: str) -> list[str] | None:
-        """All values of a column, also of rows that were not chosen, in alphabetical order; None of a stream."""
-        if not hasattr(self.all_rows, "unique"):
+        """All values of a column, also of rows that were not chosen, in alphabetical order; None of a stream, of rows
+        that are no dataset, and of a column of lists."""
+        if not hasattr(self.all_rows, "unique") or not hasattr(self.all_rows.features[column], "dtype"):
             return None
         names = self.class_names.get(column)
         found = [value for value in self.all_rows.unique(column) if value is not None]

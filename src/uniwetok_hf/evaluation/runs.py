@@ -12,6 +12,7 @@ from ..files import read_json, whole_file, writing
 
 
 SETTINGS_FILE = "settings.json"
+LATER = {"sources"}  # settings that earlier versions did not save
 
 
 def weights_digest(*models) -> str:
@@ -35,7 +36,7 @@ def check_begun(folder: Path, settings: Mapping) -> bool:
         return False
     before = read_json(path)
     for name, value in settings.items():
-        if before.get(name) != value:
+        if before.get(name) != value and not (name in LATER and name not in before):
             raise ValueError(
                 f"`{name}`: {folder} was begun with {before.get(name)!r}, and can't go on with {value!r}; name "
                 "another folder, or remove this one."

@@ -261,8 +261,14 @@ class UniWeTokConversation:
         return codes
 
     def forget_cache(self) -> None:
-        """Frees the keys and values of what was read; the next turn reads the whole history anew."""
-        with self._lock:  # not in the middle of a turn
+        """Frees the keys and values of what was read; the next turn reads the whole history anew.
+
+        Raises:
+            RuntimeError: when a callback of a turn calls it.
+        """
+        with self._lock:  # turns of other threads come to their end
+            if self._is_talking:
+                raise RuntimeError("A callback can't free the cache of the turn that calls it.")
             self._forget()
 
     def _forget(self) -> None:

@@ -13,8 +13,10 @@ what it can't do:
 Pipelines made of one model (`from_pipe`) share its adapters.
 """
 
+import contextlib
 import os
 import warnings
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from ..adapters import (
     save_adapter,
     save_adapter_card,
 )
-from ..files import save_whole
+from ..files import save_whole, writing
 from ..modeling.adapters_uniwetok import unchanged_on_error
 
 
@@ -140,8 +142,8 @@ class UniWeTokLoraMixin(LoraBaseMixin):
             adapter_name = next(name for i in range(len(loaded) + 1) if (name := f"default_{i}") not in loaded)
         if adapter_name in loaded:
             raise ValueError(f"`adapter_name` {adapter_name!r} is taken; loaded are {', '.join(loaded)}.")
-        if "." in adapter_name or hasattr(nn.ModuleDict, adapter_name):  # torch keeps layers by it
-            raise ValueError(f"`adapter_name` must have no dot, and be no method of ModuleDict, got {adapter_name!r}.")
+        if "." in adapter_name or hasattr(nn.ModuleDict(), adapter_name):  # torch keeps layers by it
+            raise ValueError(f"`adapter_name` must have no dot, and be no name in ModuleDict, got {adapter_name!r}.")
         if kind := other_kind(config):
             raise ValueError(
                 f"{problem}is an adapter of another kind ({kind}) than pipelines weight and merge: "
@@ -182,7 +184,7 @@ class UniWeTokLoraMixin(LoraBaseMixin):
 
         Raises:
             ValueError: when there is no adapter of that name, or no name is given and not exactly one is active.
-            OSError: naming `save_directory`, which is as before, when it can't be written.
+            OSError: naming `save_directory`, whose files are as before, when it can't be written.
         """
         active = self.get_active_adapters()
         if not self._adapters():
@@ -191,7 +193,8 @@ class UniWeTokLoraMixin(LoraBaseMixin):
             raise ValueError(f"`adapter_name` must be given when {len(active)} adapters are active.")
         adapter_name = adapter_name or active[0]
         self._check_names(adapter_name)
-        save_whole(lambda folder: save_adapter(self.mllm, folder, adapter_name), Path(save_directory))
+        with writing(save_directory):
+            save_adapter(self.mllm, save_directory, adapter_name)
         if push_to_hub:
             api, folder = HfApi(token=token), Path(save_directory)
             repo_id = api.create_repo(repo_id or folder.name, private=private, exist_ok=True).repo_id
@@ -234,8 +237,8 @@ class UniWeTokLoraMixin(LoraBaseMixin):
 
         Raises:
             ValueError: when no adapter is loaded, some are fused already, there is no adapter of that name, or
-                `lora_scale` is 0, which could not be undone; with `safe_fusing`, which keeps the weights until all
-                are added, also when an update is not finite. The pipeline is then as it was.
+                `lora_scale` is 0, which could not be undone; with `safe_fusing` also when an update is not finite. The
+                pipeline is then as it was.
         """
         self._check_not_fused()
         if lora_scale == 0:
@@ -243,7 +246,8 @@ class UniWeTokLoraMixin(LoraBaseMixin):
         self._check_names(adapter_names or [])
         if not self._adapters():
             raise ValueError("`fuse_lora` needs an adapter: load one with `load_lora_weights`.")
-        with unchanged_on_error(self.mllm):
+        # Without `safe_fusing` weights are changed in place: then the layers that are fused are taken out again.
+        with unchanged_on_error(self.mllm) if safe_fusing else self._unfused_on_error():
             if adapter_names:
                 self.mllm.set_adapter(list(adapter_names))
             super().fuse_lora(list(components), lora_scale, safe_fusing)
@@ -282,6 +286,21 @@ class UniWeTokLoraMixin(LoraBaseMixin):
     def _adapted_layers(self) -> list:
         layer_class = load_peft().tuners.tuners_utils.BaseTunerLayer
         return [module for module in self.mllm.modules() if isinstance(module, layer_class)]
+
+    @contextlib.contextmanager
+    def _unfused_on_error(self) -> Generator[None]:
+        active, layers = self.get_active_adapters(), self._adapted_layers()
+        scales = [dict(layer.scaling) for layer in layers]
+        try:
+            yield
+        except BaseException:
+            for layer, scale in zip(layers, scales, strict=True):
+                if layer.merged:
+                    layer.unmerge()
+                layer.scaling.clear()
+                layer.scaling.update(scale)
+            self.mllm.set_adapter(active)
+            raise
 
     def _is_fused(self) -> bool:
         return bool(self._adapters()) and any(layer.merged for layer in self._adapted_layers())
@@ -324,7 +343,7 @@ def other_kind(config) -> str | None:
         return config.peft_type.value
     if fields := [name for name in MORE_THAN_UPDATES if getattr(config, name, None)]:
         return f"one with `{fields[0]}`"
-    for name, plain in (("bias", ("none",)), ("init_lora_weights", PLAIN_STARTS)):
+    for name, plain in (("bias", ("none",)), ("lora_bias", (False,)), ("init_lora_weights", PLAIN_STARTS)):
         if (value := getattr(config, name, plain[0])) not in plain:
             return f"one with `{name}` {value!r}"
     return None

@@ -13,7 +13,6 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig
@@ -139,11 +138,11 @@ def planned_config(config: MLLMTrainingConfig) -> UniWeTokMLLMConfig:
         ValueError: when the stage before it is not finished.
     """
     if config.init_from is not None:
-        place = Path(find_result(config.init_from, "pipeline")) / "mllm"
-        if is_local_name(config.init_from) and not place.is_dir():
+        place = find_result(config.init_from, "pipeline")
+        if not os.path.isdir(place) and (is_local_name(config.init_from) or "/" not in config.init_from):
             raise ValueError(f"`init_from` {config.init_from} is not there yet, and its sizes follow from it.")
         with field_named("init_from"):
-            found = UniWeTokMLLMConfig.from_pretrained(place)
+            found = UniWeTokMLLMConfig.from_pretrained(place, subfolder="mllm")
         found.patch_size = config.mllm.get("patch_size", found.patch_size)
         return found
     vision_config = UniWeTokConfig()

@@ -214,9 +214,12 @@ def planned_classes(config: ClassToImageTrainingConfig) -> tuple[UniWeTokConfig,
 def encoded_side(config: ClassToImageTrainingConfig) -> int:
     """Side in pixels of the pictures whose codes are the data. Warns where they are not there, and returns 256."""
     folder = config.data[0].path
-    if os.path.isfile(os.path.join(folder, ENCODING_FILE)) and (sizes := read_encoding(folder).settings.get("sizes")):
-        return int(sizes[0][0])
-    warnings.warn(f"`data` {folder} is not encoded yet: it counts as one of 256 pixels.", stacklevel=2)
+    why = "is not encoded yet"
+    if os.path.isfile(os.path.join(folder, ENCODING_FILE)):
+        if sizes := read_encoding(folder).settings.get("sizes"):
+            return int(sizes[0][0])
+        why = "has pictures of several sizes"
+    warnings.warn(f"`data` {folder} {why}: it counts as one of 256 pixels.", stacklevel=2)
     return 256
 
 

@@ -189,11 +189,12 @@ class ClassToImageTrainer(PipelineTrainer):
         """Loss and bit accuracies, and pictures of some classes, by the averaged model if there is one."""
         self.model.eval()
         metrics = {}
-        with self.averaged_weights(), uncompiled(self.config.compile, self.pipeline.transformer.config):
+        with self.averaged_weights():
             if batches:
-                metrics = self.measure(batches)
+                with uncompiled(self.config.compile, self.pipeline.transformer.config):
+                    metrics = self.measure(batches)
             if self.config.sample_classes and self.accelerator.is_main_process and not self.is_sharded:
-                with self.accelerator.autocast():
+                with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
                     self.generate_samples(step)
         self.model.train()
         return metrics

@@ -244,11 +244,12 @@ class MLLMTrainer(PipelineTrainer):
         there is one."""
         self.model.eval()
         metrics = {}
-        with self.averaged_weights(), uncompiled(self.config.compile, self.mllm.config.text_config):
+        with self.averaged_weights():
             if batches:
-                metrics = {f"validation_{name}": value for name, value in self.measure(batches).items()}
+                with uncompiled(self.config.compile, self.mllm.config.text_config):
+                    metrics = {f"validation_{name}": value for name, value in self.measure(batches).items()}
             if self.config.prompts and self.accelerator.is_main_process and not self.is_sharded:
-                with self.accelerator.autocast():
+                with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
                     self.generate_samples(step)
         self.model.train()
         return metrics

@@ -172,7 +172,7 @@ class Wise(Benchmark):
 
     def _is_verified(self, prompts: str) -> bool:
         """Whether the set is WISE_Verified, or that of 2025, of other prompts and with another judge."""
-        return all(path.stem.endswith("_verified") for path in self._paths(prompts))
+        return all("verified" in path.stem for path in self._paths(prompts))
 
     def judge_commands(self, folder: Path, prompts: str, images: str | None, side: int, num_images: int) -> list[str]:
         if self._is_verified(prompts):
