@@ -173,6 +173,8 @@ def check_damaged(content: bytes, folder) -> None:
     path = folder / "damaged.jpg"  # whatever it is
     path.write_bytes(content)
     found = {name: outcome(door, content, path) for name, door in DOORS.items()}
+    if isinstance(found["upload"], str) and "it must be one of PNG" in found["upload"]:  # the page takes fewer formats
+        del found["upload"]
     kinds = {name: type(one) for name, one in found.items()}
     if content:  # an empty text is no picture in base64
         assert len(set(kinds.values())) == 1, kinds
