@@ -275,9 +275,8 @@ def begin(folder: Path, state: dict) -> Encoding | None:
                 "begun; name another folder, or remove this one."
             )
         before = saved.get(name, False if name in ("same_crops", "mirrored") else None)  # older folders don't say it
-        if (
-            name not in ("model", "source_words", "streams", "crops") and before != value
-        ):  # a model: by its fingerprint
+        compared = name not in ("model", "source_words", "streams", "crops")  # a model: by its fingerprint
+        if compared and before != value:
             hint = ""
             if name == "fingerprint":
                 hint = f" These are of image tokenizers: {saved.get('model')} and {state['model']}."

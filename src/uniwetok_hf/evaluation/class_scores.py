@@ -25,7 +25,7 @@ from .intervals import Score, share_score
 from .judges import Judge
 from .processes import ALONE, Processes
 from .reports import Report, ScoreRow
-from .runs import SETTINGS_FILE
+from .runs import SETTINGS_FILE, told
 
 
 PROTOCOL = "classes"
@@ -83,8 +83,8 @@ def settings_beside(samples: str | Path) -> dict:
     """How `uniwetok sample-classes` made the pictures, where its `settings.json` lies beside them."""
     path = Path(samples).parent / SETTINGS_FILE
     settings = read_json(path) if path.is_file() else {}
-    told = ("num_inference_steps", "guidance_scale", "guidance_schedule", "shift", "temperature", "dtype", "seed")
-    return {name.replace("_", " "): settings[name] for name in told if settings.get(name) is not None}
+    names = ("num_inference_steps", "guidance_scale", "guidance_schedule", "shift", "temperature", "dtype", "seed")
+    return told(settings, names)
 
 
 def evaluate_classes(

@@ -3,7 +3,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -23,6 +23,11 @@ def weights_digest(*models) -> str:
             digest.update(f"{name} {list(tensor.shape)}\n".encode())
             digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def told(settings: Mapping, names: Iterable[str]) -> dict:
+    """Those of the settings that are set, as lines of a report's protocol."""
+    return {name.replace("_", " "): settings[name] for name in names if settings.get(name) is not None}
 
 
 def check_begun(folder: Path, settings: Mapping) -> bool:

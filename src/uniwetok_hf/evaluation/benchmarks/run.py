@@ -16,7 +16,7 @@ from ...version import __version__
 from ..processes import ALONE, Processes
 from ..reports import Report
 from ..rows import batched
-from ..runs import SETTINGS_FILE, begin_run, check_begun, weights_digest
+from ..runs import SETTINGS_FILE, begin_run, check_begun, told, weights_digest
 from .base import Benchmark
 from .files import BenchmarkFile, check_files, generate_files, prompts_digest, sources_digest
 from .rewriting import name_of_rewriter, rewrite_prompts, save_rewritten
@@ -217,12 +217,12 @@ def collect_benchmark(benchmark: Benchmark, out: str | Path, output: str | Path,
     if settings.get("rewriter") is not None:
         name_of_set += f", rewritten by {name_of_rewriter(Path(out))}"
     rows = benchmark.collect(Path(output), files, paths["prompts"])
-    told = ("num_images", "num_inference_steps", "guidance_scale", "image_guidance_scale", "negative_prompt")
-    told += ("describe_first", "height", "width", "shift", "temperature", "seed")
+    names = ("num_images", "num_inference_steps", "guidance_scale", "image_guidance_scale", "negative_prompt")
+    names += ("describe_first", "height", "width", "shift", "temperature", "seed")
     protocol = {"judge": judge or benchmark.judge, "prompts": name_of_set}
     if settings["limit"] is not None:
         protocol["only the first prompts"] = settings["limit"]
         rows = [replace(row, for_card=False) for row in rows]
-    protocol |= {name.replace("_", " "): settings[name] for name in told if settings.get(name) is not None}
+    protocol |= told(settings, names)
     protocol["dtype"] = settings["dtype"]
     return Report(benchmark.title, short_name(settings["model"]), benchmark.title, name_of_set, protocol, rows)
