@@ -26,7 +26,7 @@ from .config import field_named
 from .lora import add_lora
 from .run import choose_parameters
 from .settings_mllm import MLLMTrainingConfig
-from .start import LARGEST_SIDE, PROMPT_TOKENS, find_result
+from .start import LARGEST_SIDE, PROMPT_TOKENS, find_result, vision_subfolder
 from .train_mllm import frozen_patterns
 
 
@@ -147,9 +147,8 @@ def planned_config(config: MLLMTrainingConfig) -> UniWeTokMLLMConfig:
         return found
     vision_config = UniWeTokConfig()
     if config.vision_model is not None and os.path.isdir(place := find_result(config.vision_model, "model")):
-        subfolder = "mllm" if os.path.isfile(os.path.join(place, "model_index.json")) else ""  # of a pipeline
         with field_named("vision_model"):
-            vision_config = UniWeTokConfig.from_pretrained(place, subfolder=subfolder)
+            vision_config = UniWeTokConfig.from_pretrained(place, subfolder=vision_subfolder(place))
     patch_size = config.mllm.get("patch_size", 1)
     num_size_tokens = config.num_size_tokens or LARGEST_SIDE // vision_config.stride
     num_new = len(PROMPT_TOKENS) + num_size_tokens + patch_size**2 - 1

@@ -38,7 +38,7 @@ from .plan import ATTENTION, BYTES, COMPUTED, GIB, Plan, attend, noting_kept
 from .run import choose_parameters
 from .settings_class_to_image import ClassToImageTrainingConfig
 from .settings_uniwetok import UniWeTokTrainingConfig
-from .start import find_result
+from .start import find_result, vision_subfolder
 from .train_uniwetok import square_grid
 
 
@@ -230,9 +230,8 @@ def vision_config_of(field: str, name: str) -> UniWeTokConfig:
     if not os.path.isdir(place):
         warnings.warn(f"`{field}` {name} is not there: it counts as an image tokenizer of the paper.", stacklevel=2)
         return UniWeTokConfig()
-    subfolder = "mllm" if os.path.isfile(os.path.join(place, "model_index.json")) else ""
     with field_named(field):
-        return UniWeTokConfig.from_pretrained(place, subfolder=subfolder)
+        return UniWeTokConfig.from_pretrained(place, subfolder=vision_subfolder(place))
 
 
 def loss_networks(config: UniWeTokTrainingConfig, model: UniWeTokModel) -> dict[str, nn.Module]:

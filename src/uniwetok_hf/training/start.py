@@ -38,6 +38,11 @@ LARGEST_SIDE = 4096  # pixels; as many size tokens there are at least (docs/meth
 CHANGEABLE = ("text_loss_weight", "image_loss_weight", "bit_flip_probability", "num_diffusion_draws")
 
 
+def vision_subfolder(folder: str | os.PathLike) -> str:
+    """Where an image tokenizer lies in `folder`, which may be that of a pipeline."""
+    return "mllm" if os.path.isfile(os.path.join(folder, "model_index.json")) else ""
+
+
 def start_pipeline(config, texts: Iterable[str] = ()) -> UniWeTokPipeline:
     """The pipeline that a training starts from, as its [`MLLMTrainingConfig`] says; `texts` are what a new text
     vocabulary is trained on.
@@ -57,9 +62,10 @@ def start_pipeline(config, texts: Iterable[str] = ()) -> UniWeTokPipeline:
                 "`language_model`, a checkpoint, or `text_model`, the fields of a new one."
             )
         folder = start_folder(config)
-        subfolder = "mllm" if os.path.isfile(os.path.join(folder, "model_index.json")) else ""  # of a pipeline
         with field_named("vision_model"):
-            vision_model = UniWeTokModel.from_pretrained(folder, subfolder=subfolder, dtype=torch.float32)
+            vision_model = UniWeTokModel.from_pretrained(
+                folder, subfolder=vision_subfolder(folder), dtype=torch.float32
+            )
         num_size_tokens = config.num_size_tokens or LARGEST_SIDE // vision_model.config.stride
         fields = {"head": config.head, "mllm": config.mllm, "num_size_tokens": num_size_tokens, "seed": config.seed}
         if config.language_model:

@@ -17,7 +17,6 @@ pictures they are, their crops, flips, times and noise belong to their running n
 """
 
 import math
-import os
 import threading
 from pathlib import Path
 
@@ -53,7 +52,7 @@ from .run import (
 )
 from .settings_class_to_image import CHANGEABLE, ClassToImageTrainingConfig
 from .stage import ACCURACY_TIMES, PipelineTrainer, compile_layers, run_stage
-from .start import find_result
+from .start import find_result, vision_subfolder
 
 
 PICTURES_PER_CLASS = 8  # in the grid of a validation
@@ -277,9 +276,8 @@ def load_start(config: ClassToImageTrainingConfig) -> UniWeTokClassToImagePipeli
     if config.init_from is not None:
         with field_named("init_from"):
             return UniWeTokClassToImagePipeline.from_pretrained(folder, dtype=torch.float32)
-    subfolder = "mllm" if os.path.isfile(os.path.join(folder, "model_index.json")) else ""  # of a pipeline
     with field_named("vision_model"):
-        return UniWeTokModel.from_pretrained(folder, subfolder=subfolder, dtype=torch.float32)
+        return UniWeTokModel.from_pretrained(folder, subfolder=vision_subfolder(folder), dtype=torch.float32)
 
 
 def names_of_classes(start: UniWeTokClassToImagePipeline | UniWeTokModel) -> list[str] | None:
