@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from uniwetok_hf.files import WriteError, is_local_name, save_whole, whole_file
+from uniwetok_hf.files import WriteError, is_local_name, save_whole, weight_variant, whole_file
 
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path):
@@ -189,3 +189,32 @@ def test_a_file_that_could_not_be_read_meanwhile_is_named(tmp_path):
     with pytest.raises(WriteError) as raised:
         save_whole(lambda folder: (folder / "sub" / "a").write_text("a"), tmp_path / "result")
     assert str(raised.value) == f"{tmp_path / 'result'} can't be written: No such file or directory"
+
+
+@pytest.mark.parametrize(
+    "name, variant",
+    [
+        ("model.safetensors", ""),
+        ("model-00001-of-00002.safetensors", ""),
+        ("model.safetensors.index.json", ""),
+        ("model.fp16.safetensors", "fp16"),
+        ("model.non_ema-00001-of-00002.safetensors", "non_ema"),
+        ("model.safetensors.index.fp16.json", "fp16"),
+        ("adapter_model.safetensors", None),
+        ("model_index.json", None),
+    ],
+)
+def test_variants_of_weight_files(name, variant):
+    assert weight_variant(name) == variant
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_the_file_that_a_symbolic_link_points_to_is_replaced(tmp_path, is_shared):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "file").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "file")
+    with whole_file(tmp_path / "link", is_shared) as temporary:
+        assert temporary.parent == tmp_path / "disk"
+        temporary.write_text("new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "disk" / "file").read_text() == "new"
+    assert len(list(tmp_path.rglob("*"))) == 3

@@ -1,5 +1,6 @@
 """Models, processors and pipelines to a Hub and back, by the classes' own `push_to_hub` and `from_pretrained`."""
 
+import copy
 import re
 import subprocess
 import sys
@@ -223,6 +224,15 @@ def test_saving_with_a_push_sends_what_was_saved(hub, tiny_model, tmp_path):
     (tmp_path / "model" / "notes.txt").write_text("not for everybody")
     tiny_model.save_pretrained(tmp_path / "model", push_to_hub=True, repo_id="org/model")
     assert sorted(hub.files("org/model")) == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_a_pipeline_is_saved_and_pushed_at_once(hub, pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "emoji", push_to_hub=True, repo_id="org/emoji")
+    assert same_weights(UniWeTokPipeline.from_pretrained("org/emoji").mllm, pipeline.mllm)
+    half = copy.deepcopy(pipeline).to(torch.float16)
+    half.save_pretrained(tmp_path / "half", push_to_hub=True, repo_id="org/emoji", variant="fp16")
+    names = [name for name in hub.files("org/emoji") if name.endswith(".safetensors")]
+    assert sorted(names) == ["mllm/model.fp16.safetensors", "mllm/model.safetensors"]
 
 
 def test_refusals_are_readable(hub, tiny_model, tmp_path):

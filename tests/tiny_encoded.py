@@ -7,7 +7,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
-from tiny_training import VISION, write
+from tiny_training import VISION, train_file, write
 
 from uniwetok_hf import UniWeTokConfig, UniWeTokModel
 from uniwetok_hf.data.encoded_parts import EncodingSettings
@@ -179,7 +179,7 @@ def class_training(folder: Path) -> dict:
 
 def run(fields, folder, **more):
     """Runs a training in `folder`; returns its output folder."""
-    return train_mllm.main(write(folder, fields, output_dir=str(folder / "run"), **more)).parent
+    return train_file(train_mllm, write(folder, fields, output_dir=str(folder / "run"), **more)).parent
 
 
 def later(fields, **more) -> dict:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import ModuleType
 
 import torch
 import yaml
@@ -10,6 +11,7 @@ from tiny_models import build_tiny_text_tokenizer
 from transformers import ResNetBackbone, ResNetConfig, SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
 from uniwetok_hf.training.checkpoints import CheckpointWriter
+from uniwetok_hf.training.config import read_config
 
 
 VISION = {
@@ -85,6 +87,12 @@ def write(folder: Path, fields: dict, **more) -> Path:
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump({**fields, **more}))
     return path
+
+
+def train_file(trainer: ModuleType, path: Path, **overrides) -> Path:
+    """Trains with the settings of a file; `trainer` is one of the modules train_uniwetok, ..."""
+    (config_class,) = (value for name, value in vars(trainer).items() if name.endswith("TrainingConfig"))
+    return trainer.train(read_config(config_class, path, **overrides))
 
 
 def assert_names_no_folder_of(place: Path, result: Path) -> None:

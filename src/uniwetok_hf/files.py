@@ -16,8 +16,10 @@ from pathlib import Path
 LOCAL_FOLDERS = ("data/", "runs/")  # where commands, configs and docs put data sets and trainings
 
 
-# Weight files of an older save that a newer one may not have, as transformers names them.
-WEIGHT_FILES = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+# Weight files as transformers and diffusers name them, with the variant between dots or at the end of an index.
+WEIGHT_FILES = re.compile(
+    r"model(\.(?P<variant>[^.]+?))?(-\d+-of-\d+)?\.safetensors(\.index(\.(?P<index_variant>[^.]+))?\.json)?"
+)
 _saving = threading.RLock()
 
 
@@ -77,18 +79,19 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
 def whole_file(path: str | os.PathLike, is_shared: bool = False) -> Iterator[Path]:
     """A block that writes a temporary file beside `path`, whose name it gets. The file replaces `path` when the block
     ends well, and vanishes when it does not. What a killed process leaves of it is overwritten the next time, unless
-    `is_shared`: other processes may write the same path, and each has a name of its own.
+    `is_shared`: other processes may write the same path, and each has a name of its own. If `path` is a symbolic link,
+    the file that it points to is replaced.
 
     Raises:
         WriteError: naming `path` and the reason, when it can't be written.
     """
-    path = Path(path)
+    target = Path(os.path.realpath(path))
     # No pid: the only process of each container is number 1.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp" if is_shared else f".{path.name}.tmp")
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp" if is_shared else f".{target.name}.tmp")
     with writing(path):
         try:
             yield temporary
-            os.replace(temporary, path)
+            os.replace(temporary, target)
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -140,13 +143,22 @@ def _clear_leftovers(target: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
+def weight_variant(name: str) -> str | None:
+    """The variant of a weight file by its name ("fp16"), "" for one of none; None when it is another file."""
+    found = WEIGHT_FILES.fullmatch(name)
+    return found and (found["variant"] or found["index_variant"] or "")
+
+
 def _keep_other_files(old: Path, new: Path) -> None:
-    """Copies what is in the folder `old`, but not in `new`, to `new`, unless it is a weight file."""
+    """Copies what is in the folder `old`, but not in `new`, to `new`, unless it is a weight file. Weights of another
+    variant than those in `new` stay."""
+    written = {weight_variant(path.name) for path in new.iterdir()} - {None}
     for path in old.iterdir():
-        kept = new / path.name
+        kept, variant = new / path.name, weight_variant(path.name)
+        is_replaced = variant is not None and (variant in written or not written)
         if path.is_dir() and not path.is_symlink() and kept.is_dir():
             _keep_other_files(path, kept)
-        elif kept.exists() or kept.is_symlink() or WEIGHT_FILES.fullmatch(path.name):
+        elif kept.exists() or kept.is_symlink() or is_replaced:
             continue
         elif path.is_dir() and not path.is_symlink():
             shutil.copytree(path, kept, symlinks=True, copy_function=_link_or_copy)

@@ -27,7 +27,7 @@ from huggingface_hub import (
 from huggingface_hub.hf_api import RepoFile
 
 from .cards import card_of, card_to_push
-from .files import WEIGHT_FILES
+from .files import weight_variant
 from .remote_code import add_code
 from .version import __version__
 
@@ -61,7 +61,7 @@ def upload(
 ) -> CommitInfo:
     """
     Uploads files of a folder to an existing repository, in one commit that also deletes the weight files of a former
-    push. Not `HfApi.upload_folder`: it sends only what lies in the folder, and the card does not.
+    push of the same variant. Not `HfApi.upload_folder`: it sends only what lies in the folder, and the card does not.
 
     Args:
         folder: the local folder.
@@ -83,9 +83,9 @@ def upload(
     if revision is not None and not create_pr and not revision.startswith("refs/"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     operations = [CommitOperationAdd(str(path), source) for path, source in contents.items()]
-    if folders := {path.parent for path in contents if WEIGHT_FILES.fullmatch(path.name)}:
+    if weights := {(path.parent, variant) for path in contents if (variant := weight_variant(path.name)) is not None}:
         for path in map(PurePosixPath, api.list_repo_files(repo_id, revision=revision)):
-            if path not in contents and path.parent in folders and WEIGHT_FILES.fullmatch(path.name):
+            if path not in contents and (path.parent, weight_variant(path.name)) in weights:
                 operations.append(CommitOperationDelete(str(path)))
     return api.create_commit(
         repo_id,

@@ -66,16 +66,17 @@ def test_imagenet(succeeds, fails, class_folder, workplace):
     found = {name: score["value"] for name, score in row["scores"].items()}
     assert found == {"fid": 3.25, "sfid": 0.6, "inception_score": 120.5, "precision": 0.81, "recall": 0.55}
     assert row["scores"]["fid"]["count"] == 6 and not Path("out/scores/model-index.yaml").exists()  # a dry run
-    assert any(line == "- num inference steps: 1" for line in lines)
+    assert {"- num inference steps: 1", "- shift: 1", "- temperature: 1"} <= set(lines)
     before = Path("out/scores/results.json").read_bytes()
     for text in (PRINTED.replace("FID: 3.25\n", ""), PRINTED + "FID: 3\n", PRINTED.replace("3.25", "nan")):
         Path("evaluator.txt").write_text(text)
         assert "lines of `FID: number`, not one: it is not ADM's" in fails(*command, "--collect", "evaluator.txt")
     assert "No such file" in fails(*command, "--collect", "absent.txt")
     settings = Path("out/settings.json")
-    settings.write_text(settings.read_text().replace('"num_images": 6', '"num_images": 50000'))
+    values = json.loads(settings.read_text()) | {"num_images": 50000}
+    settings.write_text(json.dumps({name: value for name, value in values.items() if name != "shift"}))  # of before
     Path("evaluator.txt").write_text(PRINTED)
-    succeeds(*command, "--collect", "evaluator.txt")
+    assert not any("shift" in line for line in succeeds(*command, "--collect", "evaluator.txt"))
     assert "FID" in Path("out/scores/model-index.yaml").read_text()
     before = Path("out/scores/results.json").read_bytes()
     other = ["benchmark", "imagenet", class_folder, "empty", "--collect", "evaluator.txt"]

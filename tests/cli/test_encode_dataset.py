@@ -13,6 +13,7 @@ from datasets import Dataset, Features, Value
 from PIL import Image
 from tiny_models import build_tiny_pipeline
 
+from uniwetok_hf.cli.encode_dataset import machine
 from uniwetok_hf.data.encoded import open_encoded, read_encoding
 from uniwetok_hf.data.encoded_parts import PartEncoder
 
@@ -273,3 +274,23 @@ def test_a_signal_ends_after_the_part(number, captions, vision_folder, uniwetok,
         result.err[-1] == "uniwetok: stopped; the parts in codes are whole, and the same command continues from there"
     )
     assert succeeds(*command)[0] == "3 rows with 3 pictures"
+
+
+@pytest.mark.parametrize(
+    "environment, expected",
+    [
+        ({}, (0, 1)),
+        ({"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "64"}, (3, 64)),
+        ({"SLURM_PROCID": "0"}, (0, 1)),  # of a script of sbatch
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, (0, 1)),
+        ({"SLURM_STEP_NUM_TASKS": "64"}, (0, 1)),
+        ({"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "64", "RANK": "1", "WORLD_SIZE": "2"}, (1, 2)),
+        ({"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "64", "WORLD_SIZE": "2"}, (0, 2)),
+    ],
+)
+def test_tasks_of_slurm_are_machines(monkeypatch, environment, expected):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert machine() == expected

@@ -108,9 +108,9 @@ def test_reconstruction_of_a_folder_of_pictures_with_a_broken_one(uniwetok, visi
     result = uniwetok("evaluate", "reconstruction", "data", "--split", "train", "--model", vision_folder)
     assert result.code == 0
     (warning,) = result.err
-    assert warning.startswith("uniwetok: warning: 1 pictures could not be read and are left out; the first: ")
+    assert warning.startswith("uniwetok: warning: 1 rows or pictures can't be used and are left out; the first: ")
     values, rows = results(workplace / "results" / "reconstruction")
-    assert values["protocol"]["pictures that could not be read"] == 1 and values["data"] == "data"
+    assert values["protocol"]["rows and pictures left out"] == 1 and values["data"] == "data"
     assert rows["model", "native", None]["psnr"]["count"] == 3
 
 
@@ -168,6 +168,7 @@ def test_generation(succeeds, pictures, pipeline_folder, clip, workplace):
     assert rows["other real", None, None]["frechet"]["count"] == 6  # as many as were drawn
     assert values["protocol"]["prompts"].startswith("6, such as: a ") and " emoji of " in values["protocol"]["prompts"]
     assert values["protocol"]["judge"].startswith("clip (CLIPModel, weights ")
+    assert values["protocol"]["rows"] == "every second of 12, chosen with seed 0"
     assert values["protocol"]["diffusion steps per patch"] == 1 and values["protocol"]["guidance scale"] == 2
     assert values["protocol"]["rivals"] == "up to 3 others of the same style"
     assert any(re.match(r"\| model \|.*chance", line) for line in lines)
@@ -182,7 +183,7 @@ def test_generation_from_other_data_without_a_judge(succeeds, fails, pictures, p
     succeeds(*command, "--image-column", "picture", "--steps", 1, "--output", "out")
     values, rows = results(workplace / "out")
     assert set(rows) == {("model", None, None), ("real, through the codes", None, None)}
-    assert rows["model", None, None]["nearest_by_pixels"]["count"] == 5
+    assert rows["model", None, None]["nearest_by_pixels"]["count"] == 5 and values["protocol"]["rows"] == "all"
     error = fails(*command, "--image-column", "picture", "--prompt", "{label}")
     assert "no column label; they have picture, text" in error
     assert "`prompt` '{label' is no template" in fails(*command, "--image-column", "picture", "--prompt", "{label")
@@ -263,9 +264,9 @@ def test_editing_of_several_sizes_with_wrong_results_of_some_rows(uniwetok, pipe
     result = uniwetok(*command, "--model", pipeline_folder)
     assert result.code == 0
     (warning,) = result.err
-    assert "1 pictures could not be read" in warning and "others[1] of row 2: not a picture" in warning
+    assert "1 rows or pictures can't be used" in warning and "others[1] of row 2: not a picture" in warning
     values, rows = results(workplace / "out")
-    assert values["protocol"]["pictures that could not be read"] == 1
+    assert values["protocol"]["rows and pictures left out"] == 1
     nearest = rows["model", None, None]["nearest_by_pixels"]
     assert nearest["count"] == 3 and nearest["chance"] == pytest.approx(1 / 3)  # target, source and one other each
 

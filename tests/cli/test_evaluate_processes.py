@@ -89,7 +89,7 @@ def test_two_processes_score_what_one_does(pipeline_folder, vision_folder, tmp_p
     for name in protocols:
         results = [Path(folder, name, "results.json").read_bytes() for folder in ("one", "two")]
         assert results[0] == results[1], name
-        skipped = json.loads(results[0])["protocol"].get("pictures that could not be read", 0)
+        skipped = json.loads(results[0])["protocol"].get("rows and pictures left out", 0)
         assert skipped == {"classes": 0, "latents": 2}.get(name, 1), name
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_encoded import class_training, language_training, later
-from tiny_training import VISION, write
+from tiny_training import VISION, train_file, write
 
 from uniwetok_hf import UniWeTokModel, UniWeTokPipeline
 from uniwetok_hf.provenance import read_training_record
@@ -27,7 +27,7 @@ def tokenizer(fixtures, tmp_path_factory) -> Path:
     """A finished run of the tokenizer with averages."""
     folder = tmp_path_factory.mktemp("tokenizer")
     fields = {**VISION, "data": [{"path": str(fixtures / "emoji")}], "output_dir": str(folder / "run")}
-    return train_uniwetok.main(write(folder, fields, ema_decay=0.5, trainable=["decoder", "encoder"])).parent
+    return train_file(train_uniwetok, write(folder, fields, ema_decay=0.5, trainable=["decoder", "encoder"])).parent
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def language(tmp_path_factory) -> tuple[dict, Path]:
     """Fields and folder of a finished run of the language model with averages."""
     folder = tmp_path_factory.mktemp("language")
     fields = language_training(folder)
-    return fields, train_mllm.main(write(folder, fields, output_dir=str(folder / "run"))).parent
+    return fields, train_file(train_mllm, write(folder, fields, output_dir=str(folder / "run"))).parent
 
 
 def test_the_last_checkpoint_is_the_result(succeeds, tokenizer):
@@ -86,7 +86,7 @@ def test_a_pipeline_generates(succeeds, language):
 def test_an_adapter_loads(succeeds, language, tmp_path, options):
     fields, start = language
     fields = later(fields, init_from=str(start), lora={"r": 2, "options": options}, ema_decay=0.5)
-    run = train_mllm.main(write(tmp_path, fields, output_dir=str(tmp_path / "run"))).parent
+    run = train_file(train_mllm, write(tmp_path, fields, output_dir=str(tmp_path / "run"))).parent
     succeeds("export", run, "mine")
     assert_same(Path("mine/adapter_model.safetensors"), run / "adapter" / "adapter_model.safetensors")
     configs = [json.loads((folder / "adapter_config.json").read_text()) for folder in (Path("mine"), run / "adapter")]
@@ -119,7 +119,7 @@ def test_what_cannot_be_exported(fails, tokenizer, language, tmp_path):
 
 def test_a_class_to_image_training(succeeds, tmp_path):
     fields = class_training(tmp_path)
-    run = train_class_to_image.main(write(tmp_path, fields, output_dir=str(tmp_path / "run"))).parent
+    run = train_file(train_class_to_image, write(tmp_path, fields, output_dir=str(tmp_path / "run"))).parent
     succeeds("export", run, "mine")
     assert_same(Path("mine/transformer/model.safetensors"), run / "pipeline" / "transformer" / "model.safetensors")
     succeeds("export", run, "raw", "--raw")

@@ -86,6 +86,16 @@ def test_other_settings_need_another_folder(pipe, alone, more, named):
     assert alone.read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["samples.npz", "parts/000000.npy"])
+def test_pictures_of_others_are_not_taken_for_its_own(pipe, tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"of another model")
+    with pytest.raises(ValueError, match=f"holds {name.split('/')[0]}, but no settings.json .* name another folder"):
+        sample_classes(pipe, tmp_path, 12, 5)
+    assert path.read_bytes() == b"of another model" and not (tmp_path / "settings.json").exists()
+
+
 def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch):
     """Joining reads one part at a time."""
     from uniwetok_hf.evaluation import class_sampling
@@ -106,7 +116,7 @@ def test_the_command(succeeds, fails, class_folder, workplace, pipe):
     assert succeeds("sample-classes", class_folder, "out", *options) == ["out/samples.npz"]
     loaded = UniWeTokClassToImagePipeline.from_pretrained(class_folder, dtype=torch.float32)
     loaded.set_progress_bar_config(disable=True)
-    wanted = sample_classes(loaded, workplace / "other", 7, 4, 3, 1, 1.0)
+    wanted = sample_classes(loaded, workplace / "other", 7, 4, seed=3, num_inference_steps=1, guidance_scale=1.0)
     assert Path("out/samples.npz").read_bytes() == wanted.read_bytes()
     assert succeeds("sample-classes", class_folder, "out", *options) == ["out/samples.npz"]
     message = fails("sample-classes", class_folder, "out", *options[:-1], 2.0)

@@ -15,6 +15,7 @@ from full_disk import files_limited
 from PIL import Image
 from tiny_encoded import build_vision
 
+from uniwetok_hf.data import archives
 from uniwetok_hf.data.archives import ERROR_COLUMN, is_empty
 from uniwetok_hf.data.encoded import open_encoded
 from uniwetok_hf.data.encoded_parts import EncodingSettings
@@ -140,12 +141,82 @@ def test_an_empty_first_archive_is_skipped_and_named(tmp_path):
         assert [row["txt"] for row in rows] == ["noise 0", "noise 1"]
 
 
-def test_a_field_of_another_type_in_a_later_row_is_an_error_in_one_line(tmp_path):
-    fields = [b'{"size": 1}'] * 6 + [b'{"size": "large"}']
-    files = [pair for i, field in enumerate(fields) for pair in ((f"{i}.png", picture(i)), (f"{i}.json", field))]
-    (tmp_path / "0.tar").write_bytes(tar(files))
-    with pytest.raises(ValueError, match=r"^`path` .*0\.tar can't be opened: .*large.*$"):
-        open_rows(PictureSource(str(tmp_path / "0.tar")))
+def json_rows(fields) -> bytes:
+    """An archive of pictures, each with its fields as JSON."""
+    texts = [field if isinstance(field, bytes) else json.dumps(field).encode() for field in fields]
+    return tar([pair for i, text in enumerate(texts) for pair in ((f"{i}.png", picture(i)), (f"{i}.json", text))])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_json_of_any_kind_becomes_what_the_first_rows_have(tmp_path, streaming):
+    """What they don't tell, or have of several kinds, is text."""
+    fields = [
+        {"tags": [], "note": None, "box": {}, "names": [], "size": 1, "score": 1, "mixed": 1, "at": [{"n": None}]},
+        {"tags": None, "note": "b", "box": {}, "names": ["a"], "size": 2.0, "score": 0.5, "mixed": "c", "at": []},
+        {"note": {"d": 1}},
+    ]
+    (tmp_path / "0.tar").write_bytes(json_rows([[fields[0]], [fields[1]], [fields[2], None], None]))
+    rows = list(open_rows(PictureSource(f"{tmp_path}/*.tar", streaming=streaming)))
+    (first,), (second,), (third, nothing), none = [row["json"] for row in rows]
+    expected = {"tags": "[]", "note": None, "box": "{}", "names": [], "size": 1.0, "score": 1.0, "mixed": "1"}
+    assert first == expected | {"at": [{"n": None}]}
+    assert second == fields[1] | {"box": "{}"}
+    assert third == dict.fromkeys(first) | {"note": '{"d": 1}'} and nothing is none is None
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_later_json_that_does_not_fit_is_a_row_that_is_skipped_and_named(tmp_path, monkeypatch, streaming):
+    monkeypatch.setattr(archives, "NUM_INFERRED", 2)
+    first = {"width": 1, "score": 0.5, "is_big": True, "tags": None, "at": {"x": [1]}}
+    later = {
+        '{"width": 2.0, "score": 3, "tags": ["a"], "at": {"x": [4.0]}}': None,
+        '{"width": 1.5}': "width is 1.5, where the first rows have whole numbers",
+        '{"width": "large"}': "width is 'large', where the first rows have whole numbers",
+        '{"width": true}': "width is True, where the first rows have whole numbers",
+        '{"width": 99999999999999999999}': "width is 99999999999999999999, where the first rows have whole numbers",
+        '{"width": NaN}': "width is nan, where the first rows have whole numbers",
+        '{"score": "high"}': "score is 'high', where the first rows have numbers",
+        '{"is_big": 1}': "is_big is 1, where the first rows have true or false",
+        '{"tags": "\\ud83d"}': "tags is '\\ud83d', where the first rows have text",
+        '{"at": {"x": [1, 2.5]}}': "at.x[1] is 2.5, where the first rows have whole numbers",
+        '{"at": {"x": "ab"}}': "at.x is 'ab', where the first rows have lists",
+        '{"at": 7}': "at is 7, where the first rows have objects",
+        "[1]": "it is [1], where the first rows have objects",
+    }
+    (tmp_path / "web-3.tar").write_bytes(json_rows([first, first, *(text.encode() for text in later)]))
+    dataset = open_rows(PictureSource(f"{tmp_path}/*.tar", streaming=streaming))
+    reasons = [why and f"{i}.json in web-3.tar: {why}" for i, why in enumerate([None, None, *later.values()])]
+    rows = list(dataset)
+    assert [row[ERROR_COLUMN] for row in rows] == reasons
+    assert rows[2]["json"] == {"width": 2, "score": 3.0, "is_big": None, "tags": '["a"]', "at": {"x": [4]}}
+    settings = EncodingSettings(sizes=((32, 32),))
+    encoding = encode_dataset(dataset, tmp_path / "codes", build_vision(), settings, max_skipped_share=1.0)
+    assert (encoding.num_rows, encoding.num_skipped) == (3, len(later) - 1)
+    assert all(json.dumps(why)[1:-1] in (tmp_path / "codes" / "skipped.jsonl").read_text() for why in reasons if why)
+
+
+def test_fields_that_no_first_row_has_are_left_out_with_one_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "NUM_INFERRED", 1)
+    monkeypatch.setattr(archives, "_named", set())
+    more = [("1.json", b'{"a": 2, "b": {"c": 1}}'), ("1.txt", b"one"), ("2.json", b'{"a": 3, "b": 4}')]
+    (tmp_path / "0.tar").write_bytes(tar([("0.json", b'{"a": 1}'), *more]))
+    dataset = open_rows(PictureSource(f"{tmp_path}/*.tar", streaming=True))
+    with pytest.warns(UserWarning, match=r"0\.tar has fields that none of the first 1 rows has.*: json\.b, txt\."):
+        assert [row["json"] for row in dataset] == [{"a": 1}, {"a": 2}, {"a": 3}]
+    list(dataset)  # no second warning
+
+
+def test_a_member_whose_name_is_no_unicode_is_a_row_that_is_skipped_and_named(tmp_path):
+    name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        for one in ("0.png", name):
+            info = tarfile.TarInfo(one)
+            info.size = len(picture(0))
+            archive.addfile(info, io.BytesIO(picture(0)))
+    (tmp_path / "0.tar").write_bytes(content.getvalue())
+    good, bad = open_rows(PictureSource(f"{tmp_path}/*.tar"))
+    assert good[ERROR_COLUMN] is None and bad[ERROR_COLUMN].startswith("caf\\udce9.__key__ in 0.tar: it is 'caf")
 
 
 def test_a_full_cache_is_named(tmp_path):

@@ -365,3 +365,16 @@ def test_sizes_are_checked_before_anything_is_written(encode, tmp_path):
     with pytest.raises(ValueError, match="`sizes`: sides must be multiples of 4 pixels"):
         encode(sizes=((18, 16),))
     assert not (tmp_path / "codes").exists()
+
+
+@pytest.mark.parametrize("name", ["unfinished", "skipped.jsonl"])
+def test_a_folder_with_files_of_others_is_refused(encode, tmp_path, name):
+    """They would be deleted or replaced at the end."""
+    (tmp_path / "codes").mkdir()
+    if name == "unfinished":
+        (tmp_path / "codes" / name).mkdir()
+    else:
+        (tmp_path / "codes" / name).write_text("mine")
+    with pytest.raises(ValueError, match=rf"`folder` .* holds {name}, but not the settings of an encoding"):
+        encode()
+    assert [path.name for path in (tmp_path / "codes").iterdir()] == [name]

@@ -246,3 +246,32 @@ def test_files_of_parquet_are_shards(encode, rows, tmp_path):
     assert encode(dataset=stream, rank=0, world_size=2) is None
     assert len(encode(dataset=stream, rank=1, world_size=2).parts_of_shards) == 3
     assert open_encoded(tmp_path / "codes")["text"][:] == list("abcdfghijk")
+
+
+def test_a_row_that_is_not_of_its_type_is_named(encode, rows):
+    """As in a stream whose reader found its columns in the first rows alone."""
+
+    def load():
+        for number, row in enumerate(rows.cast_column("image", datasets.Image(decode=False))):
+            yield row | {"tags": [] if number < 7 else ["a"]}
+
+    features = Features(FEATURES | {"tags": datasets.List(Value("null"))})
+    stream = IterableDataset.from_generator(load, features=features)
+    with pytest.raises(ValueError, match=r"^`dataset`: row 7: the column tags is not of its type, list<.*null>: .+$"):
+        encode(dataset=stream)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_stream_of_more_or_fewer_files_is_refused(encode, rows, tmp_path, monkeypatch, world_size):
+    """Also where its shards are not encoded apart, or several are one."""
+    monkeypatch.setattr(encoding, "MOST_SHARDS", 2)
+    encode(dataset=rows.to_iterable_dataset(num_shards=3), world_size=world_size)
+    other = rows.to_iterable_dataset(num_shards=4)
+    with pytest.raises(ValueError, match="`source_shards`: .* begun with 3, and can't go on with 4; .* or removed"):
+        encode(dataset=other, world_size=world_size)
+    for name in ("encoding.json", "encoding.partial.json"):  # of an earlier version
+        if (path := tmp_path / "codes" / name).exists():
+            state = json.loads(path.read_text())
+            del state.get("settings", state)["source_shards"]
+            path.write_text(json.dumps(state))
+    encode(dataset=other, world_size=world_size)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from uniwetok_hf.data.images import ImageReadError
 from uniwetok_hf.data.places import find_place
-from uniwetok_hf.data.sources import PictureSource, cell_name, open_source, read_cell
+from uniwetok_hf.data.sources import PictureSource, cell_name, open_rows, open_source, read_cell
 
 
 @pytest.fixture(autouse=True)
@@ -500,4 +500,25 @@ def test_empty_and_few_damaged_parquet_files_are_left_out(tmp_path, streaming):
 def test_no_parquet_file_is_left(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"")
     with pytest.raises(ValueError, match="all files are empty"):
+        open_source(PictureSource(str(tmp_path)))
+
+
+@pytest.mark.parametrize("content", [b"", None])
+@pytest.mark.parametrize("pattern", ["*.tar", "0.tar"])
+def test_a_remote_archive_that_is_empty_is_named(tmp_path, content, pattern):
+    with tarfile.open(tmp_path / "0.tar", "w"):
+        pass
+    if content is not None:
+        (tmp_path / "0.tar").write_bytes(content)
+    write_tar(tmp_path / "1.tar", [1])
+    with pytest.raises(ValueError, match=r"can't be opened: its first archive, .*0\.tar, is empty; leave it out\.$"):
+        open_rows(PictureSource(f"file://{tmp_path}/{pattern}", streaming=True))
+
+
+@pytest.mark.parametrize("name, line", [("metadata.csv", "0.png,caf\xe9"), ("metadata.jsonl", '{"text": "caf\xe9"}')])
+def test_captions_that_are_no_utf8_are_named(tmp_path, name, line):
+    write_pictures(tmp_path, [0])
+    head = "file_name,text\n" if name.endswith("csv") else '{"file_name": "0.png", "text": "a"}\n'
+    (tmp_path / name).write_text(head + line, encoding="latin-1")
+    with pytest.raises(ValueError, match=rf"^`path`: .*{name} must be text in UTF-8; line 2 is not: .*0xe9"):
         open_source(PictureSource(str(tmp_path)))

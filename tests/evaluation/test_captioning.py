@@ -4,6 +4,7 @@ from tiny_models import build_tiny_mllm, build_tiny_processor
 
 from uniwetok_hf.evaluation import captioning
 from uniwetok_hf.evaluation.captioning import answer_all, evaluate_captioning
+from uniwetok_hf.evaluation.rows import PictureRows
 
 
 PICTURE = Image.new("RGB", (64, 64), "red")
@@ -67,3 +68,27 @@ def test_answers_do_not_depend_on_the_batch():
     apart = answer_all(mllm, processor, pictures, questions, max_new_tokens=6, batch_size=1)
     assert together == apart and len(together) == 3
     assert all("\n" not in answer for answer in together)
+
+
+def test_questions_that_the_model_can_not_read_are_left_out():
+    mllm, processor = build_tiny_mllm(), build_tiny_processor()
+    wrong = {
+        "": "must not be empty",
+        "<|image_pad|>?": "special tokens",
+        "x" * 2000: "more than the 1024",
+        "\ud83d": "half",
+    }
+    questions = ["what?", *wrong, "which?"]
+    rows = PictureRows([row("red") | {"question": question} for question in questions], columns=["question"])
+    report = evaluate_captioning(mllm, processor, rows, max_new_tokens=2, batch_size=2)
+    assert report.rows[0].scores["exact_match"].count == 2
+    for number, (reason, wanted) in enumerate(zip(rows.all_skipped(), wrong.values(), strict=True), 1):
+        assert reason.startswith(f"row {number}: `question`") and wanted in reason
+
+
+def test_pictures_of_a_size_that_the_model_can_not_read_are_left_out():
+    long = row("red") | {"image": Image.new("RGB", (64 * 200, 64))}
+    rows = PictureRows([row("red"), long])
+    report = evaluate_captioning(build_tiny_mllm(), build_tiny_processor(), rows, max_new_tokens=2)
+    assert report.rows[0].scores["exact_match"].count == 1
+    assert rows.all_skipped()[0].startswith("row 1: `width` must be a multiple of")

@@ -12,6 +12,7 @@ from uniwetok_hf.evaluation.generation import generate_all
 from uniwetok_hf.evaluation.judges import Judge
 from uniwetok_hf.evaluation.metrics import psnr
 from uniwetok_hf.evaluation.reconstruction import reconstruct_all
+from uniwetok_hf.evaluation.rows import PictureRows
 
 
 def plain(*colour, size=(64, 64)):
@@ -193,3 +194,12 @@ def test_padding_of_sources_is_not_compared(size):
 def test_no_edits():
     with pytest.raises(ValueError, match="`rows` holds no edit"):
         evaluate_editing(None, None, [])
+
+
+def test_edits_that_the_model_can_not_read_are_left_out(edit_pipe, pipe):
+    wrong = ["", "a cat<|im_end|>", "x" * 2000]
+    long = ROWS[0] | {"source": plain(0, 0, 0, size=(64 * 200, 64))}
+    rows = PictureRows([*ROWS, *(ROWS[0] | {"instruction": text} for text in wrong), long], ["source", "target"])
+    report = evaluate_editing(edit_pipe, pipe, rows, num_inference_steps=1)
+    assert report.rows[0].scores["psnr_to_target"].count == 2
+    assert [reason.split(":")[0] for reason in rows.all_skipped()] == [f"row {number}" for number in range(2, 6)]

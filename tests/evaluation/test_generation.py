@@ -201,3 +201,22 @@ def test_an_empty_prompt_ends_before_anything_is_generated(prompt):
     with pytest.raises(ValueError, match="not empty, got .* for picture 1"):
         generate_all(recorder, ["a", prompt], batch_size=1)
     assert recorder.calls == []
+
+
+def test_prompts_that_the_model_can_not_read_are_left_out(pipe, colours):
+    wrong = ["", "a cat<|im_end|>", "x" * 2000, "half of a pair \ud83d"]
+    rows = PictureRows([*colours[:2], *(colours[2] | {"text": text} for text in wrong)])
+    report = evaluate_generation(pipe, rows, num_rivals=1, num_inference_steps=1)
+    assert scores(report)["model"]["nearest_by_pixels"].count == 2
+    assert [reason.split(":")[0] for reason in rows.all_skipped()] == [f"row {number}" for number in range(2, 6)]
+    with pytest.raises(ValueError, match=r"11 of 11 samples can't be used.*row 0: `prompt` must not be empty"):
+        evaluate_generation(pipe, PictureRows([colours[0] | {"text": ""}] * 12, max_skipped_share=0.5))
+
+
+@pytest.mark.parametrize(
+    "num_rows, told", [(24, "every second"), (23, "every second"), (18, "12, chosen with seed 0"), (12, "all")]
+)
+def test_which_rows_is_told(pipe, colours, num_rows, told):
+    """Where there are nearly twice as many, no seed chooses."""
+    painter = Painter(pipe, {row["text"]: row["image"] for row in colours})
+    assert evaluate_generation(painter, colours[:num_rows], count=12, num_rivals=2).protocol["rows"] == told

@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ from safetensors.torch import load_file, save_file
 from tiny_judges import build_clip, build_vit
 from tiny_training import build_siglip
 from transformers import AutoImageProcessor, AutoModel
+from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
 
-from uniwetok_hf.evaluation.judges import Judge, PerceptualNetwork, short_digest
+from uniwetok_hf.evaluation.judges import Judge, PerceptualNetwork, keeps_middle, short_digest
 from uniwetok_hf.evaluation.metrics import perceptual_distance
 from uniwetok_hf.losses.perceptual import LPIPS, PerceptualLoss
 from uniwetok_hf.provenance import loss_model, training_record
@@ -157,3 +159,27 @@ def test_a_judge_that_a_training_loss_used_is_refused(tmp_path, clip):
     (tmp_path / "training.json").write_text(json.dumps(training_record([loss_model("teacher", judge.model, clip)])))
     with pytest.raises(ValueError, match="`judge` clip has the weights of clip, the teacher"):
         Judge.from_pretrained(clip, unseen_by=tmp_path)
+
+
+def test_a_picture_of_one_line_takes_little_memory(clip):
+    """CLIP's processor would scale it to 32 x 640,000 pixels, and keep the middle."""
+    judge = Judge.from_pretrained(clip)
+    line, sides = pictures((20_000, 1))[0], pictures((3000, 2), (2, 3001), (64, 2))
+    tracemalloc.start()
+    judge.embed_images([line])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6
+    found = judge.embed_images(sides)
+    judge.sees_middle = False
+    np.testing.assert_allclose(found, judge.embed_images(sides), atol=1e-4)
+    np.testing.assert_array_equal(found[2], judge.embed_images(sides)[2])
+
+
+def test_which_processors_keep_the_middle(clip, tmp_path):
+    convnext = ConvNextImageProcessorPil
+    assert keeps_middle(AutoImageProcessor.from_pretrained(clip)) and keeps_middle(
+        convnext(size={"shortest_edge": 224})
+    )
+    assert not keeps_middle(convnext(size={"shortest_edge": 384}))  # which squeezes the whole
+    assert not keeps_middle(AutoImageProcessor.from_pretrained(build_vit(tmp_path / "vit")))

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import yaml
@@ -80,3 +81,14 @@ def test_files_are_replaced_whole(report, tmp_path):
 def test_every_metric_has_a_format():
     for title, form in METRICS.values():
         assert title.endswith(("↑", "↓")) and form.format(0.5)
+
+
+def test_half_of_a_surrogate_pair_is_saved(report, tmp_path):
+    """Of a label in JSON, or of an argument that is no UTF-8: hours of computing are behind it."""
+    half, argument = json.loads('"a \\\\ \\ud83d"'), os.fsdecode(b"caf\xe9")
+    report.rows[0].labels["what"], report.protocol["judge"] = half, argument
+    report.save(tmp_path)
+    values = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert values["results"][0]["what"] == half and values["protocol"]["judge"] == argument
+    assert "- judge: caf\\udce9" in (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert yaml.safe_load((tmp_path / "model-index.yaml").read_text(encoding="utf-8"))["model-index"]

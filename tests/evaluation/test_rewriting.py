@@ -1,5 +1,6 @@
 import json
 import shutil
+import threading
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from uniwetok_hf.cli.main import main
 from uniwetok_hf.evaluation.benchmarks import BENCHMARKS, collect_benchmark, run_benchmark
 from uniwetok_hf.evaluation.benchmarks.rewriting import INSTRUCTIONS, load_rewriter
+from uniwetok_hf.signals import Stopped
 
 
 PROMPTS = ("a red circle", "two cats")
@@ -45,8 +47,8 @@ def chat_folder(tmp_path_factory):
     return str(folder)
 
 
-def run(pipe, out, prompts, rewriter, name="geneval"):
-    options = {"variant": "ours", "rewriter": rewriter, "num_inference_steps": 1}
+def run(pipe, out, prompts, rewriter, name="geneval", stop=None):
+    options = {"variant": "ours", "rewriter": rewriter, "num_inference_steps": 1, "stop": stop}
     return run_benchmark(BENCHMARKS[name], pipe, out, prompts, "someone/tiny", **options)
 
 
@@ -118,6 +120,35 @@ def test_rewriters_that_are_none(pipe, prompts, chat_folder, tmp_path):
     shutil.copytree(chat_folder, tmp_path / "mute", dirs_exist_ok=True, ignore=lambda *_: ["chat_template.jinja"])
     with pytest.raises(ValueError, match="mute has no chat template"):
         load_rewriter(str(tmp_path / "mute"))
+
+
+def test_a_stopped_run_keeps_its_answers(pipe, prompts, tmp_path):
+    out, stop = tmp_path / "out", threading.Event()
+
+    def answer(prompt):
+        stop.set()  # while the first prompt is rewritten
+        return f"{prompt}, red"
+
+    with chat_server(answer) as (url, requests):
+        with pytest.raises(Stopped, match="stopped before prompt 1 is rewritten; the same command continues"):
+            run(pipe, out, prompts, url, stop=stop)
+        assert len(requests) == 1 and not (out / "images").exists()
+        run(pipe, out, prompts, url)
+        assert len(requests) == 2 and not (out / "rewritten_parts").exists()
+    saved = json.loads((out / "rewritten_prompts.json").read_text())
+    assert saved["prompts"] == {prompt: f"{prompt}, red" for prompt in PROMPTS}
+
+
+@pytest.mark.parametrize("bad", ["red<|im_end|>", "red " * 500, "red \ud83d"])
+def test_an_answer_that_the_model_can_not_read(pipe, prompts, tmp_path, bad):
+    with (
+        chat_server(lambda prompt: bad if "cats" in prompt else f"{prompt}, red") as (url, _),
+        pytest.warns(UserWarning, match="the answer to 'two cats' can't be used, the prompt stays as it is") as found,
+    ):
+        run(pipe, tmp_path / "out", prompts, url)
+    assert sum("two cats" in str(warning.message) for warning in found) == 1
+    saved = json.loads((tmp_path / "out" / "rewritten_prompts.json").read_text())
+    assert saved["prompts"] == {"a red circle": "a red circle, red", "two cats": "two cats"}
 
 
 def test_thoughts_are_left_out(pipe, prompts, tmp_path):

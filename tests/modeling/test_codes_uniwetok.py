@@ -297,3 +297,13 @@ def test_tokens_to_codes_is_the_inverse(patch_size):
     tokens = codes_to_tokens(codes, patch_size)
     assert tokens.shape == (3, 6 * patch_size**2, 8)
     assert torch.equal(tokens_to_codes(tokens, 2 * patch_size, 3 * patch_size, patch_size), codes)
+
+
+def test_saving_leaves_other_files_alone_and_follows_a_link(tmp_path, tiny_config, pictures):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "codes.safetensors.tmp").write_text("mine")
+    (tmp_path / "codes.safetensors").symlink_to(tmp_path / "disk" / "codes")
+    save_codes(tmp_path / "codes.safetensors", pictures, tiny_config)
+    assert (tmp_path / "codes.safetensors").is_symlink() and (tmp_path / "codes.safetensors.tmp").read_text() == "mine"
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["codes"]
+    assert len(load_codes(tmp_path / "codes.safetensors").codes) == len(pictures)

@@ -294,3 +294,17 @@ def test_vocabulary_can_grow():
     torch.testing.assert_close(output.logits[..., :size], before)
     inputs["labels"][0, -1] = size + 4
     assert model(**inputs, codes=codes).text_loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    "convert", [lambda model: model.to(torch.bfloat16), lambda model: model.half(), lambda model: model.bfloat16()]
+)
+def test_rotary_frequencies_stay_float32(convert):
+    model = build()
+    frequencies = model.model.language_model.rotary_emb.inv_freq.clone()
+    convert(model)
+    assert model.dtype != torch.float32
+    rotary = model.model.language_model.rotary_emb
+    assert torch.equal(rotary.inv_freq, frequencies) and torch.equal(rotary.original_inv_freq, frequencies)
+    model.to("meta")
+    assert rotary.inv_freq.device.type == "meta" and rotary.inv_freq.dtype == torch.float32

@@ -6,9 +6,9 @@ import pytest
 import torch
 from peft import IA3Config, LoHaConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_models import build_tiny_mllm, build_tiny_pipeline
+from tiny_models import build_tiny_class_pipeline, build_tiny_mllm, build_tiny_pipeline
 
-from uniwetok_hf import UniWeTokEditPipeline, UniWeTokPipeline
+from uniwetok_hf import UniWeTokClassToImagePipeline, UniWeTokEditPipeline, UniWeTokPipeline
 from uniwetok_hf.adapters import lora_config, save_adapter, target_modules
 
 
@@ -195,6 +195,32 @@ def test_an_adapter_of_the_image_tokenizer_alone(tmp_path):
     samples = [model.decode(codes, generator=seeded(0)).sample for model in (vision_model, pipe.mllm.vision_model)]
     torch.testing.assert_close(*samples)
     assert not torch.equal(generate(pipe), plain)
+
+
+def test_an_adapter_of_the_head_alone(tmp_path):
+    pipe = build_tiny_pipeline()
+    plain = conditions(pipe)
+    head = build_tiny_mllm().image_head
+    head.add_adapter(lora_config("head"))
+    randomize(head, 4)
+    save_adapter(head, tmp_path)
+    pipe.load_lora_weights(tmp_path)
+    tokens = torch.ones(1, 1, 16), torch.ones(1), torch.ones(1, 1, 32)
+    torch.testing.assert_close(pipe.mllm.image_head(*tokens), head(*tokens))
+    assert not torch.allclose(conditions(pipe), plain)
+
+
+def test_a_pipeline_with_an_adapter_in_one_part_is_not_saved(tmp_path):
+    pipe, of_classes = build_tiny_pipeline(), build_tiny_class_pipeline()
+    pipe.mllm.vision_model.add_adapter(lora_config("decoder"))
+    of_classes.vision_model.add_adapter(lora_config("decoder"))
+    for one, part in ((pipe, "mllm"), (of_classes, "vision_model")):
+        with pytest.raises(ValueError, match=f"The pipeline has adapters, in `{part}`"):
+            one.save_pretrained(tmp_path / "wrong")
+        assert not (tmp_path / "wrong").exists()
+    of_classes.vision_model.delete_adapter("default")
+    of_classes.save_pretrained(tmp_path / "right")
+    UniWeTokClassToImagePipeline.from_pretrained(tmp_path / "right")
 
 
 def test_dropout_of_the_training_is_off(tmp_path):

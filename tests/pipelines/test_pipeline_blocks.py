@@ -8,7 +8,7 @@ from tiny_mllm import BITS, seeded
 from tiny_models import build_tiny_pipeline
 
 from uniwetok_hf import UniWeTokBlocks, UniWeTokModularPipeline
-from uniwetok_hf.pipelines.pipeline_blocks import UniWeTokDecodeStep
+from uniwetok_hf.pipelines.pipeline_blocks import UniWeTokDecodeStep, UniWeTokGenerateStep
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,12 @@ def test_blocks_can_be_taken_apart(pipe):
     decoder.update_components(**pipe.components)
     again = decoder(codes=codes, generator=seeded(1), output_type="pt", output="images")
     assert torch.equal(again, pipe.as_pipeline().decode(codes, seeded(1), "pt"))
+    writer = SequentialPipelineBlocks.from_blocks_dict({"generate": UniWeTokGenerateStep}).init_pipeline()
+    writer.update_components(**pipe.components, default_size=64)
+    writer.set_progress_bar_config(disable=True)
+    inputs = pipe(prompt="a cat", output="prompt_inputs")
+    options = {"num_inference_steps": 2, "guidance_scale": 2.0, "generator": seeded(0)}
+    assert torch.equal(writer(prompt_inputs=inputs, **options, output="codes"), codes)
 
 
 def test_saved_and_loaded(pipe, tmp_path):

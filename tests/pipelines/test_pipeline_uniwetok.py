@@ -379,6 +379,27 @@ def test_variants_are_saved_and_loaded(pipeline, side, tmp_path):
     assert torch.equal(generate(loaded, **size), generate(half, **size))
 
 
+def test_weights_of_another_variant_stay(pipeline, side, tmp_path):
+    pipeline.save_pretrained(tmp_path, max_shard_size="20KB")
+    pipeline.save_pretrained(tmp_path)
+    half = copy.deepcopy(pipeline).to(torch.float16)
+    half.save_pretrained(tmp_path, variant="fp16", max_shard_size="20KB")
+    assert len(list(tmp_path.rglob("*fp16*"))) > 3
+    half.save_pretrained(tmp_path, variant="fp16")
+    files = sorted(path.name for path in (tmp_path / "mllm").iterdir() if "safetensors" in path.name)
+    assert files == ["model.fp16.safetensors", "model.safetensors"]
+    loaded = UniWeTokPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    size = {"height": side, "width": side}
+    assert torch.equal(generate(loaded, **size), generate(pipeline, **size))
+
+
+def test_weights_are_saved_as_safetensors(pipeline, tmp_path):
+    with pytest.raises(ValueError, match="`safe_serialization` must be True"):
+        pipeline.save_pretrained(tmp_path / "pickles", safe_serialization=False)
+    assert not (tmp_path / "pickles").exists()
+
+
 def test_auto_pipelines_find_ours(pipeline, side, tmp_path):
     pipeline.save_pretrained(tmp_path)
     found = AutoPipelineForText2Image.from_pretrained(tmp_path)

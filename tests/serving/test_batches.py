@@ -7,7 +7,7 @@ from tiny_mllm import random_codes, seeded
 from tiny_serving import build_serving_pipeline, tokens_of
 
 from uniwetok_hf import UniWeTokPipeline
-from uniwetok_hf.serving.batches import PictureRow, TextRow, generate_pictures, generate_texts
+from uniwetok_hf.serving.batches import PictureRow, TextRow, _with_noise, generate_pictures, generate_texts
 
 
 LETTERS = "abcdefgh"
@@ -208,3 +208,18 @@ def test_keys_tell_what_can_be_computed_together(one_token_pipe):
     ]
     assert len({row.key for row in (plain, *others)}) == 8
     assert text_row(pipe, "a", 3).key == text_row(pipe, "longer", 9, temperature=1.0, generator=seeded(0)).key
+
+
+def test_the_default_dtype_changes_no_draw():
+    """Alone: biases of transformers fail under another default dtype."""
+
+    def draw():
+        return _with_noise(torch.zeros(1000, dtype=torch.float32), 1.0, 0.9, seeded(5))
+
+    before, dtype = draw(), torch.get_default_dtype()
+    try:
+        for other in (torch.bfloat16, torch.float16, torch.float64):
+            torch.set_default_dtype(other)
+            assert torch.equal(draw(), before), other
+    finally:
+        torch.set_default_dtype(dtype)

@@ -17,7 +17,7 @@ from replica_pipelines import load_mortal, load_tiny
 import uniwetok_hf
 from uniwetok_hf.data.ray_connection import connected
 from uniwetok_hf.serving.engine import LocalEngine
-from uniwetok_hf.serving.ray_engine import RayEngine, ReplicaSettings
+from uniwetok_hf.serving.ray_engine import RayEngine, ReplicaSettings, _last_line
 from uniwetok_hf.serving.requests import (
     ChatRequest,
     EditRequest,
@@ -293,3 +293,8 @@ def test_settings_that_can_not_be(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
     with pytest.raises(ValueError, match="Ray Client can't stream answers"):
         RayEngine.start(ReplicaSettings(load=load_tiny, name="tiny"))
+
+
+def test_the_last_line_of_an_error():
+    assert _last_line(ValueError("first\n last \n\n")) == "last"
+    assert _last_line(KeyboardInterrupt()) == "KeyboardInterrupt" and _last_line(ValueError(" \n")) == "ValueError"

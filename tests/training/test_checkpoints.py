@@ -76,6 +76,26 @@ def test_what_a_person_puts_beside_the_checkpoints_is_neither_read_nor_removed(r
     assert (folder / "step-000009").read_text() == "mine" and (tmp_path / "elsewhere").is_dir()
 
 
+def test_a_checkpoint_that_was_moved_and_linked_is_one(run, tmp_path):
+    """Of a link only the link is ever removed."""
+    path = save_checkpoint(run[0], tmp_path, 2, {"position": 3}, keep=2)
+    save_checkpoint(run[0], tmp_path, 1, {}, keep=2)
+    moved = path.rename(tmp_path / "elsewhere")
+    path.symlink_to(moved)
+    files = {file: file.read_bytes() for file in moved.iterdir()}
+    assert load_checkpoint(run[0], tmp_path) == (2, {"position": 3})
+    assert save_checkpoint(run[0], tmp_path, 2, {"position": 4}, keep=2) == path and not path.is_symlink()
+    assert load_checkpoint(run[0], tmp_path) == (2, {"position": 4})
+    shutil.rmtree(path)
+    path.symlink_to(moved)
+    save_checkpoint(run[0], tmp_path, 3, {}, keep=1)
+    assert [left.name for left in (tmp_path / "checkpoints").iterdir()] == ["step-000003"]
+    (tmp_path / "checkpoints" / "step-000004").symlink_to(tmp_path / "gone")  # a disk that is gone
+    save_checkpoint(run[0], tmp_path, 4, {"position": 5}, keep=1)
+    assert load_checkpoint(run[0], tmp_path) == (4, {"position": 5})
+    assert files == {file: file.read_bytes() for file in moved.iterdir()}
+
+
 def test_a_half_written_checkpoint_is_none(run, tmp_path):
     save_checkpoint(run[0], tmp_path, 1, {}, keep=2)
     half = tmp_path / "checkpoints" / ".step-000002.tmp"

@@ -1,5 +1,6 @@
 """What a YAML file says counts, whatever the environment says to Accelerate, and whatever the locale is."""
 
+import json
 import os
 import subprocess
 import sys
@@ -84,8 +85,27 @@ def test_deepspeed_takes_micro_batches_and_clipping_from_the_config(monkeypatch)
     found = DeepSpeedPlugin().deepspeed_config
     assert (found["gradient_accumulation_steps"], found["gradient_clipping"]) == (8, 3.0)
     for norm, clipping in ((0.5, 0.5), (None, 0.0)):
-        overrule_deepspeed(found, SimpleNamespace(gradient_accumulation_steps=2, max_grad_norm=norm))
+        overrule_deepspeed(found, SimpleNamespace(gradient_accumulation_steps=2, max_grad_norm=norm), None)
         assert (found["gradient_accumulation_steps"], found["gradient_clipping"]) == (2, clipping)
+
+
+@pytest.mark.usefixtures("fresh_state")
+def test_deepspeed_takes_the_precision_from_the_config(tmp_path):
+    """Of its own file, Accelerate replaces `auto` alone."""
+    from accelerate import DeepSpeedPlugin
+
+    settings, path = SimpleNamespace(gradient_accumulation_steps=1, max_grad_norm=1.0), tmp_path / "deepspeed.json"
+    for of_file, precision, wanted in (
+        (True, "no", (False, False)),
+        (False, "bf16", (False, True)),
+        (True, None, (False, True)),
+        ("auto", "fp16", (True, False)),
+    ):
+        path.write_text(json.dumps({"zero_optimization": {"stage": 1}, "bf16": {"enabled": of_file, "more": 1}}))
+        plugin = DeepSpeedPlugin(hf_ds_config=str(path))
+        plugin.set_mixed_precision(precision or "no")
+        overrule_deepspeed(found := plugin.deepspeed_config, settings, precision)
+        assert (found["fp16"]["enabled"], found["bf16"]["enabled"]) == wanted and found["bf16"]["more"] == 1
 
 
 PRINT = """

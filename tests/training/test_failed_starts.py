@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tiny_encoded import class_training, language_training
-from tiny_training import VISION, write
+from tiny_training import VISION, train_file, write
 
 from uniwetok_hf.signals import Stopped
 from uniwetok_hf.training import train_class_to_image, train_mllm, train_uniwetok
@@ -56,14 +56,14 @@ def test_a_start_that_fails_is_noted(preempted, tmp_path):
     before = status(tmp_path / "run")
     data.rename(data.with_name("unmounted"))
     with pytest.raises(ValueError):
-        module.main(path)
+        train_file(module, path)
     found = status(tmp_path / "run")
     assert found == before | {"status": "failed", "error": found["error"]} and str(data) in found["error"]
     data.with_name("unmounted").rename(data)
-    module.main(path)
+    train_file(module, path)
     assert status(tmp_path / "run")["status"] == "finished"
     with pytest.raises(ValueError):
-        module.main(path, max_train_steps=0)
+        train_file(module, path, max_train_steps=0)
     assert status(tmp_path / "run")["status"] == "finished"
 
 
@@ -75,7 +75,7 @@ def test_a_run_that_is_at_work_stays_running(preempted, tmp_path):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "\n"
         with pytest.raises(ValueError):
-            module.main(path)
+            train_file(module, path)
         assert status(tmp_path / "run")["status"] == "preempted"
         other.communicate("\n")
 
@@ -86,12 +86,12 @@ def test_a_damaged_status_hides_no_error(fixtures, tmp_path):
     for content in ("", "{}", "[1]"):
         (tmp_path / "run" / "status.json").write_text(content)
         with pytest.raises(ValueError, match="absent"):
-            train_uniwetok.main(path)
+            train_file(train_uniwetok, path)
         assert (tmp_path / "run" / "status.json").read_text() == content
 
 
 def test_a_first_start_that_fails_leaves_nothing(fixtures, tmp_path):
     path = write(tmp_path, {**VISION, "data": [{"path": "absent"}]}, output_dir=str(tmp_path / "run"))
     with pytest.raises(ValueError, match="absent"):
-        train_uniwetok.main(path)
+        train_file(train_uniwetok, path)
     assert not (tmp_path / "run").exists()

@@ -16,7 +16,7 @@ from tiny_encoded import (
     run,
     stop_before,
 )
-from tiny_training import assert_same_weights, log_lines
+from tiny_training import assert_same_weights, log_lines, train_file
 
 from uniwetok_hf import UniWeTokPipeline, embedded_path
 from uniwetok_hf.provenance import read_training_record
@@ -192,7 +192,7 @@ def test_the_shipped_config_teaches_the_embedded_model(tmp_path):
     assert shipped.init_from == "uniwetok-emoji" and shipped.lora
     overrides = {"data": [{"path": codes, "task": "captions"}], "max_train_steps": 2, "batch_size": 2}
     overrides |= {"output_dir": str(tmp_path / "run"), "mixed_precision": "no", "prompts": []}
-    folder = train_mllm.main(find_config("small_lora"), **overrides)
+    folder = train_file(train_mllm, find_config("small_lora"), **overrides)
     pipeline = UniWeTokPipeline.from_pretrained(embedded_path("uniwetok-emoji"), dtype=torch.float32)
     pipeline.load_lora_weights(folder)
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "uniwetok-emoji"

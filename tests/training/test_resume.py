@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_encoded import language_training, run, stop_before
-from tiny_training import VISION, log_lines, write
+from tiny_encoded import build_vision, encode, language_training, run, shapes, stop_before
+from tiny_training import VISION, log_lines, train_file, write
 
 from uniwetok_hf.data.sources import PictureSource
 from uniwetok_hf.training import train_uniwetok
@@ -372,6 +372,38 @@ def test_rows_that_came_or_went_are_refused(language, copied, tmp_path):
         run(language, tmp_path)
 
 
+def test_texts_and_codes_that_changed_behind_their_paths_are_refused(language, tmp_path, monkeypatch):
+    """As many rows. Other texts make another vocabulary, and another image tokenizer gives other codes."""
+    texts, images = zip(*shapes(8), strict=True)
+
+    def put(texts, seed):
+        shutil.rmtree(tmp_path / "codes", ignore_errors=True)
+        (vision := build_vision(seed)).save_pretrained(tmp_path / "vision")
+        return encode({"image": list(images), "text": list(texts)}, tmp_path / "codes", vision)
+
+    fields = language | {"data": [{"path": put(texts, 0), "task": "captions"}], "max_train_steps": 3}
+    fields["vision_model"] = str(tmp_path / "vision")
+    stop_before(2, monkeypatch, fields, tmp_path)
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000002"
+    with monkeypatch.context() as patch:
+        patch.setattr("uniwetok_hf.training.stage.load_checkpoint", lambda *_: pytest.fail("it was loaded"))
+        put([f"corrected: {text}" for text in texts], 0)
+        with pytest.raises(ValueError, match="^`text_model`: the vocabulary that is made of the texts of `data` is"):
+            run(fields, tmp_path)
+        put(texts, 1)
+        with pytest.raises(ValueError, match=r"^`data\[0\].path` .* is encoded by the image tokenizer \w{12}, and"):
+            run(fields, tmp_path)
+    # Earlier versions did not note them.
+    state, manifest = (checkpoint / name for name in ("data-0.json", "manifest.json"))
+    old = json.loads(state.read_text())
+    del old["encoder"], old["vocabulary"]
+    state.write_text(json.dumps(old))
+    told = json.loads(manifest.read_text())
+    told["files"]["data-0.json"] = state.stat().st_size
+    manifest.write_text(json.dumps(told))
+    assert [line["step"] for line in log_lines(run(fields, tmp_path))] == [1, 2, 3]
+
+
 def test_a_finished_run_says_so_before_anything_is_loaded(language, copied, tmp_path, monkeypatch):
     (copied / "pipeline").mkdir()
     monkeypatch.setattr("uniwetok_hf.training.train_mllm.start_pipeline", lambda *_: pytest.fail("it was loaded"))
@@ -415,7 +447,7 @@ def stopped_tokenizer(pictures, tmp_path_factory):
             train_step(self, batch, step)
 
         patch.setattr(UniWeTokTrainer, "train_step", until)
-        train_uniwetok.main(write(folder, pictures, output_dir=str(folder / "run")))
+        train_file(train_uniwetok, write(folder, pictures, output_dir=str(folder / "run")))
     return folder / "run"
 
 
@@ -462,7 +494,7 @@ def test_the_tokenizer_refuses_pictures_that_came_or_went(pictures, stopped_toke
     told["files"]["data-0.json"] = state.stat().st_size
     manifest.write_text(json.dumps(told))
     with pytest.raises(ValueError, match=r"^`data\[0\].path` .* rows and had 1000000 when"):
-        train_uniwetok.main(write(tmp_path, pictures, output_dir=str(folder)))
+        train_file(train_uniwetok, write(tmp_path, pictures, output_dir=str(folder)))
 
 
 @pytest.mark.parametrize(
@@ -479,7 +511,7 @@ def test_the_tokenizer_refuses_by_name(pictures, stopped_tokenizer, tmp_path, ch
     folder = shutil.copytree(stopped_tokenizer, tmp_path / "run")
     config = (folder / "config.json").read_bytes()
     with pytest.raises(ValueError, match=message):
-        train_uniwetok.main(write(tmp_path, {**pictures, **change}, output_dir=str(folder)))
+        train_file(train_uniwetok, write(tmp_path, {**pictures, **change}, output_dir=str(folder)))
     assert (folder / "config.json").read_bytes() == config
 
 

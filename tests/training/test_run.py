@@ -101,6 +101,17 @@ def test_paths_become_absolute_where_they_are_some(tmp_path, monkeypatch):
     assert absolute_paths(absolute) == absolute
 
 
+def test_a_text_among_options_is_no_path(tmp_path, monkeypatch):
+    """Whatever characters it has: only what exists is one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "edits").mkdir()
+    options = {"question": "what is this?", "texts": ["is it [red]?", "a" * 5000, ""], "path": "edits"}
+    settings = {"data": [{"options": options}], "lora": {"options": {"target_modules": ".*q_proj"}}}
+    absolute = absolute_paths(settings)
+    assert absolute["data"] == [{"options": options | {"path": str(tmp_path / "edits")}}]
+    assert absolute["lora"] == settings["lora"]
+
+
 def test_addresses_are_no_paths():
     settings = {"output_dir": "s3://runs/x", "data": [{"path": "hf://datasets/a/b/*.parquet"}], "model": "s3://a/b"}
     assert absolute_paths(settings) == settings

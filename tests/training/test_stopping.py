@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_training import VISION, assert_same_weights, log_lines, write
+from tiny_training import VISION, assert_same_weights, log_lines, train_file, write
 
 from uniwetok_hf.signals import EXIT_CODE
 from uniwetok_hf.training import train_uniwetok
@@ -87,13 +87,13 @@ def test_sigterm_keeps_the_step_and_says_so(fields, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="stopped after step 2;"):
         patch.setattr(train_uniwetok.UniWeTokTrainer, "train_step", terminated)
-        train_uniwetok.main(write(tmp_path, fields))
+        train_file(train_uniwetok, write(tmp_path, fields))
     assert signal.getsignal(signal.SIGTERM) == before
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-000002"]
     assert {"status": "preempted", "step": 2, "max_train_steps": 4}.items() <= status(tmp_path / "run").items()
-    resumed = train_uniwetok.main(write(tmp_path, fields))
+    resumed = train_file(train_uniwetok, write(tmp_path, fields))
     assert {"status": "finished", "step": 4}.items() <= status(tmp_path / "run").items()
-    whole = train_uniwetok.main(write(tmp_path / "whole", fields, output_dir=str(tmp_path / "whole" / "run")))
+    whole = train_file(train_uniwetok, write(tmp_path / "whole", fields, output_dir=str(tmp_path / "whole" / "run")))
     assert_same_weights(resumed / "model.safetensors", whole / "model.safetensors")
 
 
@@ -103,7 +103,7 @@ def test_a_failure_is_in_the_status(fields, tmp_path, monkeypatch):
 
     monkeypatch.setattr(train_uniwetok.UniWeTokTrainer, "train_step", fail)
     with pytest.raises(ValueError, match="bad"):
-        train_uniwetok.main(write(tmp_path, fields))
+        train_file(train_uniwetok, write(tmp_path, fields))
     assert {"status": "failed", "step": 0, "error": "a bad row"}.items() <= status(tmp_path / "run").items()
 
 
@@ -117,10 +117,10 @@ def test_a_folder_that_another_process_has_locked(fields, tmp_path):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(ValueError, match="run is in use by another training, process 4711 on node3"):
-            train_uniwetok.main(write(tmp_path, fields))
+            train_file(train_uniwetok, write(tmp_path, fields))
         assert status(run)["pid"] == 4711 and not (run / "log.jsonl").exists()
         holder.kill()  # the system takes the lock back
-    assert train_uniwetok.main(write(tmp_path, fields)).is_dir()
+    assert train_file(train_uniwetok, write(tmp_path, fields)).is_dir()
     assert status(run)["status"] == "finished"
 
 

@@ -7,7 +7,7 @@ import accelerate
 import pytest
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import LoggerType
-from tiny_training import VISION, write
+from tiny_training import VISION, train_file, write
 
 from uniwetok_hf.training import train_uniwetok
 from uniwetok_hf.training.trackers import run_options
@@ -74,7 +74,7 @@ def interrupted(fields, folder, monkeypatch) -> None:
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train_uniwetok.UniWeTokTrainer, "end_step", until)
-        train_uniwetok.main(write(folder.parent, fields, output_dir=str(folder)))
+        train_file(train_uniwetok, write(folder.parent, fields, output_dir=str(folder)))
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("trackio", "comet_ml")]
@@ -87,8 +87,8 @@ def test_a_resumed_run_goes_on_in_its_run(tracker, recorder, fields, tmp_path, m
     fields["report_to"] = [tracker]
     interrupted(fields, tmp_path / "first", monkeypatch)
     shutil.move(tmp_path / "first", tmp_path / "moved")
-    train_uniwetok.main(write(tmp_path, fields, output_dir=str(tmp_path / "moved"), logging_steps=2))
-    train_uniwetok.main(write(tmp_path, fields, output_dir=str(tmp_path / "second")))
+    train_file(train_uniwetok, write(tmp_path, fields, output_dir=str(tmp_path / "moved"), logging_steps=2))
+    train_file(train_uniwetok, write(tmp_path, fields, output_dir=str(tmp_path / "second")))
     first, resumed, second = (one.options for one in started)
     assert {options["project"] for options in (first, resumed, second)} == {"uniwetok"}
     assert [one.steps for one in started] == [[1, 2, 3], [4], [1, 2, 3, 4]]
@@ -111,7 +111,7 @@ def test_a_resumed_run_goes_on_in_its_run(tracker, recorder, fields, tmp_path, m
 def test_a_tracker_that_is_not_installed_is_named(fields, tmp_path, monkeypatch):
     monkeypatch.setattr(accelerate.tracking, "_available_trackers", [])
     with pytest.raises(ValueError, match="`report_to` has wandb, which is not installed"):
-        train_uniwetok.main(write(tmp_path, fields, output_dir=str(tmp_path / "run"), report_to=["wandb"]))
+        train_file(train_uniwetok, write(tmp_path, fields, output_dir=str(tmp_path / "run"), report_to=["wandb"]))
 
 
 def test_what_was_logged_after_the_checkpoint_is_hidden():

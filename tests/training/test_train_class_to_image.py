@@ -11,20 +11,20 @@ from datasets import Dataset
 from PIL import Image
 from tiny_encoded import build_vision, class_training, encode, pictures, shapes
 from tiny_mllm import seeded
-from tiny_training import assert_same_weights, log_lines, write
+from tiny_training import assert_same_weights, log_lines, train_file, write
 
 from uniwetok_hf import UniWeTokClassToImagePipeline, UniWeTokModel
 from uniwetok_hf.data.samples import NOISE, sample_generators
 from uniwetok_hf.modeling.image_processing_uniwetok import to_uint8
+from uniwetok_hf.training import train_class_to_image
 from uniwetok_hf.training.class_batches import ClassBatches, ClassSource
 from uniwetok_hf.training.config import ConfigError, find_config, read_config
 from uniwetok_hf.training.export import export_checkpoint
+from uniwetok_hf.training.stage import finished
 from uniwetok_hf.training.train_class_to_image import (
     ClassToImageTrainer,
     ClassToImageTrainingConfig,
     decay_groups,
-    finished,
-    main,
 )
 
 
@@ -38,7 +38,7 @@ def fields(tmp_path_factory):
 
 def run(fields, folder, **more):
     """Runs a training in `folder`; returns its output folder."""
-    return main(write(folder, fields, output_dir=str(folder / "run"), **more)).parent
+    return train_file(train_class_to_image, write(folder, fields, output_dir=str(folder / "run"), **more)).parent
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +128,32 @@ def test_a_finished_one_goes_on(trained, fields, tmp_path):
     assert pipe.config.default_num_inference_steps == 2 and pipe.scheduler.config.temperature == 0.5
     first = log_lines(trained)[0]["loss"]
     assert log_lines(folder)[0]["loss"] < first  # no new weights
+
+
+def test_classes_that_changed_are_refused_before_weights_are_loaded(fields, drawn, tmp_path, monkeypatch):
+    """As many rows, of classes that the alphabet numbers in another way."""
+    more = {"data": [{"path": drawn}], "validation_data": [], "resolution": 32}
+    stop_before(3, monkeypatch, fields, tmp_path, **more)
+    architecture = {path: path.read_bytes() for path in (tmp_path / "run" / "architecture").rglob("*.json")}
+    monkeypatch.setattr("uniwetok_hf.training.stage.load_checkpoint", lambda *_: pytest.fail("it was loaded"))
+    (Path(drawn) / "red").rename(Path(drawn) / "azure")
+    with pytest.raises(ValueError, match="^`labels`: class 0 of the data is 'azure' and was 'blue' when the checkp"):
+        run(fields, tmp_path, **more)
+    for picture in (Path(drawn) / "azure").iterdir():
+        picture.rename(Path(drawn) / "blue" / f"azure-{picture.name}")
+    (Path(drawn) / "azure").rmdir()
+    with pytest.raises(ValueError, match="^`labels`: the data have 2 classes and had 3 when .* Put the old data back"):
+        run(fields, tmp_path, **more)
+    assert architecture == {path: path.read_bytes() for path in architecture}  # which an export of it needs
+
+
+def test_rows_and_a_class_that_came_are_no_broken_checkpoint(fields, drawn, tmp_path, monkeypatch):
+    """Its weights would not fit."""
+    more = {"data": [{"path": drawn}], "validation_data": [], "resolution": 32}
+    stop_before(3, monkeypatch, fields, tmp_path, **more)
+    shutil.copytree(Path(drawn) / "red", Path(drawn) / "white")
+    with pytest.raises(ValueError, match=r"^`data\[0\].path` .* has 32 rows and had 24 when the checkpoint was"):
+        run(fields, tmp_path, **more)
 
 
 # --- what a step computes ---
@@ -365,6 +391,18 @@ def test_a_damaged_row_is_left_out(tmp_path):
     assert len(batch.numbers) == 8 and len(skipped) == 1 and "codes, row 3: `num_bits`" in skipped[0]
 
 
+def test_a_row_without_a_picture_is_left_out(tmp_path):
+    path = encode({"image": pictures(8), "label": [0, 1] * 4}, tmp_path / "codes", build_vision())
+    batches = batches_of([ClassSource(path)], 8)
+    rows = batches.sources[0]
+    cells = [cell["image"] for cell in rows.cells]
+    cells[3:5] = None, []
+    rows.cells = Dataset.from_dict({"image": cells}, features=rows.cells.features)
+    [batch], skipped = batches.step(0, 0.0)
+    assert len(batch.numbers) == 8
+    assert sorted(skipped) == [f"{path}, row {row}: there is no picture in this row" for row in (3, 4)]
+
+
 def test_other_sizes_than_the_first_are_left_out(tmp_path):
     path = encode(
         {"image": [*pictures(4), *pictures(4, size=(32, 16))], "label": [0] * 8},
@@ -394,6 +432,15 @@ def test_other_sizes_than_the_first_are_left_out(tmp_path):
         ({"head": {"num_modulation_layers": 4}}, "`num_modulation_layers`=4 must divide"),
         ({"vision_model": None}, "Give `vision_model`"),
         ({"init_from": "x"}, "`vision_model` can't be given together with `init_from`"),
+        *(
+            ({"init_from": "x", "vision_model": None, "head": {}, "model": model}, f"`model`: .*{message}")
+            for model, message in (
+                ({"class_dropout": 1.5}, "`class_dropout` must be from 0 to 1, got 1.5"),
+                ({"bit_flip_probability": -0.1}, "`bit_flip_probability` must be from 0 to 1, got -0.1"),
+                ({"num_diffusion_draws": 0}, "`num_diffusion_draws` must be 1 or more, got 0"),
+                ({"num_diffusion_draws": "many"}, "num_diffusion_draws"),
+            )
+        ),
         ({"sample_classes": [3]}, "`sample_classes` must be from 0 to 2, got 3"),
         ({"labels": ["a", "b"]}, "row .* is of class 2, there are names for 2"),
         ({"batch_size": 3, "gradient_accumulation_steps": 2}, "`batch_size`=3 must be a multiple"),

@@ -22,7 +22,7 @@ from tiny_encoded import (
     stop_before,
 )
 from tiny_language import LLAMA, save_language_model
-from tiny_training import assert_names_no_folder_of, assert_same_weights, log_lines, write
+from tiny_training import assert_names_no_folder_of, assert_same_weights, log_lines, train_file, write
 from transformers import LlamaConfig
 
 from uniwetok_hf import UniWeTokModel, UniWeTokPipeline
@@ -32,6 +32,7 @@ from uniwetok_hf.training import train_mllm
 from uniwetok_hf.training.checkpoints import list_checkpoints
 from uniwetok_hf.training.config import CONFIGS, find_config, read_config, shipped_configs
 from uniwetok_hf.training.run import choose_parameters
+from uniwetok_hf.training.stage import finished
 from uniwetok_hf.training.train_mllm import MLLMTrainer, MLLMTrainingConfig, TaskMetrics, frozen_patterns
 
 
@@ -120,7 +121,7 @@ def test_a_run_leaves_a_pipeline_and_metrics(trained, fields):
     assert (trained / "samples" / "drawings-000004.png").exists()
     assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
     assert not [path for path in trained.rglob("*") if ".tmp" in path.name]
-    assert train_mllm.finished(read_config(MLLMTrainingConfig, trained.parent / "config.yaml")) == trained / "pipeline"
+    assert finished(read_config(MLLMTrainingConfig, trained.parent / "config.yaml")) == trained / "pipeline"
 
 
 def test_networks_that_the_image_tokenizer_was_trained_with_are_passed_on(fields, tmp_path):
@@ -135,8 +136,8 @@ def test_networks_that_the_image_tokenizer_was_trained_with_are_passed_on(fields
     assert record.loss_models == (seen,) and record.is_complete
     second = run(later(fields, init_from=str(first), **short), tmp_path / "second")
     assert read_training_record(second / "pipeline") == record
-    for finished in (first, second):
-        assert_names_no_folder_of(tmp_path, finished / "pipeline")
+    for one in (first, second):
+        assert_names_no_folder_of(tmp_path, one / "pipeline")
     unknown = run(fields, tmp_path / "unknown", **short)  # its image tokenizer has no record
     assert not read_training_record(unknown / "pipeline").is_complete
 
@@ -152,7 +153,7 @@ def test_the_averaged_weights_are_saved(fields, tmp_path, ema_decay):
 def test_a_finished_training_is_not_replaced(trained):
     before = weights(trained)
     with pytest.raises(ValueError, match="`output_dir` .* holds the pipeline of a finished training"):
-        train_mllm.main(trained.parent / "config.yaml")
+        train_file(train_mllm, trained.parent / "config.yaml")
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(trained).items())
 
 
@@ -180,7 +181,7 @@ def test_config_json_resumes_a_run_from_any_folder(fields, trained, tmp_path, mo
     assert read_config(MLLMTrainingConfig, "config.yaml").output_dir == "run"
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    resumed = train_mllm.main(Path("..", "run", "config.json")).parent
+    resumed = train_file(train_mllm, Path("..", "run", "config.json")).parent
     assert resumed == tmp_path / "run" and not os.listdir()
     assert_same_weights(resumed.joinpath(*MODEL), trained.joinpath(*MODEL))
     assert log_lines(resumed) == log_lines(trained)

@@ -4,6 +4,7 @@ a later stage, and saves what the package can load."""
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from tiny_training import VISION, all_losses, assert_same_weights, log_lines, write
+from tiny_training import VISION, all_losses, assert_same_weights, log_lines, train_file, write
 from transformers import AutoImageProcessor, AutoModel
 
 from uniwetok_hf import UniWeTokModel
@@ -24,7 +25,12 @@ from uniwetok_hf.provenance import read_training_record, weight_digests
 from uniwetok_hf.training import train_uniwetok
 from uniwetok_hf.training.checkpoints import list_checkpoints
 from uniwetok_hf.training.config import find_config, read_config, shipped_configs
-from uniwetok_hf.training.train_uniwetok import UniWeTokTrainer, UniWeTokTrainingConfig, teacher_dtype
+from uniwetok_hf.training.train_uniwetok import (
+    UniWeTokTrainer,
+    UniWeTokTrainingConfig,
+    read_validation,
+    teacher_dtype,
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +44,7 @@ def fields(fixtures, tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(fields, tmp_path_factory):
     folder = tmp_path_factory.mktemp("vision")
-    return train_uniwetok.main(write(folder, fields, output_dir=str(folder / "run"))).parent
+    return train_file(train_uniwetok, write(folder, fields, output_dir=str(folder / "run"))).parent
 
 
 def test_a_run_leaves_a_model_its_losses_and_metrics(trained, fields):
@@ -79,10 +85,10 @@ def test_the_first_interrupt_waits_for_the_step_and_keeps_it(fields, trained, tm
 
         patch.setattr(UniWeTokTrainer, "train_step", interrupted)
         with pytest.raises(KeyboardInterrupt, match="stopped after step 3; the same command continues from there"):
-            train_uniwetok.main(path)
+            train_file(train_uniwetok, path)
     assert signal.getsignal(signal.SIGINT) is before
     assert [found.name for found in list_checkpoints(tmp_path / "run")] == ["step-000003"]
-    assert_same_runs(train_uniwetok.main(path).parent, trained)
+    assert_same_runs(train_file(train_uniwetok, path).parent, trained)
 
 
 def test_a_run_stopped_in_the_middle_resumes_exactly(fields, trained, tmp_path, monkeypatch):
@@ -98,9 +104,9 @@ def test_a_run_stopped_in_the_middle_resumes_exactly(fields, trained, tmp_path, 
 
         patch.setattr(UniWeTokTrainer, "train_step", until_the_fifth)
         with pytest.raises(KeyboardInterrupt):
-            train_uniwetok.main(path)
+            train_file(train_uniwetok, path)
     assert not (tmp_path / "run" / "model").exists()
-    resumed = train_uniwetok.main(path).parent
+    resumed = train_file(train_uniwetok, path).parent
     assert_same_runs(resumed, trained)
 
 
@@ -114,19 +120,19 @@ def test_a_killed_run_resumes_exactly(fields, trained, tmp_path):
     """SIGKILL, which no program can catch, after a random number of steps."""
     path = write(tmp_path, fields, output_dir=str(tmp_path / "run"))
     log, steps = tmp_path / "run" / "log.jsonl", random.randint(1, 5)
-    script = "import sys, torch; torch.set_num_threads(1); from uniwetok_hf.training.train_uniwetok import main; "
-    command = [sys.executable, "-c", script + "main(sys.argv[1])", str(path)]
+    script = "import sys, torch; torch.set_num_threads(1); from uniwetok_hf.cli.main import main; "
+    command = [sys.executable, "-c", script + "main(['train', 'tokenizer', '--config', sys.argv[1]])", str(path)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= steps):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, f"ended before it could be killed after {steps} steps"
-    assert_same_runs(train_uniwetok.main(path).parent, trained)
+    assert_same_runs(train_file(train_uniwetok, path).parent, trained)
 
 
 def test_a_later_stage_goes_on_from_the_one_before(fields, trained, tmp_path):
     later = {**fields, "model": {}, "init_from": str(trained), "max_train_steps": 1, "learning_rate": 0.0}
-    run = train_uniwetok.main(write(tmp_path, later, output_dir=str(tmp_path / "run"))).parent
+    run = train_file(train_uniwetok, write(tmp_path, later, output_dir=str(tmp_path / "run"))).parent
     # Nothing is learnt at a rate of 0: what comes out is what the stage before left.
     for name in ("model/model.safetensors", "losses/prior.safetensors", "losses/discriminator.safetensors"):
         assert_same_weights(run / name, trained / name)
@@ -136,20 +142,39 @@ def test_a_later_stage_goes_on_from_the_one_before(fields, trained, tmp_path):
     )
 
 
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_a_damaged_network_of_the_stage_before_is_named(fields, trained, tmp_path, is_cut):
+    """Cut off, or the pointer of Git LFS."""
+    before = shutil.copytree(trained, tmp_path / "before")
+    file = before / "losses" / "prior.safetensors"
+    file.write_bytes(file.read_bytes()[:-10] if is_cut else b"version https://git-lfs.github.com/spec/v1\n")
+    later = {name: value for name, value in fields.items() if name != "model"} | {"init_from": str(before)}
+    with pytest.raises(ValueError, match=rf"^`init_from`: {file} is damaged \(.*\). Put a whole copy of it there"):
+        train_file(train_uniwetok, write(tmp_path, later, output_dir=str(tmp_path / "run")))
+
+
+def test_a_process_keeps_its_share_of_the_validation_alone(fields, tmp_path):
+    config = read_config(UniWeTokTrainingConfig, write(tmp_path, fields, output_dir=str(tmp_path / "run")))
+    (whole, *_), *shares = ([*read_validation(config, *which).values()] for which in ((0, 1), (0, 3), (1, 3)))
+    for index, (share, *_) in enumerate(shares):
+        assert torch.equal(share, whole[index::3])
+        assert share.untyped_storage().nbytes() == share.numel()  # uint8
+
+
 def test_an_unfinished_stage_is_no_start(fields, tmp_path):
     (tmp_path / "before").mkdir()
     (tmp_path / "before" / "log.jsonl").touch()
     later = {**fields, "model": {}, "init_from": str(tmp_path / "before")}
     path = write(tmp_path, later, output_dir=str(tmp_path / "run"))
     with pytest.raises(ValueError, match="`init_from` .* is a stage that is not finished"):
-        train_uniwetok.main(path)
+        train_file(train_uniwetok, path)
 
 
 def test_training_learns(fields, tmp_path):
     plain = {**fields, "perceptual": None, "adversarial": None, "distillation": None, "prior": None}
     more = {"buckets": [{"height": 16, "width": 16}], "max_train_steps": 60, "learning_rate": 3e-3}
     more |= {"checkpointing_steps": 60, "validation_data": None, "commitment_weight": 0.0, "ema_decay": 0.8}
-    run = train_uniwetok.main(write(tmp_path, {**plain, **more}, output_dir=str(tmp_path / "run"))).parent
+    run = train_file(train_uniwetok, write(tmp_path, {**plain, **more}, output_dir=str(tmp_path / "run"))).parent
     errors = [line["l1"] for line in log_lines(run)]
     assert sum(errors[-5:]) < 0.8 * sum(errors[:5])
 
@@ -158,9 +183,9 @@ def test_the_prior_may_be_a_class_to_image_model(fields, tmp_path):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "architecture": "class_to_image"}
     plain = {**fields, "perceptual": None, "adversarial": None, "distillation": None, "prior": sizes}
     with pytest.raises(ValueError, match="`prior`: `architecture: class_to_image` needs one square size in `buckets`"):
-        train_uniwetok.main(write(tmp_path, plain, output_dir=str(tmp_path / "run")))
+        train_file(train_uniwetok, write(tmp_path, plain, output_dir=str(tmp_path / "run")))
     more = {"buckets": [{"height": 32, "width": 32}], "max_train_steps": 2}
-    run = train_uniwetok.main(write(tmp_path, plain, output_dir=str(tmp_path / "run"), **more)).parent
+    run = train_file(train_uniwetok, write(tmp_path, plain, output_dir=str(tmp_path / "run"), **more)).parent
     assert 0.5 < log_lines(run)[0]["prior"] < 2
     assert "model.position_embedding.weight" in load_file(run / "losses" / "prior.safetensors")
 
@@ -189,13 +214,13 @@ def test_the_prior_may_be_a_class_to_image_model(fields, tmp_path):
 def test_settings_of_a_loss_are_named(fields, tmp_path, section, values, message):
     more = {section: (fields.get(section) or {}) | values}
     with pytest.raises(ValueError, match=message):
-        train_uniwetok.main(write(tmp_path, {**fields, **more}, output_dir=str(tmp_path / "run")))
+        train_file(train_uniwetok, write(tmp_path, {**fields, **more}, output_dir=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
 
 
 def test_frozen_parts_stay_as_they_were(fields, trained, tmp_path):
     more = {"model": {}, "init_from": str(trained), "trainable": ["decoder"], "max_train_steps": 2}
-    run = train_uniwetok.main(write(tmp_path, {**fields, **more}, output_dir=str(tmp_path / "run"))).parent
+    run = train_file(train_uniwetok, write(tmp_path, {**fields, **more}, output_dir=str(tmp_path / "run"))).parent
     before, after = (load_file(path / "model" / "model.safetensors") for path in (trained, run))
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"decoder"}
@@ -242,9 +267,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(fields
     with pytest.raises(
         FloatingPointError, match="Not finite at step 4: l1; the last good checkpoint is .*step-000002"
     ):
-        train_uniwetok.main(path)
+        train_file(train_uniwetok, path)
     monkeypatch.undo()
-    assert train_uniwetok.main(path).exists()  # and can go on from there
+    assert train_file(train_uniwetok, path).exists()  # and can go on from there
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_learnt_from(fields, tmp_path, monkeypatch):
@@ -260,7 +285,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_learnt_from(fi
 
     monkeypatch.setattr(train_uniwetok, "l1_loss", spoilt)
     with pytest.raises(FloatingPointError, match="Not finite at step 4: grad_norm; .*step-000002"):
-        train_uniwetok.main(path)
+        train_file(train_uniwetok, path)
     saved = load_file(tmp_path / "run" / "checkpoints" / "step-000002" / "model.safetensors")
     assert all(tensor.isfinite().all() for tensor in saved.values())
 
@@ -309,9 +334,9 @@ def test_skipped_steps_are_counted_in_the_log_and_over_a_resume(fields, tmp_path
     monkeypatch.setattr(UniWeTokTrainer, "compute_losses", spoilt)
     path = write(tmp_path, fields, output_dir=str(tmp_path / "run"), max_skipped_steps=2)
     with pytest.raises(FloatingPointError, match="Not finite at step 5: l1, after 2 skipped steps .*step-000003"):
-        train_uniwetok.main(path)
+        train_file(train_uniwetok, path)
     bad.remove(4)
-    run = train_uniwetok.main(path).parent
+    run = train_file(train_uniwetok, path).parent
     lines = log_lines(run)
     assert [line.get("skipped_steps", 0) for line in lines] == [0, 1, 1, 2, 2, 2]
     assert "l1" not in lines[1] and "validation_psnr_32x32" in lines[2] and "psnr" in lines[5]
@@ -326,11 +351,11 @@ def test_micro_batches_may_change_when_a_run_is_resumed(fields, tmp_path, monkey
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             step = UniWeTokTrainer.train_step
             patch.setattr(UniWeTokTrainer, "train_step", lambda self, *a, s=step: interrupt(self, s, *a))
-            train_uniwetok.main(write(tmp_path / name, few, output_dir=str(tmp_path / name / "run")))
+            train_file(train_uniwetok, write(tmp_path / name, few, output_dir=str(tmp_path / name / "run")))
         changed = write(
             tmp_path / name, few, gradient_accumulation_steps=later, output_dir=str(tmp_path / name / "run")
         )
-        lines = log_lines(train_uniwetok.main(changed).parent)
+        lines = log_lines(train_file(train_uniwetok, changed).parent)
         rates[name] = [line["learning_rate"] for line in lines], [line["l1"] for line in lines]
     assert rates["more"][0] == rates["same"][0]
     assert rates["more"][1] == pytest.approx(rates["same"][1], abs=1e-4)
@@ -381,7 +406,7 @@ def test_a_discriminator_may_have_a_rate_of_zero(fields, tmp_path):
 
 def test_a_model_of_its_own_is_refused_beside_another_start(fields, trained, tmp_path):
     with pytest.raises(ValueError, match="`model` can't be given together with `init_from`"):
-        train_uniwetok.main(write(tmp_path, fields, init_from=str(trained), output_dir=str(tmp_path / "run")))
+        train_file(train_uniwetok, write(tmp_path, fields, init_from=str(trained), output_dir=str(tmp_path / "run")))
 
 
 def test_a_batch_multiple_fixes_the_batches(fields, tmp_path):
@@ -401,12 +426,12 @@ def test_a_batch_multiple_fixes_the_batches(fields, tmp_path):
 
 def test_a_truncated_checkpoint_is_refused_by_name(fields, tmp_path):
     path = write(tmp_path, {**fields, "max_train_steps": 2}, output_dir=str(tmp_path / "run"))
-    run = train_uniwetok.main(path).parent
+    run = train_file(train_uniwetok, path).parent
     (run / "model").rename(run / "model-before")
     file = run / "checkpoints" / "step-000002" / "optimizer.bin"
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ValueError, match="step-000002 is broken: optimizer.bin has 100 of"):
-        train_uniwetok.main(path)
+        train_file(train_uniwetok, path)
 
 
 def test_pictures_that_cannot_be_read_are_counted_and_named(fields, tmp_path, fixtures):
@@ -419,7 +444,7 @@ def test_pictures_that_cannot_be_read_are_counted_and_named(fields, tmp_path, fi
     (folder / "broken.png").write_bytes((folder / "1.png").read_bytes()[:40])
     more = {"data": [{"path": str(folder)}], "output_dir": str(tmp_path / "run")}
     path = write(tmp_path, {**fields, **more})
-    run = train_uniwetok.main(path).parent
+    run = train_file(train_uniwetok, path).parent
     assert log_lines(run)[-1]["skipped_pictures"] > 0
     names = (run / "skipped-0.txt").read_text()
     assert "broken.png" in names and len(names.splitlines()) == log_lines(run)[-1]["skipped_pictures"]
@@ -427,28 +452,28 @@ def test_pictures_that_cannot_be_read_are_counted_and_named(fields, tmp_path, fi
     # A run that is resumed meets what came after the checkpoint again, and names it once.
     (run / "model").rename(run / "model-before")
     (run / "checkpoints" / "step-000006").rename(tmp_path / "last")
-    assert train_uniwetok.main(path).exists()
+    assert train_file(train_uniwetok, path).exists()
     assert (run / "skipped-0.txt").read_text() == names
 
 
 def test_a_finished_training_is_not_replaced(fields, trained, tmp_path):
     before = (trained / "model" / "model.safetensors").read_bytes()
     with pytest.raises(ValueError, match="`output_dir` .* holds the model of a finished training"):
-        train_uniwetok.main(write(tmp_path, fields, output_dir=str(trained)))
+        train_file(train_uniwetok, write(tmp_path, fields, output_dir=str(trained)))
     assert (trained / "model" / "model.safetensors").read_bytes() == before
 
 
 def test_missing_data_leaves_no_folder_behind(fields, tmp_path):
     path = write(tmp_path, {**fields, "data": [{"path": str(tmp_path / "no")}]}, output_dir=str(tmp_path / "run"))
     with pytest.raises(ValueError, match="no"):
-        train_uniwetok.main(path)
+        train_file(train_uniwetok, path)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(fields, tmp_path):
     path = write(tmp_path, fields, output_dir=str(tmp_path / "run"), gradient_accumulation_steps=3)
     with pytest.raises(ValueError, match="`batch_size`=4 must be a multiple of processes x"):
-        train_uniwetok.main(path)
+        train_file(train_uniwetok, path)
 
 
 @pytest.mark.parametrize("name", [name for name in shipped_configs() if "uniwetok" in name])

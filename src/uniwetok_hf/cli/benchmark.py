@@ -4,6 +4,7 @@ those of `benchmark_imagenet`."""
 import argparse
 import threading
 from pathlib import Path
+from shlex import quote
 
 from uniwetok_hf.signals import signals_set
 
@@ -119,7 +120,7 @@ def run_benchmark(args: argparse.Namespace) -> None:
     print(f"{args.out}: all pictures are there. In the judge's repository:")
     for line in commands:
         print(line)
-    print(f"uniwetok benchmark {args.kind} {args.pipeline} {args.out} --collect WHAT_IT_WROTE")
+    print(f"uniwetok benchmark {args.kind} {quote(args.pipeline)} {quote(args.out)} --collect WHAT_IT_WROTE")
 
 
 def _generate(args: argparse.Namespace, benchmark, processes) -> list[str] | None:
@@ -148,16 +149,16 @@ def _generate(args: argparse.Namespace, benchmark, processes) -> list[str] | Non
             args.prompts,
             args.pipeline,
             getattr(args, "images", None),
-            getattr(args, "num_images", None),
-            args.limit,
-            args.variant,
-            args.batch_size,
-            args.seed,
-            getattr(args, "rewriter", None),
-            processes,
-            lambda total: bar.reset(-(-total // processes.count)),
-            bar.update,
-            stop,
+            num_images=getattr(args, "num_images", None),
+            limit=args.limit,
+            variant=args.variant,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            rewriter=getattr(args, "rewriter", None),
+            processes=processes,
+            on_start=lambda total: bar.reset(-(-total // processes.count)),
+            on_images=bar.update,
+            stop=stop,
             **call,
         )
 

@@ -1,7 +1,6 @@
 """`uniwetok encode-dataset`: a dataset of pictures to a dataset of codes, to train the language model on."""
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -9,6 +8,7 @@ import threading
 from importlib.util import find_spec
 from pathlib import Path
 
+from uniwetok_hf.files import read_json
 from uniwetok_hf.signals import signals_set
 
 from .common import (
@@ -70,8 +70,8 @@ def add_commands(commands) -> None:
         default=1,
         metavar="N",
         help="processes on this machine, or actors of Ray (default: 1); with --device cuda they share the GPUs "
-        "evenly. On several machines without Ray, run it on each with RANK and WORLD_SIZE set, as torchrun does, and "
-        "OUT in a shared folder; of a stream that has a shard for each, a machine reads its own only",
+        "evenly. On several machines without Ray, run it on each with RANK and WORLD_SIZE set, or by Slurm's srun, "
+        "and OUT in a shared folder; of a stream that has a shard for each, a machine reads its own only",
     )
 
 
@@ -173,10 +173,11 @@ def run_encode_dataset(args: argparse.Namespace) -> None:
     rank, world_size = machine()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    model = load_vision_model(args.model, "cpu").to(getattr(torch, args.dtype))
-    # Of the language model, which has the patch size; an image tokenizer alone has none.
-    config = json.loads((find_checkpoint(args.model).model_folder / "config.json").read_text(encoding="utf-8"))
+    checkpoint = find_checkpoint(args.model)
+    model = load_vision_model(checkpoint, "cpu").to(getattr(torch, args.dtype))
     with user_errors(ValueError, OSError):
+        # Of the language model, which has the patch size; an image tokenizer alone has none.
+        config = read_json(checkpoint.model_folder / "config.json")
         settings = EncodingSettings(
             sizes=tuple(args.size or ()),
             longest_edge=args.longest_edge,
@@ -228,12 +229,18 @@ def run_encode_dataset(args: argparse.Namespace) -> None:
 
 
 def machine() -> tuple[int, int]:
-    """Which machine or process this is, and of how many, as the environment says."""
-    rank, world_size = (os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    """Which machine or process this is, and of how many, as the environment says: for those that share work by their
+    numbers alone, without `torch.distributed`, so that the tasks of Slurm's `srun` can, too."""
+    names = ("RANK", "WORLD_SIZE")
+    if not any(name in os.environ for name in names):
+        tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "")  # of `srun`; a script of `sbatch` has a SLURM_PROCID, too
+        if "SLURM_PROCID" in os.environ and tasks.isdecimal() and int(tasks) > 1:
+            names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
+    rank, world_size = (os.environ.get(name, default) for name, default in zip(names, ("0", "1"), strict=True))
     if not (rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size)):
         raise CommandError(
-            f"RANK={rank} and WORLD_SIZE={world_size} in the environment must be a machine's number, from 0 on, and "
-            "the number of machines"
+            f"{names[0]}={rank} and {names[1]}={world_size} in the environment must be a machine's number, from 0 on, "
+            "and the number of machines"
         )
     return int(rank), int(world_size)
 

@@ -6,6 +6,7 @@ protocol's function in `uniwetok_hf.evaluation`, which returns the report.
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -28,7 +29,7 @@ from .common import (
     user_errors,
     warn,
 )
-from .encode_dataset import device_of_process, machine
+from .encode_dataset import device_of_process
 from .loading import (
     EMBEDDED,
     Checkpoint,
@@ -92,7 +93,7 @@ def show_report(report, output: Path) -> None:
     """Saves and prints a report, and the paths of its files."""
     written = report.save(output)
     if report.skipped:
-        warn(f"{len(report.skipped)} pictures could not be read and are left out; the first: {report.skipped[0]}")
+        warn(f"{len(report.skipped)} rows or pictures can't be used and are left out; the first: {report.skipped[0]}")
     print(report.to_markdown())
     for path in written:
         print(path)
@@ -318,11 +319,9 @@ def measure_generation(args: argparse.Namespace, opened: list, processes):
     columns = [args.within, *template_columns(args.prompt)]
     # Half of them as other real pictures.
     rows = _open_rows(args, opened, [args.image_column], columns, 2 * args.count)
-    if args.chosen.startswith("the first"):
-        args.chosen = f"every second of the first {2 * args.count}"
     checkpoint = find_checkpoint(args.model, ("pipeline",))
     judge = _load_judge(args.judge, args.device, checkpoint)
-    return evaluate_generation(
+    report = evaluate_generation(
         load_pipeline(checkpoint, args.device),
         rows,
         args.prompt,
@@ -338,6 +337,10 @@ def measure_generation(args: argparse.Namespace, opened: list, processes):
         batch_size=args.batch_size,
         processes=processes,
     )
+    # Of the rows that were read, those that pictures were generated of.
+    parts = [part for part in (report.protocol["rows"], args.chosen) if part != "all"]
+    args.chosen = " of ".join(parts) or "all"
+    return report
 
 
 def _add_editing(protocols) -> None:
@@ -553,7 +556,7 @@ def _open_rows(
         else:
             rows = open_source(PictureSource(args.data, split, args.name, pictures[0], args.streaming))
         if not opened:
-            args.chosen = describe_choice(rows, args.count, args.seed)
+            args.chosen = describe_choice(rows, count, args.seed)
         read = PictureRows(
             rows, pictures, filter(None, columns), count, args.seed, picture_lists, args.max_skipped_share
         )
@@ -583,7 +586,7 @@ def _warn_if_seen(network, checkpoint: Checkpoint) -> str:
 
 def _warn_once(text: str) -> None:
     """Warns from the first process only."""
-    if machine()[0] == 0:
+    if os.environ.get("RANK", "0") == "0":
         warn(text)
 
 

@@ -74,7 +74,7 @@ def generate_classes(args: argparse.Namespace) -> None:
     if given := [name for name in ("lora", "height", "width") if getattr(args, name)]:
         raise CommandError(f"--class takes no --{given[0]}")
     if args.model is None:
-        raise CommandError("--class needs a class-to-image pipeline as --model: uniwetok-emoji draws from text")
+        raise CommandError("--class needs a class-to-image pipeline as --model: uniwetok-emoji generates from text")
     pipeline = load_class_pipeline(args.model, args.device)
     classes = list(dict.fromkeys(int(one) if one.isdecimal() else one for one in args.classes))
     with user_errors():

@@ -93,7 +93,7 @@ def plan_tokens(config, args: argparse.Namespace) -> tuple:
     kind = "packed" if config.packed_tokens else "if every sample had `max_length`"
     notes = [
         f"{plan.tokens:,} tokens a step ({kind}), {plan.tokens * plan.steps:,} in {plan.steps:,} steps.",
-        f"Counted so: {TEXT_SHARE:.0%} of the tokens are text to be predicted, the others are to be drawn: "
+        f"Counted so: {TEXT_SHARE:.0%} of the tokens are text to be predicted, the others are to be generated: "
         + " or ".join(f"{plan.pictures(side):,} pictures of {side} x {side}" for side in (256, 512, 1024))
         + " a step.",
     ]

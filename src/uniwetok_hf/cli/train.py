@@ -143,6 +143,7 @@ def run_train(args: argparse.Namespace) -> None:
     module, _ = _import_trainer(args.kind)
     from uniwetok_hf.training.config import find_config, parse_yaml
     from uniwetok_hf.training.run import forget_stage
+    from uniwetok_hf.training.stage import finished
 
     overrides = {}
     for field, value in args.set:
@@ -166,7 +167,7 @@ def run_train(args: argparse.Namespace) -> None:
         if len({config.process_timeout_minutes for config in configs}) > 1:
             raise CommandError("stages of one command have one `process_timeout_minutes`: processes meet but once")
         for config in configs:
-            result = module.finished(config)
+            result = finished(config)
             if result is not None and len(configs) > 1:
                 print(f"{result} is finished")
                 continue
@@ -175,6 +176,6 @@ def run_train(args: argparse.Namespace) -> None:
                 if config is not configs[-1]:
                     forget_stage()
             except Stopped:
-                if config is not configs[-1] or (result := module.finished(config)) is None:
+                if config is not configs[-1] or (result := finished(config)) is None:
                     raise
                 print(result)  # the signal came when nothing was left to stop

@@ -249,6 +249,7 @@ def describe(dataset, model, settings: EncodingSettings, num_shards: int | None)
         "streams": STREAMS,
         "crops": CROPS,
         "shards": num_shards,
+        "source_shards": None if has_length(dataset) else dataset.num_shards,
     }
     return json.loads(json.dumps(state))
 
@@ -265,15 +266,22 @@ def _digest_of_words(dataset, columns: Sequence[str]) -> str:
 
 def begin(folder: Path, state: dict) -> Encoding | None:
     """Saves the settings; compares them when there are some. Returns the description of a folder that is finished."""
-    saved = _read_state(folder)
-    if saved is None and is_begun(folder):
+    # Looked at first: another machine, which may begin at the same time, saves the settings before all else.
+    others = [name for name in (UNFINISHED, SKIPPED_FILE) if (folder / name).exists()]
+    holds_parts, saved = is_begun(folder), _read_state(folder)
+    if saved is None and holds_parts:
         raise ValueError(f"`folder` {folder} holds parts, but not the settings they were made with: name another.")
+    if saved is None and others:  # which would be deleted at the end
+        found = " and ".join(others)
+        raise ValueError(f"`folder` {folder} holds {found}, but not the settings of an encoding: name another.")
     for name, value in state.items() if saved is not None else ():
         if name == "source_words" and saved.get(name, value) != value:
             raise ValueError(
                 f"`dataset`: captions or other columns beside the pictures are not what they were when {folder} was "
                 "begun; name another folder, or remove this one."
             )
+        if name == "source_shards" and name not in saved:  # older folders don't say it
+            continue
         before = saved.get(name, False if name in ("same_crops", "mirrored") else None)  # older folders don't say it
         compared = name not in ("model", "source_words", "streams", "crops")  # a model: by its fingerprint
         if compared and before != value:
@@ -282,6 +290,8 @@ def begin(folder: Path, state: dict) -> Encoding | None:
                 hint = f" These are of image tokenizers: {saved.get('model')} and {state['model']}."
             elif name == "source_rows" and None in (before, value):
                 hint = " The number of rows is not known when they are streamed."
+            elif name == "source_shards":
+                hint = " It is the number of the stream's files: some were added or removed."
             raise ValueError(
                 f"`{name}`: {folder} was begun with {before!r}, and can't go on with {value!r}; name another "
                 f"folder, or remove this one.{hint}"
@@ -299,9 +309,9 @@ def begin(folder: Path, state: dict) -> Encoding | None:
             "version, name another folder, or remove this one."
         )
     folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / PARTIAL_FILE, json.dumps(state, indent=1))
     if state["shards"] is not None or state["rows_per_part"] > PIECE_ROWS:
         (folder / UNFINISHED).mkdir(exist_ok=True)
-    _write(folder / PARTIAL_FILE, json.dumps(state, indent=1))
     (folder / ENCODING_FILE).unlink(missing_ok=True)
     return None
 

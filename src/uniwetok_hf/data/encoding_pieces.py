@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import read_json, whole_file
+from ..files import one_line, read_json, whole_file
 from .encoded import part_path
 from .encoded_parts import SHARD_ROWS, EncodingSettings, join_parts, read_summary, row_name
 from .skipped import SkippedItems
@@ -90,8 +90,6 @@ def pieces_of_stream(
     Raises:
         ValueError: when the rows can't be read.
     """
-    import pyarrow
-
     # Row by row: a stream in Arrow's format fails where files have their fields in another order, or lack one.
     rows, schema = iter(dataset.decode(False)), dataset.features.arrow_schema
     first_of_all = 0 if shard is None else (shard + 1) * SHARD_ROWS
@@ -114,9 +112,33 @@ def pieces_of_stream(
                 return
             path = part if is_done else _piece_path(part, number, rows_per_part)
             is_missing = not is_done and read_summary(path) is None
-            table = pyarrow.Table.from_pylist(found, schema) if is_missing else None
+            table = _table(found, schema, first + start) if is_missing else None
             if number == 0 or not is_done:
                 yield Piece(part, path, first + start, table)
+
+
+def _table(rows: list[dict], schema, first_row: int):
+    """Rows in Arrow.
+
+    Raises:
+        ValueError: naming the first row and column that are not of the schema.
+    """
+    import pyarrow
+
+    failures = (pyarrow.ArrowException, ValueError, TypeError, OverflowError)
+    try:
+        return pyarrow.Table.from_pylist(rows, schema)
+    except failures:
+        for number, row in enumerate(rows, first_row):
+            for field in schema:
+                try:
+                    pyarrow.array([row.get(field.name)], field.type)
+                except failures as error:
+                    kind = f"its type, {field.type}" if len(str(field.type)) < 100 else "its type"
+                    raise ValueError(
+                        f"`dataset`: {row_name(number)}: the column {field.name} is not of {kind}: {one_line(error)}"
+                    ) from error
+        raise
 
 
 def pieces_of_shard(dataset, folder: Path, rows_per_part: int, shard: int, num_shards: int) -> Iterator[Piece]:

@@ -326,6 +326,7 @@ def _load_folder(path: Path, source: PictureSource) -> dict:
     elif source.split != "train" or folders & SPLIT_FOLDERS:
         return dict.fromkeys(sorted(folders & SPLIT_FOLDERS) or ["train"])
     _warn_of_unread(path)
+    _check_metadata(path)
     patterns = [f"{glob.escape(str(path))}/**"]
     walked = [folder for folder, _, _ in _walk(path)]
     if any(map(os.path.islink, walked)):  # which `**` does not enter
@@ -388,6 +389,19 @@ def _warn_of_unread(path: Path) -> None:
         )
 
 
+def _check_metadata(path: Path) -> None:
+    """Raises a ValueError for what is written beside pictures and is not UTF-8: `datasets` does not say which file."""
+    for folder, _, names in _walk(path):
+        for name in sorted({"metadata.csv", "metadata.jsonl"} & set(names)):
+            with open(os.path.join(folder, name), "rb") as file:
+                for number, line in enumerate(file, 1):
+                    try:
+                        line.decode("utf-8")
+                    except UnicodeDecodeError as error:
+                        why = f"line {number} is not: {one_line(error)}"
+                        raise ValueError(f"`path`: {file.name} must be text in UTF-8; {why}.") from error
+
+
 def _walk(path: Path) -> Iterator[tuple[str, list[str], list[str]]]:
     """`os.walk` in order, also through linked folders, each once, without what is hidden."""
     seen = set()
@@ -430,6 +444,20 @@ def _load(source: PictureSource, *arguments, **options) -> dict:
         raise ValueError(
             f"`path` {source.path}: there is no such file or folder, and the Hub can't be asked: {error}"
         ) from error
+    except ValueError as error:  # of the reader of archives, which names none
+        if "Must pass at least one table" not in str(error) and not str(error).endswith(": empty file"):
+            raise
+        raise ValueError(
+            f"`path` {source.path} can't be opened: its first archive{_first_file(options)} is empty; leave it out."
+        ) from error
+
+
+def _first_file(options: dict) -> str:
+    """The first of the files that `load_dataset` was to read, in commas, where it is known."""
+    from datasets.data_files import resolve_pattern
+
+    pattern = options.get("data_files", {}).get("train")
+    return f", {resolve_pattern(pattern, base_path='')[0]}," if isinstance(pattern, str) else ""
 
 
 def _streamed(dataset):

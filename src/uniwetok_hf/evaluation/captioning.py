@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from ..pipelines.writing import generate_text, question_texts
 from .intervals import Score, mean_score, share_score
 from .processes import ALONE, Processes
+from .prompts import check_question
 from .reports import Report, score_rows
 from .rows import batched, own_batches
 from .words import exact_match, normalize_answer, token_f1
@@ -36,7 +37,8 @@ def evaluate_captioning(
 
     Args:
         mllm, processor: a [`UniWeTokForCausalLM`] and its [`UniWeTokProcessor`].
-        rows: with a PIL picture in `image_column`, `question` and `answer`, and the column `by` ([`PictureRows`]).
+        rows: with a PIL picture in `image_column`, `question` and `answer`, and the column `by` ([`PictureRows`], of
+            which rows are left out whose question or picture the model can't read).
         by: column of the kind of question: its values have a row of the table each, beside the row of all questions.
         processes: those that share the questions, batch by batch.
 
@@ -48,8 +50,12 @@ def evaluate_captioning(
     """
     report = Report("captioning")
     found = {}
+
+    def check(row: Mapping) -> None:
+        check_question(mllm, processor, row[image_column], row["question"], max_new_tokens)
+
     with processes.bar(length_hint(rows), "answering") as bar:
-        for number, part in own_batches(rows, batch_size, processes):
+        for number, part in own_batches(rows, batch_size, processes, check):
             questions, references = [row["question"] for row in part], [reference_of(row) for row in part]
             kinds = [str(row[by]) if by else "" for row in part]
             answers = answer_batch(mllm, processor, [row[image_column] for row in part], questions, max_new_tokens)

@@ -24,7 +24,7 @@ from ..signals import Stopped
 from .runs import begin_run, weights_digest
 
 
-PARTS = "parts"
+PARTS, SAMPLES = "parts", "samples.npz"
 
 
 def sample_classes(
@@ -32,6 +32,7 @@ def sample_classes(
     folder: str | Path,
     num_images: int,
     batch_size: int = 50,
+    *,
     seed: int = 0,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
@@ -58,7 +59,8 @@ def sample_classes(
         The `.npz`, or None when batches of other processes are missing.
 
     Raises:
-        ValueError: when `folder` was begun with other settings or weights, or an argument is out of range.
+        ValueError: when `folder` was begun with other settings or weights, or holds pictures of no known ones, or an
+            argument is out of range.
         Stopped: when `stop` was set.
         OSError: when the folder can't be written.
     """
@@ -81,10 +83,10 @@ def sample_classes(
         "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
         "weights": weights_digest(pipe.transformer, pipe.vision_model),
     }
-    begin_run(folder, settings)
+    begin_run(folder, settings, outputs=(PARTS, SAMPLES))
     with writing(folder):
         (folder / PARTS).mkdir(exist_ok=True)
-    result, options = folder / "samples.npz", ("num_inference_steps", "guidance_scale", "guidance_schedule")
+    result, options = folder / SAMPLES, ("num_inference_steps", "guidance_scale", "guidance_schedule")
     if result.is_file():
         return result
     num_batches = -(-num_images // batch_size)
@@ -112,7 +114,7 @@ def _part(folder: Path, index: int) -> Path:
 
 def _finish(folder: Path, num_images: int, num_batches: int) -> Path | None:
     """Joins the parts, when all are there. Several processes may do so at once: one result replaces the other."""
-    parts, result = [_part(folder, index) for index in range(num_batches)], folder / "samples.npz"
+    parts, result = [_part(folder, index) for index in range(num_batches)], folder / SAMPLES
     try:
         if not all(part.is_file() for part in parts):
             return result if result.is_file() else None

@@ -20,8 +20,10 @@ from .intervals import Score, mean_score, share_score
 from .judges import Judge
 from .metrics import psnr
 from .processes import ALONE, Processes
+from .prompts import check_edit, check_prompts
 from .reconstruction import reconstruct_all
 from .reports import Report, score_rows
+from .rows import read_rows
 
 
 @dataclass
@@ -55,7 +57,8 @@ def evaluate_editing(
 
     Args:
         edit_pipe, pipe: [`UniWeTokEditPipeline`] and [`UniWeTokPipeline`] of one model.
-        rows: see [`edit_pairs`].
+        rows: see [`edit_pairs`]. Of [`PictureRows`], those are left out whose instruction or source the model can't
+            read.
         by: column whose values have a row of the table each, beside the row of all edits.
         judge: compares pictures by the cosine of its features, where pixels alone are compared without; no training
             loss used it (`unseen_by` of [`Judge.from_pretrained`]).
@@ -71,7 +74,12 @@ def evaluate_editing(
     Raises:
         ValueError: when there are no edits.
     """
-    pairs = edit_pairs(rows, by, num_rivals, seed)
+
+    def check(row: Mapping) -> None:
+        check_edit(edit_pipe, row["source"], row["instruction"])
+        check_prompts(pipe, [row["instruction"]], pipe.config.default_size, pipe.config.default_size)
+
+    pairs = edit_pairs(read_rows(rows, check), by, num_rivals, seed)
     if not pairs:
         raise ValueError("`rows` holds no edit that can be read.")
     instructions = [pair.instruction for pair in pairs]

@@ -19,9 +19,10 @@ from .distributions import frechet_score, precision_recall_outcomes
 from .intervals import Score, share_score
 from .judges import Judge
 from .processes import ALONE, Processes
+from .prompts import check_prompts
 from .reconstruction import reconstruct_all
 from .reports import Report, ScoreRow
-from .rows import batched, choose_rows, fill_template
+from .rows import batched, choose_rows, describe_choice, fill_template, read_rows
 
 
 NUM_NEIGHBOURS = 3
@@ -48,7 +49,8 @@ def evaluate_generation(
 
     Args:
         pipe: a [`UniWeTokPipeline`].
-        rows: with a PIL picture in `image_column` and the columns of `prompt` and `within` ([`PictureRows`]).
+        rows: with a PIL picture in `image_column` and the columns of `prompt` and `within` ([`PictureRows`], of which
+            rows are left out whose prompt the model can't read).
         prompt: template of the prompts, with columns in braces; of a list of texts the first is taken.
         within: rivals have the same value of this column as the right one, where there are others.
         count: number of pictures to generate, from every second row where there are twice as many; the others are then
@@ -68,7 +70,13 @@ def evaluate_generation(
     Raises:
         ValueError: when fewer than two prompts differ, or the judge reads no texts.
     """
-    read, others = split_rows(list(rows), count, seed)
+
+    def check(row: Mapping) -> None:
+        side = pipe.config.default_size
+        check_prompts(pipe, [fill_template(prompt, row)], side, side)
+
+    rows = read_rows(rows, check)
+    read, others = split_rows(rows, count, seed)
     prompts = [fill_template(prompt, row) for row in read]
     real = [row[image_column] for row in read]
     if len(set(prompts)) < 2:
@@ -92,6 +100,7 @@ def evaluate_generation(
     report = Report("generation")
     report.rows = [ScoreRow({"what": what}, found, what == "model") for what, found in scores.items() if found]
     report.protocol = {
+        "rows": "every second" if others else describe_choice(rows, count, seed),
         "prompts": f"{len(prompts)}, such as: {prompts[0]}",
         **generation_protocol(pipe, **call, seed=seed),
         "rivals": f"up to {num_rivals} others"

@@ -214,7 +214,7 @@ class InceptionFeatures:
         Raises:
             ValueError: for a file of another kind.
         """
-        network = InceptionNetwork()
+        network = InceptionNetwork().float()
         try:
             counts = {name: one for name, one in network.state_dict().items() if name.endswith("num_batches_tracked")}
             network.load_state_dict(counts | load_file(path))

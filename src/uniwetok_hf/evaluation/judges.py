@@ -25,6 +25,7 @@ from .processes import ALONE, Processes
 
 
 NOT_CHECKED = "not checked"
+MOST_ELONGATED = 32  # a longer picture is cut before it is scaled, where only its middle is looked at
 
 
 class Judge:
@@ -48,6 +49,7 @@ class Judge:
         self.tokenizer = tokenizer
         self.name = name or type(model).__name__
         self.has_pooler = has_pooler
+        self.sees_middle = keeps_middle(image_processor)
 
     @classmethod
     def from_pretrained(
@@ -100,6 +102,8 @@ class Judge:
 
     @torch.no_grad()
     def _embed_batch(self, images: list[Image.Image]) -> np.ndarray:
+        if self.sees_middle:
+            images = [middle_of(image) for image in images]
         inputs = self.image_processor(images=images, return_tensors="pt")
         inputs = {name: self._place(value) for name, value in inputs.items()}
         output = self.model.get_image_features(**inputs) if self.reads_texts else self.model(**inputs)
@@ -142,6 +146,28 @@ class Judge:
             return output.pooler_output.flatten(1)  # [B, channels, 1, 1] of convolutional models
         states = output.last_hidden_state
         return states.mean(dim=1) if states.ndim == 3 else states.flatten(2).mean(dim=2)  # [B, N, C] or [B, C, h, w]
+
+
+def keeps_middle(image_processor) -> bool:
+    """Whether an image processor scales the shorter side of a picture and then keeps its middle, so that a picture of
+    1 x 20,000 pixels would take gigabytes on its way."""
+    if hasattr(image_processor, "val_transforms"):  # timm's
+        return any(type(step).__name__ == "CenterCrop" for step in image_processor.val_transforms.transforms)
+    edge = (getattr(image_processor, "size", None) or {}).get("shortest_edge")
+    if edge is None or not getattr(image_processor, "do_resize", False):
+        return False
+    crops = getattr(image_processor, "crop_pct", None) is not None and edge < 384  # ConvNeXt's, as it decides
+    return bool(crops or getattr(image_processor, "do_center_crop", False))
+
+
+def middle_of(picture: Image.Image) -> Image.Image:
+    """The middle of a picture that is longer than `MOST_ELONGATED` times its shorter side; others as they are."""
+    longest = MOST_ELONGATED * min(picture.size)
+    # By an even number of pixels, so that the middle stays where it is.
+    left, top = (max(0, side - longest) // 2 for side in picture.size)
+    if not left and not top:
+        return picture
+    return picture.crop((left, top, picture.width - left, picture.height - top))
 
 
 class PerceptualNetwork:

@@ -45,7 +45,7 @@ class UniWeTokLmms(lmms):
         dtype: of the weights, by default float32 on a CPU and bfloat16 elsewhere.
         batch_size: requests answered at once.
         output: "text" answers questions; "image" generates a picture for each request, or edits the picture in it, as
-            tasks want it that draw: the answer is a JSON object of `text` and the paths of `images`.
+            tasks that ask for pictures want it: the answer is a JSON object of `text` and the paths of `images`.
         output_dir: where generated pictures are saved.
         seed: of generated pictures; that of request k is made of this and of its number.
 
@@ -100,7 +100,7 @@ class UniWeTokLmms(lmms):
                 for part in batched(indices, self.batch_size):
                     chats = [self._messages(requests[index]) for index in part]
                     options = requests[part[0]].args[2]
-                    found = self._draw(chats, part) if self.output == "image" else self._answer(chats, options)
+                    found = self._pictures(chats, part) if self.output == "image" else self._answer(chats, options)
                     answers |= dict(zip(part, found, strict=True))
                     bar.update(len(part))
         return [answers[index] for index in range(len(requests))]
@@ -125,7 +125,7 @@ class UniWeTokLmms(lmms):
         ends = [until] if isinstance(until, str) else until
         return [_cut(answer, ends) for answer in answers]
 
-    def _draw(self, chats: Sequence[ChatMessages], numbers: Sequence[int]) -> list[str]:
+    def _pictures(self, chats: Sequence[ChatMessages], numbers: Sequence[int]) -> list[str]:
         """Pictures of the texts, or edits of the last picture where a request has one."""
         edit, results = UniWeTokEditPipeline.from_pipe(self.pipe), []
         edit.set_progress_bar_config(disable=True)

@@ -8,6 +8,7 @@ of the host (numbers, texts, features, 8-bit pictures), by gloo, wherever the mo
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import chain
@@ -16,6 +17,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 from tqdm.auto import tqdm
+
+from ..signals import Stopped
 
 
 T = TypeVar("T")
@@ -118,6 +121,22 @@ def _lost_named() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise ValueError(f"another process has ended, and said why ({str(error).splitlines()[0]})") from error
+
+
+@contextlib.contextmanager
+def stopped_alike(stop: threading.Event | None) -> Iterator[None]:
+    """A block that waits for the other processes.
+
+    Raises:
+        Stopped: when another one was stopped, and so was this one.
+        ValueError: when another one has failed.
+    """
+    try:
+        yield
+    except ValueError:
+        if stop is not None and stop.is_set():
+            raise Stopped("stopped; the same command continues from there") from None
+        raise
 
 
 ALONE = Processes()

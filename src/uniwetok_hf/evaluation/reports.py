@@ -97,7 +97,7 @@ class Report:
         protocol: name and value of everything that the numbers depend on.
         rows: lines of the table of scores.
         facts: numbers that are not scores, such as statistics of the codes: the columns of a second table.
-        skipped: a line for each picture that could not be read and was left out; the command line fills it in.
+        skipped: a line for each row or picture that can't be used and was left out; the command line fills it in.
     """
 
     task: str
@@ -138,7 +138,7 @@ class Report:
         return "\n".join(lines) + "\n"
 
     def _whole_protocol(self) -> dict[str, str | int | float]:
-        return self.protocol | ({"pictures that could not be read": len(self.skipped)} if self.skipped else {})
+        return self.protocol | ({"rows and pictures left out": len(self.skipped)} if self.skipped else {})
 
     def _table(self) -> list[str]:
         labels = list(dict.fromkeys(name for row in self.rows for name in row.labels))
@@ -202,7 +202,8 @@ class Report:
                 (folder / name).unlink(missing_ok=True)  # of a run before
             else:
                 with whole_file(folder / name, is_shared=True) as temporary:
-                    temporary.write_text(text, encoding="utf-8")
+                    # Half of a surrogate pair, of a label or an argument, becomes its escape, also in JSON.
+                    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
                 written.append(folder / name)
         return written
 

@@ -3,7 +3,7 @@
 
 import re
 import string
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
 from operator import length_hint
 
@@ -15,6 +15,9 @@ from ..data.images import ImageReadError, read_image
 from ..data.skipped import MAX_SHARE, SkippedItems
 from ..data.sources import read_cell
 from .processes import ALONE, Processes
+
+
+RowCheck = Callable[[Mapping], object]  # raises a `ValueError` for a row that can't be used
 
 
 class PictureRows:
@@ -58,15 +61,17 @@ class PictureRows:
         for _, rows in self.batches(1):
             yield from rows
 
-    def batches(self, size: int, processes: Processes = ALONE) -> Iterator[tuple[int, list[dict]]]:
-        """This process' batches of `size` rows, with their numbers. Rows that are left out leave a batch shorter, or
-        empty."""
+    def batches(
+        self, size: int, processes: Processes = ALONE, check: RowCheck | None = None
+    ) -> Iterator[tuple[int, list[dict]]]:
+        """This process' batches of `size` rows, with their numbers. Rows that are left out, also those that `check`
+        refuses, leave a batch shorter, or empty."""
         counts = SkippedItems(self.max_skipped_share)
         self.skipped, self.num_rows = {}, 0
         for number, part in processes.own(self._parts(size)):
             read = []
             for index, row in part:
-                read += self._read(index, row)
+                read += self._read(index, row, check)
                 counts.num_read = index  # of all processes
                 counts.add(self.skipped.get(index, []), 1)
             yield number, read
@@ -101,7 +106,7 @@ class PictureRows:
         SkippedItems(self.max_skipped_share).add(reasons, self.num_rows)
         return reasons
 
-    def _read(self, number: int, row: Mapping) -> list[dict]:
+    def _read(self, number: int, row: Mapping, check: RowCheck | None) -> list[dict]:
         """The row, or nothing when it is left out."""
         if row.get(ERROR_COLUMN):
             return self._skip(number, f"row {number}: {row[ERROR_COLUMN]}")
@@ -113,8 +118,14 @@ class PictureRows:
             read = {column: picture_of(row.get(column), f"{column} of row {number}") for column in self.pictures}
         except ImageReadError as error:
             return self._skip(number, str(error))
+        row |= read
+        try:
+            if check is not None:
+                check(row)
+        except ValueError as error:
+            return self._skip(number, f"row {number}: {str(error).removesuffix('.')}")
         lists = {column: self._read_list(row.get(column), column, number) for column in self.picture_lists}
-        return [row | read | lists]
+        return [row | lists]
 
     def _label(self, column: str, number: int | None) -> str | None:
         """The name of a class; None where there is none, which test splits write as -1."""
@@ -139,9 +150,19 @@ class PictureRows:
         return length_hint(self.rows)
 
 
-def own_batches(rows: Iterable, size: int, processes: Processes = ALONE) -> Iterator[tuple[int, list[dict]]]:
-    """This process' batches of rows, with their numbers. Of [`PictureRows`], no others are read."""
-    return rows.batches(size, processes) if isinstance(rows, PictureRows) else processes.own(batched(rows, size))
+def own_batches(
+    rows: Iterable, size: int, processes: Processes = ALONE, check: RowCheck | None = None
+) -> Iterator[tuple[int, list[dict]]]:
+    """This process' batches of rows, with their numbers. Of [`PictureRows`], no others are read, and rows that `check`
+    refuses are left out; other rows are taken as they are."""
+    if isinstance(rows, PictureRows):
+        return rows.batches(size, processes, check)
+    return processes.own(batched(rows, size))
+
+
+def read_rows(rows: Iterable, check: RowCheck | None = None) -> list[dict]:
+    """All rows, as [`own_batches`] reads them."""
+    return [row for _, part in own_batches(rows, 1, ALONE, check) for row in part]
 
 
 def choose_rows(rows: Iterable[Mapping], columns: Iterable[str] = (), count: int | None = None, seed: int = 0):

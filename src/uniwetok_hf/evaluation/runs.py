@@ -30,14 +30,35 @@ def told(settings: Mapping, names: Iterable[str]) -> dict:
     return {name.replace("_", " "): settings[name] for name in names if settings.get(name) is not None}
 
 
-def check_begun(folder: Path, settings: Mapping) -> bool:
-    """Whether a run has begun in the folder.
+def save_json(path: Path, values: Mapping) -> None:
+    """Saves an object, whole or not at all; half of a surrogate pair as an escape.
 
     Raises:
-        ValueError: when it has, with other settings.
+        OSError: when the file can't be written.
+    """
+    text = json.dumps(values, indent=1, ensure_ascii=False)
+    with whole_file(path, is_shared=True) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def check_begun(folder: Path, settings: Mapping, outputs: Iterable[str] = ()) -> bool:
+    """Whether a run has begun in the folder.
+
+    Args:
+        outputs: files and folders in it that the run makes, which would be taken for its own when they are there.
+
+    Raises:
+        ValueError: when it has, with other settings; when it has not, but there are outputs.
     """
     path = folder / SETTINGS_FILE
+    # Before the settings: another process of the run saves these first.
+    found = [name for name in outputs if _holds_something(folder / name)]
     if not path.is_file():
+        if found:
+            raise ValueError(
+                f"{folder} holds {found[0]}, but no {SETTINGS_FILE} that it was made with: name another folder, or "
+                "empty this one."
+            )
         return False
     before = read_json(path)
     for name, value in settings.items():
@@ -49,18 +70,25 @@ def check_begun(folder: Path, settings: Mapping) -> bool:
     return True
 
 
-def begin_run(folder: Path, settings: Mapping, notes: Mapping | None = None) -> None:
+def _holds_something(path: Path) -> bool:
+    """Whether `path` is a file, or a folder that is not empty."""
+    try:
+        return any(path.iterdir()) if path.is_dir() else path.exists()
+    except FileNotFoundError:  # another process has just removed its parts
+        return False
+
+
+def begin_run(folder: Path, settings: Mapping, notes: Mapping | None = None, outputs: Iterable[str] = ()) -> None:
     """Makes the folder and saves `settings` and `notes` in it, or compares the settings with those that it was begun
     with.
 
     Raises:
-        ValueError: when they differ.
+        ValueError: as [`check_begun`].
         OSError: when the folder can't be written.
     """
     path = folder / SETTINGS_FILE
-    if check_begun(folder, settings):
+    if check_begun(folder, settings, outputs):
         return
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(path, is_shared=True) as temporary:
-        temporary.write_text(json.dumps({**settings, **(notes or {})}, indent=1, ensure_ascii=False), encoding="utf-8")
+    save_json(path, {**settings, **(notes or {})})

@@ -168,7 +168,7 @@ class PrePostDistillation(nn.Module):
         """
         folder = Path(folder)
         try:
-            loss = cls(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+            loss = cls(**json.loads((folder / "config.json").read_text(encoding="utf-8"))).float()
             loss.load_state_dict(load_file(folder / "model.safetensors"))
         except (OSError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"`folder` {folder} holds no pools of Pre-Post Distillation ({error}).") from error

@@ -201,7 +201,7 @@ class LPIPS(FeatureDistance):
         try:
             weights = load_file(path)
             widths = [len(weights[f"convs.{index}.weight"]) for index in range(len(VGG16_WIDTHS))]
-            loss = cls(widths, blurs="blur" in weights)
+            loss = cls(widths, blurs="blur" in weights).float()
             loss.load_state_dict(weights)
         except (SafetensorError, KeyError, RuntimeError) as error:
             raise ValueError(f"`path`: {path} is no file of `convert_lpips` ({error}).") from error

@@ -8,6 +8,7 @@ Bit j of byte k is channel 8k + j (least significant bit first), the order of th
 
 import json
 import os
+import uuid
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,7 +110,8 @@ def save_codes(
     """Saves codes as a `.safetensors` file with the sizes and what a model needs to decode them.
 
     Args:
-        path: the file; it is written under a temporary name and then renamed.
+        path: the file; it is written under a temporary name and then renamed. Of a symbolic link, the file that it
+            points to is replaced.
         codes: [B, bits, h, w], or a list of [bits, h, w] of any sizes, of {-1, +1}.
         config: the [`UniWeTokConfig`] of the model that made them.
         original_sizes, content_sizes: (height, width) pairs in pixels from the image processor, one per picture.
@@ -139,12 +141,13 @@ def save_codes(
     }
     metadata["checksum"] = _checksum(metadata, tensors)
     path = Path(path)
-    if path.is_dir() or not path.parent.is_dir():
+    target = Path(os.path.realpath(path))
+    if target.is_dir() or not target.parent.is_dir():
         raise OSError(f"`path` must be a file in a folder that exists, got {path}.")
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         save_file(tensors, temporary, metadata={"uniwetok": json.dumps(metadata)})
-        temporary.replace(path)
+        temporary.replace(target)
     except (OSError, SafetensorError) as error:
         raise OSError(f"`path` {path} can't be written: {error}") from error
     finally:

@@ -166,6 +166,22 @@ class UniWeTokMLLMPreTrainedModel(UniWeTokAdapterMixin, PreTrainedModel):
         # transformers adds the patterns of the parts; those of the image tokenizer match all other weights.
         self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected or [])
 
+    def _apply(self, fn, recurse=True):
+        """Under all that changes the dtype (`.to`, `.half()`, `from_pipe` of a pipeline). Rotary frequencies stay
+        float32, as `from_pretrained` leaves them: in bfloat16 one of 0.8 is 1.5 radians off at position 1,000."""
+        rotary = [
+            (module, name, frequencies)
+            for module in self.modules()
+            for name, frequencies in module.named_buffers(recurse=False)
+            if name.endswith("inv_freq") and frequencies.dtype == torch.float32
+        ]
+        super()._apply(fn, recurse)
+        for module, name, frequencies in rotary:
+            changed = getattr(module, name)
+            if changed.dtype != torch.float32:
+                setattr(module, name, frequencies.to(changed.device))
+        return self
+
 
 class UniWeTokMLLMModel(UniWeTokMLLMPreTrainedModel):
     """Image tokenizer, projector and language model, without heads.

@@ -36,7 +36,7 @@ from ..adapters import (
     save_adapter,
     save_adapter_card,
 )
-from ..files import save_whole, writing
+from ..files import writing
 from ..modeling.adapters_uniwetok import unchanged_on_error
 
 
@@ -47,6 +47,9 @@ WEIGHTED_METHODS = ("LORA", "LOHA", "LOKR")
 # taken out of the model's own.
 MORE_THAN_UPDATES = ("modules_to_save", "trainable_token_indices", "layer_replication")
 PLAIN_STARTS = (True, False, "gaussian", "orthogonal")
+
+# Where an adapter belongs that was trained on a `UniWeTokModel` or a `UniWeTokBinaryHead` alone, by its names.
+PARTS_ALONE = {"model.vision_model.": ("decoder.",), "image_head.": ("condition_proj.", "modulations.", "layers.")}
 
 HUB_OPTIONS = ("subfolder", "revision", "token", "cache_dir", "force_download", "local_files_only")
 
@@ -109,8 +112,9 @@ class UniWeTokLoraMixin(LoraBaseMixin):
         except Exception as error:  # a damaged config makes `peft` raise nearly anything
             raise ValueError(f"{problem}{type(error).__name__}: {error}") from error
         tensors = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in tensors.items()}
-        if all(name.startswith("decoder.") for name in tensors):  # trained on a UniWeTokModel by itself
-            tensors = {f"model.vision_model.{name}": tensor for name, tensor in tensors.items()}
+        for prefix, parts in PARTS_ALONE.items():
+            if all(name.startswith(parts) for name in tensors):
+                tensors = {prefix + name: tensor for name, tensor in tensors.items()}
         return tensors, config
 
     def load_lora_weights(
@@ -262,23 +266,6 @@ class UniWeTokLoraMixin(LoraBaseMixin):
         if is_fused:
             for layer in self._adapted_layers():
                 layer.unscale_layer(self.mllm._fused_lora_scale)
-
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """Saves the pipeline: an older one in `save_directory` is replaced when the new one is written.
-
-        Raises:
-            OSError: naming `save_directory`, which is as before, when it can't be written.
-            ValueError: when adapters are loaded: transformers would save one of them instead of the model.
-        """
-        if self._adapters():
-            raise ValueError(
-                "The pipeline has adapters. `save_lora_weights` saves one; to save the pipeline, call "
-                "`unload_lora_weights` first, after `fuse_lora` if it is to keep what they learnt."
-            )
-        if kwargs.get("push_to_hub"):
-            kwargs.setdefault("repo_id", Path(save_directory).name)
-        save = super().save_pretrained  # ty: ignore[missing-attribute]
-        save_whole(lambda folder: save(folder, *args, **kwargs), Path(save_directory))
 
     def _adapters(self) -> list[str]:
         return list(getattr(self.mllm, "peft_config", None) or {})

@@ -18,15 +18,18 @@ a whole conversation, in which size and queries of the picture follow the words.
 
 import functools
 import math
+import os
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
+from ..files import save_whole
 from ..modeling.noise_uniwetok import Generators
 
 
@@ -56,6 +59,7 @@ class UniWeTokPipelineBase:
     # Attributes of `DiffusionPipeline`. The parts are not typed by this package's classes, here and in `__init__`: as
     # remote code those are in files of their own.
     scheduler: Any
+    components: Any
     config: Any
     register_modules: Any
     register_to_config: Any
@@ -76,6 +80,30 @@ class UniWeTokPipelineBase:
         if dtypes and "dtype" not in kwargs and "torch_dtype" not in kwargs:
             kwargs["dtype"] = functools.reduce(torch.promote_types, dtypes)
         return super().from_pipe(pipeline, **kwargs)  # ty: ignore[missing-attribute]
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """Saves the pipeline: an older one in `save_directory` is replaced when the new one is written. Weights of
+        another `variant` stay.
+
+        Raises:
+            OSError: naming `save_directory`, which is as before, when it can't be written.
+            ValueError: when adapters are loaded: transformers would save one of them instead of the model. And for
+                `safe_serialization=False`.
+        """
+        for name, part in self.components.items():
+            if isinstance(part, torch.nn.Module) and any(getattr(one, "peft_config", None) for one in part.modules()):
+                raise ValueError(
+                    f"The pipeline has adapters, in `{name}`. `save_lora_weights`, or "
+                    "`uniwetok_hf.adapters.save_adapter`, saves one; to save the pipeline, take them out first "
+                    "(`unload_lora_weights`, or `delete_adapter` of the model), after `fuse_lora` if it is to keep "
+                    "what they learnt."
+                )
+        if not kwargs.get("safe_serialization", True):
+            raise ValueError("`safe_serialization` must be True: weights are saved as safetensors.")
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", Path(save_directory).name)
+        save = super().save_pretrained  # ty: ignore[missing-attribute]
+        save_whole(lambda folder: save(str(folder), *args, **kwargs), Path(save_directory))
 
     @property
     def guidance_scale(self) -> float:

@@ -124,6 +124,8 @@ class UniWeTokGenerateStep(UniWeTokBlock):
         steps = pipe.value_or_default("num_inference_steps", block.num_inference_steps)
         guidance_scale = pipe.value_or_default("guidance_scale", block.guidance_scale)
         count = len(block.prompt_inputs["input_ids"])
+        block.height = pipe.value_or_default("size", block.height)
+        block.width = pipe.value_or_default("size", block.width)
         pipe.check_settings(steps, guidance_scale, block.generator, count)
         check_latents(block.latents, pipe.latents_shape(count, block.height, block.width))
         block.codes = pipe.generate_codes(

@@ -209,7 +209,7 @@ def _with_noise(
         probabilities, order = logits.softmax(-1).sort(descending=True)
         is_rest = probabilities.cumsum(-1) - probabilities >= top_p
         logits = logits.masked_fill(is_rest.scatter(0, order, is_rest), -torch.inf)
-    uniform = torch.rand(logits.shape, generator=generator).clamp_min(1e-30).to(logits.device)
+    uniform = torch.rand(logits.shape, generator=generator, dtype=torch.float32).clamp_min(1e-30).to(logits.device)
     return logits - (-uniform.log()).log()
 
 

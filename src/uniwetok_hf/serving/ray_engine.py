@@ -262,7 +262,8 @@ class RayEngine:
                 handle = serve.run(replicas(settings), name=name, route_prefix=None)
             except RuntimeError as error:
                 messages = [one.message for one in serve.status().applications[name].deployments.values()]
-                raise OSError(f"The replicas can't be started: {_last_line(''.join(messages) or error)}") from error
+                why = _last_line("".join(messages).strip() or error)
+                raise OSError(f"The replicas can't be started: {why}") from error
             return cls(handle, handle.info.remote().result(), settings.max_open, on_batch, stack.pop_all().close)
 
     @property
@@ -376,7 +377,8 @@ async def _with_own_errors(message):
 
 
 def _last_line(error: Exception | str) -> str:
-    return [line for line in str(error).splitlines() if line.strip()][-1].strip()
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
 
 
 def _check_gpus(num_gpus: float, settings: ReplicaSettings, is_joined: bool) -> None:

@@ -7,7 +7,9 @@ settings of the run, the version of the sample streams, and the size of every fi
 name and renamed when it is complete. The last few checkpoints are kept. A checkpoint whose files differ in size from
 its manifest is refused.
 
-Only folders called `step-` and digits are checkpoints. Whatever else lies beside them is neither read nor removed.
+Only folders called `step-` and digits are checkpoints, and links of such a name to a folder with a manifest: they may
+be moved to another disk. Of a link only the link is removed. Whatever else lies beside them is neither read nor
+removed.
 
 Where each node has a disk of its own, each keeps a checkpoint with a manifest of its own, with the weights and the
 files of its own processes; a run goes on from the last step that all nodes have.
@@ -172,12 +174,12 @@ class CheckpointWriter:
             _flush(file)
 
     def _rename(self) -> None:
-        shutil.rmtree(self.final, ignore_errors=True)
+        _remove(self.final)
         self.temporary.rename(self.final)
         self.is_complete = True
         for old in list_checkpoints(self.folder)[: -self.keep]:
             # Renamed first, so that a kill in the middle leaves nothing that looks like a checkpoint.
-            shutil.rmtree(old.rename(old.with_name(f".{old.name}.old")))
+            _remove(old.rename(old.with_name(f".{old.name}.old")))
         self.written(self.step)
 
     def _give_up(self) -> None:
@@ -259,7 +261,7 @@ def load_checkpoint(
     """
     for rest in (folder / FOLDER).glob(".step-*"):  # of a run that was killed while it wrote or removed one
         if leads_folder(accelerator) and re.fullmatch(r"\.step-[0-9]+\.(tmp|old)", rest.name):
-            shutil.rmtree(rest, ignore_errors=True)
+            _remove(rest, ignore_errors=True)
     last = last_checkpoint(accelerator, folder)
     if last is None:
         return 0, None
@@ -290,15 +292,19 @@ def load_checkpoint(
     accelerator.scaler = scaler
     # Accelerate counts micro-batches, and a step may have another number of them now. Checkpoints are between steps.
     accelerator.step = 0
-    # With more processes than before, those without a state of their own take the first's; the data decides whether
-    # it can continue from that.
-    own = last / f"data-{accelerator.process_index}.json"
-    path = own if own.exists() else min(last.glob("data-*.json"))
     with readable(last):
-        state = read_json(path)
+        return manifest["step"], read_data_state(accelerator, last)
+
+
+def read_data_state(accelerator: Accelerator, checkpoint: Path) -> dict:
+    """The data state of this process. With more processes than before, those without a state of their own take the
+    first's; the data decides whether it can continue from that."""
+    own = checkpoint / f"data-{accelerator.process_index}.json"
+    path = own if own.exists() else min(checkpoint.glob("data-*.json"))
+    state = read_json(path)
     if path != own:  # what the first left out is counted there
         state["skipped"] = None
-    return manifest["step"], state
+    return state
 
 
 @contextlib.contextmanager
@@ -361,12 +367,14 @@ def check_checkpoint(path: Path) -> dict:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints under `folder`, oldest first: folders called `step-` and digits, as they are written. Copies with
-    other names, archives and links are of no concern here."""
+    """Checkpoints under `folder`, oldest first: folders called `step-` and digits, as they are written, and links to
+    them. Copies with other names, archives and links to something else are of no concern here."""
     steps = {
         path: int(found[1])
         for path in (folder / FOLDER).glob("step-*")
-        if (found := re.fullmatch(r"step-([0-9]+)", path.name)) and path.is_dir() and not path.is_symlink()
+        if (found := re.fullmatch(r"step-([0-9]+)", path.name))
+        and (path / MANIFEST if path.is_symlink() else path).exists()
+        and path.is_dir()
     }
     return sorted((path for path, step in steps.items() if path.name == _name(step)), key=steps.get)
 
@@ -396,6 +404,14 @@ def check_unfinished(folder: Path, result: str) -> None:
 
 def _name(step: int) -> str:
     return f"step-{step:06d}"
+
+
+def _remove(path: Path, ignore_errors: bool = False) -> None:
+    """Removes a folder, if there is one; of a link to a folder, the link alone."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path, ignore_errors)
 
 
 def _files(folder: Path) -> list[Path]:

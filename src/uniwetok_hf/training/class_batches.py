@@ -120,9 +120,11 @@ class _CodeRows(_Rows):
         index, copies = self.indices[place], self.copies
         cell = self.cells[index][self.image_column]
         crop, which, mirror = torch.rand(3, dtype=torch.float32, generator=generator).tolist()
-        num_crops = len(cell) // copies - 1
-        variant = 1 + int(which * num_crops) if num_crops and crop < crop_probability else 0
         try:
+            if not cell:
+                raise ValueError("there is no picture in this row")
+            num_crops = len(cell) // copies - 1
+            variant = 1 + int(which * num_crops) if num_crops and crop < crop_probability else 0
             return cell_codes(cell, copies * variant + (copies == 2 and mirror < 0.5), self.encoding.num_bits)
         except ValueError as error:
             raise ValueError(f"{self.path}, row {index}: {error}") from None

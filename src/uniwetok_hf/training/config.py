@@ -120,17 +120,19 @@ def flat_values(config) -> dict[str, int | float | str | bool]:
 def absolute_paths(settings: dict) -> dict:
     """Settings in which the output folder, and every file or folder that a field names and that exists, is absolute.
     Names on the Hub, of embedded models and of shipped sources stay as they are, and addresses (`hf://`, `s3://`)."""
+    option = "an option"
 
     def absolute(name: str, value):
-        if isinstance(value, dict):  # in `options` of a user's task any field may be a path
-            names = dict.fromkeys(value, "path") if name == "options" else {key: key for key in value}
+        if isinstance(value, dict):  # in `options` of a user's task any field may be a path, or a question
+            names = dict.fromkeys(value, option) if name == "options" else {key: key for key in value}
             return {key: absolute(names[key], item) if name != "columns" else item for key, item in value.items()}
         if isinstance(value, list):
             return [absolute(name, item) for item in value]
-        if name not in PATH_FIELDS or not isinstance(value, str) or is_place(value) or "://" in value:
+        if name not in (*PATH_FIELDS, option) or not isinstance(value, str) or is_place(value) or "://" in value:
             return value
-        found = any(character in value for character in "*?[") or Path(value).exists()
-        return os.path.abspath(value) if found or name == "output_dir" else value
+        is_pattern = name != option and any(character in value for character in "*?[")
+        is_path = is_pattern or name == "output_dir" or os.path.exists(value)
+        return os.path.abspath(value) if is_path else value
 
     return absolute("", settings)
 
@@ -180,7 +182,7 @@ def check_share(config, *names: str) -> None:
 
 
 def check_training(config) -> None:
-    """Checks the fields that both trainers have.
+    """Checks the fields that all trainers have.
 
     Raises:
         ValueError: naming the field that is out of its range.

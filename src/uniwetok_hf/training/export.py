@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 ARCHITECTURE, FIELDS = "architecture", "export.json"
-# Accelerate's names for the first model of a checkpoint, and for the average, which both trainers register first.
+# Accelerate's names for the first model of a checkpoint, and for the average, which all trainers register first.
 WHOLE, AVERAGE = "model.safetensors", "custom_checkpoint_0.pkl"
 FSDP_WHOLE, DEEPSPEED = "pytorch_model_fsdp.bin", "pytorch_model"
 SAVE_DTYPES = ("float32", "bfloat16", "float16")

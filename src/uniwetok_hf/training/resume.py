@@ -7,6 +7,7 @@ refused by the name of the field. A checkpoint keeps the settings of its run in 
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import typing
@@ -63,19 +64,56 @@ def check_resume(saved: dict, config, checkpoint: Path, also_applied: Collection
     return {name: change for name, change in applied[0].items() if name in applied[1]}
 
 
-def check_rows(before: Sequence[int | None] | None, now: Sequence[int | None], sources: Sequence) -> None:
-    """Compares how many rows the sources had and have, None where that is not known. With other ones the order of all
-    rows would be another.
+def vocabulary_digest(vocabulary) -> str:
+    """SHA-256 of the tokens of a text tokenizer and their ids."""
+    return hashlib.sha256(json.dumps(vocabulary.get_vocab(), sort_keys=True).encode()).hexdigest()
+
+
+def check_data(saved: dict, now: dict, sources: Sequence) -> None:
+    """Compares what lies behind the same settings with what did. What is not there or None, as in checkpoints of
+    earlier versions, is not compared.
+
+    Args:
+        saved, now: `rows` of each source (with other ones the order of all rows would be another), `encoder`, the
+            fingerprint of the image tokenizer of the codes, `vocabulary`, the digest of a text vocabulary that the run
+            has trained, and `classes`, their names by number, or how many there are.
+        sources: of the rows.
 
     Raises:
-        ValueError: naming the source that has changed.
+        ValueError: naming the field whose data have changed.
     """
-    for index, (old, new) in enumerate(zip(before or [], now, strict=False)):
-        if None not in (old, new) and old != new:
-            raise ValueError(
-                f"`data[{index}].path` {sources[index].path} has {new} rows and had {old} when the checkpoint was "
-                "written: the run can't go on with them. Put the old ones back, or name another `output_dir`."
-            )
+
+    def changed(name: str) -> bool:
+        return None not in (saved.get(name), now.get(name)) and saved[name] != now[name]
+
+    sizes = zip(saved.get("rows") or [], now["rows"], strict=False)
+    found = [
+        f"`data[{index}].path` {sources[index].path} has {new} rows and had {old}"
+        for index, (old, new) in enumerate(sizes)
+        if None not in (old, new) and old != new
+    ]
+    if changed("encoder"):
+        before, after = saved["encoder"][:12], now["encoder"][:12]
+        found.append(
+            f"`data[0].path` {sources[0].path} is encoded by the image tokenizer {after}, and was by {before}"
+        )
+    if changed("vocabulary"):
+        found.append("`text_model`: the vocabulary that is made of the texts of `data` is another than it was")
+    if changed("classes"):
+        found.append(f"`labels`: {_changed_class(saved['classes'], now['classes'])}")
+    if found:
+        raise ValueError(
+            f"{found[0]} when the checkpoint was written: the run can't go on with that. Put the old data back, or "
+            "name another `output_dir`."
+        )
+
+
+def _changed_class(before: list[str] | int, now: list[str] | int) -> str:
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        index = next(index for index, pair in enumerate(zip(before, now, strict=True)) if pair[0] != pair[1])
+        return f"class {index} of the data is {now[index]!r} and was {before[index]!r}"
+    counts = [len(classes) if isinstance(classes, list) else classes for classes in (now, before)]
+    return f"the data have {counts[0]} classes and had {counts[1]}"
 
 
 def _compare(config_class, saved: dict, now: dict, prefix: str, also_applied, applied: Changes, refused: Changes):

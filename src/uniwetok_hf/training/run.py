@@ -93,9 +93,10 @@ def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTrack
     if unknown := sorted(set(config.report_to) - set(LoggerType.list())):
         raise ValueError(f"`report_to` must be of {', '.join(LoggerType.list())}, got {unknown[0]!r}.")
     tracker = JsonLinesTracker(folder, dataclasses.asdict(config))
+    precision = choose_precision(config.mixed_precision)
     with lost_processes_named():
         accelerator = Accelerator(
-            mixed_precision=choose_precision(config.mixed_precision),
+            mixed_precision=precision,
             # As an object: a number would give way to ACCELERATE_GRADIENT_ACCUMULATION_STEPS. Under FSDP gradients
             # become shards after each micro-batch: whole ones, of all weights, would stay on every GPU in between.
             gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -142,19 +143,21 @@ def start_accelerator(config, folder: Path) -> tuple[Accelerator, JsonLinesTrack
             "environment): set `gradient_checkpointing` of the training instead."
         )
     if (deepspeed := accelerator.state.deepspeed_plugin) is not None:
-        overrule_deepspeed(deepspeed.deepspeed_config, config)
+        overrule_deepspeed(deepspeed.deepspeed_config, config, precision)
     return accelerator, tracker
 
 
-def overrule_deepspeed(deepspeed_config: dict, config) -> None:
+def overrule_deepspeed(deepspeed_config: dict, config, precision: str | None) -> None:
     """Puts the training's micro-batches and clipping in the place of those of DeepSpeed's configuration, which does
-    both by itself. Models are made whole and divided by `prepare`, not while they are made: new weights are drawn from
-    others. Of ZeRO stage 3 the whole weights are gathered for the result."""
+    both by itself, and `precision`, unless it is None. Models are made whole and divided by `prepare`, not while they
+    are made: new weights are drawn from others. Of ZeRO stage 3 the whole weights are gathered for the result."""
     unset_hf_deepspeed_config()
     if (zero := deepspeed_config.get("zero_optimization", {})).get("stage") == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
     deepspeed_config["gradient_accumulation_steps"] = config.gradient_accumulation_steps
     deepspeed_config["gradient_clipping"] = config.max_grad_norm or 0.0  # 0 is never
+    for name in ("fp16", "bf16") if precision is not None else ():  # Accelerate leaves what a file says
+        deepspeed_config[name] = deepspeed_config.get(name, {}) | {"enabled": precision == name}
 
 
 def choose_parameters(model: nn.Module, trainable: Sequence[str], never: Sequence[str] = ()) -> list[nn.Parameter]:

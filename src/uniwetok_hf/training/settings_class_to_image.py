@@ -4,8 +4,9 @@
 from dataclasses import dataclass
 
 from ..data.skipped import MAX_SHARE
+from ..modeling.configuration_uniwetok_class_to_image import UniWeTokClassToImageConfig
 from .class_batches import ClassSource
-from .config import APPLY, KEEP, KEEP_NULL, check_at_least, check_share, check_training, setting
+from .config import APPLY, KEEP, KEEP_NULL, check_at_least, check_share, check_training, field_named, setting
 from .export import SAVE_DTYPES
 
 
@@ -159,6 +160,8 @@ class ClassToImageTrainingConfig:
             given += [f"model.{name}" for name in self.model if name not in CHANGEABLE]
             if given:
                 raise ValueError(f"`{given[0]}` can't be given together with `init_from`, which brings its own.")
+            with field_named("model"):  # a finished model takes them without its config's own checks
+                UniWeTokClassToImageConfig(**self.model)
 
     def crop_probability_at(self, step: int) -> float:
         """The probability of showing a crop in `step`: constant, then falling to 0 (docs/method.md 4)."""

@@ -213,3 +213,8 @@ class UniWeTokTrainingConfig:
         check_at_least(self, 1, "validation_pictures", "num_threads", "batch_multiple")
         if self.init_from is not None and self.model:
             raise ValueError("`model` can't be given together with `init_from`, which brings its own.")
+
+    @property
+    def result(self) -> str:
+        """Name of the folder that marks the stage as finished."""
+        return "model"

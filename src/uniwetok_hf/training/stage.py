@@ -24,9 +24,18 @@ from ..files import save_whole
 from ..provenance import RECORD
 from ..signals import Stopped
 from .agreement import any_process, failed_together, lost_processes_named, written_together
-from .checkpoints import CheckpointWriter, check_run, find_own_disks, list_checkpoints, load_checkpoint, readable
+from .checkpoints import (
+    CheckpointWriter,
+    check_run,
+    find_own_disks,
+    last_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    read_data_state,
+    readable,
+)
 from .export import names_of
-from .resume import saved_settings
+from .resume import check_data, saved_settings
 from .run import (
     CheckpointClock,
     SkippedSamples,
@@ -41,6 +50,12 @@ from .run import (
 from .sharding import ShardedState, find_fsdp2, shard_model, shares_weights, weights_gathered_anew
 from .status import RunStatus, failed_starts_noted, only_run
 from .trackers import start_trackers
+
+
+def finished(config) -> Path | None:
+    """The result of a finished stage, None when it is not finished."""
+    folder = Path(config.output_dir) / config.result
+    return folder if folder.is_dir() else None
 
 
 def run_stage(trainer_class: "type[StageTrainer]", config) -> Path:
@@ -58,12 +73,12 @@ class StageTrainer:
     ema: EMAModel | None
     skipped: SkippedSamples
 
-    def __init__(self, config, result: str, stop: threading.Event | None = None, also_applied: Collection[str] = ()):
-        """When `stop` is set on any process, the run ends after the current step, with a checkpoint. `result` is the
-        folder that marks the stage as finished; `also_applied` is explained in [`check_resume`]."""
+    def __init__(self, config, stop: threading.Event | None = None, also_applied: Collection[str] = ()):
+        """When `stop` is set on any process, the run ends after the current step, with a checkpoint. `also_applied` is
+        explained in [`check_resume`]."""
         self.config, self.folder, self.stop = config, Path(config.output_dir), stop or threading.Event()
         self.accelerator, self.tracker = start_accelerator(config, self.folder)
-        self.changes = check_run(self.accelerator, config, result, also_applied)
+        self.changes = check_run(self.accelerator, config, config.result, also_applied)
         self.status = RunStatus(self.accelerator, self.folder, config.max_train_steps)
         self.checkpoints: CheckpointWriter | None = None
         self.shards: ShardedState | None = None  # of a trainer that spreads its weights
@@ -86,8 +101,12 @@ class StageTrainer:
         """Writes the result of the stage, and returns its folder."""
         raise NotImplementedError
 
+    def data_state(self) -> dict:
+        """What lies behind the paths of the config, as [`check_data`] compares it."""
+        raise NotImplementedError
+
     def state_dict(self) -> dict:
-        """The state of this process, besides what Accelerate saves."""
+        """The state of this process, besides what Accelerate saves, and what its data are."""
         raise NotImplementedError
 
     def load_state_dict(self, state: dict) -> None:
@@ -124,6 +143,10 @@ class StageTrainer:
         """Loads the last checkpoint, starts the trackers, and returns the number of steps that were taken."""
         config, accelerator = self.config, self.accelerator
         find_own_disks(accelerator, self.folder)
+        # With other data weights may have other shapes, and the architecture would not be that of the checkpoint.
+        if (last := last_checkpoint(accelerator, self.folder)) is not None:
+            with readable(last):
+                check_data(read_data_state(accelerator, last), self.data_state(), config.data)
         self.write_architecture()
         start, state = load_checkpoint(accelerator, self.folder, self.changes, self.shards)
         self.status.saved(start)
@@ -183,7 +206,7 @@ class PipelineTrainer(StageTrainer):
     parameters: list[nn.Parameter]
 
     def __init__(self, config, stop: threading.Event | None = None):
-        super().__init__(config, config.result, stop)
+        super().__init__(config, stop)
         self.fsdp = find_fsdp2(self.accelerator)
         self.is_sharded = shares_weights(self.accelerator)
         if self.is_sharded and self.fsdp is None and config.ema_decay is not None:

@@ -91,6 +91,7 @@ class Sample:
 
 
 def text_item(words: str) -> dict:
+    """A text among the items of a message's `content`."""
     return {"type": "text", "text": words}
 
 
@@ -160,21 +161,27 @@ def pick(options, generator: torch.Generator):
 
 class EncodedRow:
     """One row of an encoded dataset; a value is checked when it is read. All of its pictures are of one variant,
-    chosen with `generator`, so that source and target of an edit have the same crop."""
+    chosen with `generator`, so that source and target of an edit have the same crop. A picture is a dict of `codes`
+    (bytes of packed bits), `height` and `width` in tokens.
+
+    Each method raises a ValueError that names the row and the column: such a row is left out."""
 
     def __init__(self, values: dict, columns: dict[str, str], origin: str, generator: torch.Generator):
         self.values, self.columns, self.origin = values, columns, origin
         self.generator, self._variant = generator, None
 
     def __getitem__(self, column: str):
+        """The value of a column, as it is stored; of pictures a list of variants."""
         if column not in self.columns:
             raise ValueError(f"{self.origin}: column `{column}` is not among `columns`: {', '.join(self.columns)}.")
         return self.values[self.columns[column]]
 
     def fail(self, column: str, problem: str):
+        """Says what is wrong with a value, as a ValueError."""
         raise ValueError(f"{self.origin}, column `{self.columns[column]}`: {problem}")
 
     def text(self, column: str) -> str:
+        """A text that is not empty and has no token of the prompt format."""
         return self.check_text(column, self[column])
 
     def one_text(self, column: str) -> str:
@@ -187,6 +194,7 @@ class EncodedRow:
         return self.check_text(column, value)
 
     def check_text(self, column: str, words) -> str:
+        """`words`, checked as `text` is; `column` is named where they don't fit."""
         if not isinstance(words, str) or not words.strip():
             self.fail(column, f"must be text that is not empty, got {words!r}.")
         if found := re.search(MARKUP, words):
@@ -194,9 +202,11 @@ class EncodedRow:
         return words
 
     def picture(self, column: str) -> dict:
+        """The picture of a column, of the row's variant."""
         return self._choose(column, self[column])
 
     def pictures(self, column: str) -> list[dict]:
+        """The pictures of a column that holds lists; none where it is empty."""
         return [self._choose(column, cell) for cell in self[column] or []]
 
     def _choose(self, column: str, cell: list[dict] | None) -> dict:
@@ -257,7 +267,8 @@ class EncodedTask:
         return sample
 
     def converse(self, row: EncodedRow, without_text: bool) -> Sample:
-        """The sample of a row."""
+        """The sample of a row. With `without_text` it has to be what guidance compares with: the picture that is
+        generated, without words or source; a task that generates none may ignore it."""
         raise NotImplementedError
 
     def texts(self) -> Iterator[str]:

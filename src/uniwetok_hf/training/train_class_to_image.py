@@ -38,10 +38,9 @@ from ..schedulers import BinaryFlowScheduler
 from .agreement import written_together
 from .checkpoints import make_output_folder
 from .class_batches import ClassBatch, ClassBatches, ClassSource
-from .config import check_fields, config_values, field_named, read_config
+from .config import check_fields, config_values, field_named
 from .conversation_batches import prefetched
 from .export import ARCHITECTURE, ExportFields, class_pipeline_parts, names_of, write_architecture
-from .resume import check_rows
 from .run import (
     RunningMetrics,
     SkippedSamples,
@@ -52,7 +51,7 @@ from .run import (
 )
 from .settings_class_to_image import CHANGEABLE, ClassToImageTrainingConfig
 from .stage import ACCURACY_TIMES, PipelineTrainer, compile_layers, run_stage
-from .start import find_result, vision_subfolder
+from .start import start_folder, vision_subfolder
 
 
 PICTURES_PER_CLASS = 8  # in the grid of a validation
@@ -74,9 +73,9 @@ class ClassToImageTrainer(PipelineTrainer):
         if config.validation_data:
             self.validation = self.make_batches(config.validation_data, vision_config, self.batches.names)
         self.pipeline = start_pipeline(config, start, self.batches)
-        fingerprint = encoder_fingerprint(self.pipeline.vision_model)
+        self.fingerprint = encoder_fingerprint(self.pipeline.vision_model)
         for batches in filter(None, (self.batches, self.validation)):
-            batches.check_encoder(fingerprint)
+            batches.check_encoder(self.fingerprint)
             batches.check_rows(config.max_skipped_share)
             check_data(batches, self.pipeline.transformer.config)
         if config.labels is None and known is not None:
@@ -220,17 +219,20 @@ class ClassToImageTrainer(PipelineTrainer):
         ).images
         log_images(self.accelerator, {"classes": picture_grid(list(images * 2 - 1), PICTURES_PER_CLASS)}, step)
 
+    def data_state(self) -> dict:
+        batches = self.batches
+        classes = batches.num_classes if batches.names is None else list(batches.names)
+        return {"rows": batches.num_rows, "encoder": self.fingerprint, "classes": classes}
+
     def state_dict(self) -> dict:
         """The state of a run besides what Accelerate saves. The position in the data follows from the step."""
-        return {
+        return self.data_state() | {
             "metrics": self.metrics.state_dict(),
             "skipped": self.skipped.state_dict(),
             "skipped_steps": self.guard.num_skipped,
-            "rows": self.batches.num_rows,
         }
 
     def load_state_dict(self, state: dict) -> None:
-        check_rows(state.get("rows"), self.batches.num_rows, self.config.data)
         self.guard.resume(state.get("skipped_steps", 0))
         self.metrics.load_state_dict(state["metrics"])
         self.skipped.load_state_dict(state.get("skipped"))
@@ -257,13 +259,6 @@ def decay_groups(model: UniWeTokClassToImageModel) -> list[dict]:
             is_free = parameter.ndim < 2 or name.startswith(("class_embedding.", "queries.", "projector."))
             groups[not is_free].append(parameter)
     return [{"params": groups[True]}, {"params": groups[False], "weight_decay": 0.0}]
-
-
-def start_folder(config: ClassToImageTrainingConfig) -> str:
-    """The pipeline that a training goes on with, or else the image tokenizer of its codes."""
-    if config.init_from is not None:
-        return find_result(config.init_from, "pipeline")
-    return find_result(config.vision_model, "model")
 
 
 def load_start(config: ClassToImageTrainingConfig) -> UniWeTokClassToImagePipeline | UniWeTokModel:
@@ -367,16 +362,6 @@ def check_data(batches: ClassBatches, config: UniWeTokClassToImageConfig) -> Non
         )
 
 
-def finished(config: ClassToImageTrainingConfig) -> Path | None:
-    """The pipeline of a finished training, None when it is not finished."""
-    folder = Path(config.output_dir) / config.result
-    return folder if folder.is_dir() else None
-
-
 def train(config: ClassToImageTrainingConfig) -> Path:
     """Runs one training, which SIGTERM and Ctrl-C stop; see [`ClassToImageTrainer.train`]."""
     return run_stage(ClassToImageTrainer, config)
-
-
-def main(config_path: str, **overrides) -> Path:
-    return train(read_config(ClassToImageTrainingConfig, config_path, **overrides))

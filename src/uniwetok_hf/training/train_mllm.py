@@ -38,12 +38,12 @@ from .agreement import written_together
 from .checkpoints import (
     make_output_folder,
 )
-from .config import config_values, read_config
+from .config import config_values
 from .conversation_batches import ConversationBatches, MicroBatch, prefetched
 from .export import ARCHITECTURE, ExportFields, names_of, pipeline_parts, write_architecture
 from .lora import add_lora, checkpoint_adapters_only
 from .packed_batches import PackedBatches
-from .resume import check_rows
+from .resume import vocabulary_digest
 from .run import (
     RunningMetrics,
     SkippedSamples,
@@ -96,7 +96,6 @@ class MLLMTrainer(PipelineTrainer):
         found = self.mllm.config.text_config._attn_implementation
         self.accelerator.print(f"Attention over {rows} rows by {found}")
         self.batches = self.make_batches(mixture)
-        self.num_rows = [len(task) for task in mixture.tasks]
         self.validation = validation and self.make_batches(validation)
         share = self.accelerator.process_index, self.accelerator.num_processes
         for batches in filter(None, (self.batches, self.validation)):
@@ -164,21 +163,24 @@ class MLLMTrainer(PipelineTrainer):
             batch.places = self.mllm.find_places(**batch.inputs)
         return micro_batches
 
+    def data_state(self) -> dict:
+        own = self.config.text_model and vocabulary_digest(self.pipeline.processor.tokenizer)
+        rows = [len(task) for task in self.batches.mixture.tasks]
+        return {"rows": rows, "encoder": self.fingerprint, "vocabulary": own or None}
+
     def state_dict(self) -> dict:
         """The state of a run besides what Accelerate saves. The position in the data follows from the step, but where
         rows are packed."""
-        return {
+        return self.data_state() | {
             # Of all processes: the run may go on with another number.
             "positions": gather_object([self.position]) if self.position else [],
             "metrics": self.metrics.state_dict(),
             "task_metrics": self.task_metrics.state_dict(),
             "skipped": self.skipped.state_dict(),
             "skipped_steps": self.guard.num_skipped,
-            "rows": self.num_rows,
         }
 
     def load_state_dict(self, state: dict) -> None:
-        check_rows(state.get("rows"), self.num_rows, self.config.data)
         positions, now = state.get("positions", []), self.accelerator.num_processes
         if positions and len(positions) != now:
             self.accelerator.print(
@@ -385,16 +387,6 @@ def frozen_patterns(model: nn.Module) -> list[str]:
     return [r"^model\.vision_model\.", *head]
 
 
-def finished(config: MLLMTrainingConfig) -> Path | None:
-    """The pipeline, or the adapter, of a finished stage, None when it is not finished."""
-    folder = Path(config.output_dir) / config.result
-    return folder if folder.is_dir() else None
-
-
 def train(config: MLLMTrainingConfig) -> Path:
     """Runs one stage, which SIGTERM and Ctrl-C stop; see [`MLLMTrainer.train`]."""
     return run_stage(MLLMTrainer, config)
-
-
-def main(config_path: str, **overrides) -> Path:
-    return train(read_config(MLLMTrainingConfig, config_path, **overrides))

@@ -22,12 +22,13 @@ import threading
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..data.samples import NOISE, PRIOR, sample_generators
 from ..evaluation.metrics import psnr, ssim
-from ..files import save_whole
+from ..files import one_line, save_whole
 from ..losses.adversarial import LeCam, PatchDiscriminator, discriminator_loss, generator_loss
 from ..losses.commitment import commitment_loss
 from ..losses.distillation import PrePostDistillation
@@ -46,10 +47,9 @@ from .bit_usage import BitUsage
 from .checkpoints import (
     make_output_folder,
 )
-from .config import check_fields, config_values, field_named, read_config
+from .config import check_fields, config_values, field_named
 from .export import ARCHITECTURE, ExportFields, names_of, write_architecture
 from .picture_batches import Bucket, PictureBatch, PictureBatches, validation_pictures
-from .resume import check_rows
 from .run import (
     RunningMetrics,
     SkippedSamples,
@@ -78,7 +78,7 @@ class UniWeTokTrainer(StageTrainer):
         """When `stop` is set on any process, the run ends after the current step, with a checkpoint."""
         # Streams are read on from where they are; the position in other sources follows from the weights.
         are_streams = all(source.streaming for source in config.data)
-        super().__init__(config, "model", stop, also_applied=["data.weight"] if are_streams else [])
+        super().__init__(config, stop, also_applied=["data.weight"] if are_streams else [])
         accelerator = self.accelerator
         if shares_weights(accelerator):
             raise ValueError(
@@ -86,12 +86,7 @@ class UniWeTokTrainer(StageTrainer):
                 "without that configuration (ACCELERATE_USE_FSDP, ACCELERATE_USE_DEEPSPEED in the environment)."
             )
         self.batches = open_batches(config, accelerator.process_index, accelerator.num_processes)
-        self.validation = {  # this process' share, uint8 [N, 3, H, W] of each size
-            f"{bucket.height}x{bucket.width}": validation_pictures(
-                config.validation_data, bucket.height, bucket.width, config.validation_pictures
-            )[accelerator.process_index :: accelerator.num_processes]
-            for bucket in (config.buckets if config.validation_data else [])
-        }
+        self.validation = read_validation(config, accelerator.process_index, accelerator.num_processes)
 
         self.memory_format = memory_format(accelerator.mixed_precision, accelerator.device)
         self.model = build_model(config).to(memory_format=self.memory_format)
@@ -103,7 +98,7 @@ class UniWeTokTrainer(StageTrainer):
         self.lecam = LeCam()
         if stage := find_stage(config.init_from):
             load_loss_networks(stage.parent / "losses", self.loss_networks())
-        make_output_folder(self.folder, "model")
+        make_output_folder(self.folder, config.result)
 
         trained = [net for net in (self.model, self.distillation, self.prior) if net is not None]
         self.parameters = [p for net in trained for p in net.parameters() if p.requires_grad]
@@ -320,13 +315,15 @@ class UniWeTokTrainer(StageTrainer):
         log_images(accelerator, grids, step)
         return metrics
 
+    def data_state(self) -> dict:
+        return {"rows": self.batches.num_rows}
+
     def state_dict(self) -> dict:
         """The state of this process, besides what Accelerate saves."""
-        counts = {"skipped_steps": self.guard.num_skipped, "rows": self.batches.num_rows}
+        counts = self.data_state() | {"skipped_steps": self.guard.num_skipped}
         return counts | {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state: dict) -> None:
-        check_rows(state.get("rows"), self.batches.num_rows, self.config.data)
         self.guard.resume(state.get("skipped_steps", 0))
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
@@ -398,6 +395,17 @@ def open_batches(config: UniWeTokTrainingConfig, process_index: int, num_process
         num_processes=num_processes,
         num_threads=config.num_threads,
     )
+
+
+def read_validation(config: UniWeTokTrainingConfig, process_index: int, num_processes: int) -> dict[str, torch.Tensor]:
+    """The validation pictures of a process, uint8 [N, 3, H, W] of each size. They are copies: a view would keep those
+    of all processes in memory."""
+    return {
+        f"{bucket.height}x{bucket.width}": validation_pictures(
+            config.validation_data, bucket.height, bucket.width, config.validation_pictures
+        )[process_index::num_processes].clone()
+        for bucket in (config.buckets if config.validation_data else [])
+    }
 
 
 def build_model(config: UniWeTokTrainingConfig) -> UniWeTokModel:
@@ -522,7 +530,7 @@ def load_loss_networks(folder: Path, networks: dict[str, nn.Module]) -> None:
     """Loads the weights of those `networks` that the previous stage had; the others stay new.
 
     Raises:
-        ValueError: when a network has another shape now.
+        ValueError: when a network has another shape now, or its file is damaged.
     """
     for name, network in networks.items():
         path = folder / name / "model.safetensors" if (folder / name).is_dir() else folder / f"{name}.safetensors"
@@ -531,18 +539,12 @@ def load_loss_networks(folder: Path, networks: dict[str, nn.Module]) -> None:
                 network.load_state_dict(load_file(path))
             except RuntimeError as error:
                 raise ValueError(f"`{name}` does not have the shape that it has in {folder.parent}: {error}") from None
-
-
-def finished(config: UniWeTokTrainingConfig) -> Path | None:
-    """The model of a finished stage, None when it is not finished."""
-    folder = Path(config.output_dir) / "model"
-    return folder if folder.is_dir() else None
+            except SafetensorError as error:
+                raise ValueError(
+                    f"`init_from`: {path} is damaged ({one_line(error)}). Put a whole copy of it there."
+                ) from None
 
 
 def train(config: UniWeTokTrainingConfig) -> Path:
     """Runs one stage, which SIGTERM and Ctrl-C stop; see [`UniWeTokTrainer.train`]."""
     return run_stage(UniWeTokTrainer, config)
-
-
-def main(config_path: str, **overrides) -> Path:
-    return train(read_config(UniWeTokTrainingConfig, config_path, **overrides))

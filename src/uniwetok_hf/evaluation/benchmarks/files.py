@@ -18,8 +18,8 @@ from PIL import Image
 
 from ...data.samples import stream_seed
 from ...files import whole_file, writing
-from ...modeling.image_processing_uniwetok import plan_sizes
 from ...signals import Stopped
+from ..prompts import encoded_size
 from ..rows import batched
 
 
@@ -29,7 +29,7 @@ class BenchmarkFile:
 
     Args:
         path: with `/`, relative.
-        prompt: what is to be drawn, or done to the source.
+        prompt: what is to be generated, or done to the source.
         num_images: pictures in it; four are a grid of two by two, row by row, without a border.
         read_source: gives the picture to edit.
     """
@@ -93,9 +93,7 @@ def _source_of(file: BenchmarkFile) -> Image.Image:
 
 def _size_of_result(pipe, file: BenchmarkFile) -> tuple[int, int]:
     """(height, width) in pixels of the edit of a source, with padding."""
-    source = _source_of(file)
-    processor = pipe.processor.image_processor
-    return plan_sizes(source.height, source.width, processor.stride, processor.fit, processor.size)[1]
+    return encoded_size(pipe.processor, _source_of(file))
 
 
 def generate_files(

@@ -8,7 +8,7 @@ from ...files import read_json
 from ...provenance import short_name
 from ..intervals import Score
 from ..reports import Report, ScoreRow
-from ..runs import SETTINGS_FILE
+from ..runs import SETTINGS_FILE, told
 from .base import read_text
 
 
@@ -35,9 +35,9 @@ def collect_imagenet(out: str | Path, output: str | Path, model_name: str, judge
         ValueError: when `out` is no folder of samples, or the output can't be read or lacks a score.
     """
     path = Path(out) / SETTINGS_FILE
-    settings, told = read_json(path) if path.is_file() else {}, ("num_images", "num_classes", "image_size")
-    told += ("num_inference_steps", "guidance_scale", "guidance_schedule", "seed", "dtype")
-    if any(name not in settings for name in told):
+    settings, names = read_json(path) if path.is_file() else {}, ("num_images", "num_classes", "image_size")
+    names += ("num_inference_steps", "guidance_scale", "guidance_schedule", "seed", "dtype")
+    if any(name not in settings for name in names):
         raise ValueError(f"{out} is no folder of `sample-classes`: it has no {SETTINGS_FILE} of one.")
     text, scores = read_text(output, "the judge's output"), {}
     for name, title in LINES.items():
@@ -48,7 +48,7 @@ def collect_imagenet(out: str | Path, output: str | Path, model_name: str, judge
             )
         scores[name] = Score(float(found[0]), settings["num_images"])
     protocol = {"judge": judge or "ADM's evaluator.py, TensorFlow graph of December 2015"}
-    protocol |= {name.replace("_", " "): settings[name] for name in told}
+    protocol |= told(settings, (*names, "shift", "temperature"))  # folders of before lack these two
     is_whole = settings["num_images"] >= NUM_IMAGES
     rows = [ScoreRow({"what": "generated"}, scores, for_card=is_whole)]
     return Report("classes", short_name(model_name), "ImageNet", "train", protocol, rows)

@@ -1,10 +1,13 @@
 # Copyright 2026 The uniwetok-hf contributors. Licensed under the Apache License, Version 2.0.
-"""Prompts that a chat model has rewritten before they are drawn. Scores of them are another benchmark, which results
-name."""
+"""Prompts that a chat model has rewritten before pictures are generated of them. Scores of them are another benchmark,
+which results name."""
 
 import json
 import os
 import re
+import shutil
+import threading
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from http.client import HTTPException
@@ -15,14 +18,17 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ...files import read_json, whole_file
+from ...files import read_json, writing
 from ...provenance import short_name
-from ..processes import ALONE, Processes
+from ...signals import Stopped
+from ..processes import ALONE, Processes, stopped_alike
+from ..runs import save_json
 from .base import field_of
 from .files import BenchmarkFile
 
 
 REWRITTEN_FILE = "rewritten_prompts.json"
+PARTS = "rewritten_parts"  # an answer each, until all are there
 MAX_NEW_TOKENS = 1024  # thoughts of models that think first included
 TRIES = 3  # of a server, for each prompt
 FAILURES = (OSError, ValueError, LookupError, TypeError, AttributeError, HTTPException)
@@ -129,43 +135,77 @@ def rewrite_prompts(
     files: Sequence[BenchmarkFile],
     out: Path,
     source: str,
+    check: Callable[[list[str]], object],
+    begin: Callable[[], object],
     device: torch.device | str = "cpu",
     processes: Processes = ALONE,
-) -> tuple[list[BenchmarkFile], dict]:
+    stop: threading.Event | None = None,
+) -> list[BenchmarkFile]:
     """
-    The files with rewritten prompts, and what [`save_rewritten`] saves of them. A run that goes on reads them from
-    `out`.
+    The files with rewritten prompts. Every answer is saved in `out` as it comes; a run that goes on reads them from
+    there. A prompt whose answer `check` refuses stays as it is, with a warning.
 
     Args:
         source, device: of [`load_rewriter`].
+        check: raises a `ValueError` for prompts that the pipeline can't read.
+        begin: called before something is saved in `out`, which it makes.
         processes: those that share the prompts.
+        stop: when it is set, the run ends after the current prompt.
 
     Raises:
         ValueError: when `out` has prompts of another rewriter, or other ones, or a prompt was not answered.
+        Stopped: when `stop` was set.
+        OSError: when `out` can't be written.
     """
     path, prompts = out / REWRITTEN_FILE, list(dict.fromkeys(file.prompt for file in files))
     if any(processes.gather(path.is_file())):
         saved = read_json(path)
         if field_of(saved, "rewriter", str, str(path)) != source:
             raise ValueError(f"`rewriter`: {out} was begun with {saved['rewriter']}; name another folder.")
-        return with_prompts(files, saved, path), saved
+        files = with_prompts(files, saved, path)
+        check([file.prompt for file in files])
+        return files
     model, rewrite = load_rewriter(source, device)
-    answers = processes.map(lambda part: [rewrite(prompt) for prompt in part], prompts, 1, "rewriting")
-    rewritten = {
-        "rewriter": source,
-        "model": model,
-        "instructions": INSTRUCTIONS,
-        "prompts": dict(zip(prompts, answers, strict=True)),
-    }
-    return with_prompts(files, rewritten, path), rewritten
-
-
-def save_rewritten(out: Path, rewritten: dict) -> None:
-    """Saves what [`rewrite_prompts`] gave."""
-    path = out / REWRITTEN_FILE
+    found = {}
+    with processes.bar(len(prompts), "rewriting") as bar:
+        for number, prompt in processes.own(prompts):
+            part = out / PARTS / f"{number:06d}.json"
+            answer = _saved_answer(part, model, prompt)
+            if answer is None:
+                if stop is not None and stop.is_set():
+                    raise Stopped(
+                        f"stopped before prompt {number} is rewritten; the same command continues from there"
+                    )
+                answer = _readable(rewrite(prompt), prompt, check)
+                begin()
+                with writing(part):
+                    part.parent.mkdir(parents=True, exist_ok=True)
+                save_json(part, {"model": model, "prompt": prompt, "rewritten": answer})
+            found[number] = answer
+            bar.update()
+    with stopped_alike(stop):
+        answers = processes.merge(found)
+    rewritten = dict(zip(prompts, answers, strict=True))
     if not path.is_file():
-        with whole_file(path, is_shared=True) as temporary:
-            temporary.write_text(json.dumps(rewritten, indent=1, ensure_ascii=False), encoding="utf-8")
+        save_json(path, {"rewriter": source, "model": model, "instructions": INSTRUCTIONS, "prompts": rewritten})
+    shutil.rmtree(out / PARTS, ignore_errors=True)
+    return [replace(file, prompt=rewritten[file.prompt]) for file in files]
+
+
+def _saved_answer(part: Path, model: str, prompt: str) -> str | None:
+    """What a run before has saved of a prompt; None when it did not, or of another model."""
+    saved = read_json(part) if part.is_file() else {}
+    return saved.get("rewritten") if (saved.get("model"), saved.get("prompt")) == (model, prompt) else None
+
+
+def _readable(answer: str, prompt: str, check: Callable[[list[str]], object]) -> str:
+    """The answer, or the prompt where `check` refuses the answer: the rewriter would give the same one again."""
+    try:
+        check([answer])
+    except ValueError as error:
+        warnings.warn(f"`rewriter`: the answer to {prompt!r} can't be used, the prompt stays as it is: {error}")
+        return prompt
+    return answer
 
 
 def name_of_rewriter(out: Path) -> str:
@@ -176,7 +216,7 @@ def name_of_rewriter(out: Path) -> str:
     """
     path = out / REWRITTEN_FILE
     if not path.is_file():
-        raise ValueError(f"{path}, the prompts that were drawn, is not there.")
+        raise ValueError(f"{path}, which holds the rewritten prompts, is not there.")
     return field_of(read_json(path), "model", str, str(path))
 
 

@@ -4,6 +4,7 @@
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from itertools import groupby, islice
 from pathlib import Path
@@ -11,18 +12,14 @@ from pathlib import Path
 from ...files import read_json
 from ...pipelines import UniWeTokEditPipeline
 from ...provenance import short_name
-from ...signals import Stopped
 from ...version import __version__
-from ..processes import ALONE, Processes
+from ..processes import ALONE, Processes, stopped_alike
+from ..prompts import check_prompts
 from ..reports import Report
-from ..rows import batched
 from ..runs import SETTINGS_FILE, begin_run, check_begun, told, weights_digest
 from .base import Benchmark
 from .files import BenchmarkFile, check_files, generate_files, prompts_digest, sources_digest
-from .rewriting import name_of_rewriter, rewrite_prompts, save_rewritten
-
-
-PROMPTS_AT_ONCE = 64  # read at the door
+from .rewriting import PARTS, REWRITTEN_FILE, name_of_rewriter, rewrite_prompts
 
 
 def run_benchmark(
@@ -32,6 +29,7 @@ def run_benchmark(
     prompts: str,
     model_name: str,
     images: str | None = None,
+    *,
     num_images: int | None = None,
     limit: int | None = None,
     variant: str | None = None,
@@ -65,7 +63,8 @@ def run_benchmark(
         The commands of the judge, when all pictures are there and can be read; None in all processes but the first.
 
     Raises:
-        ValueError: for prompts that are not those of the benchmark, and when `out` was begun with other settings.
+        ValueError: for prompts that are not those of the benchmark, and when `out` was begun with other settings, or
+            holds pictures of no known ones.
         Stopped: when `stop` was set.
         OSError: when the folder can't be written.
     """
@@ -75,7 +74,7 @@ def run_benchmark(
     pipe, call = prepare_call(benchmark, pipe, call)
     if not benchmark.is_editing:
         benchmark.check_size(call["height"], call["width"])
-        check_prompts(pipe, files, call["height"], call["width"])
+        check_prompts(pipe, [file.prompt for file in files], call["height"], call["width"])
     elif rewriter is not None:
         raise ValueError(f"`rewriter`: {benchmark.title} is of edits, whose instructions are not rewritten.")
     settings = {
@@ -91,20 +90,30 @@ def run_benchmark(
     }
     if benchmark.is_editing:
         settings["sources"] = sources_digest(files)
-    check_begun(out, settings)
-    rewritten = None
-    if rewriter is not None:
-        files, rewritten = rewrite_prompts(files, out, rewriter, pipe.mllm.device, processes)
-        check_prompts(pipe, files, call["height"], call["width"])
-    begin_run(out, settings, notes_of_run(pipe, model_name, prompts, images))
-    if rewritten is not None:
-        save_rewritten(out, rewritten)
     folder = out / benchmark.root(short_name(model_name))
+    outputs = folder.name, REWRITTEN_FILE, PARTS
+    check_begun(out, settings, outputs)
+    begin = partial(begin_run, out, settings, notes_of_run(pipe, model_name, prompts, images), outputs)
+    if rewriter is not None:
+        check = partial(check_prompts, pipe, height=call["height"], width=call["width"])
+        files = rewrite_prompts(files, out, rewriter, check, begin, pipe.mllm.device, processes, stop)
+    begin()
     if on_start is not None:
         on_start(sum(file.num_images for file in files))
-    shares = processes.index, processes.count
-    generate_files(pipe, files, folder, batch_size, seed, *shares, on_images, stop, **call)
-    wait_for_all(processes, stop)
+    generate_files(
+        pipe,
+        files,
+        folder,
+        batch_size,
+        seed,
+        process_index=processes.index,
+        num_processes=processes.count,
+        on_images=on_images,
+        stop=stop,
+        **call,
+    )
+    with stopped_alike(stop):
+        processes.wait()
     if not processes.is_main:
         return None
     check_files(folder, files, benchmark.write_beside(folder, files, prompts))
@@ -120,21 +129,6 @@ def prepare_call(benchmark: Benchmark, pipe, call: dict) -> tuple:
     if not benchmark.is_editing:
         call = {"height": pipe.config.default_size, "width": pipe.config.default_size} | call
     return pipe, call
-
-
-def wait_for_all(processes: Processes, stop: threading.Event | None) -> None:
-    """Until all processes have made their pictures.
-
-    Raises:
-        Stopped: when another one was stopped, and so was this one.
-        ValueError: when another one has failed.
-    """
-    try:
-        processes.wait()
-    except ValueError:
-        if stop is not None and stop.is_set():
-            raise Stopped("stopped; the same command continues from there") from None
-        raise
 
 
 def revision_of(pipe) -> str | None:
@@ -173,15 +167,6 @@ def settings_of_pipeline(pipe, call: dict) -> dict:
         "dtype": str(pipe.mllm.dtype).removeprefix("torch."),
         "weights": weights_digest(pipe.mllm),
     }
-
-
-def check_prompts(pipe, files: Sequence[BenchmarkFile], height: int, width: int) -> None:
-    """
-    Raises:
-        ValueError: when a prompt is longer than the model can read, or holds special tokens.
-    """
-    for part in batched(dict.fromkeys(file.prompt for file in files), PROMPTS_AT_ONCE):
-        pipe.encode_prompt(part, height, width)
 
 
 def first_files(files: Sequence[BenchmarkFile], limit: int | None) -> list[BenchmarkFile]:
