@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The recipe of the embedded model, from data to scores: `bash examples/emoji/run.sh`, nine and a half hours on two
+# The recipe of the embedded model, from data to scores: `bash examples/emoji/run.sh`, seven and a half hours on two
 # CPU cores with AVX512-BF16.
 # Data, runs, codes and results go into `data/`, `runs/` and `results/` of the current folder. It needs npm, and
 # `pip install "uniwetok-hf[train,eval,emoji]"`. What is finished is not made again: after an interruption the same
-# command goes on, with a checkpoint every ten minutes. The longest training, the finetune, takes four and three quarter hours.
+# command goes on, with a checkpoint every ten minutes. The longest training, the finetune, takes three hours.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -17,7 +17,6 @@ uniwetok train tokenizer --config "$here"/emoji_uniwetok_{stage1,stage2,stage3,d
 for split in train validation; do
   uniwetok encode-dataset data/emoji "data/emoji_codes/$split" --split "$split" --size 128 --variants 3 --model "$tokenizer"
 done
-uniwetok encode-dataset data/emoji data/emoji_codes/plain --split train --size 128 --model "$tokenizer"  # without crops
 uniwetok train mllm --config "$here"/emoji_mllm_{pretrain,finetune}.yaml
 
 uniwetok evaluate reconstruction data/emoji --sizes 128 --by style --model "$tokenizer" --output results/reconstruction

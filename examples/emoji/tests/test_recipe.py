@@ -51,7 +51,7 @@ def test_the_language_model_follows_the_tokenizer():
     for config in (pretrain, finetune):
         for source in config.data + config.validation_data:
             assert hasattr(emoji_tasks, source.task.rsplit(":", 1)[1])
-            assert source.path in [f"data/emoji_codes/{name}" for name in ("train", "plain", "validation")]
+            assert source.path in [f"data/emoji_codes/{name}" for name in ("train", "validation")]
             assert source.path in SCRIPT or f"{Path(source.path).parent}/$split" in SCRIPT
 
 

@@ -17,10 +17,10 @@ from .sampling import as_edit_pipeline, generate_pictures
 PICTURES = Path(__file__).parent.parent / "embedded" / "pictures"
 TILE = 128
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")  # inside the scikit-image wheel
-PROMPTS = (  # of what the embedded model generates well
-    "a fluent flat emoji of green apple",
-    "a fluent emoji of cat face",
-    "a fluent flat emoji of automobile",
+PROMPTS = (  # of what the embedded model knows
+    "a noto emoji of red apple",
+    "a fluent flat emoji of rocket",
+    "a fluent flat emoji of dog face",
     "a twemoji emoji of light bulb",
     "a noto emoji of grinning face",
     "a fluent emoji of woman running: light skin tone",
@@ -119,8 +119,9 @@ def text_to_image(pipeline, seed: int) -> Image.Image:
         row = tiles[index * num_seeds : (index + 1) * num_seeds]
         rows.append(sheets.beside([sheets.text_block(label, 15, 150, max_lines=4), *row], middle=True))
     note = (
-        f"Left the prompt, right the generations with seeds {seed} to {seed + num_seeds - 1}. The prompts are of what "
-        "uniwetok-emoji generates well; docs/embedded-model.md has two hundred that nobody picked."
+        f"Left the prompt, right the generations with seeds {seed} to {seed + num_seeds - 1}. The training of "
+        "uniwetok-emoji had all of these; it did not learn the rocket. docs/embedded-model.md has two hundred that "
+        "nobody picked."
     )
     return sheets.section("Text to image", note, sheets.below(rows))
 

@@ -145,7 +145,7 @@ class Service:
     async def _pictures(self, body: GenerationBody | EditBody, kind: type[EngineRequest], settings: dict) -> dict:
         """`n` pictures, with seeds that follow each other."""
         model, first = self.check_model(body.model), _seed(body.seed)
-        if (body.n or 1) > self.engine.most_at_once:  # it would be refused whenever it is asked
+        if (body.n or 1) > max(1, self.engine.most_at_once):  # it would be refused whenever it is asked
             raise ValueError(
                 f"`n` must be at most {self.engine.most_at_once}, as many as may wait here, got {body.n}."
             )
