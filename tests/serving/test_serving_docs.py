@@ -4,9 +4,11 @@ model; and that its tables name what there is."""
 import base64
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,10 +66,12 @@ def test_curl(address, heart, tmp_path):
     lines = [code for language, code in blocks(PAGE) if language == "bash" and "curl" in code]
     assert len(lines) == 4
     printed = ""
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])  # Debian's has no `python`
     for code in lines:
         assert HERE in code
         command = ["bash", "-euo", "pipefail", "-c", code.replace(HERE, address)]
-        printed += subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+        options = {"cwd": tmp_path, "env": os.environ | {"PATH": path}, "capture_output": True, "text": True}
+        printed += subprocess.run(command, check=True, **options).stdout
     assert '"id":"uniwetok-emoji"' in printed and '"status":"ok"' in printed
     assert read(tmp_path / "heart.png") == heart
     [edited] = json.loads((tmp_path / "edited.json").read_text())["data"]
