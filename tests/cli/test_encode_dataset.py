@@ -294,3 +294,5 @@ def test_tasks_of_slurm_are_machines(monkeypatch, environment, expected):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert machine() == expected
+    if "WORLD_SIZE" not in environment:
+        assert machine(reads_slurm=False) == (0, 1)  # with Ray, which finds its machines

@@ -170,7 +170,7 @@ def run_encode_dataset(args: argparse.Namespace) -> None:
 
     if args.engine == "local":  # the GPUs of Ray are elsewhere
         resolve_device(args.device)
-    rank, world_size = machine()
+    rank, world_size = machine(reads_slurm=args.engine == "local")  # Ray finds its machines
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     checkpoint = find_checkpoint(args.model)
@@ -228,11 +228,11 @@ def run_encode_dataset(args: argparse.Namespace) -> None:
     print(args.out)
 
 
-def machine() -> tuple[int, int]:
+def machine(reads_slurm: bool = True) -> tuple[int, int]:
     """Which machine or process this is, and of how many, as the environment says: for those that share work by their
     numbers alone, without `torch.distributed`, so that the tasks of Slurm's `srun` can, too."""
     names = ("RANK", "WORLD_SIZE")
-    if not any(name in os.environ for name in names):
+    if reads_slurm and not any(name in os.environ for name in names):
         tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "")  # of `srun`; a script of `sbatch` has a SLURM_PROCID, too
         if "SLURM_PROCID" in os.environ and tasks.isdecimal() and int(tasks) > 1:
             names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")

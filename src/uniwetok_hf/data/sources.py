@@ -457,7 +457,12 @@ def _first_file(options: dict) -> str:
     from datasets.data_files import resolve_pattern
 
     pattern = options.get("data_files", {}).get("train")
-    return f", {resolve_pattern(pattern, base_path='')[0]}," if isinstance(pattern, str) else ""
+    if not isinstance(pattern, str):
+        return ""
+    try:
+        return f", {resolve_pattern(pattern, base_path='')[0]},"
+    except Exception:  # of the place that is asked once more
+        return ""
 
 
 def _streamed(dataset):

@@ -145,10 +145,9 @@ class Service:
     async def _pictures(self, body: GenerationBody | EditBody, kind: type[EngineRequest], settings: dict) -> dict:
         """`n` pictures, with seeds that follow each other."""
         model, first = self.check_model(body.model), _seed(body.seed)
-        if (body.n or 1) > max(1, self.engine.most_at_once):  # it would be refused whenever it is asked
-            raise ValueError(
-                f"`n` must be at most {self.engine.most_at_once}, as many as may wait here, got {body.n}."
-            )
+        most = max(1, self.engine.most_at_once)
+        if (body.n or 1) > most:  # it would be refused whenever it is asked
+            raise ValueError(f"`n` must be at most {most}, as many as may wait here, got {body.n}.")
         seeds = range(first, first + (body.n or 1))
         answers = await _all(self._collect(kind(model=model, seed=seed, **settings)) for seed in seeds)
         pictures: list[PicturePart] = [parts[0] for parts in answers]
