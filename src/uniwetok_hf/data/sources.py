@@ -326,9 +326,11 @@ def _load_folder(path: Path, source: PictureSource) -> dict:
     elif source.split != "train" or folders & SPLIT_FOLDERS:
         return dict.fromkeys(sorted(folders & SPLIT_FOLDERS) or ["train"])
     _warn_of_unread(path)
-    _check_metadata(path)
     patterns = [f"{glob.escape(str(path))}/**"]
-    walked = [folder for folder, _, _ in _walk(path)]
+    walked = []
+    for folder, _, names in _walk(path):
+        _check_metadata(folder, names)
+        walked.append(folder)
     if any(map(os.path.islink, walked)):  # which `**` does not enter
         patterns = [f"{glob.escape(folder)}/*" for folder in walked]
     return _load(source, builder, data_files={source.split: patterns})
@@ -389,17 +391,16 @@ def _warn_of_unread(path: Path) -> None:
         )
 
 
-def _check_metadata(path: Path) -> None:
+def _check_metadata(folder: str, names: list[str]) -> None:
     """Raises a ValueError for what is written beside pictures and is not UTF-8: `datasets` does not say which file."""
-    for folder, _, names in _walk(path):
-        for name in sorted({"metadata.csv", "metadata.jsonl"} & set(names)):
-            with open(os.path.join(folder, name), "rb") as file:
-                for number, line in enumerate(file, 1):
-                    try:
-                        line.decode("utf-8")
-                    except UnicodeDecodeError as error:
-                        why = f"line {number} is not: {one_line(error)}"
-                        raise ValueError(f"`path`: {file.name} must be text in UTF-8; {why}.") from error
+    for name in sorted({"metadata.csv", "metadata.jsonl"} & set(names)):
+        with open(os.path.join(folder, name), "rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    line.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    why = f"line {number} is not: {one_line(error)}"
+                    raise ValueError(f"`path`: {file.name} must be text in UTF-8; {why}.") from error
 
 
 def _walk(path: Path) -> Iterator[tuple[str, list[str], list[str]]]:
